@@ -1,0 +1,10 @@
+"""Learned Solvers: few-call ODE solvers for diffusion models, with coefficients learned for the model at hand."""
+
+from importlib.util import find_spec
+
+if __package__ and find_spec("comfy"):  # ComfyUI; not the tests, the trainer or the WebUI
+    from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+else:
+    NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS = {}, {}
+
+__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]

@@ -1,0 +1,133 @@
+"""Samplers with k-diffusion's signature, the one that every host calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .choose import choose_solver
+from .multistep import Callback, Denoiser, sample_table
+from .part import part_of_table
+from .schedules import Noise, VPNoise
+from .solver_file import FAMILIES, Solver, list_solvers, load_solver
+
+__all__ = ["sample_ds_solver", "sample_dyweight", "sample_solver"]
+
+
+def sample_dyweight(
+    model: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
+    *,
+    solver: Solver | str | Path | None = None,
+    noise: Noise | None = None,
+    steps: int | None = None,
+) -> Tensor:
+    """Returns the state at the end of a DyWeight solver's grid (arXiv 2603.11607); see `sample_solver`."""
+    return sample_solver(
+        model,
+        x,
+        sigmas,
+        extra_args,
+        callback,
+        disable,
+        solver=solver,
+        noise=noise,
+        steps=steps,
+        family="dyweight",
+    )
+
+
+def sample_ds_solver(
+    model: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
+    *,
+    solver: Solver | str | Path | None = None,
+    noise: Noise | None = None,
+    steps: int | None = None,
+) -> Tensor:
+    """Returns the state at the end of a DS-Solver's grid (arXiv 2505.21114); see `sample_solver`."""
+    return sample_solver(
+        model,
+        x,
+        sigmas,
+        extra_args,
+        callback,
+        disable,
+        solver=solver,
+        noise=noise,
+        steps=steps,
+        family="ds",
+    )
+
+
+def sample_solver(
+    model: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
+    *,
+    solver: Solver | str | Path | None = None,
+    noise: Noise | None = None,
+    steps: int | None = None,
+    family: str | None = None,
+) -> Tensor:
+    """Returns the state at noise level sigmas[-1], or at the end of the solver's own grid if that is higher.
+
+    A learned solver has its own noise levels: of `sigmas` only the first and the last are honoured, the solver runs
+    the part of its grid between the two.
+
+    Args:
+        model: k-diffusion denoiser, `model(x, sigma, **extra_args) -> denoised`.
+        x: State at noise level sigmas[0], shape [B, ...].
+        sigmas: The host's noise levels, descending, shape [M + 1].
+        extra_args: Passed to the model.
+        callback: See `sample_table`.
+        disable: Hides the progress bar.
+        solver: A Solver, the name of a bundled one, or the path of a file. None: the transferable bundled solver of
+            the model's prediction type.
+        noise: The model's noise schedule. None: read from `model.sigmas`, as k-diffusion's wrappers have it.
+        steps: Network calls of the whole grid. None: M.
+        family: Refuse solvers of another family.
+
+    Raises:
+        ValueError: The solver does not fit the model, the steps or the family, or the schedule cannot be told.
+    """
+    if len(sigmas) < 2:
+        return x
+    noise = _noise_of(model) if noise is None else noise
+    steps = len(sigmas) - 1 if steps is None else steps
+    if solver is None:
+        solver = choose_solver(map(load_solver, list_solvers()), noise.kind, steps, family=family)
+    elif not isinstance(solver, Solver):
+        solver = load_solver(solver)
+    if family not in (None, solver.family):
+        raise ValueError(
+            f"{solver.name} is a {FAMILIES[solver.family].title} solver: choose a {family} file, or the sampler of "
+            f"family {solver.family}"
+        )
+    table = part_of_table(solver.table(steps, noise), float(sigmas[0]), float(sigmas[-1]))
+    return sample_table(model, x, table, extra_args, callback, disable)
+
+
+def _noise_of(model: Denoiser) -> Noise:
+    """Returns the schedule of k-diffusion's discrete wrappers, which keep their table in `sigmas`."""
+    sigmas = getattr(model, "sigmas", None)
+    if not isinstance(sigmas, Tensor):
+        raise ValueError(
+            f"{type(model).__name__} has no table of sigmas to read its noise schedule from: pass noise=, one of "
+            "FlowNoise(tokens=...), VPNoise.from_sigmas(...) or EDMNoise(...)"
+        )
+    return VPNoise.from_sigmas(sigmas)

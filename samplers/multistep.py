@@ -1,0 +1,115 @@
+"""The loop: applies a table to a denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm.auto import trange
+
+from .table import SolverTable
+
+__all__ = ["Callback", "Denoiser", "sample_table"]
+
+Denoiser = Callable[..., Tensor]
+Callback = Callable[[dict[str, Any]], None]
+
+
+class _Row(NamedTuple):
+    """One step, ready for the device: numbers, or 0-d tensors where a gradient is wanted."""
+
+    sigma: float | Tensor
+    scale: float | Tensor
+    terms: list[tuple[int, float | Tensor]]
+    expired: list[int]
+
+
+def sample_table(
+    model: Denoiser,
+    x: Tensor,
+    table: SolverTable,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
+) -> Tensor:
+    """Returns the state at `table.sigma_end`, after exactly `table.nfe` calls of the model.
+
+    Half-precision states are carried, combined and divided in float32, the model sees them in their own dtype.
+
+    Args:
+        model: k-diffusion denoiser, `model(x, sigma, **extra_args) -> denoised`, with sigma [B].
+        x: Start state at noise level `table.sigma_start`, shape [B, ...], any rank.
+        table: The solver.
+        extra_args: Passed to the model.
+        callback: Called every step, before the update, with x, i, sigma, sigma_hat and denoised of that step.
+        disable: Hides the progress bar; None hides it where there is no terminal.
+
+    Raises:
+        ValueError: x is not a floating-point tensor with a batch dimension.
+    """
+    if not x.is_floating_point() or x.ndim == 0:
+        raise ValueError(
+            f"x must be a floating-point state [B, ...], got {x.dtype} of shape {list(x.shape)}"
+        )
+    extra_args = {} if extra_args is None else extra_args
+    dtype = x.dtype
+    x = x.to(torch.promote_types(dtype, torch.float32))
+    s_in = x.new_ones([x.shape[0]])
+    sigmas = (
+        table.sigmas.to(device=x.device, dtype=x.dtype)
+        if x.dtype != torch.float64
+        else table.sigmas
+    )
+    history: dict[int, Tensor] = {}
+    rows = _rows(table, x)
+    for i in trange(table.steps, disable=disable):
+        row = rows[i]
+        if i == 0 and table.analytic_first:
+            # The derivative that pure noise has; the picture it predicts is the mean of nothing, almost 0.
+            d = x / (1 + table.sigma_start**2) ** 0.5
+            denoised, entry = x - row.sigma * d, d
+        else:
+            denoised = model(x.to(dtype), sigmas[i] * s_in, **extra_args).to(x.dtype)
+            entry = denoised if table.history == "denoised" else (x - denoised) / row.sigma
+        if callback is not None:
+            callback(
+                {"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised}
+            )
+        # History first: the row refers to it.
+        history[i] = entry
+        x = row.scale * x
+        for j, coeff in row.terms:
+            x = x + coeff * history[j]
+        for j in row.expired:
+            del history[j]
+    return x.to(dtype)
+
+
+def _rows(table: SolverTable, x: Tensor) -> list[_Row]:
+    """Returns the table's rows as Python floats (nothing waits for the device) or, for a gradient, as 0-d tensors."""
+    n = table.steps
+    if table.requires_grad:
+        used = torch.ones(n, n, dtype=torch.bool).tril()
+        cells = [
+            t.to(device=x.device, dtype=x.dtype) for t in (table.sigmas, table.scale, table.coeffs)
+        ]
+        sigmas, scale, coeffs = (
+            cells[0].unbind(),
+            cells[1].unbind(),
+            [row.unbind() for row in cells[2]],
+        )
+    else:
+        used = table.coeffs != 0
+        sigmas, scale, coeffs = table.sigmas.tolist(), table.scale.tolist(), table.coeffs.tolist()
+    last_use = [max((i for i in range(n) if used[i, j]), default=j) for j in range(n)]
+    return [
+        _Row(
+            sigmas[i],
+            scale[i],
+            [(j, coeffs[i][j]) for j in range(i + 1) if used[i, j]],
+            [j for j in range(i + 1) if last_use[j] == i],
+        )
+        for i in range(n)
+    ]

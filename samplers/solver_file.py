@@ -1,0 +1,212 @@
+"""Solver files: read, write, validate and list.
+
+`<family>_<model>.safetensors` holds the parameters of several step counts ("7/weights", "7/t_scale") and the card as
+metadata. Reading trusts nothing; each refusal names the file, the rule and the remedy. No pickle is ever read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from . import dyweight, searched
+from .card import Card
+from .family import Family
+from .schedules import Noise
+from .table import SolverTable
+
+__all__ = ["BUNDLED", "FAMILIES", "Solver", "list_solvers", "load_solver"]
+
+FAMILIES: Mapping[str, Family] = {f.name: f for f in (dyweight.FAMILY, searched.FAMILY)}
+BUNDLED = Path(__file__).resolve().parent.parent / "solver_weights"
+SUFFIX = ".safetensors"
+_LARGEST = 4 * 2**20  # bytes; a solver of 100 calls is 80 kB
+
+
+@dataclass(frozen=True, eq=False)
+class Solver:
+    """A learned solver: parameters for one or more step counts, and the card.
+
+    Args:
+        name: For people: the file's stem, or whatever the maker called it.
+        card: What it was fitted for.
+        parameters: Per number of network calls, the family's tensors, float64 on the CPU.
+
+    Raises:
+        ValueError: Parameters break a rule of the family.
+    """
+
+    name: str
+    card: Card
+    parameters: Mapping[int, Mapping[str, Tensor]]
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise ValueError(
+                f"family must be one of {', '.join(FAMILIES)}, got {self.family!r}: update Learned Solvers"
+            )
+        family = FAMILIES[self.family]
+        if set(self.parameters) != set(self.card.steps):
+            raise ValueError(
+                f"the card lists steps {list(self.card.steps)}, the parameters are for {sorted(self.parameters)}: "
+                "both must name the same step counts"
+            )
+        for nfe, tensors in self.parameters.items():
+            if set(tensors) != set(family.tensors):
+                raise ValueError(
+                    f"{nfe} steps must have {', '.join(family.tensors)}, got {', '.join(tensors)}"
+                )
+            for name, tensor in tensors.items():
+                if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+                    raise ValueError(f"{nfe}/{name} must hold finite floating-point numbers")
+            try:
+                family.check(tensors, nfe, self.card.steps[nfe])
+            except ValueError as error:
+                raise ValueError(f"{nfe} steps: {error}") from error
+
+    @property
+    def family(self) -> str:
+        """ "dyweight" or "ds"."""
+        return self.card.family
+
+    @property
+    def prediction(self) -> str:
+        """Kind of noise schedule that it runs on: "flow", "vp" or "edm"."""
+        return self.card.prediction
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The step counts it was fitted for, counted in network calls, ascending."""
+        return tuple(self.card.steps)
+
+    def table(self, steps: int, noise: Noise) -> SolverTable:
+        """Returns the table for `steps` network calls on a noise schedule.
+
+        Raises:
+            ValueError: The solver was not fitted for so many calls, or for another kind of noise schedule.
+        """
+        if steps not in self.parameters:
+            raise ValueError(
+                f"{self.name} was fitted for {_listed(self.steps)} steps, got {steps}: choose one of these, or fit it "
+                f"for {steps}"
+            )
+        if noise.kind != self.prediction:
+            raise ValueError(
+                f"{self.name} was fitted for {self.prediction} models, this model is {noise.kind}: choose a "
+                f"{noise.kind} solver"
+            )
+        return FAMILIES[self.family].table(self.parameters[steps], self.card.steps[steps], noise)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Writes the solver file atomically and returns its path.
+
+        Raises:
+            FileExistsError: The file exists and `overwrite` is False.
+            ValueError: The path does not end in .safetensors.
+        """
+        path = Path(path)
+        if path.suffix != SUFFIX:
+            raise ValueError(f"{path}: a solver file ends in {SUFFIX}; rename it")
+        if path.exists() and not overwrite:
+            raise FileExistsError(
+                f"{path} exists already: choose another name, or ask for it to be overwritten"
+            )
+        tensors = {
+            f"{nfe}/{name}": tensor.detach().cpu().double().contiguous()
+            for nfe, own in self.parameters.items()
+            for name, tensor in own.items()
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = _in_order(save(tensors, metadata=self.card.to_metadata()))
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.stem}-", suffix=".part"
+        )
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            Path(temporary).chmod(0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+        return path
+
+
+def load_solver(solver: str | Path) -> Solver:
+    """Returns a solver by the name of a bundled file ("dyweight_flux1-dev"), or by the path of a .safetensors file.
+
+    Raises:
+        ValueError: Unknown name, or the file breaks a rule; the message names file, rule and remedy.
+        FileNotFoundError: The path does not exist.
+    """
+    path = Path(solver)
+    if path.suffix != SUFFIX:
+        path = BUNDLED / f"{solver}{SUFFIX}"
+        if str(solver) not in list_solvers():
+            raise ValueError(
+                f"no bundled solver is called {str(solver)!r}: choose one of {', '.join(list_solvers())}, or give the "
+                f"path of a {SUFFIX} file"
+            )
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: give the path of a solver file, or a bundled solver's name"
+        )
+    if path.stat().st_size > _LARGEST:
+        raise ValueError(
+            f"{path}: a solver file has at most {_LARGEST} bytes, this one has {path.stat().st_size}: it is probably "
+            "a model; put it where models belong"
+        )
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        return _assemble(path.stem, metadata, tensors)
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def list_solvers() -> list[str]:
+    """Returns the names of the bundled solvers, sorted."""
+    return sorted(path.stem for path in BUNDLED.glob(f"*{SUFFIX}"))
+
+
+def _in_order(content: bytes) -> bytes:
+    """Returns a safetensors file with its header's keys sorted: the same solver is the same bytes everywhere."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.dumps(
+        json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")
+    ).encode()
+    header += b" " * (-len(header) % 8)
+    return struct.pack("<Q", len(header)) + header + content[8 + length :]
+
+
+def _assemble(name: str, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Solver:
+    card = Card.from_metadata(metadata)
+    parameters: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        count, _, tensor_name = key.partition("/")
+        if not count.isdecimal() or not tensor_name:
+            raise ValueError(
+                f'tensors are called "<steps>/<name>", got {key!r}: this is not a solver file'
+            )
+        if not tensor.is_floating_point():
+            raise ValueError(f"{key} must hold floating-point numbers, got {tensor.dtype}")
+        parameters.setdefault(int(count), {})[tensor_name] = tensor.double()
+    return Solver(name, card, parameters)
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} and {last}" if most else last

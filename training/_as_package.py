@@ -1,0 +1,26 @@
+"""Lets a script of this folder run as a file: loads this checkout as the package `learned_solvers`.
+
+`python training/fit_weights.py` has no parent package; importing this module first, then setting `__package__`
+(PEP 366), gives it one, whatever the checkout's folder is called and whether or not another copy is installed.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+NAME = "learned_solvers"
+TRAINING = f"{NAME}.training"
+ROOT = Path(__file__).resolve().parent.parent
+
+# The script's folder must not stay in front: `models` and others would shadow a host's modules.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT / "training"]
+if NAME not in sys.modules:
+    spec = spec_from_file_location(
+        NAME, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{ROOT / '__init__.py'} is missing: clone the repository again")
+    sys.modules[NAME] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[NAME])

@@ -1,0 +1,1 @@
+"""The models that solvers are fitted for."""
