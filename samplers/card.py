@@ -59,11 +59,7 @@ class StepCard:
 
     def to_json(self) -> dict[str, object]:
         """Returns the entries that differ from the defaults, as plain JSON values."""
-        plain = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if getattr(self, f.name) != f.default
-        }
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         if self.grid is not None:
             plain["grid"] = {"rule": self.grid.rule, **self.grid.parameters}
         return plain
@@ -73,9 +69,7 @@ class StepCard:
         """Returns the card of a JSON object; entries that this version does not know raise ValueError."""
         known = {f.name for f in fields(cls)}
         if unknown := set(plain) - known:
-            raise ValueError(
-                f"the card has entries that this version does not know: {', '.join(sorted(unknown))}"
-            )
+            raise ValueError(f"the card has entries that this version does not know: {', '.join(sorted(unknown))}")
         values = dict(plain)
         if (grid := values.get("grid")) is not None:
             if not isinstance(grid, dict) or "rule" not in grid:
@@ -122,9 +116,7 @@ class Card:
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
-            raise ValueError(
-                f"prediction must be one of {', '.join(PREDICTIONS)}, got {self.prediction!r}"
-            )
+            raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {self.prediction!r}")
         if not self.steps or any(n < 1 for n in self.steps):
             raise ValueError(f"a card needs step counts of at least 1, got {list(self.steps)}")
         object.__setattr__(self, "steps", MappingProxyType(dict(sorted(self.steps.items()))))
@@ -149,26 +141,16 @@ class Card:
                 f"format_version must be {FORMAT_VERSION}, got {version or 'none'}: "
                 + ("update Learned Solvers" if version else "this is not a solver file")
             )
-        values: dict[str, object] = {
-            k: v for k, v in metadata.items() if k not in ("format_version", "format")
-        }
+        values: dict[str, object] = {k: v for k, v in metadata.items() if k not in ("format_version", "format")}
         names = {f.name for f in fields(cls)}
         missing = {"family", "prediction", "model_family", "checkpoint", "steps"} - set(values)
         if missing or set(values) - names:
-            wrong = (
-                f"lacks {', '.join(sorted(missing))}"
-                if missing
-                else f"has unknown {set(values) - names}"
-            )
-            raise ValueError(
-                f"the card {wrong}: write it again with this version of Learned Solvers"
-            )
+            wrong = f"lacks {', '.join(sorted(missing))}" if missing else f"has unknown {set(values) - names}"
+            raise ValueError(f"the card {wrong}: write it again with this version of Learned Solvers")
         values["transferable"] = metadata.get("transferable", "false") == "true"
         try:
             steps = json.loads(metadata["steps"])
             values["steps"] = {int(n): StepCard.from_json(step) for n, step in steps.items()}
         except (json.JSONDecodeError, AttributeError, TypeError, RecursionError) as error:
-            raise ValueError(
-                f"the card's steps must be a JSON object of step counts, got an error: {error}"
-            ) from error
+            raise ValueError(f"the card's steps must be a JSON object of step counts, got an error: {error}") from error
         return cls(**values)  # pyright: ignore[reportArgumentType]

@@ -34,9 +34,7 @@ def choose_solver(
         ValueError: None fits; the message lists what does.
     """
     same_type = [s for s in solvers if s.prediction == prediction and family in (None, s.family)]
-    exact = [
-        s for s in same_type if model_family is not None and s.card.model_family == model_family
-    ]
+    exact = [s for s in same_type if model_family is not None and s.card.model_family == model_family]
     transferable = [s for s in same_type if s.card.transferable]
     for candidates in (exact, transferable):
         for solver in candidates:
@@ -44,18 +42,10 @@ def choose_solver(
                 return solver
     which = f"{family} solver" if family else "solver"
     known = [f"{s.name} ({', '.join(map(str, s.steps))} steps)" for s in [*exact, *transferable]]
-    others = [
-        f"{s.name} ({', '.join(map(str, s.steps))} steps)"
-        for s in same_type
-        if s not in [*exact, *transferable]
-    ]
+    others = [f"{s.name} ({', '.join(map(str, s.steps))} steps)" for s in same_type if s not in [*exact, *transferable]]
     raise ValueError(
         f"no {which} for {model_family or 'this'} ({prediction}) model has {steps} steps: "
         + (f"choose the steps of {', or of '.join(known)}; " if known else "")
-        + (
-            f"or name one that was fitted for another model: {', '.join(others)}; "
-            if others
-            else ""
-        )
+        + (f"or name one that was fitted for another model: {', '.join(others)}; " if others else "")
         + f"or fit one for {steps} steps on this model"
     )

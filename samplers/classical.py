@@ -16,12 +16,7 @@ from .table import SolverTable
 
 __all__ = ["adams_bashforth", "deis", "dpmpp_2m", "euler", "ipndm"]
 
-_IPNDM = (
-    (1.0,),
-    (3 / 2, -1 / 2),
-    (23 / 12, -16 / 12, 5 / 12),
-    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-)
+_IPNDM = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
 def euler(sigmas: Tensor) -> SolverTable:
@@ -35,18 +30,14 @@ def adams_bashforth(sigmas: Tensor, order: int) -> SolverTable:
     The derivative is extrapolated as a polynomial in sigma, which is what k-diffusion's `lms` integrates numerically.
     Row i solves sum_j w_j (s_j - s_i)^m = integral over the step of (s - s_i)^m, m = 0 ... order - 1.
     """
-    return _derivative_table(
-        sigmas, order, lambda s, nodes, i: _polynomial_weights(s[nodes], s[i], s[i + 1])
-    )
+    return _derivative_table(sigmas, order, lambda s, nodes, i: _polynomial_weights(s[nodes], s[i], s[i + 1]))
 
 
 def ipndm(sigmas: Tensor, order: int) -> SolverTable:
     """Returns iPNDM of order 1 ... 4 (arXiv 2202.09778): even-grid Adams-Bashforth weights on whatever grid."""
     weights = torch.tensor([row + (0.0,) * (4 - len(row)) for row in _IPNDM], dtype=torch.float64)
     return _derivative_table(
-        sigmas,
-        order,
-        lambda s, nodes, i: (s[i + 1] - s[i]) * weights[len(nodes) - 1, : len(nodes)].flip(0),
+        sigmas, order, lambda s, nodes, i: (s[i + 1] - s[i]) * weights[len(nodes) - 1, : len(nodes)].flip(0)
     )
 
 
@@ -62,9 +53,7 @@ def deis(sigmas: Tensor, order: int, noise: VPNoise | None = None) -> SolverTabl
     _check_order("deis", order, 3)
     if noise is None:
         return adams_bashforth(sigmas, order)
-    return _derivative_table(
-        sigmas, order, lambda s, nodes, i: _time_weights(s[nodes], s[i], s[i + 1], noise)
-    )
+    return _derivative_table(sigmas, order, lambda s, nodes, i: _time_weights(s[nodes], s[i], s[i + 1], noise))
 
 
 def dpmpp_2m(sigmas: Tensor) -> SolverTable:
@@ -87,15 +76,8 @@ def dpmpp_2m(sigmas: Tensor) -> SolverTable:
 
 def _check_sigmas(sigmas: Tensor) -> Tensor:
     sigmas = torch.as_tensor(sigmas).detach().cpu().double()
-    if (
-        sigmas.ndim != 1
-        or len(sigmas) < 2
-        or bool((sigmas.diff() >= 0).any())
-        or float(sigmas[-1]) < 0
-    ):
-        raise ValueError(
-            f"sigmas must be at least two descending levels, the last 0 or above, got {sigmas.tolist()}"
-        )
+    if sigmas.ndim != 1 or len(sigmas) < 2 or bool((sigmas.diff() >= 0).any()) or float(sigmas[-1]) < 0:
+        raise ValueError(f"sigmas must be at least two descending levels, the last 0 or above, got {sigmas.tolist()}")
     return sigmas
 
 
@@ -104,9 +86,7 @@ def _check_order(method: str, order: int, highest: int) -> None:
         raise ValueError(f"{method} has orders 1 to {highest}, got {order}")
 
 
-def _derivative_table(
-    sigmas: Tensor, order: int, row: Callable[[Tensor, Tensor, int], Tensor]
-) -> SolverTable:
+def _derivative_table(sigmas: Tensor, order: int, row: Callable[[Tensor, Tensor, int], Tensor]) -> SolverTable:
     """Returns the table whose row i is `row(sigmas, nodes, i)` over the newest `order` nodes."""
     sigmas = _check_sigmas(sigmas)
     _check_order("the method", order, 4)
@@ -115,9 +95,7 @@ def _derivative_table(
     for i in range(n):
         nodes = torch.arange(max(0, i - order + 1), i + 1)
         coeffs[i, nodes] = row(sigmas, nodes, i)
-    return SolverTable(
-        sigmas, sigmas[:-1], torch.ones(n, dtype=torch.float64), coeffs, "derivative"
-    )
+    return SolverTable(sigmas, sigmas[:-1], torch.ones(n, dtype=torch.float64), coeffs, "derivative")
 
 
 def _polynomial_weights(nodes: Tensor, start: Tensor, end: Tensor) -> Tensor:

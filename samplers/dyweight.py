@@ -20,12 +20,7 @@ __all__ = ["FAMILY", "dyweight_table"]
 
 
 def dyweight_table(
-    weights: Tensor,
-    t_scale: Tensor,
-    grid: Tensor,
-    *,
-    analytic_first: bool = False,
-    divisor: str = "state",
+    weights: Tensor, t_scale: Tensor, grid: Tensor, *, analytic_first: bool = False, divisor: str = "state"
 ) -> SolverTable:
     """Returns the table of DyWeight parameters on a grid; differentiable in `weights`, `t_scale` and `grid`.
 
@@ -74,9 +69,7 @@ def _check(tensors: Mapping[str, Tensor], nfe: int, step: StepCard) -> None:
     n = nfe + step.analytic_first
     weights, t_scale = tensors["weights"], tensors["t_scale"]
     if tuple(weights.shape) != (n, n) or bool((weights.triu(1) != 0).any()):
-        raise ValueError(
-            f"weights must be lower-triangular [{n}, {n}] for {nfe} calls, got {list(weights.shape)}"
-        )
+        raise ValueError(f"weights must be lower-triangular [{n}, {n}] for {nfe} calls, got {list(weights.shape)}")
     if tuple(t_scale.shape) != (nfe,) or not bool((t_scale > 0).all()):
         raise ValueError(f"t_scale must hold {nfe} positive factors, got {t_scale.tolist()}")
     if step.grid is None:
@@ -88,11 +81,7 @@ def _table(tensors: Mapping[str, Tensor], step: StepCard, noise: Noise) -> Solve
         raise ValueError("a DyWeight solver needs a grid rule, the card has none")
     weights = tensors["weights"]
     grid = step.grid.levels(weights.shape[0], noise)
-    return dyweight_table(
-        weights, tensors["t_scale"], grid, analytic_first=step.analytic_first, divisor=step.divisor
-    )
+    return dyweight_table(weights, tensors["t_scale"], grid, analytic_first=step.analytic_first, divisor=step.divisor)
 
 
-FAMILY = Family(
-    name="dyweight", title="DyWeight", tensors=("weights", "t_scale"), check=_check, table=_table
-)
+FAMILY = Family(name="dyweight", title="DyWeight", tensors=("weights", "t_scale"), check=_check, table=_table)

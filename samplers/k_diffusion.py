@@ -31,16 +31,7 @@ def sample_dyweight(
 ) -> Tensor:
     """Returns the state at the end of a DyWeight solver's grid (arXiv 2603.11607); see `sample_solver`."""
     return sample_solver(
-        model,
-        x,
-        sigmas,
-        extra_args,
-        callback,
-        disable,
-        solver=solver,
-        noise=noise,
-        steps=steps,
-        family="dyweight",
+        model, x, sigmas, extra_args, callback, disable, solver=solver, noise=noise, steps=steps, family="dyweight"
     )
 
 
@@ -58,16 +49,7 @@ def sample_ds_solver(
 ) -> Tensor:
     """Returns the state at the end of a DS-Solver's grid (arXiv 2505.21114); see `sample_solver`."""
     return sample_solver(
-        model,
-        x,
-        sigmas,
-        extra_args,
-        callback,
-        disable,
-        solver=solver,
-        noise=noise,
-        steps=steps,
-        family="ds",
+        model, x, sigmas, extra_args, callback, disable, solver=solver, noise=noise, steps=steps, family="ds"
     )
 
 

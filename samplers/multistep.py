@@ -50,18 +50,12 @@ def sample_table(
         ValueError: x is not a floating-point tensor with a batch dimension.
     """
     if not x.is_floating_point() or x.ndim == 0:
-        raise ValueError(
-            f"x must be a floating-point state [B, ...], got {x.dtype} of shape {list(x.shape)}"
-        )
+        raise ValueError(f"x must be a floating-point state [B, ...], got {x.dtype} of shape {list(x.shape)}")
     extra_args = {} if extra_args is None else extra_args
     dtype = x.dtype
     x = x.to(torch.promote_types(dtype, torch.float32))
     s_in = x.new_ones([x.shape[0]])
-    sigmas = (
-        table.sigmas.to(device=x.device, dtype=x.dtype)
-        if x.dtype != torch.float64
-        else table.sigmas
-    )
+    sigmas = table.sigmas.to(device=x.device, dtype=x.dtype) if x.dtype != torch.float64 else table.sigmas
     history: dict[int, Tensor] = {}
     rows = _rows(table, x)
     for i in trange(table.steps, disable=disable):
@@ -74,9 +68,7 @@ def sample_table(
             denoised = model(x.to(dtype), sigmas[i] * s_in, **extra_args).to(x.dtype)
             entry = denoised if table.history == "denoised" else (x - denoised) / row.sigma
         if callback is not None:
-            callback(
-                {"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised}
-            )
+            callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
         # History first: the row refers to it.
         history[i] = entry
         x = row.scale * x
@@ -92,14 +84,8 @@ def _rows(table: SolverTable, x: Tensor) -> list[_Row]:
     n = table.steps
     if table.requires_grad:
         used = torch.ones(n, n, dtype=torch.bool).tril()
-        cells = [
-            t.to(device=x.device, dtype=x.dtype) for t in (table.sigmas, table.scale, table.coeffs)
-        ]
-        sigmas, scale, coeffs = (
-            cells[0].unbind(),
-            cells[1].unbind(),
-            [row.unbind() for row in cells[2]],
-        )
+        cells = [t.to(device=x.device, dtype=x.dtype) for t in (table.sigmas, table.scale, table.coeffs)]
+        sigmas, scale, coeffs = (cells[0].unbind(), cells[1].unbind(), [row.unbind() for row in cells[2]])
     else:
         used = table.coeffs != 0
         sigmas, scale, coeffs = table.sigmas.tolist(), table.scale.tolist(), table.coeffs.tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 from .table import SolverTable
 
@@ -29,14 +30,10 @@ def part_of_table(table: SolverTable, sigma_first: float, sigma_last: float) -> 
         ValueError: The two are not descending, the table's own levels are not, or nothing is left to do.
     """
     if not (math.isfinite(sigma_first) and sigma_first > sigma_last >= 0):
-        raise ValueError(
-            f"sigmas must descend from a finite level to 0 or above, got {sigma_first} -> {sigma_last}"
-        )
+        raise ValueError(f"sigmas must descend from a finite level to 0 or above, got {sigma_first} -> {sigma_last}")
     levels = table.levels.tolist()
-    if any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
-        raise ValueError(
-            f"only a descending grid has parts, this solver's is {levels}; run it with denoise 1, unsplit"
-        )
+    if any(a <= b for a, b in pairwise(levels)):
+        raise ValueError(f"only a descending grid has parts, this solver's is {levels}; run it with denoise 1, unsplit")
     if sigma_first <= table.sigma_end * (1 + _SAME):
         raise ValueError(
             f"the state must be noisier than the solver's own end, {table.sigma_end:.4g}, got {sigma_first:.4g}: raise "
@@ -78,9 +75,7 @@ def _stretch(table: SolverTable, i: int, sigma: float, sigma_next: float) -> Sol
     same_start = math.isclose(sigma, own, rel_tol=_SAME)
     if same_start and math.isclose(sigma_next, own_next, rel_tol=_SAME):
         return table
-    levels, sigmas, scale, coeffs = (
-        t.clone() for t in (table.levels, table.sigmas, table.scale, table.coeffs)
-    )
+    levels, sigmas, scale, coeffs = (t.clone() for t in (table.levels, table.sigmas, table.scale, table.coeffs))
     levels[i], levels[i + 1] = sigma, sigma_next
     sigmas[i] *= sigma / own
     if table.history == "derivative":

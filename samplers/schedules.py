@@ -30,9 +30,7 @@ class FlowNoise:
 
     def __post_init__(self) -> None:
         if self.tokens is not None and self.tokens < 1:
-            raise ValueError(
-                f"tokens must be at least 1 (H/16 * W/16 of the picture), got {self.tokens}"
-            )
+            raise ValueError(f"tokens must be at least 1 (H/16 * W/16 of the picture), got {self.tokens}")
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,7 @@ class EDMNoise:
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
-            raise ValueError(
-                f"0 < sigma_min < sigma_max must hold, got {self.sigma_min} and {self.sigma_max}"
-            )
+            raise ValueError(f"0 < sigma_min < sigma_max must hold, got {self.sigma_min} and {self.sigma_max}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,28 +71,19 @@ class VPNoise:
             ValueError: Not an ascending table of positive finite levels.
         """
         sigmas = torch.as_tensor(sigmas).detach().cpu().double()
-        if (
-            sigmas.ndim != 1
-            or len(sigmas) < 2
-            or not bool(torch.isfinite(sigmas).all())
-            or float(sigmas[0]) <= 0
-        ):
+        if sigmas.ndim != 1 or len(sigmas) < 2 or not bool(torch.isfinite(sigmas).all()) or float(sigmas[0]) <= 0:
             raise ValueError(
                 f"a model's sigmas must be at least two positive finite levels, got shape {list(sigmas.shape)}"
             )
         if bool((sigmas.diff() <= 0).any()):
-            raise ValueError(
-                "a model's sigmas must ascend (entry 0 is the cleanest): flip the table if it descends"
-            )
+            raise ValueError("a model's sigmas must ascend (entry 0 is the cleanest): flip the table if it descends")
         times = torch.arange(1, len(sigmas) + 1, dtype=torch.float64) / len(sigmas)
         return cls(times, -0.5 * torch.log1p(sigmas.square()))
 
     @classmethod
     def scaled_linear(cls, beta_start: float, beta_end: float, timesteps: int = 1000) -> VPNoise:
         """Latent diffusion's schedule: the square roots of beta are linear (arXiv 2112.10752)."""
-        betas = torch.linspace(
-            beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64
-        ).square()
+        betas = torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64).square()
         products = torch.cumprod(1 - betas, 0)
         return cls.from_sigmas(((1 - products) / products).sqrt())
 
@@ -109,9 +96,7 @@ class VPNoise:
     def linear_beta(cls, beta_0: float = 0.1, beta_1: float = 20.0) -> VPNoise:
         """The continuous VP SDE with linear beta, clamped to model times [1e-3, 1] (arXiv 2011.13456)."""
         times = torch.tensor([1e-3, 1.0], dtype=torch.float64)
-        return cls(
-            times, -(beta_1 - beta_0) / 4 * times.square() - beta_0 / 2 * times, (beta_0, beta_1)
-        )
+        return cls(times, -(beta_1 - beta_0) / 4 * times.square() - beta_0 / 2 * times, (beta_0, beta_1))
 
     @property
     def sigma_min(self) -> float:
@@ -170,23 +155,15 @@ class Grid:
 
     def __post_init__(self) -> None:
         if self.rule not in _RULES:
-            raise ValueError(
-                f"grid rule must be one of {', '.join(_RULES)}, got {self.rule!r}: update Learned Solvers"
-            )
-        kinds, names, _ = _RULES[self.rule]
+            raise ValueError(f"grid rule must be one of {', '.join(_RULES)}, got {self.rule!r}: update Learned Solvers")
+        _, names, _ = _RULES[self.rule]
         if set(self.parameters) != set(names):
             raise ValueError(
                 f"grid rule {self.rule} needs {', '.join(names)}, got {', '.join(self.parameters) or 'none'}"
             )
         for name, value in self.parameters.items():
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int | float)
-                or not 0 < value < math.inf
-            ):
-                raise ValueError(
-                    f"grid parameter {name} must be a positive finite number, got {value!r}"
-                )
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(f"grid parameter {name} must be a positive finite number, got {value!r}")
 
     def levels(self, steps: int, noise: Noise) -> Tensor:
         """Returns steps + 1 descending noise levels on `noise`, shape [steps + 1].
@@ -196,9 +173,7 @@ class Grid:
         """
         kinds, _, points = _RULES[self.rule]
         if noise.kind not in kinds:
-            raise ValueError(
-                f"grid rule {self.rule} is defined on {' and '.join(kinds)} noise, got {noise.kind}"
-            )
+            raise ValueError(f"grid rule {self.rule} is defined on {' and '.join(kinds)} noise, got {noise.kind}")
         return points(steps, noise, **self.parameters)
 
 
@@ -218,12 +193,7 @@ def _flow_shift(steps: int, noise: FlowNoise, shift: float) -> Tensor:
 
 
 def _flux_shift(
-    steps: int,
-    noise: FlowNoise,
-    base_tokens: float,
-    base_mu: float,
-    max_tokens: float,
-    max_mu: float,
+    steps: int, noise: FlowNoise, base_tokens: float, base_mu: float, max_tokens: float, max_mu: float
 ) -> Tensor:
     if noise.tokens is None:
         raise ValueError(

@@ -33,9 +33,7 @@ def ds_flow_table(timedeltas: Tensor, coeffs: Tensor) -> SolverTable:
     """
     timedeltas = timedeltas.double()
     levels = torch.cat([timedeltas.new_ones(1), 1 - timedeltas.cumsum(0)])
-    levels = torch.where(
-        levels < 1e-6, torch.zeros_like(levels), levels
-    )  # rounding; the last level is 0
+    levels = torch.where(levels < 1e-6, torch.zeros_like(levels), levels)  # rounding; the last level is 0
     n = len(timedeltas)
     rows = -timedeltas[:, None] * _with_newest(coeffs)
     return SolverTable(levels, levels[:-1], torch.ones(n, dtype=torch.float64), rows, "derivative")
@@ -57,9 +55,7 @@ def ds_vp_table(timedeltas: Tensor, coeffs: Tensor, noise: VPNoise) -> SolverTab
         times.append((times[-1] - dt).clamp(min=_VP_LAST))
     levels = noise.sigma_at_index(1000 * torch.stack(times))
     ratio = levels[1:] / levels[:-1]
-    return SolverTable(
-        levels, levels[:-1], ratio, (1 - ratio)[:, None] * _with_newest(coeffs), "denoised"
-    )
+    return SolverTable(levels, levels[:-1], ratio, (1 - ratio)[:, None] * _with_newest(coeffs), "denoised")
 
 
 def _with_newest(coeffs: Tensor) -> Tensor:
@@ -73,9 +69,7 @@ def _check(tensors: Mapping[str, Tensor], nfe: int, step: StepCard) -> None:
     if tuple(timedeltas.shape) != (nfe,) or not bool((timedeltas > 0).all()):
         raise ValueError(f"timedeltas must hold {nfe} positive steps, got {timedeltas.tolist()}")
     if abs(float(timedeltas.sum()) - 1) > 1e-6:
-        raise ValueError(
-            f"timedeltas must sum to 1, got {float(timedeltas.sum()):.6f}: divide them by their sum"
-        )
+        raise ValueError(f"timedeltas must sum to 1, got {float(timedeltas.sum()):.6f}: divide them by their sum")
     if tuple(coeffs.shape) != (nfe, nfe) or bool((coeffs.triu() != 0).any()):
         raise ValueError(
             f"coeffs must be strictly lower-triangular [{nfe}, {nfe}], got {list(coeffs.shape)}; the newest entry's "
@@ -93,6 +87,4 @@ def _table(tensors: Mapping[str, Tensor], step: StepCard, noise: Noise) -> Solve
     raise ValueError(f"DS-Solver is defined on flow and vp noise, got {noise.kind}")
 
 
-FAMILY = Family(
-    name="ds", title="DS-Solver", tensors=("timedeltas", "coeffs"), check=_check, table=_table
-)
+FAMILY = Family(name="ds", title="DS-Solver", tensors=("timedeltas", "coeffs"), check=_check, table=_table)

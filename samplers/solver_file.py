@@ -64,9 +64,7 @@ class Solver:
             )
         for nfe, tensors in self.parameters.items():
             if set(tensors) != set(family.tensors):
-                raise ValueError(
-                    f"{nfe} steps must have {', '.join(family.tensors)}, got {', '.join(tensors)}"
-                )
+                raise ValueError(f"{nfe} steps must have {', '.join(family.tensors)}, got {', '.join(tensors)}")
             for name, tensor in tensors.items():
                 if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
                     raise ValueError(f"{nfe}/{name} must hold finite floating-point numbers")
@@ -119,9 +117,7 @@ class Solver:
         if path.suffix != SUFFIX:
             raise ValueError(f"{path}: a solver file ends in {SUFFIX}; rename it")
         if path.exists() and not overwrite:
-            raise FileExistsError(
-                f"{path} exists already: choose another name, or ask for it to be overwritten"
-            )
+            raise FileExistsError(f"{path} exists already: choose another name, or ask for it to be overwritten")
         tensors = {
             f"{nfe}/{name}": tensor.detach().cpu().double().contiguous()
             for nfe, own in self.parameters.items()
@@ -129,9 +125,7 @@ class Solver:
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         content = _in_order(save(tensors, metadata=self.card.to_metadata()))
-        handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.stem}-", suffix=".part"
-        )
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
@@ -160,9 +154,7 @@ def load_solver(solver: str | Path) -> Solver:
                 f"path of a {SUFFIX} file"
             )
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist: give the path of a solver file, or a bundled solver's name"
-        )
+        raise FileNotFoundError(f"{path} does not exist: give the path of a solver file, or a bundled solver's name")
     if path.stat().st_size > _LARGEST:
         raise ValueError(
             f"{path}: a solver file has at most {_LARGEST} bytes, this one has {path.stat().st_size}: it is probably "
@@ -185,9 +177,7 @@ def list_solvers() -> list[str]:
 def _in_order(content: bytes) -> bytes:
     """Returns a safetensors file with its header's keys sorted: the same solver is the same bytes everywhere."""
     (length,) = struct.unpack("<Q", content[:8])
-    header = json.dumps(
-        json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")
-    ).encode()
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     return struct.pack("<Q", len(header)) + header + content[8 + length :]
 
@@ -198,9 +188,7 @@ def _assemble(name: str, metadata: Mapping[str, str], tensors: Mapping[str, Tens
     for key, tensor in tensors.items():
         count, _, tensor_name = key.partition("/")
         if not count.isdecimal() or not tensor_name:
-            raise ValueError(
-                f'tensors are called "<steps>/<name>", got {key!r}: this is not a solver file'
-            )
+            raise ValueError(f'tensors are called "<steps>/<name>", got {key!r}: this is not a solver file')
         if not tensor.is_floating_point():
             raise ValueError(f"{key} must hold floating-point numbers, got {tensor.dtype}")
         parameters.setdefault(int(count), {})[tensor_name] = tensor.double()

@@ -50,31 +50,20 @@ class SolverTable:
         n = self.sigmas.shape[0] if self.sigmas.ndim else 0
         if n == 0:
             raise ValueError("sigmas must have at least one entry: a table has at least one step")
-        for name, shape in (
-            ("levels", (n + 1,)),
-            ("sigmas", (n,)),
-            ("scale", (n,)),
-            ("coeffs", (n, n)),
-        ):
+        for name, shape in (("levels", (n + 1,)), ("sigmas", (n,)), ("scale", (n,)), ("coeffs", (n, n))):
             self._check_tensor(name, shape)
         if self.history not in ("derivative", "denoised"):
             raise ValueError(f'history must be "derivative" or "denoised", got {self.history!r}')
         if self.analytic_first and self.history != "derivative":
-            raise ValueError(
-                'analytic_first needs history "derivative"; call the model in the first step instead'
-            )
+            raise ValueError('analytic_first needs history "derivative"; call the model in the first step instead')
         if not bool((self.sigmas > 0).all()):
             raise ValueError(
                 f"sigmas must be positive, got {self.sigmas.tolist()}; 0 belongs at the end of levels only"
             )
         if bool((self.coeffs.triu(1) != 0).any()):
-            raise ValueError(
-                "coeffs must be lower-triangular: row i may use the history entries 0 ... i only"
-            )
+            raise ValueError("coeffs must be lower-triangular: row i may use the history entries 0 ... i only")
         if self.sigma_start <= 0 or self.sigma_end < 0:
-            raise ValueError(
-                f"levels must start above 0 and end at 0 or above, got {self.levels.tolist()}"
-            )
+            raise ValueError(f"levels must start above 0 and end at 0 or above, got {self.levels.tolist()}")
 
     def _check_tensor(self, name: str, shape: tuple[int, ...]) -> None:
         tensor = getattr(self, name)

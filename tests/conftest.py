@@ -10,9 +10,7 @@ import torch
 
 ROOT, NAME = Path(__file__).resolve().parent.parent, "learned_solvers"
 if NAME not in sys.modules:
-    spec = spec_from_file_location(
-        NAME, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
+    spec = spec_from_file_location(NAME, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
     assert spec is not None and spec.loader is not None
     sys.modules[NAME] = module_from_spec(spec)
     spec.loader.exec_module(sys.modules[NAME])

@@ -45,18 +45,11 @@ _DS = {
     "citation": "Differentiable Solver Search for Fast Diffusion Sampling, arXiv 2505.21114 (ICML 2025)",
     "licence": "MIT",
 }
-_FLUX_GRID = Grid(
-    "flux_shift", {"base_tokens": 256, "base_mu": 0.5, "max_tokens": 4096, "max_mu": 1.15}
-)
+_FLUX_GRID = Grid("flux_shift", {"base_tokens": 256, "base_mu": 0.5, "max_tokens": 4096, "max_mu": 1.15})
 
 
 def _pixel(checkpoint: str, size: int) -> dict[str, Any]:
-    facts = {
-        "prediction": "edm",
-        "model_family": "EDM",
-        "checkpoint": checkpoint,
-        "resolution": f"{size}x{size}",
-    }
+    facts = {"prediction": "edm", "model_family": "EDM", "checkpoint": checkpoint, "resolution": f"{size}x{size}"}
     return {**_DYWEIGHT, **facts, "guidance": "none"}
 
 
@@ -152,15 +145,11 @@ def read_tables(path: Path) -> list[Table]:
     """
     readers = {".json": _read_json, ".pt": _read_flux_checkpoint, ".pkl": _read_snapshot}
     if path.suffix not in readers:
-        raise ValueError(
-            f"{path}: must be one of {', '.join(readers)}; name the published file itself"
-        )
+        raise ValueError(f"{path}: must be one of {', '.join(readers)}; name the published file itself")
     try:
         return readers[path.suffix](path)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path}: not the published layout, {error!r}; name the published file itself"
-        ) from error
+        raise ValueError(f"{path}: not the published layout, {error!r}; name the published file itself") from error
 
 
 def assemble(tables: Iterable[Table], day: str) -> list[Solver]:
@@ -188,15 +177,11 @@ def assemble(tables: Iterable[Table], day: str) -> list[Solver]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--output", type=Path, required=True, help="folder for the solver files")
     parser.add_argument("--overwrite", action="store_true", help="replace solver files that exist")
-    parser.add_argument(
-        "--date", default=date.today().isoformat(), help="date written in the cards"
-    )
+    parser.add_argument("--date", default=date.today().isoformat(), help="date written in the cards")
     args = parser.parse_args(arguments)
     try:
         solvers = assemble([table for path in args.files for table in read_tables(path)], args.date)
@@ -224,12 +209,7 @@ def _ds_table(model: str, key: str, parameters: Mapping[str, Any]) -> Table:
     teacher = {"teacher": "ddim" if model.startswith("vp") else "euler", "teacher_steps": 100}
     step = StepCard(loss="trajectory", source_table=f"{model} {key}", **teacher)
     # Published to four digits: the sums miss 1 by up to 2e-4.
-    return Table(
-        model,
-        len(timedeltas),
-        {"timedeltas": timedeltas / timedeltas.sum(), "coeffs": coeffs},
-        step,
-    )
+    return Table(model, len(timedeltas), {"timedeltas": timedeltas / timedeltas.sum(), "coeffs": coeffs}, step)
 
 
 def _dyweight_table(name: str, entry: Mapping[str, Any]) -> Table:
@@ -249,9 +229,7 @@ def _dyweight_table(name: str, entry: Mapping[str, Any]) -> Table:
         source_table=name,
     )
     if entry["loss"] not in _LOSSES:
-        step = replace(
-            step, note=f'Fitted with the loss "{entry["loss"]}", which the released code lacks.'
-        )
+        step = replace(step, note=f'Fitted with the loss "{entry["loss"]}", which the released code lacks.')
     tensors = {key: torch.tensor(entry[key], dtype=torch.float64) for key in ("weights", "t_scale")}
     return Table(entry["dataset"], len(tensors["t_scale"]), tensors, step)
 
@@ -259,9 +237,7 @@ def _dyweight_table(name: str, entry: Mapping[str, Any]) -> Table:
 def _read_flux_checkpoint(path: Path) -> list[Table]:
     """Reads the FLUX code's checkpoint, a torch zip that torch.load can read with weights_only."""
     if path.stat().st_size > LARGEST:
-        raise ValueError(
-            f"{path}: a DyWeight .pt has at most {LARGEST} bytes, this one {path.stat().st_size}: refused"
-        )
+        raise ValueError(f"{path}: a DyWeight .pt has at most {LARGEST} bytes, this one {path.stat().st_size}: refused")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and runtime errors of a broken or hostile file

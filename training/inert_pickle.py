@@ -21,14 +21,7 @@ from torch import Tensor
 __all__ = ["LARGEST", "read_inert_pickle"]
 
 LARGEST = 2**20  # bytes; the authors' files have 15 to 16 kB
-_SOLVERS = (
-    "dyweight_sampler",
-    "heun_sampler",
-    "ipndm_sampler",
-    "euler_sampler",
-    "dpm_pp_sampler",
-    "unipc_sampler",
-)
+_SOLVERS = ("dyweight_sampler", "heun_sampler", "ipndm_sampler", "euler_sampler", "dpm_pp_sampler", "unipc_sampler")
 
 
 def read_inert_pickle(path: Path) -> dict[str, Any]:
@@ -43,9 +36,7 @@ def read_inert_pickle(path: Path) -> dict[str, Any]:
         )
     try:
         content = _InertUnpickler(io.BytesIO(path.read_bytes())).load()
-    except (
-        Exception
-    ) as error:  # a hostile pickle may raise anything; none of it is code of the file
+    except Exception as error:  # a hostile pickle may raise anything; none of it is code of the file
         raise ValueError(f"{path}: refused, {error}. Import the authors' original file") from error
     if not isinstance(content, dict):
         raise ValueError(
@@ -63,9 +54,7 @@ class _InertUnpickler(pickle.Unpickler):
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         if (module_name, global_name) not in self._allowed:
-            raise ValueError(
-                f"it names {module_name}.{global_name}, which is not on the allow-list"
-            )
+            raise ValueError(f"it names {module_name}.{global_name}, which is not on the allow-list")
         return self._allowed[module_name, global_name]
 
     def persistent_load(self, pid: Any) -> Any:
@@ -85,19 +74,12 @@ def _stand_ins() -> dict[tuple[str, str], Callable[..., Any] | str | type]:
         if not isinstance(content, bytes):
             raise ValueError("a storage must be bytes")
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # TypedStorage is deprecated; these files hold nothing else
+            warnings.simplefilter("ignore", UserWarning)  # TypedStorage is deprecated; these files hold nothing else
             typed = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             return torch.tensor(typed.tolist(), dtype=typed.dtype)
 
     def tensor(
-        data: Tensor,
-        offset: int,
-        size: tuple[int, ...],
-        stride: tuple[int, ...],
-        requires_grad: bool,
-        hooks: Any,
+        data: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], requires_grad: bool, hooks: Any
     ) -> Tensor:
         return torch.as_strided(data, size, stride, offset).clone()
 

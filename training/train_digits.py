@@ -26,9 +26,7 @@ def load_pictures() -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    return torch.tensor(data.data, dtype=torch.float32).view(-1, *SHAPE) / 8 - 1, torch.tensor(
-        data.target
-    )
+    return torch.tensor(data.data, dtype=torch.float32).view(-1, *SHAPE) / 8 - 1, torch.tensor(data.target)
 
 
 def train(steps: int, batch: int, rate: float, seed: int) -> dict[str, Tensor]:
@@ -40,9 +38,7 @@ def train(steps: int, batch: int, rate: float, seed: int) -> dict[str, Tensor]:
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999)
     )
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, total_steps=steps, pct_start=0.05
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
     for i in range(steps):
         rows = torch.randint(len(pictures), (batch,))
         x0, label = pictures[rows], labels[rows]
@@ -65,9 +61,7 @@ def main() -> None:
     """Trains and writes the weights file."""
     from safetensors.torch import save_file
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=WEIGHTS)
     parser.add_argument("--steps", type=int, default=14000)
     parser.add_argument("--batch", type=int, default=128)

@@ -16,15 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-__all__ = [
-    "NULL_LABEL",
-    "SHAPE",
-    "WEIGHTS",
-    "DigitsDenoiser",
-    "DigitsTransformer",
-    "DigitsVPDenoiser",
-    "load_digits",
-]
+__all__ = ["NULL_LABEL", "SHAPE", "WEIGHTS", "DigitsDenoiser", "DigitsTransformer", "DigitsVPDenoiser", "load_digits"]
 
 WEIGHTS = Path(__file__).with_name("digits.safetensors")
 SHAPE = (1, 8, 8)
@@ -40,17 +32,13 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
-        )
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
         self.modulation = nn.Linear(width, 6 * width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
-            self.modulation(c).unsqueeze(1).chunk(6, dim=-1)
-        )
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c).unsqueeze(1).chunk(6, dim=-1)
         x = x + gate_a * self.attention(self.norm(x) * (1 + scale_a) + shift_a)
         return x + gate_m * self.mlp(self.norm(x) * (1 + scale_m) + shift_m)
 
@@ -128,9 +116,7 @@ class DigitsVPDenoiser(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor, label: Tensor, guidance: float = 3.0) -> Tensor:
         """Returns the guided denoised picture for x [B, 1, 8, 8], sigma [B] > 0, label [B]."""
-        return self.flow(
-            (x / (1 + sigma).view(-1, 1, 1, 1)).to(x.dtype), sigma / (1 + sigma), label, guidance
-        )
+        return self.flow((x / (1 + sigma).view(-1, 1, 1, 1)).to(x.dtype), sigma / (1 + sigma), label, guidance)
 
 
 def load_digits(path: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> DigitsDenoiser:
