@@ -1,0 +1,65 @@
+"""Where solver files come from in ComfyUI: the bundled ones, and the user's in models/solver_weights/."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import folder_paths
+
+from ..samplers import Solver, list_solvers, load_solver
+from ..samplers.solver_file import BUNDLED, SUFFIX
+
+__all__ = ["FOLDER", "find_solver", "fingerprint", "loadable_solvers", "solver_names"]
+
+FOLDER = "solver_weights"
+_log = logging.getLogger("learned_solvers")
+
+folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
+folder_paths.folder_names_and_paths[FOLDER][1].add(SUFFIX)  # a folder registered this way lists any file
+
+
+def solver_names() -> list[str]:
+    """Returns the user's files (with their ending, and sub-folder) and the bundled solvers (without)."""
+    return [*folder_paths.get_filename_list(FOLDER), *list_solvers()]
+
+
+def find_solver(name: str) -> Solver:
+    """Returns the solver of a drop-down entry.
+
+    Raises:
+        ValueError: The file breaks a rule.
+        FileNotFoundError: It is gone.
+    """
+    return load_solver(_path(name))
+
+
+def loadable_solvers() -> list[Solver]:
+    """Returns all solvers that can be read, the user's first; a broken file is named in the log, not hidden."""
+    solvers = []
+    for name in solver_names():
+        try:
+            solvers.append(find_solver(name))
+        except (OSError, ValueError) as error:
+            _log.warning("left out of the automatic choice: %s", error)
+    return solvers
+
+
+def fingerprint(name: str) -> str:
+    """Returns what changes when a file behind a drop-down entry does; "auto" watches all of them."""
+    names = solver_names() if name == "auto" else [name]
+    marks = []
+    for each in names:
+        try:
+            status = _path(each).stat()
+            marks.append(f"{each}:{status.st_mtime_ns}:{status.st_size}")
+        except OSError:
+            marks.append(f"{each}:gone")
+    return "|".join(marks)
+
+
+def _path(name: str) -> Path:
+    if name in list_solvers():
+        return BUNDLED / f"{name}{SUFFIX}"
+    return Path(folder_paths.get_full_path_or_raise(FOLDER, name))

@@ -1,0 +1,61 @@
+"""What ComfyUI's models tell about themselves: noise schedule, architecture, latent tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import comfy.model_sampling as cms
+
+from ..samplers import EDMNoise, FlowNoise, VPNoise
+from ..samplers.schedules import Noise
+
+__all__ = ["latent_tokens", "model_family", "noise_of", "pixel_size"]
+
+
+def model_family(base: Any) -> str:
+    """Returns the architecture in ComfyUI's own spelling ("Flux", "SD15"), for a BaseModel."""
+    return type(base.model_config).__name__
+
+
+def noise_of(base: Any, sampling: Any, shape: Sequence[int] | None) -> Noise:
+    """Returns the noise schedule of a model, patches such as ModelSamplingFlux included.
+
+    Args:
+        base: ComfyUI's BaseModel.
+        sampling: Its model_sampling object, patched or not.
+        shape: The latent's shape [B, C, ..., H, W], where it is known.
+
+    Raises:
+        ValueError: A prediction type that no solver is defined for.
+    """
+    # By class, so that a type that ComfyUI adds later is refused instead of sampled wrongly.
+    unlike = tuple(getattr(cms, name, ()) for name in ("IMG_TO_IMG", "IMG_TO_IMG_FLOW", "V_PREDICTION_DDPM"))
+    if isinstance(sampling, cms.CONST) and not isinstance(sampling, unlike):
+        return FlowNoise(latent_tokens(base, shape))
+    if isinstance(sampling, cms.EPS) and not isinstance(sampling, unlike):
+        if type(sampling).timestep is cms.ModelSamplingDiscrete.timestep:
+            return VPNoise.from_sigmas(sampling.sigmas)
+        if isinstance(sampling, cms.ModelSamplingContinuousEDM):
+            return EDMNoise(float(sampling.sigma_min), float(sampling.sigma_max))
+    kind = "/".join(c.__name__ for c in type(sampling).__mro__[1:3])
+    raise ValueError(
+        f"learned solvers run on flow, eps, v and EDM models, this {model_family(base)} model's prediction is {kind}: "
+        "use a stock sampler for it"
+    )
+
+
+def latent_tokens(base: Any, shape: Sequence[int] | None) -> int | None:
+    """Returns the number of tokens of one picture or video frame, or None where shape or patch size is unknown."""
+    patch = getattr(base.diffusion_model, "patch_size", None)
+    if shape is None or len(shape) < 4 or patch is None:
+        return None
+    patch_h, patch_w = (patch, patch) if isinstance(patch, int) else patch[-2:]
+    return math.ceil(shape[-2] / patch_h) * math.ceil(shape[-1] / patch_w)
+
+
+def pixel_size(base: Any, shape: Sequence[int]) -> str | None:
+    """Returns "WIDTHxHEIGHT" in pixels of a latent shape, or None for latents without a picture's shape."""
+    ratio = getattr(base.latent_format, "spacial_downscale_ratio", 8)
+    return f"{shape[-1] * ratio}x{shape[-2] * ratio}" if len(shape) >= 4 else None

@@ -1,0 +1,138 @@
+"""The `Learned Solver` node: a SAMPLER and its SIGMAS for the custom sampling nodes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from comfy.samplers import KSAMPLER
+from torch import Tensor
+
+from ..samplers import Solver, SolverTable, choose_solver, part_of_table
+from ..samplers.schedules import FlowNoise, Noise
+from .folder import find_solver, fingerprint, loadable_solvers, solver_names
+from .host import model_family, noise_of, pixel_size
+from .sampling import sample_learned_solver
+
+__all__ = ["AUTO", "LearnedSolver"]
+
+AUTO = "auto"
+_UNSEEN_TOKENS = 4096  # a 1024x1024 picture, for the sigmas shown where no latent is connected
+_log = logging.getLogger("learned_solvers")
+
+
+class LearnedSolver:
+    """SAMPLER and SIGMAS of a learned solver, for SamplerCustom and SamplerCustomAdvanced."""
+
+    TITLE = "Learned Solver"
+    CATEGORY = "sampling/learned solvers"
+    DESCRIPTION = (
+        "A sampler with coefficients learned for the model: good pictures in 3 to 10 model calls. Wire sampler and "
+        "sigmas into SamplerCustomAdvanced."
+    )
+    RETURN_TYPES = ("SAMPLER", "SIGMAS", "STRING")
+    RETURN_NAMES = ("sampler", "sigmas", "info")
+    OUTPUT_TOOLTIPS = (
+        "The solver, for SamplerCustom or SamplerCustomAdvanced.",
+        "The solver's own noise levels. The sampler honours the first and the last of what it is handed.",
+        "Which file, how many model calls, and what does not match the model.",
+    )
+    FUNCTION = "make"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "The model that will be sampled."}),
+                "solver": (
+                    [AUTO, *solver_names()],
+                    {
+                        "tooltip": "A solver file: bundled, or from models/solver_weights. auto takes one that was "
+                        "fitted for this architecture, else one that transfers to this prediction type."
+                    },
+                ),
+                "steps": (
+                    "INT",
+                    {
+                        "default": 6,
+                        "min": 1,
+                        "max": 100,
+                        "tooltip": "Model calls. A solver has the counts that it was fitted for; another count is an "
+                        "error that lists them. CFG above 1 runs the model on both prompts in each call.",
+                    },
+                ),
+                "denoise": (
+                    "FLOAT",
+                    {
+                        "default": 1.0,
+                        "min": 0.01,
+                        "max": 1.0,
+                        "step": 0.01,
+                        "tooltip": "Below 1, image-to-image: runs the last part of the solver's grid, from the noise "
+                        "level where a stock sampler would start.",
+                    },
+                ),
+            },
+            "optional": {
+                "latent": (
+                    "LATENT",
+                    {"tooltip": "The latent to be sampled, for grids that depend on resolution (FLUX)."},
+                ),
+            },
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, solver: str, **_: Any) -> str:
+        """Returns what changes when the solver's file does."""
+        return fingerprint(solver)
+
+    def make(
+        self, model: Any, solver: str, steps: int, denoise: float, latent: dict[str, Any] | None = None
+    ) -> tuple[KSAMPLER, Tensor, str]:
+        """Returns SAMPLER, SIGMAS and what is to be known about them."""
+        shape = None if latent is None else latent["samples"].shape
+        sampling = model.get_model_object("model_sampling")
+        noise = noise_of(model.model, sampling, shape)
+        chosen = _choose(solver, noise, steps, model_family(model.model))
+        table = chosen.table(steps, noise if _knows_size(noise) else FlowNoise(_UNSEEN_TOKENS))
+        if denoise < 1:
+            table = part_of_table(table, float(sampling.percent_to_sigma(1 - denoise)), 0.0)
+        info = "\n".join([_summary(chosen, steps, table, denoise), *_remarks(chosen, steps, model.model, noise, shape)])
+        _log.info("%s", info.replace("\n", "; "))
+        sampler = KSAMPLER(sample_learned_solver, extra_options={"solver": chosen, "steps": steps})
+        return sampler, table.levels.float(), info
+
+
+def _choose(name: str, noise: Noise, steps: int, family: str) -> Solver:
+    if name == AUTO:
+        return choose_solver(loadable_solvers(), noise.kind, steps, model_family=family)
+    return find_solver(name)
+
+
+def _knows_size(noise: Noise) -> bool:
+    return not (isinstance(noise, FlowNoise) and noise.tokens is None)
+
+
+def _summary(solver: Solver, steps: int, table: SolverTable, denoise: float) -> str:
+    if denoise == 1:
+        return f"{solver.name}: {steps} steps, {table.nfe} model calls"
+    return (
+        f"{solver.name}: {table.nfe} of its {steps} model calls, from sigma {table.sigma_start:.3f} (denoise {denoise})"
+    )
+
+
+def _remarks(solver: Solver, steps: int, base: Any, noise: Noise, shape: Sequence[int] | None) -> list[str]:
+    """Returns what does not match, and what the card wants to be known."""
+    card, step = solver.card, solver.card.steps[steps]
+    remarks = []
+    if card.model_family != model_family(base):
+        remarks.append(f"fitted for {card.checkpoint}, this model is {model_family(base)}: a transfer, compare it")
+    if card.guidance:
+        remarks.append(f"fitted at guidance {card.guidance}: another guidance is a transfer")
+    size = None if shape is None else pixel_size(base, shape)
+    if size and card.resolution and size != card.resolution:
+        remarks.append(f"fitted at {card.resolution}, this latent is {size}")
+    if step.grid is not None and step.grid.rule == "flux_shift" and not _knows_size(noise):
+        remarks.append("sigmas shown for 1024x1024, as no latent is connected; the sampler uses the real size")
+    return [*remarks, *(note for note in (card.note, step.note) if note)]

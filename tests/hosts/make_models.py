@@ -1,0 +1,157 @@
+"""Write tiny models of the real architectures that ComfyUI's stock loaders accept.
+
+    <ComfyUI's python> make_models.py COMFYUI_PATH MODELS_FOLDER
+
+Randomly initialised, a few MB each: an SD 1.5 U-Net (eps, VP), an SD3 MMDiT and a Wan transformer (flow), a true FLUX.
+Cores that fix FLUX's width get one of full width whose weights are strided views of small buffers.
+"""
+
+import dataclasses
+import math
+import sys
+from pathlib import Path
+
+COMFY, MODELS = sys.argv[1], Path(sys.argv[2])
+sys.argv = [sys.argv[0], "--cpu"]
+sys.path.insert(0, COMFY)
+
+import comfy.options
+
+comfy.options.enable_args_parsing()
+
+import comfy.ldm.flux.model
+import comfy.ops
+import torch
+from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.ldm.wan.model import WanModel
+from comfy.taesd.taesd import Decoder, Encoder
+from safetensors.torch import save_file
+
+META = {"dtype": torch.float32, "device": "meta", "operations": comfy.ops.disable_weight_init}
+
+
+def sd15():
+    # Detection wants 320 channels, context 768 and convolutional projections; levels and depth are free.
+    return UNetModel(
+        image_size=32,
+        in_channels=4,
+        out_channels=4,
+        model_channels=320,
+        num_res_blocks=[1],
+        channel_mult=[1],
+        transformer_depth=[1],
+        transformer_depth_output=[0, 0],
+        transformer_depth_middle=-2,
+        context_dim=768,
+        use_spatial_transformer=True,
+        use_linear_in_transformer=False,
+        legacy=False,
+        num_heads=8,
+        **META,
+    )
+
+
+def sd3():
+    context = {"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 128}}
+    return OpenAISignatureMMDITWrapper(
+        input_size=None,
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        depth=2,
+        adm_in_channels=32,
+        context_embedder_config=context,
+        num_patches=32 * 32,
+        pos_embed_max_size=32,
+        pos_embed_scaling_factor=None,
+        qk_norm="rms",
+        x_block_self_attn_layers=[],
+        **META,
+    )
+
+
+def wan():
+    return WanModel(model_type="t2v", dim=128, ffn_dim=128, num_heads=1, num_layers=1, in_dim=16, out_dim=16, **META)
+
+
+FLUX_FIELDS = {f.name for f in dataclasses.fields(comfy.ldm.flux.model.FluxParams)}
+FLUX_WIDTH_IS_FREE = "global_modulation" in FLUX_FIELDS  # came together with a width read from the file
+
+
+def flux():
+    hidden, context = (128, 64) if FLUX_WIDTH_IS_FREE else (3072, 4096)
+    values = {
+        "in_channels": 16,
+        "patch_size": 2,
+        "out_channels": 16,
+        "vec_in_dim": 768,
+        "context_in_dim": context,
+        "hidden_size": hidden,
+        "mlp_ratio": 4.0,
+        "num_heads": hidden // 128,
+        "depth": 1,
+        "depth_single_blocks": 1 if FLUX_WIDTH_IS_FREE else 0,
+        "axes_dim": [16, 56, 56],
+        "theta": 10000,
+        "qkv_bias": True,
+        "guidance_embed": True,
+        "txt_ids_dims": [],
+    }
+    values = {k: v for k, v in values.items() if k in FLUX_FIELDS}
+    return comfy.ldm.flux.model.Flux(image_model="flux", **values, **META)
+
+
+def file_names(state):
+    """Flux-type norms are called .scale in the files of all ages."""
+    suffixes = ("query_norm.weight", "key_norm.weight")
+    return {k[: -len("weight")] + "scale" if k.endswith(suffixes) else k: v for k, v in state.items()}
+
+
+def values_of(state, gain=1.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for key, tensor in file_names(state).items():
+        if tensor.ndim >= 2 and not key.endswith(("modulation", "pos_embed")):
+            made[key] = torch.randn(tensor.shape, generator=generator) * gain / math.sqrt(math.prod(tensor.shape[1:]))
+        elif key.endswith((".scale", "norm.weight")) or (tensor.ndim == 1 and key.endswith("weight")):
+            made[key] = torch.ones(tensor.shape)
+        else:
+            made[key] = torch.randn(tensor.shape, generator=generator) * 0.02
+    return made
+
+
+def thin_values_of(state, seed=0):
+    """Full shapes in a small file: a .pth keeps strides, so every matrix is a view of one short buffer."""
+    buffer = torch.randn(1 << 17, generator=torch.Generator().manual_seed(seed))
+    made, scaled = {}, {}
+    for key, tensor in file_names(state).items():
+        if tensor.ndim == 2:
+            rows, columns = tensor.shape
+            source = scaled.setdefault(columns, buffer / math.sqrt(columns))
+            made[key] = source.as_strided((rows, columns), (5, 3))
+        elif key.endswith((".scale", "norm.weight")):
+            made[key] = torch.ones(tensor.shape)
+        else:
+            made[key] = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed)) * 0.02
+    return made
+
+
+def main():
+    nets, approx = MODELS / "diffusion_models", MODELS / "vae_approx"
+    nets.mkdir(parents=True, exist_ok=True)
+    approx.mkdir(parents=True, exist_ok=True)
+    for name, make, gain in (("tiny_sd15", sd15, 0.7), ("tiny_sd3", sd3, 1.0), ("tiny_wan", wan, 1.0)):
+        save_file(values_of(make().state_dict(), gain), nets / f"{name}.safetensors")
+    if FLUX_WIDTH_IS_FREE:
+        save_file(values_of(flux().state_dict()), nets / "tiny_flux.safetensors")
+    else:
+        torch.save(thin_values_of(flux().state_dict()), nets / "tiny_flux.pth")
+    for name, channels in (("taesd", 4), ("taef1", 16)):
+        for part, network in (("encoder", Encoder), ("decoder", Decoder)):
+            with torch.device("meta"):
+                state = network(latent_channels=channels).state_dict()
+            save_file(values_of(state, gain=1.3, seed=3), approx / f"{name}_{part}.safetensors")
+
+
+main()

@@ -1,0 +1,158 @@
+"""Denoisers in closed form, most of them with their exact solution path, and helpers to watch a solver at work."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+__all__ = ["Constant", "GaussianFlow", "GaussianVE", "Mixture", "Recorder", "Steps", "k_diffusion_module"]
+
+
+def append_dims(sigma: Tensor, ndim: int) -> Tensor:
+    """Returns sigma [B] as [B, 1, ..., 1] with `ndim` dimensions."""
+    return sigma.reshape(sigma.shape + (1,) * (ndim - sigma.ndim))
+
+
+@dataclass(frozen=True)
+class GaussianVE:
+    """Data N(mean, variance) in every element, x = x0 + sigma * noise."""
+
+    mean: float = 0.5
+    variance: float = 0.25
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Returns E[x0 | x]."""
+        square = append_dims(sigma, x.ndim).square()
+        return ((self.variance * x + square * self.mean) / (self.variance + square)).to(x.dtype)
+
+    def path(self, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
+        """Returns the exact state at `sigma_next` on the path through x at `sigma`."""
+        ratio = (self.variance + sigma_next**2) / (self.variance + sigma**2)
+        return self.mean + (x - self.mean) * ratio**0.5
+
+
+@dataclass(frozen=True)
+class GaussianFlow:
+    """Data N(mean, variance) in every element, x = (1 - sigma) * x0 + sigma * noise."""
+
+    mean: float = 0.5
+    variance: float = 0.25
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Returns E[x0 | x]."""
+        sigma = append_dims(sigma, x.ndim)
+        signal = 1 - sigma
+        total = signal.square() * self.variance + sigma.square()
+        return (self.mean + signal * self.variance * (x - signal * self.mean) / total).to(x.dtype)
+
+    def path(self, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
+        """Returns the exact state at `sigma_next` on the path through x at `sigma`."""
+        square, square_next = ((1 - s) ** 2 * self.variance + s**2 for s in (sigma, sigma_next))
+        return (1 - sigma_next) * self.mean + (x - (1 - sigma) * self.mean) * (square_next / square) ** 0.5
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The golden files' isotropic Gaussian mixture over the flattened state (tests/data/golden/README.md).
+
+    Args:
+        mean: Means, shape [K, n].
+        std: Standard deviations, shape [K].
+        logw: Logarithms of the component weights, shape [K].
+        flow: alpha = 1 - sigma (flow coordinates) instead of 1 (VE coordinates).
+    """
+
+    mean: Tensor
+    std: Tensor
+    logw: Tensor
+    flow: bool = False
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Returns E[x0 | x]."""
+        state, sigma = x.flatten(1)[:, None, :], sigma[:, None]
+        alpha = 1 - sigma if self.flow else torch.ones_like(sigma)
+        variance = alpha.square() * self.std.square() + sigma.square()
+        distance = (state - alpha[..., None] * self.mean).square().sum(-1)
+        log_density = self.logw - distance / (2 * variance) - x[0].numel() / 2 * variance.log()
+        gain, square = (alpha * self.std.square() / variance)[..., None], (sigma.square() / variance)[..., None]
+        means = gain * state + square * self.mean
+        return (log_density.softmax(1)[..., None] * means).sum(1).reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A denoiser that predicts the same picture whatever it sees; every path to it is a straight line."""
+
+    value: float = 0.75
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Returns `value` everywhere."""
+        return torch.full_like(x, self.value)
+
+    def path(self, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
+        """Returns the exact state at `sigma_next` on the path through x at `sigma`."""
+        return sigma_next / sigma * x + (1 - sigma_next / sigma) * self.value
+
+
+@dataclass
+class Recorder:
+    """A denoiser that keeps what it was called with and returns what `model` returns."""
+
+    model: Callable[..., Tensor]
+    x: list[Tensor] = field(default_factory=list)
+    sigma: list[Tensor] = field(default_factory=list)
+    extra_args: list[dict] = field(default_factory=list)
+
+    def __call__(self, x: Tensor, sigma: Tensor, **extra_args: object) -> Tensor:
+        """Returns the denoised state of `model`."""
+        self.x.append(x)
+        self.sigma.append(sigma)
+        self.extra_args.append(extra_args)
+        return self.model(x, sigma, **extra_args)
+
+    @property
+    def sigmas(self) -> Tensor:
+        """The noise levels of the calls, shape [calls, B]."""
+        return torch.stack(self.sigma) if self.sigma else torch.empty(0, 0)
+
+
+@dataclass
+class Steps:
+    """A callback that keeps every state it is shown."""
+
+    calls: list[dict] = field(default_factory=list)
+
+    def __call__(self, info: dict) -> None:
+        """Keeps the step's entries."""
+        self.calls.append(info)
+
+    def trajectory(self, result: Tensor) -> Tensor:
+        """Returns all states, the start first and the result last, shape [N + 1, B, ...]."""
+        return torch.stack([*(call["x"] for call in self.calls), result])
+
+
+def k_diffusion_module(name: str) -> ModuleType:
+    """Returns k-diffusion's real module `name`, without the training requirements that its package imports.
+
+    Skips the test where k-diffusion is not installed.
+    """
+    package = "k_diffusion_without_requirements"
+    if package not in sys.modules:
+        spec = find_spec("k_diffusion")
+        if spec is None or spec.submodule_search_locations is None:
+            pytest.skip("k-diffusion is not installed: pip install --no-deps k-diffusion")
+        sys.modules[package] = ModuleType(package)
+        sys.modules[package].__path__ = list(spec.submodule_search_locations)
+        # Its own utils import torchvision; the samplers and wrappers use this one function of them.
+        utils = sys.modules[f"{package}.utils"] = ModuleType(f"{package}.utils")
+        sys.modules[package].utils = utils
+        utils.append_dims = lambda x, target_dims: x[(...,) + (None,) * (target_dims - x.ndim)]
+    return import_module(f"{package}.{name}")
