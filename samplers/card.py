@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 
 from .schedules import Grid
 
-__all__ = ["FORMAT_VERSION", "Card", "StepCard"]
+__all__ = ["FORMAT_VERSION", "Card", "StepCard", "is_count"]
 
 FORMAT_VERSION = "1"
 PREDICTIONS = ("flow", "vp", "edm")
+
+
+def is_count(text: str) -> bool:
+    """Whether a text is a step count as solver files write it: 1 to 9999, no leading zero."""
+    return re.fullmatch("[1-9][0-9]{0,3}", text) is not None
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,18 @@ class StepCard:
             raise ValueError(f'divisor must be "state" or "call", got {self.divisor!r}')
         if not isinstance(self.analytic_first, bool):
             raise ValueError(f"analytic_first must be true or false, got {self.analytic_first!r}")
+        for name in ("history", "teacher_steps", "network_calls"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise ValueError(f"{name} must be a whole number, got {value!r}")
+        for name in ("error_before", "error_after", "error_best_peer"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int | float) or not math.isfinite(value)):
+                raise ValueError(f"{name} must be a finite number, got {value!r}")
+        for name in ("teacher", "loss", "source_table", "best_peer", "note"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise ValueError(f"{name} must be text, got {value!r}")
 
     def to_json(self) -> dict[str, object]:
         """Returns the entries that differ from the defaults, as plain JSON values."""
@@ -67,6 +86,8 @@ class StepCard:
     @classmethod
     def from_json(cls, plain: Mapping[str, object]) -> StepCard:
         """Returns the card of a JSON object; entries that this version does not know raise ValueError."""
+        if not isinstance(plain, Mapping):
+            raise TypeError(f"{plain!r} is no object")
         known = {f.name for f in fields(cls)}
         if unknown := set(plain) - known:
             raise ValueError(f"the card has entries that this version does not know: {', '.join(sorted(unknown))}")
@@ -147,10 +168,16 @@ class Card:
         if missing or set(values) - names:
             wrong = f"lacks {', '.join(sorted(missing))}" if missing else f"has unknown {set(values) - names}"
             raise ValueError(f"the card {wrong}: write it again with this version of Learned Solvers")
-        values["transferable"] = metadata.get("transferable", "false") == "true"
+        if (truth := metadata.get("transferable", "false")) not in ("true", "false"):
+            raise ValueError(f"transferable must be true or false, got {truth!r}")
+        values["transferable"] = truth == "true"
         try:
             steps = json.loads(metadata["steps"])
+            if wrong := [n[:40] for n in steps if not is_count(n)]:
+                raise ValueError(f"the card's steps must be step counts from 1 to 9999, got {wrong}")
             values["steps"] = {int(n): StepCard.from_json(step) for n, step in steps.items()}
         except (json.JSONDecodeError, AttributeError, TypeError, RecursionError) as error:
-            raise ValueError(f"the card's steps must be a JSON object of step counts, got an error: {error}") from error
+            raise ValueError(
+                f"the card's steps must be a JSON object of step counts, got an error: {str(error)[:200]}"
+            ) from error
         return cls(**values)  # pyright: ignore[reportArgumentType]

@@ -41,11 +41,14 @@ def choose_solver(
             if steps in solver.steps:
                 return solver
     which = f"{family} solver" if family else "solver"
-    known = [f"{s.name} ({', '.join(map(str, s.steps))} steps)" for s in [*exact, *transferable]]
-    others = [f"{s.name} ({', '.join(map(str, s.steps))} steps)" for s in same_type if s not in [*exact, *transferable]]
+    fitting = list(dict.fromkeys([*exact, *transferable]))  # a transferable solver's own model is an exact match too
+    known, others = (
+        [f"{s.name} ({', '.join(map(str, s.steps))} steps)" for s in some]
+        for some in (fitting, [s for s in same_type if s not in fitting])
+    )
     raise ValueError(
         f"no {which} for {model_family or 'this'} ({prediction}) model has {steps} steps: "
         + (f"choose the steps of {', or of '.join(known)}; " if known else "")
         + (f"or name one that was fitted for another model: {', '.join(others)}; " if others else "")
-        + f"or fit one for {steps} steps on this model"
+        + f"{'or ' if same_type else ''}fit one for {steps} steps on this model"
     )

@@ -30,11 +30,13 @@ def adams_bashforth(sigmas: Tensor, order: int) -> SolverTable:
     The derivative is extrapolated as a polynomial in sigma, which is what k-diffusion's `lms` integrates numerically.
     Row i solves sum_j w_j (s_j - s_i)^m = integral over the step of (s - s_i)^m, m = 0 ... order - 1.
     """
+    _check_order("adams_bashforth", order, 4)
     return _derivative_table(sigmas, order, lambda s, nodes, i: _polynomial_weights(s[nodes], s[i], s[i + 1]))
 
 
 def ipndm(sigmas: Tensor, order: int) -> SolverTable:
     """Returns iPNDM of order 1 ... 4 (arXiv 2202.09778): even-grid Adams-Bashforth weights on whatever grid."""
+    _check_order("ipndm", order, 4)
     weights = torch.tensor([row + (0.0,) * (4 - len(row)) for row in _IPNDM], dtype=torch.float64)
     return _derivative_table(
         sigmas, order, lambda s, nodes, i: (s[i + 1] - s[i]) * weights[len(nodes) - 1, : len(nodes)].flip(0)
@@ -89,7 +91,6 @@ def _check_order(method: str, order: int, highest: int) -> None:
 def _derivative_table(sigmas: Tensor, order: int, row: Callable[[Tensor, Tensor, int], Tensor]) -> SolverTable:
     """Returns the table whose row i is `row(sigmas, nodes, i)` over the newest `order` nodes."""
     sigmas = _check_sigmas(sigmas)
-    _check_order("the method", order, 4)
     n = len(sigmas) - 1
     coeffs = torch.zeros(n, n, dtype=torch.float64)
     for i in range(n):

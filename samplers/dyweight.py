@@ -43,6 +43,15 @@ def dyweight_table(
     """
     weights, t_scale, grid = weights.double(), t_scale.double(), grid.double()
     n = weights.shape[0]
+    if divisor not in ("state", "call"):
+        raise ValueError(f'divisor must be "state" or "call", got {divisor!r}')
+    for name, tensor, shape in (
+        ("weights", weights, [n, n]),
+        ("t_scale", t_scale, [n - analytic_first]),
+        ("grid", grid, [n + 1]),
+    ):
+        if list(tensor.shape) != shape:
+            raise ValueError(f"{name} must have shape {shape} for {n} steps, got {list(tensor.shape)}")
     if analytic_first:
         t_scale = torch.cat([t_scale.new_ones(1), t_scale])
     levels, steps = [grid[0]], []
@@ -68,10 +77,12 @@ def dyweight_table(
 def _check(tensors: Mapping[str, Tensor], nfe: int, step: StepCard) -> None:
     n = nfe + step.analytic_first
     weights, t_scale = tensors["weights"], tensors["t_scale"]
-    if tuple(weights.shape) != (n, n) or bool((weights.triu(1) != 0).any()):
+    if tuple(weights.shape) != (n, n):
         raise ValueError(f"weights must be lower-triangular [{n}, {n}] for {nfe} calls, got {list(weights.shape)}")
+    if bool((weights.triu(1) != 0).any()):
+        raise ValueError("weights must be lower-triangular: step i may use the entries 0 ... i only")
     if tuple(t_scale.shape) != (nfe,) or not bool((t_scale > 0).all()):
-        raise ValueError(f"t_scale must hold {nfe} positive factors, got {t_scale.tolist()}")
+        raise ValueError(f"t_scale must hold {nfe} positive factors, got {t_scale.flatten()[:8].tolist()}")
     if step.grid is None:
         raise ValueError("a DyWeight solver needs a grid rule, the card has none")
 

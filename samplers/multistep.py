@@ -11,7 +11,7 @@ from tqdm.auto import trange
 
 from .table import SolverTable
 
-__all__ = ["Callback", "Denoiser", "sample_table"]
+__all__ = ["Callback", "Denoiser", "continue_table", "sample_table"]
 
 Denoiser = Callable[..., Tensor]
 Callback = Callable[[dict[str, Any]], None]
@@ -49,33 +49,60 @@ def sample_table(
     Raises:
         ValueError: x is not a floating-point tensor with a batch dimension.
     """
+    return continue_table(model, x, table, {}, 0, extra_args, callback, disable)
+
+
+def continue_table(
+    model: Denoiser,
+    x: Tensor,
+    table: SolverTable,
+    history: Mapping[int, Tensor],
+    start: int,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
+) -> Tensor:
+    """Returns the end state of a run that stands at the state x of step `start`; otherwise as `sample_table`.
+
+    Args:
+        model: As in `sample_table`.
+        x: State x_start, at noise level `table.levels[start]`.
+        table: The solver.
+        history: Entries h_j that are known, of the steps before `start`; where h_start is among them, that step makes
+            no model call (and no callback).
+        start: The step to go on with.
+        extra_args: As in `sample_table`.
+        callback: As in `sample_table`.
+        disable: As in `sample_table`.
+    """
     if not x.is_floating_point() or x.ndim == 0:
         raise ValueError(f"x must be a floating-point state [B, ...], got {x.dtype} of shape {list(x.shape)}")
     extra_args = {} if extra_args is None else extra_args
     dtype = x.dtype
     x = x.to(torch.promote_types(dtype, torch.float32))
     s_in = x.new_ones([x.shape[0]])
-    sigmas = table.sigmas.to(device=x.device, dtype=x.dtype) if x.dtype != torch.float64 else table.sigmas
-    history: dict[int, Tensor] = {}
+    sigmas = table.sigmas.to(x.dtype).to(x.device)  # in this order: not every device has float64
+    known = dict(history)
     rows = _rows(table, x)
-    for i in trange(table.steps, disable=disable):
+    for i in trange(start, table.steps, disable=disable):
         row = rows[i]
-        if i == 0 and table.analytic_first:
-            # The derivative that pure noise has; the picture it predicts is the mean of nothing, almost 0.
-            d = x / (1 + table.sigma_start**2) ** 0.5
-            denoised, entry = x - row.sigma * d, d
-        else:
-            denoised = model(x.to(dtype), sigmas[i] * s_in, **extra_args).to(x.dtype)
-            entry = denoised if table.history == "denoised" else (x - denoised) / row.sigma
-        if callback is not None:
-            callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
+        if i not in known:
+            if i == 0 and table.analytic_first:
+                # The derivative that pure noise has; the picture it predicts is the mean of nothing, almost 0.
+                entry = x / (1 + table.sigma_start**2) ** 0.5
+                denoised = x - row.sigma * entry
+            else:
+                denoised = model(x.to(dtype), sigmas[i] * s_in, **extra_args).to(x.dtype)
+                entry = denoised if table.history == "denoised" else (x - denoised) / row.sigma
+            if callback is not None:
+                callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
+            known[i] = entry
         # History first: the row refers to it.
-        history[i] = entry
         x = row.scale * x
         for j, coeff in row.terms:
-            x = x + coeff * history[j]
+            x = x + coeff * known[j]
         for j in row.expired:
-            del history[j]
+            known.pop(j, None)
     return x.to(dtype)
 
 
@@ -84,8 +111,8 @@ def _rows(table: SolverTable, x: Tensor) -> list[_Row]:
     n = table.steps
     if table.requires_grad:
         used = torch.ones(n, n, dtype=torch.bool).tril()
-        cells = [t.to(device=x.device, dtype=x.dtype) for t in (table.sigmas, table.scale, table.coeffs)]
-        sigmas, scale, coeffs = (cells[0].unbind(), cells[1].unbind(), [row.unbind() for row in cells[2]])
+        cells = [t.to(x.dtype).to(x.device) for t in (table.sigmas, table.scale, table.coeffs)]
+        sigmas, scale, coeffs = cells[0].unbind(), cells[1].unbind(), [row.unbind() for row in cells[2]]
     else:
         used = table.coeffs != 0
         sigmas, scale, coeffs = table.sigmas.tolist(), table.scale.tolist(), table.coeffs.tolist()

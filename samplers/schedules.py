@@ -16,6 +16,9 @@ from torch import Tensor
 __all__ = ["EDMNoise", "FlowNoise", "Grid", "Noise", "VPNoise"]
 
 
+_LARGEST = 1e9  # of a grid's parameters: all of them are numbers around 1 to 10000
+
+
 @dataclass(frozen=True)
 class FlowNoise:
     """Rectified flow, x = (1 - sigma) * x0 + sigma * noise, sigma from 1 to 0 (SD3, FLUX, Wan, ...).
@@ -144,6 +147,7 @@ class Grid:
 
     Rules and their parameters:
         polynomial: rho. EDM's grid from sigma_max to sigma_min (arXiv 2206.00364, eq. 5). VP and EDM models.
+        karras: rho. The same with one level less, then 0: what the hosts call Karras.
         uniform_time: end. Model times from 1 to `end`, evenly spaced. VP models.
         flow_shift: shift. linspace(1, 0) = t moved to shift * t / (1 + (shift - 1) * t). Flow models.
         flux_shift: base_tokens, base_mu, max_tokens, max_mu. flow_shift with shift = e^mu, mu linear in the number
@@ -154,7 +158,7 @@ class Grid:
     parameters: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.rule not in _RULES:
+        if not isinstance(self.rule, str) or self.rule not in _RULES:
             raise ValueError(f"grid rule must be one of {', '.join(_RULES)}, got {self.rule!r}: update Learned Solvers")
         _, names, _ = _RULES[self.rule]
         if set(self.parameters) != set(names):
@@ -162,8 +166,8 @@ class Grid:
                 f"grid rule {self.rule} needs {', '.join(names)}, got {', '.join(self.parameters) or 'none'}"
             )
         for name, value in self.parameters.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise ValueError(f"grid parameter {name} must be a positive finite number, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST:
+                raise ValueError(f"grid parameter {name} must be a positive finite number, got {str(value)[:40]}")
 
     def levels(self, steps: int, noise: Noise) -> Tensor:
         """Returns steps + 1 descending noise levels on `noise`, shape [steps + 1].
@@ -174,13 +178,37 @@ class Grid:
         kinds, _, points = _RULES[self.rule]
         if noise.kind not in kinds:
             raise ValueError(f"grid rule {self.rule} is defined on {' and '.join(kinds)} noise, got {noise.kind}")
-        return points(steps, noise, **self.parameters)
+        try:
+            levels = points(steps, noise, **self.parameters)
+        except (OverflowError, ZeroDivisionError):
+            levels = torch.full((1,), math.nan)
+        if not bool(torch.isfinite(levels).all()) or not bool((levels.diff() < 0).all()):
+            raise ValueError(
+                f"grid rule {self.rule} with {dict(self.parameters)} makes no descending grid: change them"
+            )
+        return levels
+
+    @property
+    def shape_parameter(self) -> str | None:
+        """Name of the one number that bends the grid, or None: what a joint fit may learn."""
+        names = _RULES[self.rule][1]
+        return names[0] if names in (("rho",), ("shift",)) else None
+
+    def bent(self, steps: int, noise: Noise, value: Tensor) -> Tensor:
+        """Returns the levels with `value` (0-d, may carry a gradient) in the shape parameter's place."""
+        return _RULES[self.rule][2](steps, noise, value)
 
 
 def _polynomial(steps: int, noise: VPNoise | EDMNoise, rho: float) -> Tensor:
     ramp = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     first, last = noise.sigma_max ** (1 / rho), noise.sigma_min ** (1 / rho)
     return (first + ramp * (last - first)) ** rho
+
+
+def _karras(steps: int, noise: VPNoise | EDMNoise, rho: float) -> Tensor:
+    if steps == 1:
+        return torch.tensor([noise.sigma_max, 0.0], dtype=torch.float64)
+    return torch.nn.functional.pad(_polynomial(steps - 1, noise, rho), (0, 1))
 
 
 def _uniform_time(steps: int, noise: VPNoise, end: float) -> Tensor:
@@ -205,6 +233,7 @@ def _flux_shift(
 
 _RULES = {
     "polynomial": (("vp", "edm"), ("rho",), _polynomial),
+    "karras": (("vp", "edm"), ("rho",), _karras),
     "uniform_time": (("vp",), ("end",), _uniform_time),
     "flow_shift": (("flow",), ("shift",), _flow_shift),
     "flux_shift": (("flow",), ("base_tokens", "base_mu", "max_tokens", "max_mu"), _flux_shift),

@@ -67,7 +67,7 @@ def _with_newest(coeffs: Tensor) -> Tensor:
 def _check(tensors: Mapping[str, Tensor], nfe: int, step: StepCard) -> None:
     timedeltas, coeffs = tensors["timedeltas"], tensors["coeffs"]
     if tuple(timedeltas.shape) != (nfe,) or not bool((timedeltas > 0).all()):
-        raise ValueError(f"timedeltas must hold {nfe} positive steps, got {timedeltas.tolist()}")
+        raise ValueError(f"timedeltas must hold {nfe} positive steps, got {timedeltas.flatten()[:8].tolist()}")
     if abs(float(timedeltas.sum()) - 1) > 1e-6:
         raise ValueError(f"timedeltas must sum to 1, got {float(timedeltas.sum()):.6f}: divide them by their sum")
     if tuple(coeffs.shape) != (nfe, nfe) or bool((coeffs.triu() != 0).any()):

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from . import dyweight, searched
-from .card import Card
+from .card import Card, is_count
 from .family import Family
 from .schedules import Noise
 from .table import SolverTable
@@ -119,7 +119,7 @@ class Solver:
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists already: choose another name, or ask for it to be overwritten")
         tensors = {
-            f"{nfe}/{name}": tensor.detach().cpu().double().contiguous()
+            f"{nfe}/{name}": tensor.detach().cpu().double().clone().contiguous()
             for nfe, own in self.parameters.items()
             for name, tensor in own.items()
         }
@@ -165,8 +165,11 @@ def load_solver(solver: str | Path) -> Solver:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
         return _assemble(path.stem, metadata, tensors)
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file ({str(error)[:200]}); get the file again") from error
+    except ValueError as error:
+        remedy = "" if "update Learned Solvers" in str(error) else "; get the file again, or fit it again"
+        raise ValueError(f"{path}: {error}{remedy}") from error
 
 
 def list_solvers() -> list[str]:
@@ -187,8 +190,8 @@ def _assemble(name: str, metadata: Mapping[str, str], tensors: Mapping[str, Tens
     parameters: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         count, _, tensor_name = key.partition("/")
-        if not count.isdecimal() or not tensor_name:
-            raise ValueError(f'tensors are called "<steps>/<name>", got {key!r}: this is not a solver file')
+        if not is_count(count) or not tensor_name:
+            raise ValueError(f'tensors are called "<steps>/<name>", got {key[:40]!r}: this is not a solver file')
         if not tensor.is_floating_point():
             raise ValueError(f"{key} must hold floating-point numbers, got {tensor.dtype}")
         parameters.setdefault(int(count), {})[tensor_name] = tensor.double()

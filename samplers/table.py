@@ -69,7 +69,7 @@ class SolverTable:
         tensor = getattr(self, name)
         if tuple(tensor.shape) != shape:
             raise ValueError(
-                f"{name} must have shape {list(shape)} beside {shape[-1]} sigmas, got {list(tensor.shape)}"
+                f"{name} must have shape {list(shape)} beside {self.steps} sigmas, got {list(tensor.shape)}"
             )
         if tensor.dtype != torch.float64 or tensor.device.type != "cpu":
             raise ValueError(
@@ -91,12 +91,12 @@ class SolverTable:
     @property
     def sigma_start(self) -> float:
         """Noise level of the state that the solver starts from."""
-        return float(self.levels[0])
+        return self.levels[0].item()
 
     @property
     def sigma_end(self) -> float:
         """Noise level at which the result stands; 0 for a clean picture."""
-        return float(self.levels[-1])
+        return self.levels[-1].item()
 
     @property
     def requires_grad(self) -> bool:

@@ -11,9 +11,21 @@ from types import ModuleType
 
 import pytest
 import torch
+from learned_solvers.samplers import Grid, Solver
+from learned_solvers.samplers.card import Card, StepCard
 from torch import Tensor
 
-__all__ = ["Constant", "GaussianFlow", "GaussianVE", "Mixture", "Recorder", "Steps", "k_diffusion_module"]
+__all__ = [
+    "Constant",
+    "GaussianFlow",
+    "GaussianVE",
+    "Mixture",
+    "Recorder",
+    "Steps",
+    "ds_solver",
+    "dyweight_solver",
+    "k_diffusion_module",
+]
 
 
 def append_dims(sigma: Tensor, ndim: int) -> Tensor:
@@ -137,6 +149,30 @@ class Steps:
     def trajectory(self, result: Tensor) -> Tensor:
         """Returns all states, the start first and the result last, shape [N + 1, B, ...]."""
         return torch.stack([*(call["x"] for call in self.calls), result])
+
+
+def ds_solver(*steps: int, name: str = "ds_test", **card: object) -> Solver:
+    """Returns a DS solver with coefficients that no other count of steps has; a flow solver unless the card says so."""
+    parameters = {
+        n: {"timedeltas": torch.full((n,), 1 / n).double(), "coeffs": torch.full((n, n), -0.1 / n).double().tril(-1)}
+        for n in steps
+    }
+    facts = {"prediction": "flow", "model_family": "Test", "checkpoint": "test", **card}
+    return Solver(name, Card(family="ds", steps={n: StepCard() for n in steps}, **facts), parameters)
+
+
+def dyweight_solver(*steps: int, name: str = "dyweight_test", **card: object) -> Solver:
+    """Returns a DyWeight solver on EDM's grid; for EDM models unless the card says so."""
+    step = StepCard(grid=Grid("polynomial", {"rho": 7.0}))
+    parameters = {
+        n: {
+            "weights": torch.eye(n).double() + torch.full((n, n), -0.1 / n).double().tril(-1),
+            "t_scale": torch.linspace(0.9, 1.05, n, dtype=torch.float64),
+        }
+        for n in steps
+    }
+    facts = {"prediction": "edm", "model_family": "Test", "checkpoint": "test", **card}
+    return Solver(name, Card(family="dyweight", steps=dict.fromkeys(steps, step), **facts), parameters)
 
 
 def k_diffusion_module(name: str) -> ModuleType:

@@ -19,11 +19,12 @@ from PIL import Image
 from torch.testing import assert_close
 
 pytestmark = pytest.mark.comfy
-CHECKOUTS = checkouts() or [pytest.param(None, marks=pytest.mark.skip(reason=f"no ComfyUI: {WANTED}"))]
+NONE = pytest.param(None, id="none", marks=pytest.mark.skip(reason=f"no ComfyUI: {WANTED}"))
+CHECKOUTS = [pytest.param(path, id=path.name) for path in checkouts()] or [NONE]
 DATA = Path(__file__).parent / "data"
 
 
-@pytest.fixture(scope="module", params=CHECKOUTS, ids=lambda path: path.name)
+@pytest.fixture(scope="module", params=CHECKOUTS)
 def server(request, tmp_path_factory):
     base = tmp_path_factory.mktemp("comfy") / "base"
     make_base(request.param, base)
@@ -99,7 +100,12 @@ def test_auto_takes_the_models_own_solver_then_a_transferable_one(server, model,
         ("sd3", "dyweight_sd15", 6, "dyweight_sd15 was fitted for vp models, this model is flow: choose a flow solver"),
         ("sd15", "ds_flow-sit", 6, "ds_flow-sit was fitted for flow models, this model is vp: choose a vp solver"),
         ("sd15", "dyweight_sd15", 5, "dyweight_sd15 was fitted for 4, 6, 8 and 10 steps, got 5: choose one of these"),
-        ("sd15", "auto", 3, "no solver for SD15 (vp) model has 3 steps: choose the steps of dyweight_sd15 (4, 6, 8, 10"),
+        (
+            "sd15",
+            "auto",
+            3,
+            "no solver for SD15 (vp) model has 3 steps: choose the steps of dyweight_sd15 (4, 6, 8, 10",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_with_a_remedy(server, model, solver, steps, message):

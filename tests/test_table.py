@@ -118,6 +118,16 @@ def test_a_table_wants_a_gradient_if_one_of_its_tensors_does(name):
     assert SolverTable(**tensors(**{name: tensors()[name].requires_grad_()})).requires_grad
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_levels_of_a_table_with_gradients_are_read_without_a_warning():
+    torch.set_warn_always(True)
+    try:
+        table = SolverTable(**tensors(levels=tensors()["levels"].requires_grad_()))
+        assert (table.sigma_start, table.sigma_end) == (3, 0)
+    finally:
+        torch.set_warn_always(False)
+
+
 def test_a_plain_table_wants_no_gradient():
     assert not SolverTable(**tensors()).requires_grad
 

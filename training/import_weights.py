@@ -148,14 +148,21 @@ def read_tables(path: Path) -> list[Table]:
         raise ValueError(f"{path}: must be one of {', '.join(readers)}; name the published file itself")
     try:
         return readers[path.suffix](path)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not the published layout, {error!r}; name the published file itself") from error
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, RecursionError, OverflowError) as error:
+        if str(path) in str(error):
+            raise
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ValueError(f"{path}: not the published layout, {reason}; name the published file itself") from error
 
 
 def assemble(tables: Iterable[Table], day: str) -> list[Solver]:
     """Returns one solver per model; of two tables for one count, the one whose loss can be reproduced."""
     solvers = []
     tables = list(tables)
+    if unknown := {table.model for table in tables} - set(MODELS):
+        raise ValueError(
+            f"no facts are known about {', '.join(sorted(unknown))}: add them to MODELS in import_weights.py"
+        )
     for model, facts in MODELS.items():
         kept: dict[int, Table] = {}
         for table in (t for t in tables if t.model == model):
@@ -194,6 +201,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _read_json(path: Path) -> list[Table]:
     content = json.loads(path.read_text())
+    if not content["tables"]:
+        raise ValueError("it holds no tables")
     tables: list[Table] = []
     for name, entry in content["tables"].items():
         if "weights" in entry:

@@ -8,6 +8,7 @@ other call, refuses the file. Tensor storages inside are read by torch.load with
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import warnings
 from collections import OrderedDict
@@ -81,6 +82,8 @@ def _stand_ins() -> dict[tuple[str, str], Callable[..., Any] | str | type]:
     def tensor(
         data: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], requires_grad: bool, hooks: Any
     ) -> Tensor:
+        if math.prod(size) > data.numel():
+            raise ValueError("a tensor is larger than its storage")
         return torch.as_strided(data, size, stride, offset).clone()
 
     return {

@@ -78,7 +78,7 @@ def sample_published_ds(model, x, sigmas, extra_args=None, callback=None, disabl
     time = 1.0 if table.startswith("flow") else 0.999
     sampling = model.inner_model.inner_model.model_sampling
     for i, (dt, row) in enumerate(zip(deltas, figures["coeffs"], strict=True)):
-        row = row[:i] + [1 - sum(row[:i])]
+        row = [*row[:i], 1 - sum(row[:i])]
         later = time - dt if table.startswith("flow") else max(time - dt, 1e-3)
         if table.startswith("flow"):
             sigma, ratio = time, None

@@ -1,0 +1,124 @@
+"""The automatic choice: an exact match, else a transferable solver; never another, never silently."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+from learned_solvers.samplers import Solver, choose_solver, list_solvers, load_solver
+from oracles import ds_solver, dyweight_solver
+
+EXACT = ds_solver(5, 6, name="exact", model_family="Flux")
+TRANSFERABLE = ds_solver(5, 6, 7, name="transferable", model_family="SiT", transferable=True)
+OTHER = ds_solver(5, 8, name="other", model_family="Wan")
+DYWEIGHT = dyweight_solver(5, 9, name="dyweight", prediction="flow", model_family="Flux")
+VP = ds_solver(5, name="vp", prediction="vp", model_family="Flux", transferable=True)
+ALL = [OTHER, TRANSFERABLE, VP, EXACT, DYWEIGHT]
+
+
+@cache
+def bundled() -> list[Solver]:
+    return [load_solver(name) for name in list_solvers()]
+
+
+@pytest.mark.parametrize(
+    ("model_family", "family", "steps", "chosen"),
+    [
+        pytest.param("Flux", None, 5, EXACT, id="exact match"),
+        pytest.param("Flux", "dyweight", 5, DYWEIGHT, id="exact match of a family"),
+        pytest.param("Flux", None, 9, DYWEIGHT, id="exact match that has the steps"),
+        pytest.param("Flux", None, 7, TRANSFERABLE, id="no exact match with the steps"),
+        pytest.param("SD3", None, 5, TRANSFERABLE, id="unknown model"),
+        pytest.param(None, None, 5, TRANSFERABLE, id="the host cannot tell"),
+        pytest.param("Wan", None, 8, OTHER, id="exact match that is not transferable"),
+        pytest.param("SiT", None, 6, TRANSFERABLE, id="exact match that is transferable"),
+    ],
+)
+def test_the_best_match_is_chosen(model_family, family, steps, chosen):
+    assert choose_solver(ALL, "flow", steps, model_family=model_family, family=family) is chosen
+
+
+def test_another_prediction_type_is_never_chosen():
+    assert choose_solver(ALL, "vp", 5, model_family="Flux") is VP
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_among_equals_the_first_wins(order):
+    own, bundled = ds_solver(5, model_family="Flux"), ds_solver(5, model_family="Flux")
+    assert choose_solver([own, bundled][::order], "flow", 5, model_family="Flux") is [own, bundled][::order][0]
+
+
+def test_an_exact_match_wins_wherever_it_stands():
+    assert choose_solver([TRANSFERABLE, EXACT], "flow", 5, model_family="Flux") is EXACT
+
+
+def test_the_candidates_may_be_any_iterable():
+    assert choose_solver(iter(ALL), "flow", 7, model_family="Flux") is TRANSFERABLE
+
+
+def refusal(solvers, prediction: str, steps: int, **options: str) -> str:
+    with pytest.raises(ValueError) as refused:
+        choose_solver(solvers, prediction, steps, **options)
+    return str(refused.value)
+
+
+def test_a_missing_step_count_is_refused_with_the_ones_there_are():
+    message = refusal(ALL, "flow", 4, model_family="Flux")
+    assert "no solver for Flux (flow) model has 4 steps" in message
+    assert "steps of exact (5, 6 steps), or of dyweight (5, 9 steps), or of transferable (5, 6, 7 steps)" in message
+    assert "or name one that was fitted for another model: other (5, 8 steps)" in message
+    assert message.endswith("or fit one for 4 steps on this model")
+
+
+def test_a_solver_of_another_model_is_named_and_not_chosen():
+    message = refusal([OTHER], "flow", 5, model_family="Flux")
+    assert "name one that was fitted for another model: other (5, 8 steps)" in message
+
+
+def test_a_family_is_named_in_the_refusal_and_others_are_not_offered():
+    message = refusal(ALL, "flow", 4, model_family="Flux", family="dyweight")
+    assert "no dyweight solver for Flux (flow) model has 4 steps: choose the steps of dyweight (5, 9 steps)" in message
+    assert "exact" not in message
+
+
+def test_no_candidate_at_all_leaves_fitting():
+    message = "no solver for this (edm) model has 5 steps: fit one for 5 steps on this model"
+    assert refusal([], "edm", 5) == message
+
+
+def test_solvers_of_another_prediction_type_are_not_offered():
+    assert "vp (5 steps)" not in refusal(ALL, "flow", 4, model_family="Flux")
+
+
+@pytest.mark.parametrize("name", ["transferable", "exact", "other", "dyweight"])
+def test_each_candidate_is_offered_once(name):
+    message = refusal(ALL, "flow", 4, model_family="SiT")
+    assert message.count(f"{name} (") == 1
+
+
+@pytest.mark.parametrize(
+    ("prediction", "model_family", "steps", "chosen"),
+    [
+        ("flow", "Flux", 5, "dyweight_flux1-dev"),
+        ("flow", "Flux", 8, "ds_flow-sit"),
+        ("flow", "Wan", 6, "ds_flow-sit"),
+        ("flow", None, 7, "ds_flow-sit"),
+        ("vp", "SD15", 6, "dyweight_sd15"),
+        ("vp", "SD15", 5, "ds_vp-dit"),
+        ("vp", "SDXL", 8, "ds_vp-dit"),
+    ],
+)
+def test_a_host_with_the_bundled_solvers_gets(prediction, model_family, steps, chosen):
+    assert choose_solver(bundled(), prediction, steps, model_family=model_family).name == chosen
+
+
+@pytest.mark.parametrize(
+    ("prediction", "model_family", "steps", "offered"),
+    [
+        ("flow", "Wan", 4, "ds_flow-sit (5, 6, 7, 8, 9, 10 steps)"),
+        ("vp", None, 20, "ds_vp-dit (5, 6, 7, 8, 9, 10 steps)"),
+        ("edm", None, 5, "dyweight_cifar10 (3, 4, 5, 6, 7, 8, 9 steps)"),
+    ],
+)
+def test_a_host_with_the_bundled_solvers_is_told_what_there_is(prediction, model_family, steps, offered):
+    assert offered in refusal(bundled(), prediction, steps, model_family=model_family)

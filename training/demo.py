@@ -1,0 +1,75 @@
+"""The whole path on the bundled small model: fit, save, load, sample, compare, draw. Any CPU, about a minute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..samplers import FlowNoise, load_solver, sample_table
+from .fit import FitResult, fit_solver
+from .models.digits import SHAPE, load_digits
+from .picture import Strip, save_strips
+from .report import table_of
+from .scan import candidates
+from .teacher import Teacher
+
+__all__ = ["GUIDANCE", "demo_starts", "run_demo"]
+
+GUIDANCE = 3.0
+STEPS = (3, 5, 7)
+TEACHER = Teacher("heun", 60)
+
+
+def demo_starts(count: int, seed: int = 0) -> tuple[Tensor, dict[str, object]]:
+    """Returns starts [count, 1, 8, 8] and the model's arguments: random labels, guidance 3."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, *SHAPE, generator=generator)
+    return x, {"label": torch.randint(0, 10, (count,), generator=generator), "guidance": GUIDANCE}
+
+
+def run_demo(output: Path, *, overwrite: bool = False, say: Callable[[str], None] = print) -> FitResult:
+    """Returns the fit's result after writing dyweight_digits.safetensors, demo.png and demo.md.
+
+    Raises:
+        FileExistsError: The solver file exists and `overwrite` is False.
+    """
+    file = output / "dyweight_digits.safetensors"
+    if file.exists() and not overwrite:
+        raise FileExistsError(f"{file} exists already: choose another --output, or add --overwrite")
+    model, noise = load_digits(), FlowNoise()
+    x, extra_args = demo_starts(192)
+    card = {"model_family": "digits", "checkpoint": "training/models/digits.safetensors", "guidance": "3"}
+    result = fit_solver(
+        model, x, noise=noise, steps=STEPS, held_out=128, extra_args=extra_args, progress=say,
+        teacher=TEACHER.method, teacher_steps=TEACHER.steps, card={**card, "resolution": "8x8", "licence": "MIT"},
+    )  # fmt: skip
+    result.solver.save(file, overwrite=overwrite)
+    _draw(output / "demo.png", file, result)
+    (output / "demo.md").write_text(f"# A solver fitted to the bundled model\n\n{table_of(result)}\n")
+    say(f"\n{table_of(result)}\n\nwritten: {file}, {output / 'demo.png'}, {output / 'demo.md'}")
+    return result
+
+
+def _draw(path: Path, file: Path, result: FitResult) -> None:
+    """Draws one start per digit: the teacher, and per step count the best classical solver and ours, from the file."""
+    model, noise, solver = load_digits(), FlowNoise(), load_solver(file)
+    x, _ = demo_starts(10, seed=1)
+    extra_args = {"label": torch.arange(10), "guidance": GUIDANCE}
+    calls = TEACHER.calls
+    end = TEACHER.end_of(model, x, extra_args, noise)
+    strips: list[Strip] = [(f"Heun, {calls} calls", "the teacher", _pixels(end))]
+    for steps in solver.steps:
+        best = result.report[steps].peers[0].name
+        peer = next(c.table for c in candidates(steps, noise) if c.name == best)
+        for name, table in ((best, peer), ("Learned Solvers", solver.table(steps, noise))):
+            own = sample_table(model, x, table, extra_args, disable=True)
+            error = float((own - end).square().mean().sqrt())
+            strips.append((f"{name}", f"{steps} calls, error {error:.3f}", _pixels(own)))
+    save_strips(path, "The same noise, the same network, guidance 3: who comes closest to the teacher?", strips)
+
+
+def _pixels(x: Tensor) -> Tensor:
+    return (x + 1) / 2

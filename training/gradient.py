@@ -1,0 +1,183 @@
+"""Gradient descent through the network, as in the papers: Adam, AdamW or Lion with warm-up, cosine and clipping.
+
+For denoisers that differentiate; activations are recomputed instead of kept (torch.utils.checkpoint). The gradient is
+compared with a difference before the first step, as hosts' fused operations may drop it without an error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .gauss_newton import Progress, difference_step
+from .problem import Problem
+from .samples import CountedDenoiser
+
+__all__ = ["OPTIMIZERS", "GradientDescent", "Lion"]
+
+
+class Lion(torch.optim.Optimizer):
+    """Lion (arXiv 2302.06675): sign of an interpolated momentum, decoupled weight decay."""
+
+    def __init__(
+        self, params: Any, lr: float = 1e-2, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Makes one update."""
+        for group in self.param_groups:
+            beta_1, beta_2 = group["betas"]
+            for p in (p for p in group["params"] if p.grad is not None):
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.sub_(group["lr"] * torch.lerp(p.grad, momentum, beta_1).sign())
+                momentum.lerp_(p.grad, 1 - beta_2)
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "lion": Lion,
+}
+
+
+@dataclass(frozen=True)
+class GradientDescent:
+    """Settings of a fit; the defaults are DyWeight's for small pixel models (arXiv 2603.11607, its run.sh).
+
+    Args:
+        optimizer: "adam", "adamw" or "lion".
+        rate: Highest learning rate: 3e-2 for small models, 5e-4 to 1e-3 for SD and FLUX, 1e-2 with Lion.
+        weight_decay: Decoupled; the FLUX recipe has 5e-2.
+        batch: Samples per update.
+        epochs: Passes over the samples.
+        warm_up: Part of the updates over which the rate rises; after it a cosine falls to 1 % of it.
+        clip: Largest norm of the gradient.
+        seed: Of the order of samples.
+    """
+
+    optimizer: str = "adam"
+    rate: float = 3e-2
+    weight_decay: float = 0.0
+    batch: int = 16
+    epochs: int = 1
+    warm_up: float = 0.1
+    clip: float = 1.0
+    seed: int = 0
+
+    def fit(
+        self,
+        problem: Problem,
+        theta: Tensor,
+        held_out: Problem | None = None,
+        progress: Progress | None = None,
+        state: dict[str, Tensor] | None = None,
+        save: Callable[[dict[str, Tensor]], None] | None = None,
+    ) -> tuple[Tensor, float]:
+        """Returns the last parameters and their loss, on `held_out` where given; see `GaussNewton.fit`.
+
+        Raises:
+            ValueError: The gradient disagrees with a difference, or there is none.
+        """
+        theta = (theta if state is None else state["theta"]).clone().requires_grad_(True)
+        optimizer = OPTIMIZERS[self.optimizer]([theta], lr=self.rate, weight_decay=self.weight_decay)
+        per_epoch = max(1, len(problem.samples) // self.batch)
+        total, first = self.epochs * per_epoch, 0
+        if state is None:
+            self._check_gradient(problem, theta)
+        else:
+            first = int(state["updates"])
+            optimizer.load_state_dict(_unflatten(optimizer.state_dict(), state))
+        order = torch.Generator().manual_seed(self.seed)
+        for epoch in range(self.epochs):
+            rows = torch.randperm(len(problem.samples), generator=order)
+            for k in range(per_epoch):
+                update = epoch * per_epoch + k
+                if update < first:
+                    continue
+                loss = self._update(
+                    problem, theta, optimizer, rows[k * self.batch : (k + 1) * self.batch], update / total
+                )
+                if (update + 1) % max(1, total // 20) == 0:
+                    if progress is not None:
+                        progress(f"update {update + 1} of {total}: loss {loss:.3e}")
+                    if save is not None:
+                        flat = _flatten(optimizer.state_dict())
+                        save({**flat, "theta": theta.detach(), "updates": torch.tensor(float(update + 1))})
+        theta = theta.detach()
+        return theta, (held_out or problem).loss(theta)
+
+    def _update(
+        self, problem: Problem, theta: Tensor, optimizer: torch.optim.Optimizer, rows: Tensor, done: float
+    ) -> float:
+        for group in optimizer.param_groups:
+            group["lr"] = self.rate * self._schedule(done)
+        optimizer.zero_grad(set_to_none=True)
+        loss = self._loss(problem, theta, rows)
+        (gradient,) = torch.autograd.grad(loss, theta)
+        theta.grad = problem.sums(gradient) / problem.sums(torch.ones(()))
+        torch.nn.utils.clip_grad_norm_([theta], self.clip)
+        optimizer.step()
+        return float(loss)
+
+    def _schedule(self, done: float) -> float:
+        if done < self.warm_up:
+            return (done + 1e-3) / self.warm_up
+        return 0.01 + 0.99 * (1 + math.cos(math.pi * (done - self.warm_up) / (1 - self.warm_up))) / 2
+
+    def _loss(self, problem: Problem, theta: Tensor, rows: Tensor) -> Tensor:
+        """Returns the mean loss over some samples, with a graph down to theta."""
+        table = problem.space.table(theta)
+        batch, reference = problem.samples.pick(rows), problem.reference.pick(rows)
+        with torch.enable_grad():
+            states = problem.run(table, batch, _Recomputed(problem.model)).states
+            residual = problem.objective.residual(states[1:], table.levels[1:].tolist(), reference)
+        return problem.objective.rho(residual).double().mean().cpu()
+
+    def _check_gradient(self, problem: Problem, theta: Tensor) -> None:
+        """Compares the derivative along one direction with a difference, on a few samples."""
+        rows = torch.arange(min(4, len(problem.samples)))
+        direction = torch.ones_like(theta) / math.sqrt(len(theta))
+        step = difference_step(problem, theta.detach())
+        try:
+            (gradient,) = torch.autograd.grad(self._loss(problem, theta, rows), theta)
+        except RuntimeError as error:
+            raise ValueError(
+                f"this model does not differentiate ({error}): use the optimizer gauss-newton, which needs no gradient"
+            ) from error
+        with torch.no_grad():
+            ahead, behind = (self._loss(problem, theta + sign * step * direction, rows) for sign in (1, -1))
+        along, difference = float(gradient @ direction), float(ahead - behind) / (2 * step)
+        if abs(along - difference) > 0.05 * max(abs(along), abs(difference), 1e-12) + 10 * step * step:
+            raise ValueError(
+                f"this model's gradient is wrong: {along:.4e} along a direction where a difference gives "
+                f"{difference:.4e}; use the optimizer gauss-newton, which needs no gradient"
+            )
+
+
+class _Recomputed:
+    """A denoiser that keeps no activations: its forward pass runs again during backpropagation. Counts as two calls."""
+
+    def __init__(self, model: CountedDenoiser) -> None:
+        self.model = model
+
+    def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
+        self.model.calls += 2 * len(x)  # the backward pass counts as two calls
+        return checkpoint(self.model.uncounted, x, sigma, use_reentrant=False, **extra_args)  # pyright: ignore
+
+
+def _flatten(state: dict[str, Any]) -> dict[str, Tensor]:
+    return {f"optimizer/{k}": torch.as_tensor(v).clone() for k, v in state["state"].get(0, {}).items()}
+
+
+def _unflatten(empty: dict[str, Any], record: dict[str, Tensor]) -> dict[str, Any]:
+    own = {k.removeprefix("optimizer/"): v for k, v in record.items() if k.startswith("optimizer/")}
+    return {**empty, "state": {0: own} if own else {}}

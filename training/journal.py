@@ -1,0 +1,82 @@
+"""What a fit has found so far, on disk: an interrupted fit goes on where it was, and ends with the same file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+__all__ = ["Journal", "agree"]
+
+Record = dict[str, Tensor]
+
+
+class Journal:
+    """Named records of tensors, saved atomically after each change.
+
+    Args:
+        path: File to keep them in; None keeps them in memory only.
+        settings: What the records follow from. A file with other settings is refused.
+        shared: Gives every process what process 0 read (the identity in one process).
+        writes: Whether this process writes.
+
+    Raises:
+        ValueError: The file belongs to a fit with other settings.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        settings: dict[str, object],
+        shared: Callable[[dict[str, Record]], dict[str, Record]] = lambda records: records,
+        writes: bool = True,
+    ) -> None:
+        self.path = path if writes else None
+        self.settings = json.dumps(settings, sort_keys=True)
+        self._records: dict[str, Record] = shared(self._read() if self.path and self.path.exists() else {})
+        self.resumed = bool(self._records)
+
+    def get(self, name: str) -> Record | None:
+        """Returns a record, or None."""
+        return self._records.get(name)
+
+    def put(self, name: str, record: Record) -> None:
+        """Keeps a record and saves all of them."""
+        self._records[name] = {key: tensor.detach().clone() for key, tensor in record.items()}
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(f".{os.getpid()}.part")
+        flat = {f"{name}|{key}": tensor for name, own in self._records.items() for key, tensor in own.items()}
+        save_file(flat, temporary, metadata={"settings": self.settings})
+        os.replace(temporary, self.path)
+
+    def discard(self) -> None:
+        """Deletes the file, once the result stands elsewhere."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    def _read(self) -> dict[str, Record]:
+        assert self.path is not None
+        records: dict[str, Record] = {}
+        with safe_open(self.path, framework="pt") as file:
+            if (file.metadata() or {}).get("settings") != self.settings:
+                raise ValueError(
+                    f"{self.path} belongs to a fit with other settings: repeat that fit's command to go on with it, or "
+                    "delete the file to start anew"
+                )
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                name, _, tensor = key.rpartition("|")
+                records.setdefault(name, {})[tensor] = file.get_tensor(key)
+        return records
+
+
+def agree(value: float) -> Tensor:
+    """Returns a number as a record's tensor."""
+    return torch.tensor(value, dtype=torch.float64)

@@ -1,0 +1,140 @@
+"""One fit's problem: a space, samples with their reference, an objective. Evaluates losses and normal equations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..samplers import SolverTable, sample_table
+from ..samplers.multistep import Denoiser, continue_table
+from .objective import Objective
+from .samples import CountedDenoiser, Samples
+from .spaces import Space
+from .teacher import Reference
+
+__all__ = ["Normal", "Problem", "Run", "Sums"]
+
+Sums = Callable[[Tensor], Tensor]  # adds a tensor up over processes; the identity in one process
+
+
+class Normal(NamedTuple):
+    """Normal equations at a point: J^T W J [P, P], J^T W r [P], the mean loss; float64 on the CPU."""
+
+    matrix: Tensor
+    gradient: Tensor
+    loss: float
+
+
+class Run(NamedTuple):
+    """A run of a table: states x_0 ... x_N, entries h_0 ... h_{N-1}."""
+
+    states: list[Tensor]
+    entries: list[Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Samples to be matched by the tables of a space.
+
+    Args:
+        model: The denoiser.
+        space: Free parameters.
+        samples: Starts.
+        reference: The teacher's states for them.
+        objective: The loss.
+        total: Number of samples over all processes.
+        sums: Adds tensors up over processes.
+    """
+
+    model: CountedDenoiser
+    space: Space
+    samples: Samples
+    reference: Reference
+    objective: Objective
+    total: int
+    sums: Sums = field(default=lambda tensor: tensor)
+
+    def loss(self, theta: Tensor) -> float:
+        """Returns the mean loss over all samples; inf where the parameters make no table or no finite states."""
+        try:
+            table = self.space.table(theta)
+        except ValueError:
+            return float("inf")
+        total = torch.zeros((), dtype=torch.float64)
+        for start, batch in self.samples.batches():
+            total += self._rho(table, self.run(table, batch).states, start, len(batch))
+        mean = float(self.sums(total)) / self.total
+        return mean if mean == mean else float("inf")
+
+    def errors(self, table: SolverTable) -> Tensor:
+        """Returns the mean square distance to the teacher's end of each of this process's samples, shape [S]."""
+        parts = []
+        for start, batch in self.samples.batches():
+            end = sample_table(self.model, batch.x, table, batch.extra_args, disable=True)
+            parts.append(
+                (end - self.reference.rows(start, start + len(batch)).end).double().flatten(1).square().mean(1)
+            )
+        return torch.cat(parts).cpu()
+
+    def normal(self, theta: Tensor, difference: float) -> Normal:
+        """Returns the normal equations; the Jacobian is made of forward differences of size `difference`.
+
+        Only the residuals of one microbatch are in memory at a time.
+        """
+        size = len(theta)
+        matrix = torch.zeros(size, size, dtype=torch.float64)
+        gradient, loss = torch.zeros(size, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        base = self.space.table(theta)
+        moved = [self.space.table(theta + difference * unit) for unit in torch.eye(size, dtype=torch.float64)]
+        for start, batch in self.samples.batches():
+            reference = self.reference.rows(start, start + len(batch))
+            run = self.run(base, batch)
+            residual = self._residual(base, run.states, reference)
+            weight = self.objective.weight(residual)
+            columns = [
+                (self._residual(table, self._departed(table, run, batch, *restart), reference) - residual) / difference
+                for table, restart in zip(moved, self.space.restart, strict=True)
+            ]
+            jacobian = torch.stack(columns).flatten(1)
+            weighted = (jacobian.view(size, *residual.shape) * weight).flatten(1)
+            # Means over the entries of a sample, sums over samples: the same scale as the loss.
+            scale = 1.0 / residual[0].numel()
+            matrix += scale * (weighted @ jacobian.T).double().cpu()
+            gradient += scale * (weighted @ residual.flatten()).double().cpu()
+            loss += self.objective.rho(residual).double().sum().cpu()
+        # One sum over processes for all three.
+        together = self.sums(torch.cat([matrix.flatten(), gradient, loss[None]])) / self.total
+        return Normal(together[: size * size].view(size, size), together[size * size : -1], float(together[-1]))
+
+    def run(self, table: SolverTable, batch: Samples, model: Denoiser | None = None) -> Run:
+        """Returns a run of a table over a microbatch, through `model` in place of the problem's own if given."""
+        states, entries = [], []
+
+        def keep(step: dict) -> None:
+            x, denoised = step["x"], step["denoised"]
+            states.append(x)
+            entries.append(denoised if table.history == "denoised" else (x - denoised) / float(table.sigmas[step["i"]]))
+
+        end = sample_table(model or self.model, batch.x, table, batch.extra_args, keep, disable=True)
+        return Run([*states, end], entries)
+
+    def _departed(self, table: SolverTable, run: Run, batch: Samples, step: int, known: int) -> list[Tensor]:
+        """Returns the states of a run that leaves `run` at x_step, with the first `known` entries kept."""
+        later: list[Tensor] = []
+        history = dict(enumerate(run.entries[:known]))
+        end = continue_table(
+            self.model, run.states[step], table, history, step, batch.extra_args, lambda s: later.append(s["x"]), True
+        )
+        missing = len(run.states) - 1 - len(later)  # states that the callback has not seen: they are the base run's
+        return [*run.states[:missing], *later, end]
+
+    def _residual(self, table: SolverTable, states: list[Tensor], reference: Reference) -> Tensor:
+        return self.objective.residual(states[1:], table.levels[1:].tolist(), reference)
+
+    def _rho(self, table: SolverTable, states: list[Tensor], start: int, count: int) -> Tensor:
+        residual = self._residual(table, states, self.reference.rows(start, start + count))
+        return self.objective.rho(residual).double().sum().cpu()

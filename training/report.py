@@ -1,0 +1,28 @@
+"""What a fit says about itself: a table for the terminal and a Markdown file."""
+
+from __future__ import annotations
+
+from .fit import FitResult
+
+__all__ = ["table_of"]
+
+
+def table_of(result: FitResult) -> str:
+    """Returns a Markdown table: per step count the errors of the three best peers and of ours, calls and seconds."""
+    lines = [
+        "| calls | best classical solvers at their best grid | ours: before | ours: fitted | best peer / ours "
+        "| network calls spent | seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for steps, report in result.report.items():
+        peers = "; ".join(f"{peer.name} {peer.error:.4f}" for peer in report.peers[:3])
+        lines.append(
+            f"| {steps} | {peers} | {report.error_before:.4f} | **{report.error_after:.4f}** "
+            f"| {report.peers[0].error / report.error_after:.2f} | {report.network_calls:,} | {report.seconds:.0f} |"
+        )
+    lines.append("")
+    lines.append(
+        "Errors are RMSE to the teacher's pictures on held-out starts. "
+        f"The teacher took {result.teacher_calls:,} network calls, shared by all rows."
+    )
+    return "\n".join(lines)

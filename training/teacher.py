@@ -1,0 +1,174 @@
+"""The reference that a solver is fitted to: a many-step classical solver from the same start."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..samplers import EDMNoise, FlowNoise, Grid, VPNoise, dpmpp_2m, euler, ipndm, sample_table
+from ..samplers.multistep import Denoiser
+from ..samplers.schedules import Noise
+from .samples import Samples
+
+__all__ = ["TEACHERS", "Reference", "Teacher", "teacher_grid"]
+
+TEACHERS = ("euler", "heun", "dpmpp_2m", "ipndm")
+_TABLES = {"euler": euler, "dpmpp_2m": dpmpp_2m, "ipndm": lambda sigmas: ipndm(sigmas, 4)}
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The teacher's trajectories: `levels` [T + 1], `states` [T + 1, S, ...]; T = 0: only the ends."""
+
+    levels: Tensor
+    states: Tensor
+
+    @property
+    def end(self) -> Tensor:
+        """End states, shape [S, ...]."""
+        return self.states[-1]
+
+    def rows(self, start: int, stop: int) -> Reference:
+        """Returns the trajectories of samples start ... stop - 1."""
+        return Reference(self.levels, self.states[:, start:stop])
+
+    def pick(self, rows: Tensor) -> Reference:
+        """Returns the trajectories of a list of sample numbers."""
+        return Reference(self.levels, self.states[:, rows.to(self.states.device)])
+
+    def at(self, level: float) -> Tensor:
+        """Returns the states at a noise level, interpolated linearly between the teacher's own, shape [S, ...]."""
+        i = int((self.levels > level).sum().clamp(1, len(self.levels) - 1))
+        high, low = float(self.levels[i - 1]), float(self.levels[i])
+        return torch.lerp(self.states[i - 1], self.states[i], (high - level) / (high - low))
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A many-step reference.
+
+    Args:
+        method: One of TEACHERS. heun costs two calls per step but the last, the others one.
+        steps: Steps of its grid.
+    """
+
+    method: str = "heun"
+    steps: int = 60
+
+    def __post_init__(self) -> None:
+        if self.method not in TEACHERS:
+            raise ValueError(f"teacher must be one of {', '.join(TEACHERS)}, got {self.method!r}")
+        if self.steps < 2:
+            raise ValueError(f"a teacher needs at least 2 steps, got {self.steps}: 28 to 100 are usual")
+
+    @property
+    def calls(self) -> int:
+        """Network calls per sample."""
+        return 2 * self.steps - 1 if self.method == "heun" else self.steps
+
+    def reference(
+        self,
+        model: Denoiser,
+        samples: Samples,
+        noise: Noise,
+        *,
+        trajectory: bool = False,
+        cache: Path | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Reference:
+        """Returns the teacher's end states or trajectories, microbatch by microbatch.
+
+        Args:
+            model: The denoiser.
+            samples: Starts.
+            noise: The model's schedule.
+            trajectory: Keep all states, not only the ends.
+            cache: A folder; a microbatch that is in it is not run again. Files are named by their content: starts,
+                extra tensors and teacher; the caller gives every model a folder of its own.
+            progress: Called with the number of samples done after each microbatch.
+        """
+        levels = teacher_grid(noise, self.steps)
+        parts = []
+        for start, batch in samples.batches():
+            path = None if cache is None else cache / f"{_digest(self, batch, levels, trajectory)}.safetensors"
+            if path is not None and path.exists():
+                states = load_file(path)["states"].to(batch.x.device)
+            else:
+                states = self._run(model, batch, levels, trajectory)
+                if path is not None:
+                    _save(path, states)
+            parts.append(states)
+            if progress is not None:
+                progress(start + len(batch))
+        return Reference(levels if trajectory else levels[-1:], torch.cat(parts, dim=1))
+
+    def end_of(self, model: Denoiser, x: Tensor, extra_args: Mapping[str, Any], noise: Noise) -> Tensor:
+        """Returns the end states of one batch of starts, shape [B, ...]."""
+        return self.reference(model, Samples(x, extra_args, len(x)), noise).end
+
+    def _run(self, model: Denoiser, batch: Samples, levels: Tensor, trajectory: bool) -> Tensor:
+        states: list[Tensor] = []
+        if self.method == "heun":
+            end = _heun(model, batch, levels, states)
+        else:
+            table = _TABLES[self.method](levels)
+            end = sample_table(model, batch.x, table, batch.extra_args, lambda s: states.append(s["x"]), disable=True)
+        return torch.stack([*states, end]) if trajectory else end[None]
+
+
+def teacher_grid(noise: Noise, steps: int) -> Tensor:
+    """Returns a dense grid that ends at 0: Karras with rho 7 on VP and EDM models, even flow time on flow models.
+
+    Even flow time is shifted as FLUX shifts it where the number of latent tokens is known.
+    """
+    if isinstance(noise, FlowNoise):
+        if noise.tokens is None:
+            return Grid("flow_shift", {"shift": 1.0}).levels(steps, noise)
+        rule = {"base_tokens": 256, "base_mu": 0.5, "max_tokens": 4096, "max_mu": 1.15}
+        return Grid("flux_shift", rule).levels(steps, noise)
+    assert isinstance(noise, VPNoise | EDMNoise)
+    return Grid("karras", {"rho": 7.0}).levels(steps, noise)
+
+
+def _heun(model: Denoiser, batch: Samples, levels: Tensor, states: list[Tensor]) -> Tensor:
+    """Heun's method (arXiv 2206.00364, algorithm 1); Euler in a last step to 0. Appends the states before each step."""
+    x, s_in = batch.x, batch.x.new_ones([len(batch)])
+    sigmas = levels.tolist()
+    for sigma, sigma_next in pairwise(sigmas):
+        states.append(x)
+        d = (x - model(x, sigma * s_in, **batch.extra_args)) / sigma
+        x_next = x + (sigma_next - sigma) * d
+        if sigma_next > 0:
+            d_next = (x_next - model(x_next, sigma_next * s_in, **batch.extra_args)) / sigma_next
+            x_next = x + (sigma_next - sigma) * (d + d_next) / 2
+        x = x_next
+    return x
+
+
+def _digest(teacher: Teacher, batch: Samples, levels: Tensor, trajectory: bool) -> str:
+    """Returns a name for the microbatch's trajectories: the hash of what they follow from, but for the model."""
+    digest = hashlib.sha256(f"{teacher.method} {teacher.steps} {trajectory}".encode())
+    digest.update(levels.numpy().tobytes())
+    tensors = {"x": batch.x, **batch.extra_args}
+    for key in sorted(tensors):
+        value = tensors[key]
+        plain = value.detach().cpu().double().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode()
+        digest.update(key.encode() + plain)
+    return digest.hexdigest()[:32]
+
+
+def _save(path: Path, states: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.part")
+    save_file({"states": states.detach().cpu().contiguous()}, temporary, metadata={"note": json.dumps("trajectories")})
+    os.replace(temporary, path)
