@@ -167,7 +167,7 @@ class Grid:
             )
         for name, value in self.parameters.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST:
-                raise ValueError(f"grid parameter {name} must be a positive finite number, got {str(value)[:40]}")
+                raise ValueError(f"grid parameter {name} must be a positive finite number, got {value!r:.40}")
 
     def levels(self, steps: int, noise: Noise) -> Tensor:
         """Returns steps + 1 descending noise levels on `noise`, shape [steps + 1].

@@ -278,6 +278,15 @@ def test_an_analytic_first_step_becomes_a_call_elsewhere(first, last, calls):
     assert len(recorder.sigma) == part.nfe == calls
 
 
+def test_an_analytic_first_step_is_none_of_a_part_that_starts_at_a_later_level():
+    table = learned(analytic_first=True)
+    recorder, first = Recorder(GaussianVE()), table.levels[2].item()
+    part = part_of_table(table, first, 0.0)
+    run(recorder, start(first), part)
+    assert not part.analytic_first
+    torch.testing.assert_close(recorder.sigmas[:, 0], table.sigmas[2:], rtol=0, atol=0)
+
+
 def test_an_analytic_first_step_alone_is_stretched_to_the_end():
     part = part_of_table(learned(analytic_first=True), 10.0, 8.0)
     assert (part.steps, part.nfe, part.sigma_end) == (1, 0, 8.0)

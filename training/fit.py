@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..samplers import Solver, load_solver
+from ..samplers import Solver, VPNoise, load_solver
 from ..samplers.card import Card, StepCard
 from ..samplers.schedules import Noise
 from ..samplers.version import VERSION
@@ -231,20 +231,22 @@ class _Fit:
         )
         before = rmse(judge, space.table(theta))
         theta, _ = self._run(problems, theta, notes, f"{n}/main")
-        space, theta = self._not_worse(n, order, space, theta, problems, notes)
+        space, theta, note = self._not_worse(n, order, space, theta, problems, notes)
         after = rmse(judge, space.table(theta))
         self.say(
             f"{n} steps: held-out error {before:.4f} -> {after:.4f}, 1/{peers[0].error / after:.2f} of the best peer's"
         )
         card = replace(
             space.step_card(theta), error_before=before, error_after=after, best_peer=peers[0].name,
-            error_best_peer=peers[0].error, network_calls=self.model.calls,
+            error_best_peer=peers[0].error, network_calls=self.model.calls, note=note,
         )  # fmt: skip
         report = StepReport(before, after, tuple(peers), self.model.calls, time.monotonic() - began, name)
         return space.tensors(theta), card, report
 
     def _problem(self, space: Space | None, samples: Samples, reference: Reference, total: int) -> Problem:
-        return Problem(self.model, space, samples, reference, self.objective, total, self.processes.sums)  # pyright: ignore
+        probe = len(self.processes.first(samples, min(16, total)))
+        sums = self.processes.sums
+        return Problem(self.model, space, samples, reference, self.objective, total, sums, probe)  # pyright: ignore
 
     def _calls(self) -> Tensor:
         return torch.tensor(float(self.model.calls), dtype=torch.float64)
@@ -295,7 +297,7 @@ class _Fit:
         """Returns the best of a few starts after a short fit on the scanned samples."""
         chosen: list[Candidate] = []
         for candidate in order:  # one per grid: the same grid leads to the same minimum
-            if candidate.grid not in [c.grid for c in chosen]:
+            if candidate.grid not in [c.grid for c in chosen] and self._can_start(candidate):
                 chosen.append(candidate)
         found = []
         for k, candidate in enumerate(chosen[:_STARTS]):
@@ -335,16 +337,28 @@ class _Fit:
         theta: Tensor,
         problems: tuple[Problem, Problem],
         notes: Journal,
-    ) -> tuple[Space, Tensor]:
+    ) -> tuple[Space, Tensor, str | None]:
         """Returns a result that is no worse than the best classical solver on the fit's own samples.
 
-        A window can cut a classical solver's history; then the fit starts again from the whole of it.
+        A window can cut a classical solver's history; then the fit starts again from the whole of it. DS-Solver on VP
+        models ends its grid above 0 and may still fall short: the note says so.
         """
         best = min(order[:3], key=lambda c: rmse(problems[0], c.table))
-        if rmse(problems[0], space.table(theta)) <= rmse(problems[0], best.table):
-            return space, theta
-        space = self._space(n, best, history=n)
-        self.say(f"{n} steps: starting again from {best.name} with its whole history")
-        wide = (replace(problems[0], space=space), replace(problems[1], space=space))
-        theta, _ = self._run(wide, space.initial(best.table), notes, f"{n}/wide")
-        return space, theta
+        bound = rmse(problems[0], best.table)
+        if rmse(problems[0], space.table(theta)) <= bound:
+            return space, theta, None
+        if self._can_start(best):
+            space = self._space(n, best, history=n)
+            self.say(f"{n} steps: starting again from {best.name} with its whole history")
+            wide = (replace(problems[0], space=space), replace(problems[1], space=space))
+            theta, _ = self._run(wide, space.initial(best.table), notes, f"{n}/wide")
+            if rmse(problems[0], space.table(theta)) <= bound:
+                return space, theta, None
+        reached = rmse(problems[0], space.table(theta))
+        note = f"Error {reached:.4g} on the fit's samples; {best.name} has {bound:.4g}: use that one, or fit dyweight."
+        self.say(f"{n} steps: {note}")
+        return space, theta, note
+
+    def _can_start(self, candidate: Candidate) -> bool:
+        """Whether the family has the candidate's levels: DS-Solver on VP models cannot end at 0."""
+        return not (self.family == "ds" and isinstance(self.noise, VPNoise) and candidate.table.sigma_end == 0)

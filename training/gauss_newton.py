@@ -111,14 +111,15 @@ def difference_step(problem: Problem, theta: Tensor) -> float:
     """Returns a size for forward differences, about the root of the model's relative rounding noise.
 
     A difference of size h is off by about h (curvature) plus noise / h. The noise is what a second difference over a
-    small distance leaves: 1e-7 in float32, 1e-2 in bfloat16. Costs three runs of one microbatch.
+    small distance leaves: 1e-7 in float32, 1e-2 in bfloat16. Costs three runs of a few samples.
     """
-    first = problem.samples.rows(0, min(problem.samples.microbatch, len(problem.samples), 16))
-    direction = 1e-3 * torch.ones_like(theta)
-    ends = []
-    for k in (-1, 0, 1):
-        table = problem.space.table(theta + k * direction)
-        ends.append(problem.run(table, first).states[-1].double())
-    scale = ends[1].square().mean().sqrt()
-    noise = (ends[0] - 2 * ends[1] + ends[2]).square().mean().sqrt() / (math.sqrt(6) * scale)
-    return min(max(math.sqrt(float(noise)), 1e-4), 0.1)
+    probe = problem.samples.rows(0, problem.probe)
+    tables = [problem.space.table(theta + k * 1e-3) for k in (-1, 0, 1)]
+    squares = torch.zeros(2, dtype=torch.float64)
+    for _, batch in probe.batches():
+        ends = [problem.run(table, batch).states[-1].double() for table in tables]
+        second = ends[0] - 2 * ends[1] + ends[2]
+        squares += torch.stack([second.square().sum(), ends[1].square().sum()]).cpu()
+    of_difference, of_state = problem.sums(squares).tolist()
+    noise = math.sqrt(of_difference / (6 * of_state))
+    return min(max(math.sqrt(noise), 1e-4), 0.1)

@@ -139,7 +139,7 @@ class GradientDescent:
         batch, reference = problem.samples.pick(rows), problem.reference.pick(rows)
         with torch.enable_grad():
             states = problem.run(table, batch, _Recomputed(problem.model)).states
-            residual = problem.objective.residual(states[1:], table.levels[1:].tolist(), reference)
+            residual = problem.objective.residual(states[1:], table.levels[1:], reference)
         return problem.objective.rho(residual).double().mean().cpu()
 
     def _check_gradient(self, problem: Problem, theta: Tensor) -> None:

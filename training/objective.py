@@ -21,8 +21,8 @@ class Objective(Protocol):
 
     needs_trajectory: bool
 
-    def residual(self, states: list[Tensor], levels: list[float], reference: Reference) -> Tensor:
-        """Returns the residual of a run, shape [B, M]; `states` are x_1 ... x_N [B, ...], `levels` theirs."""
+    def residual(self, states: list[Tensor], levels: Tensor, reference: Reference) -> Tensor:
+        """Returns the residual of a run, shape [B, M]; `states` are x_1 ... x_N [B, ...], `levels` [N] theirs."""
         ...
 
     def rho(self, residual: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class PointLoss:
         if self.kind not in ("l2", "l1", "huber"):
             raise ValueError(f"loss must be one of {', '.join(LOSSES)} or a feature function, got {self.kind!r}")
 
-    def residual(self, states: list[Tensor], levels: list[float], reference: Reference) -> Tensor:  # noqa: D102
+    def residual(self, states: list[Tensor], levels: Tensor, reference: Reference) -> Tensor:  # noqa: D102
         return (states[-1] - reference.end).flatten(1)
 
     def rho(self, residual: Tensor) -> Tensor:  # noqa: D102
@@ -89,7 +89,7 @@ class TrajectoryLoss:
     delta: float = 1e-3
     needs_trajectory = True
 
-    def residual(self, states: list[Tensor], levels: list[float], reference: Reference) -> Tensor:  # noqa: D102
+    def residual(self, states: list[Tensor], levels: Tensor, reference: Reference) -> Tensor:  # noqa: D102
         inner = [x - reference.at(level) for x, level in zip(states[:-1], levels[:-1], strict=True)]
         return torch.stack([*inner, states[-1] - reference.end], dim=1).flatten(2)
 
@@ -114,7 +114,7 @@ class FeatureLoss:
     features: Callable[[Tensor], Tensor]
     needs_trajectory = False
 
-    def residual(self, states: list[Tensor], levels: list[float], reference: Reference) -> Tensor:  # noqa: D102
+    def residual(self, states: list[Tensor], levels: Tensor, reference: Reference) -> Tensor:  # noqa: D102
         return (self.features(states[-1]) - self.features(reference.end)).flatten(1)
 
     def rho(self, residual: Tensor) -> Tensor:  # noqa: D102

@@ -48,6 +48,7 @@ class Problem:
         objective: The loss.
         total: Number of samples over all processes.
         sums: Adds tensors up over processes.
+        probe: How many of this process's first samples are enough to measure rounding noise.
     """
 
     model: CountedDenoiser
@@ -57,6 +58,7 @@ class Problem:
     objective: Objective
     total: int
     sums: Sums = field(default=lambda tensor: tensor)
+    probe: int = 16
 
     def loss(self, theta: Tensor) -> float:
         """Returns the mean loss over all samples; inf where the parameters make no table or no finite states."""
@@ -117,7 +119,7 @@ class Problem:
         def keep(step: dict) -> None:
             x, denoised = step["x"], step["denoised"]
             states.append(x)
-            entries.append(denoised if table.history == "denoised" else (x - denoised) / float(table.sigmas[step["i"]]))
+            entries.append(denoised if table.history == "denoised" else (x - denoised) / table.sigmas[step["i"]].item())
 
         end = sample_table(model or self.model, batch.x, table, batch.extra_args, keep, disable=True)
         return Run([*states, end], entries)
@@ -133,7 +135,7 @@ class Problem:
         return [*run.states[:missing], *later, end]
 
     def _residual(self, table: SolverTable, states: list[Tensor], reference: Reference) -> Tensor:
-        return self.objective.residual(states[1:], table.levels[1:].tolist(), reference)
+        return self.objective.residual(states[1:], table.levels[1:], reference)
 
     def _rho(self, table: SolverTable, states: list[Tensor], start: int, count: int) -> Tensor:
         residual = self._residual(table, states, self.reference.rows(start, start + count))

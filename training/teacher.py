@@ -46,11 +46,11 @@ class Reference:
         """Returns the trajectories of a list of sample numbers."""
         return Reference(self.levels, self.states[:, rows.to(self.states.device)])
 
-    def at(self, level: float) -> Tensor:
-        """Returns the states at a noise level, interpolated linearly between the teacher's own, shape [S, ...]."""
-        i = int((self.levels > level).sum().clamp(1, len(self.levels) - 1))
-        high, low = float(self.levels[i - 1]), float(self.levels[i])
-        return torch.lerp(self.states[i - 1], self.states[i], (high - level) / (high - low))
+    def at(self, level: Tensor) -> Tensor:
+        """Returns the states at a noise level (0-d), interpolated linearly between the own ones, shape [S, ...]."""
+        i = int((self.levels > level.detach()).sum().clamp(1, len(self.levels) - 1))
+        part = (self.levels[i - 1] - level) / (self.levels[i - 1] - self.levels[i])
+        return self.states[i - 1] + part * (self.states[i] - self.states[i - 1])
 
 
 @dataclass(frozen=True)
