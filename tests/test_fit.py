@@ -162,14 +162,15 @@ def test_a_linear_problem_is_solved_to_its_known_optimum():
 
 
 def test_gauss_newton_and_gradient_descent_find_the_same_minimum():
-    own = problem("flow", "dyweight", 2)
-    theta = start_of(own, "flow", 2)
-    newton, low = GaussNewton(iterations=30, tolerance=1e-9, difference=1e-6).fit(own, theta)
+    own = problem("flow", "ds", 4, history=1)  # three time steps of Euler's method: one valley, small enough to converge
+    theta = start_of(own, "flow", 4)
+    newton, low = GaussNewton(iterations=30, tolerance=1e-9, difference=1e-6).fit(own, theta + 0.5)
     assert low < 0.9 * own.loss(theta)
-    near = newton + 0.05 * torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0], dtype=torch.float64)  # several minima exist
-    _, also_low = GradientDescent(rate=0.01, batch=12, epochs=1500).fit(own, near)
-    assert own.loss(near) > 1.01 * low
-    assert also_low == pytest.approx(low, rel=2e-2)
+    near = newton + 0.2 * torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)  # several minima exist: the same valley
+    assert own.loss(near) > 1.2 * low
+    adam, also_low = GradientDescent(rate=0.02, batch=12, epochs=1500).fit(own, near)
+    assert also_low == pytest.approx(low, rel=1e-3)
+    assert_close(adam, newton, rtol=1e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "lion"])
