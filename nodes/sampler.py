@@ -10,9 +10,9 @@ from comfy.samplers import KSAMPLER
 from torch import Tensor
 
 from ..samplers import Solver, SolverTable, choose_solver, part_of_table
+from ..samplers.host_models import model_family, noise_of, pixel_size
 from ..samplers.schedules import FlowNoise, Noise
 from .folder import find_solver, fingerprint, loadable_solvers, solver_names
-from .host import model_family, noise_of, pixel_size
 from .sampling import sample_learned_solver
 
 __all__ = ["AUTO", "LearnedSolver"]

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from ..samplers import Solver, sample_solver
+from ..samplers.host_models import noise_of
 from ..samplers.multistep import Callback
-from .host import noise_of
 
 __all__ = ["sample_learned_solver"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from learned_solvers.samplers import EDMNoise, FlowNoise, VPNoise, list_solvers, load_solver, sample_table
+from learned_solvers.samplers import EDMNoise, FlowNoise, Solver, VPNoise, list_solvers, load_solver, sample_table
 from learned_solvers.samplers.solver_file import BUNDLED
 from oracles import GaussianFlow, GaussianVE, Recorder
 
@@ -45,6 +45,11 @@ def published(name: str) -> dict:
     return json.loads((Path(__file__).parent / "data" / f"{name}.json").read_text())["tables"]
 
 
+@cache
+def shipped(name: str) -> Solver:
+    return load_solver(name)
+
+
 def published_dyweight() -> dict[tuple[str, int], tuple[str, dict]]:
     """Returns the published tables and their names by bundled solver and count of calls."""
     names = {dataset: name for name, dataset in DATASETS.items()}
@@ -58,12 +63,12 @@ def test_the_bundled_solvers_are_these():
 
 @pytest.mark.parametrize(("name", "steps"), STEPS.items(), ids=STEPS)
 def test_a_solver_has_the_published_step_counts(name, steps):
-    assert load_solver(name).steps == steps
+    assert shipped(name).steps == steps
 
 
 def test_every_published_table_is_bundled():
     bundled = {key for key, _ in published_dyweight().values()}
-    assert bundled == {step.source_table for name in DATASETS for step in load_solver(name).card.steps.values()}
+    assert bundled == {step.source_table for name in DATASETS for step in shipped(name).card.steps.values()}
     assert bundled | RIVALS == set(published("dyweight"))
     assert set(published_dyweight()) == {(name, steps) for name, steps in EVERY if name in DATASETS}
 
@@ -71,7 +76,7 @@ def test_every_published_table_is_bundled():
 @pytest.mark.parametrize(("name", "steps"), [(name, steps) for name, steps in EVERY if name in DATASETS])
 def test_dyweight_figures_are_the_published_ones(name, steps):
     _, table = published_dyweight()[name, steps]
-    own = load_solver(name).parameters[steps]
+    own = shipped(name).parameters[steps]
     assert own["weights"].tolist() == table["weights"]
     assert own["t_scale"].tolist() == table["t_scale"]
     assert own["weights"].dtype == own["t_scale"].dtype == torch.float64
@@ -80,7 +85,7 @@ def test_dyweight_figures_are_the_published_ones(name, steps):
 @pytest.mark.parametrize(("name", "steps"), [(name, steps) for name, steps in EVERY if name in DS])
 def test_ds_figures_are_the_published_ones_with_times_that_sum_to_1(name, steps):
     table = published("ds_solver")[DS[name]][f"step{steps}"]
-    own = load_solver(name).parameters[steps]
+    own = shipped(name).parameters[steps]
     assert own["coeffs"].tolist() == table["coeffs"]
     deltas = torch.tensor(table["timedeltas"], dtype=torch.float64)
     assert own["timedeltas"].tolist() == (deltas / deltas.sum()).tolist()
@@ -89,7 +94,7 @@ def test_ds_figures_are_the_published_ones_with_times_that_sum_to_1(name, steps)
 @pytest.mark.parametrize(("name", "steps"), [(name, steps) for name, steps in EVERY if name in DATASETS])
 def test_the_card_repeats_what_is_published_about_a_dyweight_table(name, steps):
     key, table = published_dyweight()[name, steps]
-    step = load_solver(name).card.steps[steps]
+    step = shipped(name).card.steps[steps]
     rules = {"polynomial": "polynomial", "discrete": "uniform_time", "flux_shift": "flux_shift"}
     assert step.source_table == key
     assert (step.analytic_first, step.history, step.loss) == (table["afs"], table["history"], table["loss"])
@@ -100,7 +105,7 @@ def test_the_card_repeats_what_is_published_about_a_dyweight_table(name, steps):
 
 
 def test_of_two_tables_for_one_count_the_one_whose_loss_is_known_is_taken():
-    solver = load_solver("dyweight_cifar10")
+    solver = shipped("dyweight_cifar10")
     taken, rival = published("dyweight")["00001-cifar-nfe4"], published("dyweight")["00002-cifar-nfe4"]
     assert solver.parameters[4]["weights"].tolist() == taken["weights"] != rival["weights"]
     assert (solver.card.steps[4].source_table, solver.card.steps[4].loss) == ("00001-cifar-nfe4", "inception")
@@ -109,7 +114,7 @@ def test_of_two_tables_for_one_count_the_one_whose_loss_is_known_is_taken():
 
 @pytest.mark.parametrize(("name", "steps"), EVERY)
 def test_a_loss_that_nobody_can_repeat_is_said_so(name, steps):
-    step = load_solver(name).card.steps[steps]
+    step = shipped(name).card.steps[steps]
     expected = (
         'Fitted with the loss "piecewise", which the released code lacks.' if (name, steps) in PIECEWISE else None
     )
@@ -118,12 +123,12 @@ def test_a_loss_that_nobody_can_repeat_is_said_so(name, steps):
 
 @pytest.mark.parametrize("name", STEPS)
 def test_only_what_the_authors_show_on_other_models_is_transferable(name):
-    assert load_solver(name).card.transferable == (name in ("ds_flow-sit", "ds_vp-dit"))
+    assert shipped(name).card.transferable == (name in ("ds_flow-sit", "ds_vp-dit"))
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_the_card_names_its_source_licence_date_and_version(name):
-    card = load_solver(name).card
+    card = shipped(name).card
     assert (card.licence == "MIT") == (card.family == "ds")
     assert card.source.startswith("https://github.com/")
     assert "arXiv" in card.citation
@@ -132,7 +137,7 @@ def test_the_card_names_its_source_licence_date_and_version(name):
 
 @pytest.mark.parametrize(("name", "steps"), EVERY)
 def test_every_table_descends_to_a_finite_picture_in_its_calls(name, steps):
-    solver = load_solver(name)
+    solver = shipped(name)
     table = solver.table(steps, NOISE[solver.prediction])
     assert table.nfe == steps
     assert bool((table.levels.diff() < 0).all())
@@ -146,12 +151,12 @@ def test_every_table_descends_to_a_finite_picture_in_its_calls(name, steps):
 
 @pytest.mark.parametrize("steps", STEPS["dyweight_flux1-dev"])
 def test_the_last_row_of_the_flux_tables_falls_short(steps):
-    row = load_solver("dyweight_flux1-dev").parameters[steps]["weights"][-1]
+    row = shipped("dyweight_flux1-dev").parameters[steps]["weights"][-1]
     assert 0.75 < float(row.sum()) < 0.785
 
 
 def test_the_ten_step_table_of_stable_diffusion_alone_is_polynomial_with_a_history_of_3():
-    cards = load_solver("dyweight_sd15").card.steps
+    cards = shipped("dyweight_sd15").card.steps
     assert {n: (card.grid.rule, card.history) for n, card in cards.items()} == {
         4: ("uniform_time", 2),
         6: ("uniform_time", 2),
@@ -162,7 +167,7 @@ def test_the_ten_step_table_of_stable_diffusion_alone_is_polynomial_with_a_histo
 
 @pytest.mark.parametrize(("name", "lowest"), [("ds_flow-flowdcn", -8.2), ("ds_flow-sit", -2.98), ("ds_vp-dit", -2.02)])
 def test_the_flowdcn_tables_alone_have_huge_coefficients(name, lowest):
-    values = [float(own["coeffs"].min()) for own in load_solver(name).parameters.values()]
+    values = [float(own["coeffs"].min()) for own in shipped(name).parameters.values()]
     assert min(values) == pytest.approx(lowest, abs=0.005)
 
 
@@ -182,7 +187,7 @@ def test_the_readme_has_one_row_per_file():
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_row_of_the_readme_says_what_the_card_says(name):
-    card = load_solver(name).card
+    card = shipped(name).card
     model = f"{card.model_family}: {card.checkpoint}"
     steps = ", ".join(map(str, card.steps))
     assert readme_rows()[name] == [

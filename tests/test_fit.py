@@ -162,7 +162,7 @@ def test_a_linear_problem_is_solved_to_its_known_optimum():
 
 
 def test_gauss_newton_and_gradient_descent_find_the_same_minimum():
-    own = problem("flow", "ds", 4, history=1)  # three time steps of Euler's method: one valley, small enough to converge
+    own = problem("flow", "ds", 4, history=1)  # three time steps of Euler's method
     theta = start_of(own, "flow", 4)
     newton, low = GaussNewton(iterations=30, tolerance=1e-9, difference=1e-6).fit(own, theta + 0.5)
     assert low < 0.9 * own.loss(theta)

@@ -6,6 +6,7 @@ import contextlib
 import copyreg
 import io
 import pickle
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -133,27 +134,52 @@ def test_a_hostile_pickle_executes_nothing_and_is_refused_by_name(make, tmp_path
     assert not proof.exists()
 
 
+def in_dictionary(value: bytes) -> bytes:
+    """Returns a pickle of {"x": value}, which would do as a snapshot if the value did."""
+    return b"\x80\x02}" + text("x") + value + b"s."
+
+
+# Each is refused for the reason beside it.
 ODD = {
-    "persistent id": b"Psomewhere\n.",
-    "binary persistent id": b"\x80\x02" + text("somewhere") + b"Q.",
-    "empty": b"",
-    "text": b"hello",
-    "cut off": pickle.dumps({"predictor": [1] * 100})[:-20],
-    "no dictionary": pickle.dumps([1, 2, 3]),
-    "an allowed name's globals": b"\x80\x04\x8c\x0ctorch._utils\x8c\x1e_rebuild_parameter.__globals__\x93.",
-    "a solver called": call("solvers", "heun_sampler", "x") + b".",
-    "an unknown solver": b"csolvers\nother_sampler\n.",
-    "an object without state": b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n}\x85R.",
-    "a storage that is text": call("torch.storage", "_load_from_bytes", "x") + b".",
-    "a change of OrderedDict": b"\x80\x02ccollections\nOrderedDict\nN}" + text("update") + b"Ns\x86b.",
-    "a tensor beyond its storage": pickle.dumps({"x": torch.ones(8)}, protocol=2).replace(b"K\x08\x85", b"K\x09\x85"),
-    "a tensor larger than its storage": pickle.dumps({"x": torch.ones(1).expand(2**20)}),
+    "persistent id": (in_dictionary(b"Psomewhere\n"), "outside storage 'somewhere'"),
+    "binary persistent id": (in_dictionary(text("somewhere") + b"Q"), "outside storage 'somewhere'"),
+    "empty": (b"", "Ran out of input"),
+    "text": (b"hello", "refused"),
+    "cut off": (pickle.dumps({"predictor": [1] * 100})[:-20], "refused"),
+    "an allowed name's globals": (
+        b"\x80\x04}" + text("x") + text("torch._utils") + text("_rebuild_parameter.__globals__") + b"\x93s.",
+        "names torch._utils._rebuild_parameter.__globals__, which is not on the allow-list",
+    ),
+    "an unknown solver": (in_dictionary(b"csolvers\nother_sampler\n"), "not on the allow-list"),
+    "a solver called": (in_dictionary(call("solvers", "heun_sampler", "x")), "not callable"),
+    "an object without state": (
+        in_dictionary(b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n}\x85R"),
+        "'state'",
+    ),
+    "a storage that is text": (in_dictionary(call("torch.storage", "_load_from_bytes", "x")), "must be bytes"),
+    "a change of OrderedDict": (
+        in_dictionary(b"ccollections\nOrderedDict\nN}" + text("update") + b"Ns\x86b"),
+        "refused",
+    ),
+    "a tensor beyond its storage": (
+        pickle.dumps({"x": torch.ones(8)}).replace(b"K\x08\x85", b"K\x09\x85"),
+        "larger than its storage",
+    ),
+    "a tensor larger than its storage": (pickle.dumps({"x": torch.ones(1).expand(2**20)}), "larger than its storage"),
+    "oversize": (pickle.dumps({"x": b"0" * LARGEST}), f"at most {LARGEST} bytes, this one"),
+    "no dictionary": (pickle.dumps([1, 2, 3]), "must hold a dictionary, got list"),
 }
 
 
-@pytest.mark.parametrize("content", ODD.values(), ids=ODD)
-def test_an_odd_pickle_is_refused_by_name(content, tmp_path):
+@pytest.mark.parametrize(("content", "reason"), ODD.values(), ids=ODD)
+def test_an_odd_pickle_is_refused_by_name(content, reason, tmp_path):
     path = tmp_path / "odd.pkl"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"odd\.pkl: .*(refused|must hold a dictionary)"):
+    with pytest.raises(ValueError, match=rf"odd\.pkl: .*{re.escape(reason)}"):
         read_inert_pickle(path)
+
+
+def test_a_plain_dictionary_is_read(tmp_path):
+    path = tmp_path / "plain.pkl"
+    path.write_bytes(in_dictionary(b"csolvers\nheun_sampler\n"))
+    assert read_inert_pickle(path) == {"x": "heun_sampler"}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..samplers import Solver, VPNoise, load_solver
+from ..samplers import Solver, SolverTable, VPNoise, load_solver
 from ..samplers.card import Card, StepCard
 from ..samplers.schedules import Noise
 from ..samplers.version import VERSION
@@ -30,9 +30,9 @@ from .teacher import Reference, Teacher
 
 __all__ = ["FitResult", "Peer", "StepReport", "fit_solver"]
 
-_SCANNED = 32  # samples that candidates are tried on
-_STARTS = 3  # candidates that a fit is started from
-_START_ITERATIONS = 2
+SCANNED = 32  # samples that candidates are tried on
+STARTS = 3  # candidates that a fit is started from
+START_ITERATIONS = 2
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class _Fit:
         tried = list(candidates(n, self.noise))
         scanned = notes.get(f"{n}/scan")
         if scanned is None:
-            part, count = self.processes.first(self.fitted, min(_SCANNED, fitted)), min(_SCANNED, fitted)
+            part, count = self.processes.first(self.fitted, min(SCANNED, fitted)), min(SCANNED, fitted)
             problem = self._problem(None, part, self.fitted_reference.rows(0, len(part)), count)
             order = rank(problem, tried)
             scanned = {"order": torch.tensor([tried.index(c) for _, c in order]), "calls": self._calls()}
@@ -224,12 +224,12 @@ class _Fit:
         order = [tried[i] for i in scanned["order"].tolist()]
         peers = self._peers(judge, order)
         self.say(f"{n} steps: best classical solver {peers[0].name}, held-out error {peers[0].error:.4f}")
-        space, theta, name = self._start(n, order, initial, fitted, notes)
+        space, theta, name, first = self._start(n, order, initial, fitted, notes)
         problems = (
             self._problem(space, self.fitted, self.fitted_reference, fitted),
             self._problem(space, self.judged, self.judged_reference, judged),
         )
-        before = rmse(judge, space.table(theta))
+        before = rmse(judge, first)
         theta, _ = self._run(problems, theta, notes, f"{n}/main")
         space, theta, note = self._not_worse(n, order, space, theta, problems, notes)
         after = rmse(judge, space.table(theta))
@@ -266,8 +266,8 @@ class _Fit:
 
     def _start(
         self, n: int, order: list[Candidate], initial: str | Path | Solver, fitted: int, notes: Journal
-    ) -> tuple[Space, Tensor, str]:
-        """Returns the space, the parameters and the name of what the fit starts from."""
+    ) -> tuple[Space, Tensor, str, SolverTable]:
+        """Returns the space, the parameters, the name and the table of what the fit starts from."""
         if isinstance(initial, str) and initial == "scan":
             return self._best_start(n, order, fitted, notes)
         named = [
@@ -275,7 +275,7 @@ class _Fit:
         ]
         if named:
             space = self._space(n, named[0])
-            return space, space.initial(named[0].table), named[0].name
+            return space, space.initial(named[0].table), named[0].name, named[0].table
         solver = initial if isinstance(initial, Solver) else load_solver(initial)
         if solver.family != self.family or solver.prediction != self.noise.kind:
             raise ValueError(
@@ -288,34 +288,37 @@ class _Fit:
             raise ValueError(f"{solver.name} divides by the state's level or has an analytic step: start from a scan")
         space = make_space(self.family, n, self.noise, step.grid, self.history, self.learn_grid)
         tensors = resampled(solver.parameters[nearest], n)
-        return space, space.from_file(tensors), f"{solver.name} at {nearest} steps"
+        theta = space.from_file(tensors)
+        return space, theta, f"{solver.name} at {nearest} steps", space.table(theta)
 
     def _space(self, n: int, candidate: Candidate, history: int | None = None) -> Space:
         return make_space(self.family, n, self.noise, candidate.grid, history or self.history, self.learn_grid)
 
-    def _best_start(self, n: int, order: list[Candidate], fitted: int, notes: Journal) -> tuple[Space, Tensor, str]:
+    def _best_start(
+        self, n: int, order: list[Candidate], fitted: int, notes: Journal
+    ) -> tuple[Space, Tensor, str, SolverTable]:
         """Returns the best of a few starts after a short fit on the scanned samples."""
         chosen: list[Candidate] = []
         for candidate in order:  # one per grid: the same grid leads to the same minimum
             if candidate.grid not in [c.grid for c in chosen] and self._can_start(candidate):
                 chosen.append(candidate)
         found = []
-        for k, candidate in enumerate(chosen[:_STARTS]):
+        for k, candidate in enumerate(chosen[:STARTS]):
             space = self._space(n, candidate)
             record = notes.get(f"{n}/start {k}")
             if record is None:
-                count = min(_SCANNED, fitted)
+                count = min(SCANNED, fitted)
                 part = self.processes.first(self.fitted, count)
                 problem = self._problem(space, part, self.fitted_reference.rows(0, len(part)), count)
-                short = GaussNewton(iterations=_START_ITERATIONS)
+                short = GaussNewton(iterations=START_ITERATIONS)
                 theta, loss = short.fit(problem, space.initial(candidate.table))
                 record = {"theta": theta, "loss": torch.tensor(loss, dtype=torch.float64), "calls": self._calls()}
                 notes.put(f"{n}/start {k}", record)
             self._count_from(record)
             self.say(f"{n} steps: start {candidate.name}, loss {float(record['loss']):.3e}")
-            found.append((float(record["loss"]), k, space, record["theta"], candidate.name))
-        _, _, space, theta, name = min(found, key=lambda entry: entry[:2])
-        return space, theta, name
+            found.append((float(record["loss"]), k, space, record["theta"], candidate))
+        _, _, space, theta, candidate = min(found, key=lambda entry: entry[:2])
+        return space, theta, candidate.name, candidate.table
 
     def _run(self, problems: tuple[Problem, Problem], theta: Tensor, notes: Journal, name: str) -> tuple[Tensor, float]:
         """Returns the fitted parameters and their held-out loss, going on from the journal."""

@@ -1,4 +1,7 @@
-"""What ComfyUI's models tell about themselves: noise schedule, architecture, latent tokens."""
+"""What ComfyUI's models tell about themselves: noise schedule, architecture, latent tokens.
+
+For the nodes and the trainer alike. Nothing of the host is imported: its classes are known by their names.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import comfy.model_sampling as cms
-
-from ..samplers import EDMNoise, FlowNoise, VPNoise
-from ..samplers.schedules import Noise
+from .schedules import EDMNoise, FlowNoise, Noise, VPNoise
 
 __all__ = ["latent_tokens", "model_family", "noise_of", "pixel_size"]
+
+# Other states than x0 + sigma * noise or (1 - sigma) * x0 + sigma * noise, or no noise at all.
+_UNLIKE = {"IMG_TO_IMG", "IMG_TO_IMG_FLOW", "V_PREDICTION_DDPM", "COSMOS_RFLOW"}
 
 
 def model_family(base: Any) -> str:
@@ -31,13 +34,13 @@ def noise_of(base: Any, sampling: Any, shape: Sequence[int] | None) -> Noise:
         ValueError: A prediction type that no solver is defined for.
     """
     # By class, so that a type that ComfyUI adds later is refused instead of sampled wrongly.
-    unlike = tuple(getattr(cms, name, ()) for name in ("IMG_TO_IMG", "IMG_TO_IMG_FLOW", "V_PREDICTION_DDPM"))
-    if isinstance(sampling, cms.CONST) and not isinstance(sampling, unlike):
-        return FlowNoise(latent_tokens(base, shape))
-    if isinstance(sampling, cms.EPS) and not isinstance(sampling, unlike):
-        if type(sampling).timestep is cms.ModelSamplingDiscrete.timestep:
+    kinds = {c.__name__ for c in type(sampling).__mro__}
+    if not kinds & _UNLIKE:
+        if "CONST" in kinds:
+            return FlowNoise(latent_tokens(base, shape))
+        if "EPS" in kinds and type(sampling).timestep.__qualname__ == "ModelSamplingDiscrete.timestep":
             return VPNoise.from_sigmas(sampling.sigmas)
-        if isinstance(sampling, cms.ModelSamplingContinuousEDM):
+        if "EPS" in kinds and "ModelSamplingContinuousEDM" in kinds:
             return EDMNoise(float(sampling.sigma_min), float(sampling.sigma_max))
     kind = "/".join(c.__name__ for c in type(sampling).__mro__[1:3])
     raise ValueError(

@@ -1,0 +1,292 @@
+"""Models loaded and run by ComfyUI, in this process: every format, quantisation and offloading that it has.
+
+Knows ComfyUI 0.3.64 to 0.33.0. Only forward passes are made, inside one `guider.sample`, so model loading, conditioning
+and memory are the host's own business.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...samplers.host_models import model_family, noise_of, pixel_size
+from ...samplers.schedules import Noise
+
+__all__ = ["ComfyModel", "find_comfy", "read_conditioning", "write_conditioning"]
+
+Cond = dict[str, Tensor]
+"""An encoded prompt: "context" [1, T, D] and what the encoder gave beside it, such as "pooled_output" [1, P]."""
+
+
+def find_comfy(folder: Path | None) -> Path:
+    """Returns ComfyUI's folder: the one given, COMFYUI_PATH, or the one whose custom_nodes we live in.
+
+    Raises:
+        FileNotFoundError: None of them is a ComfyUI.
+    """
+    here = Path(os.path.abspath(__file__)).parents[4]
+    places = [folder, *map(Path, os.environ.get("COMFYUI_PATH", "").split(os.pathsep)[:1]), here]
+    for place in places:
+        if place and (place / "comfy" / "sd.py").is_file():
+            return place.resolve()
+        if place is folder is not None:
+            break
+    raise FileNotFoundError(f"no ComfyUI in {folder or here}: name its folder with --comfyui, or set COMFYUI_PATH")
+
+
+@dataclass(eq=False)
+class ComfyModel:
+    """A diffusion model with what belongs to it.
+
+    Args:
+        patcher: ComfyUI's ModelPatcher.
+        clip: Text encoders, or None.
+        vae: VAE, or None.
+    """
+
+    patcher: Any
+    clip: Any
+    vae: Any
+
+    @classmethod
+    def load(
+        cls,
+        comfy: Path,
+        *,
+        checkpoint: Path | None = None,
+        diffusion_model: Path | None = None,
+        clip: Sequence[Path] = (),
+        vae: Path | None = None,
+        text_encoders: bool = True,
+    ) -> ComfyModel:
+        """Returns a model loaded by ComfyUI's own loaders.
+
+        Raises:
+            ValueError: Neither or both kinds of model file, or ComfyUI does not know the file.
+        """
+        if (checkpoint is None) == (diffusion_model is None):
+            raise ValueError("name one model: --checkpoint FILE, or --diffusion-model FILE with --clip and --vae")
+        for file in (checkpoint, diffusion_model, vae, *clip):
+            if file is not None and not file.is_file():
+                raise ValueError(f"{file} does not exist: name a model file")
+        sd, utils = _host(comfy, "comfy.sd"), _host(comfy, "comfy.utils")
+        loaded_clip = loaded_vae = None
+        if checkpoint is not None:
+            patcher, loaded_clip, loaded_vae, _ = sd.load_checkpoint_guess_config(
+                str(checkpoint), output_vae=vae is None, output_clip=text_encoders and not clip
+            )
+        else:
+            patcher = sd.load_diffusion_model(str(diffusion_model))
+        if patcher is None:
+            raise ValueError(f"{checkpoint or diffusion_model}: ComfyUI finds no diffusion model in it")
+        if clip and text_encoders:
+            kind = {"Flux": "FLUX", "FluxSchnell": "FLUX", "SD3": "SD3"}.get(
+                model_family(patcher.model), "STABLE_DIFFUSION"
+            )
+            loaded_clip = sd.load_clip([str(c) for c in clip], clip_type=getattr(sd.CLIPType, kind))
+        if vae is not None:
+            loaded_vae = sd.VAE(sd=utils.load_torch_file(str(vae)))
+        return cls(patcher, loaded_clip, loaded_vae)
+
+    @property
+    def family(self) -> str:
+        """Architecture in ComfyUI's spelling."""
+        return model_family(self.patcher.model)
+
+    def noise(self, shape: Sequence[int]) -> Noise:
+        """Returns the noise schedule for latents of a shape."""
+        return noise_of(self.patcher.model, self._sampling, shape)
+
+    @property
+    def _sampling(self) -> Any:
+        return self.patcher.get_model_object("model_sampling")
+
+    def encode(self, prompts: Sequence[str], say: Callable[[str], None]) -> list[Cond]:
+        """Returns the encoded prompts, on the CPU.
+
+        Raises:
+            ValueError: No text encoder was loaded.
+        """
+        if self.clip is None:
+            raise ValueError("no text encoder: name it with --clip, or reuse encoded prompts with --conditioning FILE")
+        conds = []
+        with torch.inference_mode():
+            for i, prompt in enumerate(prompts):
+                context, extra = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt))[0]
+                tensors = {k: v for k, v in extra.items() if isinstance(v, Tensor)}
+                conds.append({k: v.clone().cpu() for k, v in {"context": context, **tensors}.items()})
+                if (i + 1) % 50 == 0:
+                    say(f"{i + 1} of {len(prompts)} prompts encoded")
+        return conds
+
+    def free_text_encoders(self) -> None:
+        """Gives the text encoders' memory back."""
+        if self.clip is not None:
+            self.clip = None
+            management = sys.modules["comfy.model_management"]
+            management.unload_all_models()
+            management.soft_empty_cache()
+
+    def latent_shape(self, width: int, height: int) -> list[int]:
+        """Returns the shape of one latent, with one frame for video models."""
+        form = self.patcher.model.latent_format
+        ratio = getattr(form, "spacial_downscale_ratio", 8)
+        frames = [1] if getattr(form, "latent_dimensions", 2) == 3 else []
+        return [1, form.latent_channels, *frames, height // ratio, width // ratio]
+
+    def pixels(self, shape: Sequence[int]) -> str:
+        """Returns "WIDTHxHEIGHT" of a latent shape, as cards have it."""
+        return pixel_size(self.patcher.model, shape) or ""
+
+    def starts(self, shape: Sequence[int], count: int, seed: int) -> Tensor:
+        """Returns starting states at the model's highest noise level, shape [count, ...], float32 on the CPU.
+
+        Sample i has its own generator, so that it is the same whatever the count.
+        """
+        noise = torch.cat([torch.randn(list(shape), generator=_generator(seed + i)) for i in range(count)])
+        sigma = self._sampling.sigma_max.detach().cpu().float()
+        return self._sampling.noise_scaling(sigma, noise.clone(), torch.zeros_like(noise), True)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Returns pictures [B, 3, H, W] in [0, 1] of end states; without a VAE, three latent channels, stretched."""
+        latents = self.patcher.model.process_latent_out(latents.float().cpu())
+        if self.vae is None:
+            flat = latents[:, :3] if latents.ndim == 4 else latents[:, :3, 0]
+            low, high = flat.amin(), flat.amax()
+            return (flat - low) / (high - low).clamp(min=1e-6)
+        with torch.inference_mode():
+            pictures = self.vae.decode(latents)
+        return pictures.reshape(-1, *pictures.shape[-3:]).movedim(-1, 1).clone()
+
+    def with_denoiser(
+        self,
+        work: Callable[[Callable[..., Tensor], torch.device], Any],
+        conds: Sequence[Cond],
+        negative: Cond,
+        guidance: float,
+        embedded: float | None,
+        shape: Sequence[int],
+    ) -> Any:
+        """Returns `work(denoiser, device)`, called while the model is loaded.
+
+        The denoiser takes `prompt`, a list of one index into `conds` per sample, and applies the guidance.
+
+        Args:
+            work: What to do with it.
+            conds: Encoded prompts.
+            negative: Encoded negative prompt.
+            guidance: Classifier-free guidance; 1 makes one conditional pass.
+            embedded: Guidance as an input of the model (FLUX), or None.
+            shape: Shape of one latent.
+        """
+        samplers = sys.modules["comfy.samplers"]
+        run = _inside(samplers, work, conds, negative, embedded)
+        guider = samplers.CFGGuider(self.patcher)
+        guider.set_conds(_joined([conds[0]], embedded), _joined([negative], embedded))
+        guider.set_cfg(guidance)
+        latent, sigmas = torch.zeros(list(shape)), torch.tensor([float(self._sampling.sigma_max), 0.0])
+        with torch.inference_mode():
+            guider.sample(torch.zeros_like(latent), latent, run, sigmas, disable_pbar=True, seed=0)
+        return run.result
+
+
+def _inside(
+    samplers: Any, work: Callable[..., Any], conds: Sequence[Cond], negative: Cond, embedded: float | None
+) -> Any:
+    """Returns a Sampler whose `sample` does the work."""
+
+    class Inside(samplers.Sampler):
+        def sample(
+            self, guider: Any, sigmas: Tensor, extra_args: dict, callback: Any, noise: Tensor, *_: Any, **__: Any
+        ) -> Tensor:
+            ready: dict[tuple[int, ...], Any] = {}
+
+            def denoiser(x: Tensor, sigma: Tensor, prompt: Sequence[int]) -> Tensor:
+                key = tuple(prompt)
+                if key not in ready:
+                    ready.clear()  # a microbatch is finished with before the next begins
+                    own = {
+                        "positive": _joined([conds[i] for i in key], embedded),
+                        "negative": _joined([negative], embedded),
+                    }
+                    ready[key] = _processed(samplers, guider.inner_model, own, x)
+                guider.conds = ready[key]
+                return guider(x, sigma, **extra_args)
+
+            self.result = work(denoiser, noise.device)
+            return noise
+
+    return Inside()
+
+
+def _processed(samplers: Any, model: Any, conds: dict[str, Any], x: Tensor) -> Any:
+    convert = sys.modules["comfy.sampler_helpers"].convert_cond
+    converted = {key: convert(value) for key, value in conds.items()}
+    shapes = (
+        {"latent_shapes": [x.shape]} if "latent_shapes" in inspect.signature(samplers.process_conds).parameters else {}
+    )
+    return samplers.process_conds(model, x, converted, x.device, None, None, 0, **shapes)
+
+
+def _joined(conds: Sequence[Cond], embedded: float | None) -> list[Any]:
+    """Returns ComfyUI's conditioning of a batch of prompts.
+
+    Raises:
+        ValueError: The prompts are encoded to different lengths.
+    """
+    if len({tuple(c["context"].shape) for c in conds}) > 1:
+        raise ValueError("these prompts are encoded to different lengths: run one sample at a time, --microbatch 1")
+    joined = {key: torch.cat([c[key] for c in conds]) for key in conds[0]}
+    extra: dict[str, Any] = {k: v for k, v in joined.items() if k != "context"}
+    if embedded is not None:
+        extra["guidance"] = embedded
+    return [[joined["context"], extra]]
+
+
+def write_conditioning(path: Path, conds: Sequence[Cond], prompts: Sequence[str]) -> None:
+    """Writes encoded prompts, the negative one first, as safetensors."""
+    tensors = {f"{i}/{key}": tensor.contiguous() for i, cond in enumerate(conds) for key, tensor in cond.items()}
+    temporary = path.with_suffix(".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, temporary, metadata={f"{i}": prompt for i, prompt in enumerate(prompts)})
+    os.replace(temporary, path)
+
+
+def read_conditioning(path: Path) -> list[Cond]:
+    """Returns encoded prompts, the negative one first."""
+    conds: dict[int, Cond] = {}
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 - not a dict
+            number, _, name = key.partition("/")
+            conds.setdefault(int(number), {})[name] = file.get_tensor(key)
+    if sorted(conds) != list(range(len(conds))) or len(conds) < 2 or any("context" not in c for c in conds.values()):
+        raise ValueError(f"{path}: not a conditioning file; delete it to encode the prompts again")
+    return [conds[i] for i in range(len(conds))]
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _host(comfy: Path, name: str) -> Any:
+    """Returns a module of ComfyUI; on a machine without an accelerator it is told so first."""
+    if str(comfy) not in sys.path:
+        sys.path.insert(0, str(comfy))
+    options = importlib.import_module("comfy.cli_args")
+    accelerators = [torch.cuda, getattr(torch, "xpu", torch.cuda), torch.backends.mps]
+    if not any(a.is_available() for a in accelerators):
+        options.args.cpu = True
+    importlib.import_module("comfy.samplers")
+    importlib.import_module("comfy.sampler_helpers")
+    return importlib.import_module(name)
