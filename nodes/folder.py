@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import folder_paths
@@ -11,7 +12,7 @@ import folder_paths
 from ..samplers import Solver, list_solvers, load_solver
 from ..samplers.solver_file import BUNDLED, SUFFIX
 
-__all__ = ["FOLDER", "find_solver", "fingerprint", "loadable_solvers", "solver_names"]
+__all__ = ["FOLDER", "find_solver", "fingerprint", "loadable_solvers", "place_of", "solver_names"]
 
 FOLDER = "solver_weights"
 _log = logging.getLogger("learned_solvers")
@@ -32,7 +33,7 @@ def find_solver(name: str) -> Solver:
         ValueError: The file breaks a rule.
         FileNotFoundError: It is gone.
     """
-    return load_solver(_path(name))
+    return replace(load_solver(_path(name)), name=name)
 
 
 def loadable_solvers() -> list[Solver]:
@@ -41,14 +42,19 @@ def loadable_solvers() -> list[Solver]:
     for name in solver_names():
         try:
             solvers.append(find_solver(name))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever a broken file raises, the others can still be chosen
             _log.warning("left out of the automatic choice: %s", error)
     return solvers
 
 
-def fingerprint(name: str) -> str:
-    """Returns what changes when a file behind a drop-down entry does; "auto" watches all of them."""
-    names = solver_names() if name == "auto" else [name]
+def place_of(name: str) -> str:
+    """Returns where a drop-down entry's file lies, for people."""
+    return "bundled" if name in list_solvers() else f"models/{FOLDER}"
+
+
+def fingerprint(name: str | None) -> str:
+    """Returns what changes when a file behind a drop-down entry does; "auto" and wired names watch all of them."""
+    names = solver_names() if name is None or name == "auto" else [name]
     marks = []
     for each in names:
         try:

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from ..samplers import Solver, SolverTable, choose_solver, part_of_table
 from ..samplers.host_models import model_family, noise_of, pixel_size
-from ..samplers.schedules import FlowNoise, Noise
-from .folder import find_solver, fingerprint, loadable_solvers, solver_names
+from ..samplers.schedules import FlowNoise, Noise, VPNoise
+from .folder import find_solver, fingerprint, loadable_solvers, place_of, solver_names
 from .sampling import sample_learned_solver
 
 __all__ = ["AUTO", "LearnedSolver"]
 
 AUTO = "auto"
 _UNSEEN_TOKENS = 4096  # a 1024x1024 picture, for the sigmas shown where no latent is connected
+_SD_SIGMA_MAX = VPNoise.stable_diffusion().sigma_max
 _log = logging.getLogger("learned_solvers")
 
 
@@ -83,7 +84,7 @@ class LearnedSolver:
         }
 
     @classmethod
-    def IS_CHANGED(cls, solver: str, **_: Any) -> str:
+    def IS_CHANGED(cls, solver: str | None = None, **_: Any) -> str:
         """Returns what changes when the solver's file does."""
         return fingerprint(solver)
 
@@ -98,16 +99,37 @@ class LearnedSolver:
         table = chosen.table(steps, noise if _knows_size(noise) else FlowNoise(_UNSEEN_TOKENS))
         if denoise < 1:
             table = part_of_table(table, float(sampling.percent_to_sigma(1 - denoise)), 0.0)
-        info = "\n".join([_summary(chosen, steps, table, denoise), *_remarks(chosen, steps, model.model, noise, shape)])
+        info = "\n".join(
+            [_summary(chosen, steps, table, denoise), *_remarks(chosen, steps, model.model, sampling, noise, shape)]
+        )
         _log.info("%s", info.replace("\n", "; "))
-        sampler = KSAMPLER(sample_learned_solver, extra_options={"solver": chosen, "steps": steps})
+        sampler = KSAMPLER(
+            sample_learned_solver, extra_options={"solver": chosen, "steps": steps, "tokens": _tokens(noise)}
+        )
         return sampler, table.levels.float(), info
 
 
 def _choose(name: str, noise: Noise, steps: int, family: str) -> Solver:
     if name == AUTO:
-        return choose_solver(loadable_solvers(), noise.kind, steps, model_family=family)
+        fitting = [s for s in loadable_solvers() if _makes_table(s, noise, steps)]
+        return choose_solver(fitting, noise.kind, steps, model_family=family)
     return find_solver(name)
+
+
+def _makes_table(solver: Solver, noise: Noise, steps: int) -> bool:
+    """Whether a solver can run on a noise schedule; one without the step count stays, to be named in a refusal."""
+    if solver.prediction != noise.kind or steps not in solver.steps:
+        return True
+    try:
+        solver.table(steps, noise if _knows_size(noise) else FlowNoise(_UNSEEN_TOKENS))
+    except ValueError as error:
+        _log.info("left out of the automatic choice: %s", error)
+        return False
+    return True
+
+
+def _tokens(noise: Noise) -> int | None:
+    return noise.tokens if isinstance(noise, FlowNoise) else None
 
 
 def _knows_size(noise: Noise) -> bool:
@@ -115,14 +137,15 @@ def _knows_size(noise: Noise) -> bool:
 
 
 def _summary(solver: Solver, steps: int, table: SolverTable, denoise: float) -> str:
+    file = f"{solver.name} ({place_of(solver.name)})"
     if denoise == 1:
-        return f"{solver.name}: {steps} steps, {table.nfe} model calls"
-    return (
-        f"{solver.name}: {table.nfe} of its {steps} model calls, from sigma {table.sigma_start:.3f} (denoise {denoise})"
-    )
+        return f"{file}: {steps} steps, {table.nfe} model calls"
+    return f"{file}: {table.nfe} of its {steps} model calls, from sigma {table.sigma_start:.3f} (denoise {denoise})"
 
 
-def _remarks(solver: Solver, steps: int, base: Any, noise: Noise, shape: Sequence[int] | None) -> list[str]:
+def _remarks(
+    solver: Solver, steps: int, base: Any, sampling: Any, noise: Noise, shape: Sequence[int] | None
+) -> list[str]:
     """Returns what does not match, and what the card wants to be known."""
     card, step = solver.card, solver.card.steps[steps]
     remarks = []
@@ -130,6 +153,13 @@ def _remarks(solver: Solver, steps: int, base: Any, noise: Noise, shape: Sequenc
         remarks.append(f"fitted for {card.checkpoint}, this model is {model_family(base)}: a transfer, compare it")
     if card.guidance:
         remarks.append(f"fitted at guidance {card.guidance}: another guidance is a transfer")
+    if isinstance(noise, VPNoise) and abs(noise.sigma_max / _SD_SIGMA_MAX - 1) > 0.01:
+        remarks.append(
+            f"this model's noise starts at sigma {noise.sigma_max:.4g}, Stable Diffusion's at 14.61: a transfer"
+        )
+    shift = getattr(sampling, "shift", None)
+    if isinstance(noise, FlowNoise) and shift is not None:
+        remarks.append(f"the solver has its own noise levels: the model's shift of {shift:g} is not used")
     size = None if shape is None else pixel_size(base, shape)
     if size and card.resolution and size != card.resolution:
         remarks.append(f"fitted at {card.resolution}, this latent is {size}")

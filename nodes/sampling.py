@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from ..samplers import Solver, sample_solver
+from ..samplers import FlowNoise, Solver, SolverTable, part_of_table, sample_table
 from ..samplers.host_models import noise_of
 from ..samplers.multistep import Callback
 
 __all__ = ["sample_learned_solver"]
+
+_log = logging.getLogger("learned_solvers")
 
 
 def sample_learned_solver(
@@ -24,32 +27,53 @@ def sample_learned_solver(
     *,
     solver: Solver,
     steps: int,
+    tokens: int | None = None,
 ) -> Tensor:
     """Returns the sampled latent; the noise schedule is read from the model that is being sampled.
 
-    So a model patch after the solver node, or another picture size than the node saw, changes the grid as it should.
+    So another picture size than the node saw, or a model patch after it (v prediction, zero terminal SNR, EDM), is met
+    with the right grid, or refused. `tokens` is what the node saw, for latents that have no picture's shape here.
     """
+    if len(sigmas) < 2:
+        return x
     extra_args = {} if extra_args is None else extra_args
     base = model.inner_model.inner_model
     noise = noise_of(base, base.model_sampling, x.shape)
-    x = sample_solver(model, x, sigmas, extra_args, callback, disable, solver=solver, noise=noise, steps=steps)
-    return _with_kept_region(model, x, sigmas, extra_args)
+    if isinstance(noise, FlowNoise) and noise.tokens is None:
+        noise = FlowNoise(tokens)
+    grid = solver.card.steps[steps].grid if steps in solver.steps else None
+    if isinstance(noise, FlowNoise) and noise.tokens is None and grid is not None and grid.rule == "flux_shift":
+        raise ValueError(
+            f"{solver.name} has a grid that shifts with the picture's size, which these latents do not tell: connect "
+            "the latent to the Learned Solver node, or choose a solver with times of its own, such as ds_flow-sit"
+        )
+    whole = solver.table(steps, noise)
+    table = part_of_table(whole, float(sigmas[0]), float(sigmas[-1]))
+    goes_on = table.sigma_end > whole.sigma_end  # split sigmas: another sampler takes over
+    if table.steps != len(sigmas) - 1:
+        _log.info("%s makes %d model calls; of the %d sigmas it was handed only the ends count", solver.name, table.nfe,
+                  len(sigmas))  # fmt: skip
+    x = sample_table(model, x, table, extra_args, callback, disable)
+    return _with_kept_region(model, x, sigmas, table, goes_on, extra_args)
 
 
-def _with_kept_region(model: Any, x: Tensor, sigmas: Tensor, extra_args: Mapping[str, Any]) -> Tensor:
+def _with_kept_region(
+    model: Any, x: Tensor, sigmas: Tensor, table: SolverTable, goes_on: bool, extra_args: Mapping[str, Any]
+) -> Tensor:
     """Returns x with the region that an inpaint mask keeps put back, as a learned row need not sum to 1.
 
     The host composites what the model sees and says, never the state itself.
     """
     mask = extra_args.get("denoise_mask")
-    if mask is None or len(sigmas) < 2:
+    if mask is None:
         return x
-    sigma = sigmas[-1] * x.new_ones([x.shape[0]])
     if change_mask := extra_args.get("model_options", {}).get("denoise_mask_function"):
-        mask = change_mask(sigma, mask, extra_options={"model": model.inner_model, "sigmas": sigmas})
+        # As the host saw it last, in the last call: at the end itself a differential mask keeps nothing.
+        last = table.sigmas[-1].item() * x.new_ones([x.shape[0]])
+        mask = change_mask(last, mask, extra_options={"model": model.inner_model, "sigmas": sigmas})
     kept = model.latent_image
-    if sigmas[-1] > model.inner_model.inner_model.model_sampling.sigma_min:  # a split schedule: another sampler goes on
+    if goes_on:
         kept = model.inner_model.inner_model.scale_latent_inpaint(
-            x=x, sigma=sigma, noise=model.noise, latent_image=kept, denoise_mask=mask
+            x=x, sigma=sigmas[-1] * x.new_ones([x.shape[0]]), noise=model.noise, latent_image=kept, denoise_mask=mask
         )
     return x * mask + kept * (1 - mask)

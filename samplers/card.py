@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -66,11 +65,11 @@ class StepCard:
         for name in ("history", "teacher_steps", "network_calls"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-                raise ValueError(f"{name} must be a whole number, got {value!r}")
+                raise ValueError(f"{name} must be a whole number, got {value!r:.40}")
         for name in ("error_before", "error_after", "error_best_peer"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int | float) or not math.isfinite(value)):
-                raise ValueError(f"{name} must be a finite number, got {value!r}")
+            if value is not None and (not isinstance(value, int | float) or not -1e300 < value < 1e300):
+                raise ValueError(f"{name} must be a finite number, got {value!r:.40}")
         for name in ("teacher", "loss", "source_table", "best_peer", "note"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):

@@ -95,4 +95,11 @@ def _table(tensors: Mapping[str, Tensor], step: StepCard, noise: Noise) -> Solve
     return dyweight_table(weights, tensors["t_scale"], grid, analytic_first=step.analytic_first, divisor=step.divisor)
 
 
-FAMILY = Family(name="dyweight", title="DyWeight", tensors=("weights", "t_scale"), check=_check, table=_table)
+FAMILY = Family(
+    name="dyweight",
+    title="DyWeight",
+    tensors=("weights", "t_scale"),
+    kinds=("flow", "vp", "edm"),
+    check=_check,
+    table=_table,
+)

@@ -25,6 +25,7 @@ class Family:
         name: As in cards and file names.
         title: As people write it.
         tensors: Names of the parameters that a file holds per step count, as in "7/weights".
+        kinds: Kinds of noise schedule that it is defined on.
         check: `check(tensors, nfe, step_card)` raises ValueError where parameters break a rule of the family.
         table: `table(tensors, step_card, noise)` returns the SolverTable on a noise schedule.
     """
@@ -32,5 +33,6 @@ class Family:
     name: str
     title: str
     tensors: tuple[str, ...]
+    kinds: tuple[str, ...]
     check: Callable[[Mapping[str, Tensor], int, StepCard], None]
     table: Callable[[Mapping[str, Tensor], StepCard, Noise], SolverTable]

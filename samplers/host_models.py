@@ -23,7 +23,7 @@ def model_family(base: Any) -> str:
 
 
 def noise_of(base: Any, sampling: Any, shape: Sequence[int] | None) -> Noise:
-    """Returns the noise schedule of a model, patches such as ModelSamplingFlux included.
+    """Returns the noise schedule of a model, object patches included; of flow models the shift is none of it.
 
     Args:
         base: ComfyUI's BaseModel.

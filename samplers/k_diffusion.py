@@ -29,7 +29,10 @@ def sample_dyweight(
     noise: Noise | None = None,
     steps: int | None = None,
 ) -> Tensor:
-    """Returns the state at the end of a DyWeight solver's grid (arXiv 2603.11607); see `sample_solver`."""
+    """Returns the state at the end of a DyWeight solver's grid (arXiv 2603.11607); see `sample_solver`.
+
+    Name a solver: DyWeight's belong to their models, so without one there is none to take, and the call is refused.
+    """
     return sample_solver(
         model, x, sigmas, extra_args, callback, disable, solver=solver, noise=noise, steps=steps, family="dyweight"
     )
@@ -97,7 +100,7 @@ def sample_solver(
         solver = load_solver(solver)
     if family not in (None, solver.family):
         raise ValueError(
-            f"{solver.name} is a {FAMILIES[solver.family].title} solver: choose a {family} file, or the sampler of "
+            f"{solver.name} belongs to {FAMILIES[solver.family].title}: choose a {family} file, or the sampler of "
             f"family {solver.family}"
         )
     table = part_of_table(solver.table(steps, noise), float(sigmas[0]), float(sigmas[-1]))

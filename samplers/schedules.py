@@ -124,10 +124,10 @@ class VPNoise:
     def sigma_at_index(self, index: Tensor) -> Tensor:
         """Returns the noise levels at (fractional) network timesteps 0 ... 999 of a 1000-step model.
 
-        In a table, index n is entry n, which stands at model time (n + 1) / T; on the continuous SDE index n is time
-        n / 1000.
+        In a table of 1000, index n is entry n, which stands at model time (n + 1) / 1000; a table of another length is
+        stretched to it. On the continuous SDE index n is time n / 1000.
         """
-        return self.sigma_at(index / 1000 if self.beta else (index + 1) / len(self.times))
+        return self.sigma_at(index / 1000 if self.beta else (index + 1) / 1000)
 
     def time_at(self, sigma: Tensor) -> Tensor:
         """Returns the model times of noise levels, any shape: the inverse of `sigma_at`."""
@@ -189,6 +189,11 @@ class Grid:
         return levels
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of noise that the rule is defined on."""
+        return _RULES[self.rule][0]
+
+    @property
     def shape_parameter(self) -> str | None:
         """Name of the one number that bends the grid, or None: what a joint fit may learn."""
         names = _RULES[self.rule][1]
@@ -206,8 +211,6 @@ def _polynomial(steps: int, noise: VPNoise | EDMNoise, rho: float) -> Tensor:
 
 
 def _karras(steps: int, noise: VPNoise | EDMNoise, rho: float) -> Tensor:
-    if steps == 1:
-        return torch.tensor([noise.sigma_max, 0.0], dtype=torch.float64)
     return torch.nn.functional.pad(_polynomial(steps - 1, noise, rho), (0, 1))
 
 

@@ -87,4 +87,6 @@ def _table(tensors: Mapping[str, Tensor], step: StepCard, noise: Noise) -> Solve
     raise ValueError(f"DS-Solver is defined on flow and vp noise, got {noise.kind}")
 
 
-FAMILY = Family(name="ds", title="DS-Solver", tensors=("timedeltas", "coeffs"), check=_check, table=_table)
+FAMILY = Family(
+    name="ds", title="DS-Solver", tensors=("timedeltas", "coeffs"), kinds=("flow", "vp"), check=_check, table=_table
+)

@@ -6,11 +6,10 @@ metadata. Reading trusts nothing; each refusal names the file, the rule and the 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import struct
-import tempfile
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +56,12 @@ class Solver:
                 f"family must be one of {', '.join(FAMILIES)}, got {self.family!r}: update Learned Solvers"
             )
         family = FAMILIES[self.family]
+        for nfe, step in self.card.steps.items():
+            if self.prediction not in family.kinds or (step.grid and self.prediction not in step.grid.kinds):
+                raise ValueError(
+                    f"{nfe} steps: {family.title}{f' on a {step.grid.rule} grid' if step.grid else ''} does not exist "
+                    f"for {self.prediction} models; write the right prediction and grid into the card"
+                )
         if set(self.parameters) != set(self.card.steps):
             raise ValueError(
                 f"the card lists steps {list(self.card.steps)}, the parameters are for {sorted(self.parameters)}: "
@@ -101,10 +106,19 @@ class Solver:
             )
         if noise.kind != self.prediction:
             raise ValueError(
-                f"{self.name} was fitted for {self.prediction} models, this model is {noise.kind}: choose a "
-                f"{noise.kind} solver"
+                f"{self.name} was fitted for {self.prediction} models, this model is {noise.kind}: choose one for "
+                f"{noise.kind} models"
             )
-        return FAMILIES[self.family].table(self.parameters[steps], self.card.steps[steps], noise)
+        try:
+            table = FAMILIES[self.family].table(self.parameters[steps], self.card.steps[steps], noise)
+        except ValueError as error:
+            raise ValueError(f"{self.name}, {steps} steps: {error}") from error
+        if not bool((table.levels.diff() < 0).all()):
+            raise ValueError(
+                f"{self.name}: its learned steps do not fit this model's noise schedule, which starts at sigma "
+                f"{table.sigma_start:.4g}: choose another solver, or fit one on this model"
+            )
+        return table
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Writes the solver file atomically and returns its path.
@@ -116,8 +130,6 @@ class Solver:
         path = Path(path)
         if path.suffix != SUFFIX:
             raise ValueError(f"{path}: a solver file ends in {SUFFIX}; rename it")
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists already: choose another name, or ask for it to be overwritten")
         tensors = {
             f"{nfe}/{name}": tensor.detach().cpu().double().clone().contiguous()
             for nfe, own in self.parameters.items()
@@ -125,15 +137,19 @@ class Solver:
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         content = _in_order(save(tensors, metadata=self.card.to_metadata()))
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
+        temporary, claimed = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.part"), False
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            Path(temporary).chmod(0o644)
+            temporary.write_bytes(content)
+            if not overwrite:
+                path.open("xb").close()  # claims the name: of two writers one is refused
+                claimed = True
             os.replace(temporary, path)
+        except FileExistsError as error:
+            temporary.unlink(missing_ok=True)
+            raise FileExistsError(f"{path} exists already: choose another name, or ask for an overwrite") from error
         except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+            for made in (temporary, *([path] if claimed else [])):
+                made.unlink(missing_ok=True)
             raise
         return path
 
@@ -194,7 +210,7 @@ def _assemble(name: str, metadata: Mapping[str, str], tensors: Mapping[str, Tens
             raise ValueError(f'tensors are called "<steps>/<name>", got {key[:40]!r}: this is not a solver file')
         if not tensor.is_floating_point():
             raise ValueError(f"{key} must hold floating-point numbers, got {tensor.dtype}")
-        parameters.setdefault(int(count), {})[tensor_name] = tensor.double()
+        parameters.setdefault(int(count), {})[tensor_name] = tensor.to(torch.float64, copy=True)  # off the file
     return Solver(name, card, parameters)
 
 

@@ -30,6 +30,8 @@ def checkouts() -> list[Path]:
     """Returns the ComfyUI checkouts named by COMFYUI_PATH, else those found in the home folder."""
     named = os.environ.get(VARIABLE)
     places = named.split(os.pathsep) if named else [Path.home() / "ComfyUI", Path.home() / "ComfyUI-0.3"]
+    if named and not all((Path(place) / "main.py").is_file() for place in places):
+        raise FileNotFoundError(f"{VARIABLE} names {named}, which is no ComfyUI: name a checkout, or unset it")
     return [Path(p) for p in places if (Path(p) / "main.py").is_file() and python_of(Path(p))]
 
 
@@ -77,12 +79,16 @@ class Server:
                 if self.process.poll() is not None:
                     break
                 time.sleep(0.3)
+        self.stop()
         raise RuntimeError(f"ComfyUI did not start:\n{self.log[-3000:]}")
 
     def stop(self) -> None:
         if self.process is not None:
             self.process.terminate()
-            self.process.wait(30)
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
 
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(self.url + path, timeout=60) as answer:

@@ -163,7 +163,8 @@ def ds_solver(*steps: int, name: str = "ds_test", **card: object) -> Solver:
 
 def dyweight_solver(*steps: int, name: str = "dyweight_test", **card: object) -> Solver:
     """Returns a DyWeight solver on EDM's grid; for EDM models unless the card says so."""
-    step = StepCard(grid=Grid("polynomial", {"rho": 7.0}))
+    flow = card.get("prediction") == "flow"
+    step = StepCard(grid=Grid("flow_shift", {"shift": 1.0}) if flow else Grid("polynomial", {"rho": 7.0}))
     parameters = {
         n: {
             "weights": torch.eye(n).double() + torch.full((n, n), -0.1 / n).double().tril(-1),

@@ -51,7 +51,9 @@ PUBLISHED = [
     *[("sd3", "ds_flow-sit", steps, "flow-sit") for steps in (5, 6, 7, 8, 9, 10)],
     *[("sd3", "ds_flow-flowdcn", steps, "flow-flowdcn") for steps in (5, 6, 7, 8, 9, 10, 15)],
     *[("wan", "ds_flow-sit", steps, "flow-sit") for steps in (5, 6, 7, 8, 9, 10)],
-    *[("flux", "ds_flow-sit", steps, "flow-sit") for steps in (5, 6)],
+    *[("flux", "ds_flow-sit", steps, "flow-sit") for steps in (5, 6, 7, 8, 9, 10)],
+    *[("wan", "ds_flow-flowdcn", steps, "flow-flowdcn") for steps in (5, 6, 7, 8, 9, 10, 15)],
+    *[("flux", "ds_flow-flowdcn", steps, "flow-flowdcn") for steps in (5, 10, 15)],
 ]
 
 
@@ -81,11 +83,11 @@ def test_a_picture_lands_on_the_disk(server):
 @pytest.mark.parametrize(
     ("model", "steps", "chosen"),
     [
-        ("sd15", 6, "dyweight_sd15: 6 steps, 6 model calls"),
-        ("sd15", 7, "ds_vp-dit: 7 steps, 7 model calls"),
-        ("flux", 5, "dyweight_flux1-dev: 5 steps, 5 model calls"),
-        ("flux", 6, "ds_flow-sit: 6 steps, 6 model calls"),
-        ("sd3", 5, "ds_flow-sit: 5 steps, 5 model calls"),
+        ("sd15", 6, "dyweight_sd15 (bundled): 6 steps, 6 model calls"),
+        ("sd15", 7, "ds_vp-dit (bundled): 7 steps, 7 model calls"),
+        ("flux", 5, "dyweight_flux1-dev (bundled): 5 steps, 5 model calls"),
+        ("flux", 6, "ds_flow-sit (bundled): 6 steps, 6 model calls"),
+        ("sd3", 5, "ds_flow-sit (bundled): 5 steps, 5 model calls"),
     ],
 )
 def test_auto_takes_the_models_own_solver_then_a_transferable_one(server, model, steps, chosen):
@@ -97,8 +99,18 @@ def test_auto_takes_the_models_own_solver_then_a_transferable_one(server, model,
 @pytest.mark.parametrize(
     ("model", "solver", "steps", "message"),
     [
-        ("sd3", "dyweight_sd15", 6, "dyweight_sd15 was fitted for vp models, this model is flow: choose a flow solver"),
-        ("sd15", "ds_flow-sit", 6, "ds_flow-sit was fitted for flow models, this model is vp: choose a vp solver"),
+        (
+            "sd3",
+            "dyweight_sd15",
+            6,
+            "dyweight_sd15 was fitted for vp models, this model is flow: choose one for flow models",
+        ),
+        (
+            "sd15",
+            "ds_flow-sit",
+            6,
+            "ds_flow-sit was fitted for flow models, this model is vp: choose one for vp models",
+        ),
         ("sd15", "dyweight_sd15", 5, "dyweight_sd15 was fitted for 4, 6, 8 and 10 steps, got 5: choose one of these"),
         (
             "sd15",
@@ -198,7 +210,10 @@ def test_auto_prefers_the_users_own_file_for_the_architecture(server):
     path = server.base / "models" / "solver_weights" / "own.safetensors"
     published = load_solver("ds_flow-sit")
     replace(published, card=replace(published.card, model_family="SD3")).save(path)
-    assert info_of(run(server, "sd3", learned("auto", 6))).splitlines()[0] == "own: 6 steps, 6 model calls"
+    assert (
+        info_of(run(server, "sd3", learned("auto", 6))).splitlines()[0]
+        == "own.safetensors (models/solver_weights): 6 steps, 6 model calls"
+    )
     path.unlink()
 
 
@@ -248,3 +263,72 @@ def test_interrupt_stops_between_model_calls(server):
     socket.close()
     assert history["status"]["status_str"] == "error"
     assert "execution_interrupted" in [m[0] for m in history["status"]["messages"]]
+
+
+@pytest.mark.parametrize("differential", [False, True])
+@pytest.mark.parametrize(
+    ("model", "solver", "steps"),
+    [
+        ("sd15", "ds_vp-dit", 6),
+        ("sd15", "dyweight_sd15", 4),
+        ("flux", "dyweight_flux1-dev", 3),
+        ("sd3", "ds_flow-sit", 5),
+    ],
+)
+def test_the_kept_region_of_an_inpaint_equals_the_input(server, model, solver, steps, differential):
+    prompt = model_nodes(server, model, width=128)
+    prompt["4b"] = {**prompt["4"]}
+    prompt["draw"] = node("KSamplerSelect", sampler_name="euler")
+    prompt["schedule"] = node("BasicScheduler", model=["1", 0], scheduler="simple", steps=2, denoise=1.0)
+    prompt = sampled(prompt, ["draw", 0], ["schedule", 0], "draw")
+    prompt["left"] = node("SolidMask", value=0.0, width=128, height=64)
+    prompt["right"] = node("SolidMask", value=1.0, width=64, height=64)
+    prompt["mask"] = node("MaskComposite", destination=["left", 0], source=["right", 0], x=64, y=0, operation="add")
+    prompt["4"] = node("SetLatentNoiseMask", samples=["drawrun", 0], mask=["mask", 0])
+    prompt["drawrun"]["inputs"]["latent_image"] = ["4b", 0]
+    if differential:
+        prompt["diff"] = node("DifferentialDiffusion", model=["1", 0])
+        if "strength" in json.dumps(server.get("/object_info/DifferentialDiffusion")):
+            prompt["diff"]["inputs"]["strength"] = 1.0
+    prompt["solver"] = learned(solver, steps)
+    prompt = sampled(prompt, ["solver", 0], ["solver", 1], "ours")
+    if differential:
+        prompt["oursguider"]["inputs"]["model"] = ["diff", 0]
+    history = server.submit(prompt)
+    assert history["status"]["status_str"] == "success", error_of(history)
+    before, after = saved_latent(server, history, "draw"), saved_latent(server, history, "ours")
+    half = before.shape[-1] // 2
+    scale = float(before.abs().max())
+    assert_close(after[..., : half - 1], before[..., : half - 1], rtol=0, atol=1e-5 * scale)
+    assert float((after - before)[..., half + 1 :].abs().max()) > 1e-2 * scale
+
+
+def test_a_schedule_that_learned_steps_do_not_fit_is_refused_and_left_out_of_auto(server):
+    def with_zero_snr(solver):
+        prompt = {**model_nodes(server, "sd15"), "solver": learned(solver, 6)}
+        prompt["zsnr"] = node("ModelSamplingDiscrete", model=["1", 0], sampling="v_prediction", zsnr=True)
+        prompt["solver"]["inputs"]["model"] = ["zsnr", 0]
+        prompt["info"] = node("PreviewAny", source=["solver", 2])
+        prompt = sampled(prompt, ["solver", 0], ["solver", 1], "ours")
+        prompt["oursguider"]["inputs"]["model"] = ["zsnr", 0]
+        return prompt
+
+    four = with_zero_snr("dyweight_sd15")
+    four["solver"]["inputs"]["steps"] = 4
+    assert "do not fit this model's noise schedule, which starts at sigma 4" in error_of(server.submit(four))
+    history = server.submit(with_zero_snr("ds_vp-dit"))
+    assert torch.isfinite(saved_latent(server, history, "ours")).all()
+    assert "this model's noise starts at sigma 45" in info_of(history)
+
+
+def test_an_edm_model_has_its_own_solvers(server):
+    prompt = {**model_nodes(server, "sd15"), "solver": learned("dyweight_cifar10", 5)}
+    prompt["edm"] = node("ModelSamplingContinuousEDM", model=["1", 0], sampling="edm", sigma_max=80.0, sigma_min=0.002)
+    prompt["solver"]["inputs"]["model"] = ["edm", 0]
+    prompt["info"] = node("PreviewAny", source=["solver", 2])
+    prompt = sampled(prompt, ["solver", 0], ["solver", 1], "ours")
+    prompt["oursguider"]["inputs"]["model"] = ["edm", 0]
+    history = server.submit(prompt)
+    assert history["status"]["status_str"] == "success", error_of(history)
+    assert info_of(history).splitlines()[0] == "dyweight_cifar10 (bundled): 5 steps, 5 model calls"
+    assert torch.isfinite(saved_latent(server, history, "ours")).all()

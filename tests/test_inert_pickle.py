@@ -143,7 +143,7 @@ def in_dictionary(value: bytes) -> bytes:
 ODD = {
     "persistent id": (in_dictionary(b"Psomewhere\n"), "outside storage 'somewhere'"),
     "binary persistent id": (in_dictionary(text("somewhere") + b"Q"), "outside storage 'somewhere'"),
-    "empty": (b"", "Ran out of input"),
+    "empty": (b"", "pickle exhausted"),
     "text": (b"hello", "refused"),
     "cut off": (pickle.dumps({"predictor": [1] * 100})[:-20], "refused"),
     "an allowed name's globals": (

@@ -204,7 +204,7 @@ def test_steps_of_the_whole_grid_may_differ_from_the_hosts():
         pytest.param(
             sample_solver,
             {"solver": "ds_vp-dit", "noise": FlowNoise()},
-            "ds_vp-dit was fitted for vp models, this model is flow: choose a flow solver",
+            "ds_vp-dit was fitted for vp models, this model is flow: choose one for flow models",
             id="prediction",
         ),
         pytest.param(
@@ -216,13 +216,13 @@ def test_steps_of_the_whole_grid_may_differ_from_the_hosts():
         pytest.param(
             sample_dyweight,
             {"solver": "ds_flow-sit", "noise": FlowNoise()},
-            "ds_flow-sit is a DS-Solver.*: choose a dyweight file, or the sampler of family ds",
+            "ds_flow-sit belongs to DS-Solver: choose a dyweight file, or the sampler of family ds",
             id="family ds",
         ),
         pytest.param(
             sample_ds_solver,
             {"solver": "dyweight_sd15", "noise": SD},
-            "dyweight_sd15 is a DyWeight solver: choose a ds file, or the sampler of family dyweight",
+            "dyweight_sd15 belongs to DyWeight: choose a ds file, or the sampler of family dyweight",
             id="family dyweight",
         ),
         pytest.param(

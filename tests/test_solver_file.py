@@ -175,28 +175,18 @@ def test_another_ending_is_refused(name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-class Interrupted:
-    """A file that is cut off in the middle of writing."""
-
-    def __init__(self, handle: int, mode: str) -> None:
-        self.file = open(handle, mode)  # noqa: SIM115 - closed by __exit__
-
-    def __enter__(self) -> Interrupted:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.file.close()
-
-    def write(self, data: bytes) -> None:
-        self.file.write(data[: len(data) // 2])
-        raise KeyboardInterrupt
+def write_half(path: Path, content: bytes) -> None:
+    """Stands for `Path.write_bytes` in a process that is stopped in the middle."""
+    with path.open("wb") as file:
+        file.write(content[: len(content) // 2])
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("existing", [None, b"something dear"])
 def test_an_interrupted_write_leaves_nothing_behind(existing, path, monkeypatch):
     if existing:
         path.write_bytes(existing)
-    monkeypatch.setattr("os.fdopen", Interrupted)
+    monkeypatch.setattr("pathlib.Path.write_bytes", write_half)
     with pytest.raises(KeyboardInterrupt):
         ds_solver(5).save(path, overwrite=True)
     assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == (
@@ -310,9 +300,13 @@ def test_a_step_count_it_was_not_fitted_for_is_refused_with_those_it_was(steps, 
 @pytest.mark.parametrize(
     ("solver", "noise", "message"),
     [
-        (dyweight_solver(3), FlowNoise(), "was fitted for edm models, this model is flow: choose a flow solver"),
-        (ds_solver(3), VPNoise.linear_beta(), "was fitted for flow models, this model is vp: choose a vp solver"),
-        (ds_solver(3, prediction="vp"), EDMNoise(), "was fitted for vp models, this model is edm: choose a edm solver"),
+        (dyweight_solver(3), FlowNoise(), "was fitted for edm models, this model is flow: choose one for flow models"),
+        (ds_solver(3), VPNoise.linear_beta(), "was fitted for flow models, this model is vp: choose one for vp models"),
+        (
+            ds_solver(3, prediction="vp"),
+            EDMNoise(),
+            "was fitted for vp models, this model is edm: choose one for edm models",
+        ),
     ],
 )
 def test_another_prediction_type_is_refused(solver, noise, message):

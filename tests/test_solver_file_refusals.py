@@ -29,7 +29,9 @@ DS_TENSORS = {
     "3/coeffs": torch.zeros(3, 3).double(),
 }
 # What a refusal may tell the user to do.
-REMEDY = r"again|update Learned Solvers|not a solver file|divide them|must name the same|put it where|choose|rename"
+REMEDY = (
+    r"again|update Learned Solvers|not a solver file|divide them|must name the same|put it where|choose|rename|write"
+)
 
 
 @pytest.fixture
@@ -169,7 +171,11 @@ REFUSED = {
     "coeffs upper": (ds_content(changed("3/coeffs", 1.0, 0, 2)), "coeffs must be strictly lower-triangular"),
     "coeffs too small": (ds_content({"3/coeffs": torch.zeros(2, 2)}), r"coeffs .* \[3, 3\], got \[2, 2\]"),
     "ds analytic": (ds_content(metadata={"steps": '{"3": {"analytic_first": true}}'}), "no analytic first step"),
-    "ds with other tensors": (content(metadata={"family": "ds"}), "3 steps must have timedeltas, coeffs, got"),
+    "ds with other tensors": (
+        content(metadata={"family": "ds", "prediction": "flow", "steps": json.dumps({"3": {}})}),
+        "3 steps must have timedeltas, coeffs, got",
+    ),
+    "ds for edm": (ds_content(metadata={"prediction": "edm"}), "DS-Solver does not exist for edm models"),
 }
 
 

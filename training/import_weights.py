@@ -192,6 +192,9 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         solvers = assemble([table for path in args.files for table in read_tables(path)], args.date)
+        there = [p for s in solvers if (p := args.output / f"{s.name}.safetensors").exists()]
+        if there and not args.overwrite:
+            raise ValueError(f"{there[0]} exists already: choose another --output, or add --overwrite")
         for solver in solvers:
             path = solver.save(args.output / f"{solver.name}.safetensors", overwrite=args.overwrite)
             print(f"{path}: {', '.join(map(str, solver.steps))} steps")
@@ -200,6 +203,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _read_json(path: Path) -> list[Table]:
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"published figures have at most {LARGEST} bytes, this file {path.stat().st_size}")
     content = json.loads(path.read_text())
     if not content["tables"]:
         raise ValueError("it holds no tables")

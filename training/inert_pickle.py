@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -36,7 +37,10 @@ def read_inert_pickle(path: Path) -> dict[str, Any]:
             f"{path}: a DyWeight .pkl has at most {LARGEST} bytes, this one {path.stat().st_size}: refused"
         )
     try:
-        content = _InertUnpickler(io.BytesIO(path.read_bytes())).load()
+        data = path.read_bytes()
+        if any(opcode.name.startswith("EXT") for opcode, _, _ in pickletools.genops(data)):
+            raise ValueError("it names something by an extension code")
+        content = _InertUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # a hostile pickle may raise anything; none of it is code of the file
         raise ValueError(f"{path}: refused, {error}. Import the authors' original file") from error
     if not isinstance(content, dict):
