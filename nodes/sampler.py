@@ -99,9 +99,10 @@ class LearnedSolver:
         table = chosen.table(steps, noise if _knows_size(noise) else FlowNoise(_UNSEEN_TOKENS))
         if denoise < 1:
             table = part_of_table(table, float(sampling.percent_to_sigma(1 - denoise)), 0.0)
-        info = "\n".join(
-            [_summary(chosen, steps, table, denoise), *_remarks(chosen, steps, model.model, sampling, noise, shape)]
-        )
+        own = _own_solvers(chosen, noise, model.model) if solver == AUTO else []
+        hints = [f"fitted for this model: {s.name}, with {', '.join(map(str, s.steps))} steps" for s in own]
+        remarks = _remarks(chosen, steps, model.model, sampling, noise, shape)
+        info = "\n".join([_summary(chosen, steps, table, denoise), *hints, *remarks])
         _log.info("%s", info.replace("\n", "; "))
         sampler = KSAMPLER(
             sample_learned_solver, extra_options={"solver": chosen, "steps": steps, "tokens": _tokens(noise)}
@@ -128,6 +129,14 @@ def _makes_table(solver: Solver, noise: Noise, steps: int) -> bool:
     return True
 
 
+def _own_solvers(chosen: Solver, noise: Noise, base: Any) -> list[Solver]:
+    """Returns the solvers that were fitted for this architecture, where a transfer was chosen for the step count."""
+    family = model_family(base)
+    if chosen.card.model_family == family:
+        return []
+    return [s for s in loadable_solvers() if s.card.model_family == family and s.prediction == noise.kind]
+
+
 def _tokens(noise: Noise) -> int | None:
     return noise.tokens if isinstance(noise, FlowNoise) else None
 
@@ -151,8 +160,8 @@ def _remarks(
     remarks = []
     if card.model_family != model_family(base):
         remarks.append(f"fitted for {card.checkpoint}, this model is {model_family(base)}: a transfer, compare it")
-    if card.guidance:
-        remarks.append(f"fitted at guidance {card.guidance}: another guidance is a transfer")
+    if card.guidance and card.guidance != "none":
+        remarks.append(f"fitted at guidance {card.guidance} (your CFG is not visible here)")
     if isinstance(noise, VPNoise) and abs(noise.sigma_max / _SD_SIGMA_MAX - 1) > 0.01:
         remarks.append(
             f"this model's noise starts at sigma {noise.sigma_max:.4g}, Stable Diffusion's at 14.61: a transfer"
@@ -164,5 +173,8 @@ def _remarks(
     if size and card.resolution and size != card.resolution:
         remarks.append(f"fitted at {card.resolution}, this latent is {size}")
     if step.grid is not None and step.grid.rule == "flux_shift" and not _knows_size(noise):
-        remarks.append("sigmas shown for 1024x1024, as no latent is connected; the sampler uses the real size")
+        remarks.append(
+            "sigmas shown for 1024x1024, as no latent is connected; the sampler uses the real size. Connect "
+            "the latent before you split these sigmas"
+        )
     return [*remarks, *(note for note in (card.note, step.note) if note)]

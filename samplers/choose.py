@@ -44,11 +44,11 @@ def choose_solver(
     fitting = list(dict.fromkeys([*exact, *transferable]))  # a transferable solver's own model is an exact match too
     known, others = (
         [f"{s.name} ({', '.join(map(str, s.steps))} steps)" for s in some]
-        for some in (fitting, [s for s in same_type if s not in fitting])
+        for some in (fitting, [s for s in same_type if s not in fitting and steps in s.steps])
     )
+    ways = [f"choose the steps of {', or of '.join(known)}"] if known else []
+    ways += [f"name one that was fitted for another model: {', '.join(others)}"] if others else []
+    ways.append(f"fit one for {steps} steps on this model")
     raise ValueError(
-        f"no {which} for {model_family or 'this'} ({prediction}) model has {steps} steps: "
-        + (f"choose the steps of {', or of '.join(known)}; " if known else "")
-        + (f"or name one that was fitted for another model: {', '.join(others)}; " if others else "")
-        + f"{'or ' if same_type else ''}fit one for {steps} steps on this model"
+        f"no {which} for {model_family or 'this'} ({prediction}) model has {steps} steps: {'; or '.join(ways)}"
     )

@@ -111,8 +111,9 @@ def _noise_of(model: Denoiser) -> Noise:
     """Returns the schedule of k-diffusion's discrete wrappers, which keep their table in `sigmas`."""
     sigmas = getattr(model, "sigmas", None)
     if not isinstance(sigmas, Tensor):
+        name = getattr(model, "__name__", type(model).__name__)
         raise ValueError(
-            f"{type(model).__name__} has no table of sigmas to read its noise schedule from: pass noise=, one of "
+            f"{name} has no table of sigmas to read its noise schedule from: pass noise=, one of "
             "FlowNoise(tokens=...), VPNoise.from_sigmas(...) or EDMNoise(...)"
         )
     return VPNoise.from_sigmas(sigmas)

@@ -30,7 +30,10 @@ def part_of_table(table: SolverTable, sigma_first: float, sigma_last: float) -> 
         ValueError: The two are not descending, the table's own levels are not, or nothing is left to do.
     """
     if not (math.isfinite(sigma_first) and sigma_first > sigma_last >= 0):
-        raise ValueError(f"sigmas must descend from a finite level to 0 or above, got {sigma_first} -> {sigma_last}")
+        raise ValueError(
+            f"sigmas must descend from a finite level to 0 or above, got {sigma_first} -> {sigma_last}: hand over the "
+            "noise levels in descending order, unflipped"
+        )
     levels = table.levels.tolist()
     if any(a <= b for a, b in pairwise(levels)):
         raise ValueError(f"only a descending grid has parts, this solver's is {levels}; run it with denoise 1, unsplit")

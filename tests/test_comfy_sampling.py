@@ -61,6 +61,10 @@ PUBLISHED = [
 def test_the_result_equals_the_published_formula_by_hand(server, model, solver, steps, table):
     # TinyPublished is written out from the papers' figures and shares nothing with this package.
     prompt = {**model_nodes(server, model, width=96), "solver": learned(solver, steps)}
+    if prompt["1"]["inputs"]["unet_name"].endswith(".pth") and solver.startswith("ds_") and steps > 5:
+        pytest.skip(
+            "FLUX of full width, as an old core wants it, takes minutes: run with the small one on a newer core"
+        )
     prompt["hand"] = node("TinyPublished", table=table, steps=steps)
     prompt = sampled(prompt, ["solver", 0], ["solver", 1], "ours")
     history = server.submit(sampled(prompt, ["hand", 0], ["solver", 1], "hand"))

@@ -252,7 +252,7 @@ def test_steps_of_the_whole_grid_may_differ_from_the_hosts():
         pytest.param(
             sample_solver,
             {"solver": "ds_flow-sit"},
-            r"function has no table of sigmas .*: pass noise=, one of FlowNoise\(tokens=...\), VPNoise",
+            r"never has no table of sigmas .*: pass noise=, one of FlowNoise\(tokens=...\), VPNoise",
             id="no schedule",
         ),
     ],

@@ -40,10 +40,10 @@ def run_demo(output: Path, *, overwrite: bool = False, say: Callable[[str], None
     if file.exists() and not overwrite:
         raise FileExistsError(f"{file} exists already: choose another --output, or add --overwrite")
     model, noise = load_digits(), FlowNoise()
-    x, extra_args = demo_starts(192)
+    x, extra_args = demo_starts(128)
     card = {"model_family": "digits", "checkpoint": "training/models/digits.safetensors", "guidance": "3"}
     result = fit_solver(
-        model, x, noise=noise, steps=STEPS, held_out=128, extra_args=extra_args, progress=say,
+        model, x, noise=noise, steps=STEPS, held_out=64, extra_args=extra_args, progress=say,
         teacher=TEACHER.method, teacher_steps=TEACHER.steps, card={**card, "resolution": "8x8", "licence": "MIT"},
     )  # fmt: skip
     result.solver.save(file, overwrite=overwrite)
@@ -68,7 +68,11 @@ def _draw(path: Path, file: Path, result: FitResult) -> None:
             own = sample_table(model, x, table, extra_args, disable=True)
             error = float((own - end).square().mean().sqrt())
             strips.append((f"{name}", f"{steps} calls, error {error:.3f}", _pixels(own)))
-    save_strips(path, "The same noise, the same network, guidance 3: who comes closest to the teacher?", strips)
+    save_strips(
+        path,
+        "The same noise, the same network, guidance 3: who comes closest to the teacher? (errors of these ten)",
+        strips,
+    )
 
 
 def _pixels(x: Tensor) -> Tensor:

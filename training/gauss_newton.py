@@ -35,7 +35,7 @@ class GaussNewton:
 
     iterations: int = 8
     patience: int = 2
-    tolerance: float = 2e-3
+    tolerance: float = 2e-2
     damping: float = 1e-3
     tries: int = 6
     difference: float | None = None
