@@ -35,6 +35,8 @@ def part_of_table(table: SolverTable, sigma_first: float, sigma_last: float) -> 
             "noise levels in descending order, unflipped"
         )
     levels = table.levels.tolist()
+    if math.isclose(sigma_first, levels[0], rel_tol=_SAME) and sigma_last <= levels[-1] * (1 + _SAME):
+        return table
     if any(a <= b for a, b in pairwise(levels)):
         raise ValueError(f"only a descending grid has parts, this solver's is {levels}; run it with denoise 1, unsplit")
     if sigma_first <= table.sigma_end * (1 + _SAME):

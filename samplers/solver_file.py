@@ -113,7 +113,7 @@ class Solver:
             table = FAMILIES[self.family].table(self.parameters[steps], self.card.steps[steps], noise)
         except ValueError as error:
             raise ValueError(f"{self.name}, {steps} steps: {error}") from error
-        if not bool((table.levels.diff() < 0).all()):
+        if not bool((table.levels[:-1] > 0).all()):
             raise ValueError(
                 f"{self.name}: its learned steps do not fit this model's noise schedule, which starts at sigma "
                 f"{table.sigma_start:.4g}: choose another solver, or fit one on this model"

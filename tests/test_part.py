@@ -329,7 +329,8 @@ def test_what_is_no_part_is_refused(first, last, message):
 def test_a_grid_that_does_not_descend_has_no_parts(levels):
     table = SolverTable(levels, f64(3, 2, 1), torch.ones(3).double(), -torch.eye(3).double(), "derivative")
     with pytest.raises(ValueError, match="only a descending grid has parts"):
-        part_of_table(table, 3.0, 0.0)
+        part_of_table(table, 2.5, 0.0)
+    assert part_of_table(table, 3.0, 0.0) is table  # the whole is no part
 
 
 @pytest.mark.parametrize("first", [0.95, 0.6, 0.3])
