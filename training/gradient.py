@@ -123,7 +123,7 @@ class GradientDescent:
         optimizer.zero_grad(set_to_none=True)
         loss = self._loss(problem, theta, rows)
         (gradient,) = torch.autograd.grad(loss, theta)
-        theta.grad = problem.sums(gradient) / problem.sums(torch.ones(()))
+        theta.grad = problem.processes.sums(gradient) / problem.processes.sums(torch.ones(()))
         torch.nn.utils.clip_grad_norm_([theta], self.clip)
         optimizer.step()
         return float(loss)

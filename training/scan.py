@@ -15,7 +15,11 @@ from ..samplers import FlowNoise, Grid, SolverTable, VPNoise, adams_bashforth, d
 from ..samplers.schedules import Noise
 from .problem import Problem
 
-__all__ = ["Candidate", "candidates", "grids_of", "rank", "rmse"]
+__all__ = ["FINALISTS", "GLANCED", "SCANNED", "Candidate", "candidates", "grids_of", "rank", "rmse", "scan"]
+
+GLANCED = 8  # samples that all candidates are tried on
+FINALISTS = 12  # the best of them are tried on more:
+SCANNED = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +66,14 @@ def rank(problem: Problem, tried: list[Candidate]) -> list[tuple[float, Candidat
     return sorted(scored, key=lambda pair: pair[0])
 
 
+def scan(problem: Problem, tried: list[Candidate]) -> list[Candidate]:
+    """Returns the candidates, best first: all of them tried on a few samples, the best few on more."""
+    rough = [candidate for _, candidate in rank(problem.first(GLANCED), tried)]
+    return [candidate for _, candidate in rank(problem.first(SCANNED), rough[:FINALISTS])] + rough[FINALISTS:]
+
+
 def rmse(problem: Problem, table: SolverTable) -> float:
     """Returns the root mean square distance to the teacher's end over all samples of all processes."""
-    total = problem.sums(problem.errors(table).sum())
+    total = problem.processes.sums(problem.errors(table).sum())
     value = float(torch.as_tensor(total)) / problem.total
     return value**0.5 if value == value else float("inf")
