@@ -40,7 +40,7 @@ from learned_solvers.training.teacher import Teacher
 TEACHER = Teacher("heun", 35)
 STEPS = (3, 5, 7)
 FRESH, FITTED, HELD_OUT, UNSEEN = 10_000, 64, 32, 1024
-RATES, SHIFTS = (1e-2, 3e-2, 1e-1), (0.7, 1.0)
+RATES, SHIFTS = (3e-2, 1e-1), (0.7, 1.0)  # at 1e-2 it ends 20 % worse
 NOISE, OBJECTIVE = FlowNoise(), make_objective("l2")
 RESULTS = Path(__file__).resolve().parent / "results" / "fit_cost.json"
 
