@@ -236,11 +236,12 @@ class _Fit:
         self.say(
             f"{n} steps: held-out error {before:.4f} -> {after:.4f}, 1/{peers[0].error / after:.2f} of the best peer's"
         )
+        calls = int(self._calls())
         card = replace(
             space.step_card(theta), error_before=before, error_after=after, best_peer=peers[0].name,
-            error_best_peer=peers[0].error, network_calls=self.model.calls, note=note,
+            error_best_peer=peers[0].error, network_calls=calls, note=note,
         )  # fmt: skip
-        report = StepReport(before, after, tuple(peers), self.model.calls, time.monotonic() - began, name)
+        report = StepReport(before, after, tuple(peers), calls, time.monotonic() - began, name)
         return space.tensors(theta), card, report
 
     def _problem(self, space: Space | None, samples: Samples, reference: Reference, total: int) -> Problem:
@@ -249,11 +250,12 @@ class _Fit:
         return Problem(self.model, space, samples, reference, self.objective, total, sums, probe)  # pyright: ignore
 
     def _calls(self) -> Tensor:
-        return torch.tensor(float(self.model.calls), dtype=torch.float64)
+        """Returns the network calls so far of all processes."""
+        return self.processes.sums(torch.tensor(float(self.model.calls), dtype=torch.float64))
 
     def _count_from(self, record: dict[str, Tensor]) -> None:
         """Counts on from a record, so that a resumed fit reports what an uninterrupted one does."""
-        self.model.calls = int(record["calls"])
+        self.model.calls = int(record["calls"]) if self.processes.rank == 0 else 0
 
     def _peers(self, judge: Problem, order: list[Candidate]) -> list[Peer]:
         """Returns each method's best grid by the scan, judged on the held-out samples."""
