@@ -134,6 +134,11 @@ def _fit_model(args: argparse.Namespace, processes: Processes) -> None:
     shape = model.latent_shape(width, height)
     guidance, embedded = model.guidance(args.guidance)
     noise = model.noise(shape)
+    if isinstance(settings, GradientDescent) and noise.kind == "vp":
+        raise ValueError(
+            f"ComfyUI rounds the model time of {model.family} to whole numbers, so no gradient reaches the noise "
+            "levels: use --optimizer gauss-newton"
+        )
     count = args.samples + held
     x = model.starts(shape, count, args.seed)
     most = most_calls(
