@@ -151,7 +151,7 @@ def _fit_model(args: argparse.Namespace, processes: Processes) -> None:
         + f": {args.family} solvers of {', '.join(map(str, args.steps))} steps from {args.samples} pictures, judged on "
         f"{held} more.\nAt most {most:,} network calls"
         + (" of two passes each (CFG)" if guidance != 1 else "")
-        + f", usually less than half of it; result: {output.solver}"
+        + f", usually about half of it; result: {output.solver}"
     )
     states = teacher.steps + 1 if args.loss == "trajectory" else 1
     with output.claimed(2 * x.nbytes * states + 2**24) if first and not args.dry_run else nullcontext():
@@ -187,7 +187,8 @@ def _fit_model(args: argparse.Namespace, processes: Processes) -> None:
             )  # fmt: skip
             bar.close()
             if first:
-                shown = Samples(starts[-_SHOWN:], {"prompt": prompts[-_SHOWN:]}, args.microbatch)
+                some = -min(_SHOWN, held)
+                shown = Samples(starts[some:], {"prompt": prompts[some:]}, args.microbatch)
                 facts = f"{output.command}\n\nPeak memory: {peak_memory(device)}; plain sampling: {sampling}."
                 _write(output, result, facts, teacher, own, shown, noise, model.decode)
                 say(f"\n{table_of(result)}\n\nwritten: {', '.join(map(str, reversed(output.files)))}")
