@@ -166,7 +166,7 @@ def _fit_model(args: argparse.Namespace, processes: Processes) -> None:
             sampling = peak_memory(device)
             say(
                 f"One call takes {seconds:.2f} s here: at most {_duration(seconds * most / processes.count)}.\n"
-                f"Memory of sampling {min(args.microbatch, count)} at a time: {sampling}; the fit takes the same."
+                f"Memory of sampling {min(args.microbatch, count)} at a time: {sampling}."
             )
             if args.dry_run:
                 return
