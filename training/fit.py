@@ -198,11 +198,12 @@ def _fit_steps(
     task.say(
         f"{n} steps: held-out error {before:.4f} -> {after:.4f}, 1/{peers[0].error / after:.2f} of the best peer's"
     )
+    calls = task.calls()
     card = replace(
         space.step_card(theta), error_before=before, error_after=after, best_peer=peers[0].name,
-        error_best_peer=peers[0].error, network_calls=task.calls, note=note,
+        error_best_peer=peers[0].error, network_calls=calls, note=note,
     )  # fmt: skip
-    report = StepReport(before, after, tuple(peers), task.calls, time.monotonic() - began, start.name)
+    report = StepReport(before, after, tuple(peers), calls, time.monotonic() - began, start.name)
     return space.tensors(theta), card, report
 
 
@@ -230,7 +231,7 @@ def _run(task: Task, space: Space, theta: Tensor, optimizer: GaussNewton | Gradi
     """Returns the fitted parameters, going on from the journal."""
     state = task.notes.get(name)
     if state is not None:
-        task.fitted.model.calls = int(state["calls"])
+        task.count_from(state)
         state = {key: value for key, value in state.items() if key != "calls"}
     problem, judge = task.on(space)
 

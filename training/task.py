@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from ..samplers import VPNoise
 from ..samplers.schedules import Noise
@@ -55,28 +54,24 @@ class Task:
         """Returns both problems on a space."""
         return replace(self.fitted, space=space), replace(self.judged, space=space)
 
-    @property
     def calls(self) -> int:
-        """Network calls so far."""
-        return self.fitted.model.calls
+        """Returns the network calls so far of all processes, each of which must ask."""
+        return int(self.fitted.processes.sums(torch.tensor(float(self.fitted.model.calls), dtype=torch.float64)))
+
+    def count_from(self, record: Record) -> None:
+        """Counts on from a record, so that a resumed fit reports what an uninterrupted one does."""
+        self.fitted.model.calls = int(record["calls"]) if self.fitted.processes.rank == 0 else 0
 
     def recorded(self, name: str, work: Callable[[], Record]) -> Record:
-        """Returns the journal's record of that name, or what `work` finds, which is kept.
-
-        Network calls are counted on from the record, so that a resumed fit reports what an uninterrupted one does.
-        """
+        """Returns the journal's record of that name, or what `work` finds, which is kept."""
         record = self.notes.get(name)
         if record is None:
-            record = self.keep(name, work())
-        self.fitted.model.calls = int(record["calls"])
+            return self.keep(name, work())
+        self.count_from(record)
         return record
 
     def keep(self, name: str, record: Record) -> Record:
         """Returns the record after writing it, with the network calls so far, to the journal."""
-        record = {**record, "calls": _number(self.calls)}
+        record = {**record, "calls": torch.tensor(float(self.calls()), dtype=torch.float64)}
         self.notes.put(name, record)
         return record
-
-
-def _number(value: float) -> Tensor:
-    return torch.tensor(float(value), dtype=torch.float64)

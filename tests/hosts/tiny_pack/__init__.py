@@ -1,4 +1,5 @@
-"""Nodes for the tests of Learned Solvers in a real ComfyUI: conditioning without a text encoder, published formulas.
+"""Nodes for the tests of Learned Solvers in a real ComfyUI: conditioning without a text
+encoder, typed noise levels, published formulas.
 
 `TinyDyWeight` and `TinyDS` sample with the two papers' formulas written out, with nothing of Learned Solvers.
 """
@@ -116,4 +117,17 @@ class TinyPublished:
         return (comfy.samplers.KSAMPLER(sample_published_dyweight, {"table": table}),)
 
 
-NODE_CLASS_MAPPINGS = {"TinyConditioning": TinyConditioning, "TinyPublished": TinyPublished}
+class TinySigmas:
+    RETURN_TYPES = ("SIGMAS",)
+    FUNCTION = "make"
+    CATEGORY = "tiny"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"sigmas": ("STRING", {"default": "1, 0"})}}
+
+    def make(self, sigmas):
+        return (torch.tensor([float(sigma) for sigma in sigmas.split(",")]),)
+
+
+NODE_CLASS_MAPPINGS = {"TinyConditioning": TinyConditioning, "TinyPublished": TinyPublished, "TinySigmas": TinySigmas}
