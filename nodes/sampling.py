@@ -33,6 +33,10 @@ def sample_learned_solver(
 
     So another picture size than the node saw, or a model patch after it (v prediction, zero terminal SNR, EDM), is met
     with the right grid, or refused. `tokens` is what the node saw, for latents that have no picture's shape here.
+
+    Learned levels lie between the 1000 of an eps or v model. ComfyUI scales the input and reads the output at the level
+    itself, but hands the network the nearest index: 0 below the lowest level, 999 above the highest, one and the same
+    for two levels close together. Flow and EDM models are not rounded.
     """
     if len(sigmas) < 2:
         return x
