@@ -2,11 +2,14 @@
 
     <ComfyUI's python> make_models.py COMFYUI_PATH MODELS_FOLDER
 
-Randomly initialised, a few MB each: an SD 1.5 U-Net (eps, VP), an SD3 MMDiT and a Wan transformer (flow), a true FLUX.
-Cores that fix FLUX's width get one of full width whose weights are strided views of small buffers.
+Randomly initialised, a few MB each: an SD 1.5 U-Net (eps, VP) with a ControlNet and a LoRA, a HunyuanDiT (v), an SD3
+MMDiT, Wan's and HunyuanVideo's transformers (flow, video), LTX's audio-video transformer where the core has it, a true
+FLUX. Cores that fix FLUX's width get one of full width whose weights are strided views of small buffers.
 """
 
 import dataclasses
+import importlib.util
+import json
 import math
 import sys
 from pathlib import Path
@@ -19,9 +22,12 @@ import comfy.options
 
 comfy.options.enable_args_parsing()
 
+import comfy.cldm.cldm
 import comfy.ldm.flux.model
+import comfy.ldm.hunyuan_video.model
 import comfy.ops
 import torch
+from comfy.ldm.hydit.models import HunYuanDiT
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.ldm.wan.model import WanModel
@@ -31,25 +37,45 @@ from safetensors.torch import save_file
 META = {"dtype": torch.float32, "device": "meta", "operations": comfy.ops.disable_weight_init}
 
 
+# Detection wants 320 channels, context 768 and convolutional projections; levels and depth are free.
+SD15 = {
+    "image_size": 32,
+    "in_channels": 4,
+    "model_channels": 320,
+    "num_res_blocks": [1],
+    "channel_mult": [1],
+    "transformer_depth": [1],
+    "transformer_depth_middle": -2,
+    "context_dim": 768,
+    "use_spatial_transformer": True,
+    "use_linear_in_transformer": False,
+    "legacy": False,
+    "num_heads": 8,
+}
+
+
 def sd15():
-    # Detection wants 320 channels, context 768 and convolutional projections; levels and depth are free.
-    return UNetModel(
-        image_size=32,
-        in_channels=4,
-        out_channels=4,
-        model_channels=320,
-        num_res_blocks=[1],
-        channel_mult=[1],
-        transformer_depth=[1],
-        transformer_depth_output=[0, 0],
-        transformer_depth_middle=-2,
-        context_dim=768,
-        use_spatial_transformer=True,
-        use_linear_in_transformer=False,
-        legacy=False,
-        num_heads=8,
-        **META,
-    )
+    return UNetModel(out_channels=4, transformer_depth_output=[0, 0], **SD15, **META)
+
+
+def sd15_controlnet():
+    return comfy.cldm.cldm.ControlNet(hint_channels=3, **SD15, **META)
+
+
+def sd15_lora(state, rank=2):
+    """A LoRA on every attention projection, in the format without any weird key names."""
+    generator = torch.Generator().manual_seed(5)
+    made = {}
+    for key, tensor in state.items():
+        if ".attn" in key and tensor.ndim == 2:
+            stem = f"diffusion_model.{key[: -len('.weight')]}"
+            made[f"{stem}.lora_down.weight"] = torch.randn(rank, tensor.shape[1], generator=generator) * 0.2
+            made[f"{stem}.lora_up.weight"] = torch.randn(tensor.shape[0], rank, generator=generator) * 0.2
+    return made
+
+
+def hydit():
+    return HunYuanDiT(hidden_size=128, depth=2, **META)
 
 
 def sd3():
@@ -73,6 +99,56 @@ def sd3():
 
 def wan():
     return WanModel(model_type="t2v", dim=128, ffn_dim=128, num_heads=1, num_layers=1, in_dim=16, out_dim=16, **META)
+
+
+def hunyuanvideo():
+    values = {
+        "in_channels": 16,
+        "patch_size": [1, 2, 2],
+        "out_channels": 16,
+        "vec_in_dim": 768,
+        "context_in_dim": 64,
+        "hidden_size": 128,
+        "mlp_ratio": 4.0,
+        "num_heads": 1,
+        "depth": 1,
+        "depth_single_blocks": 1,
+        "axes_dim": [16, 56, 56],
+        "theta": 256,
+        "qkv_bias": True,
+        "guidance_embed": True,
+        "byt5": False,
+        "meanflow": False,
+        "meanflow_sum": False,
+        "use_cond_type_embedding": False,
+        "vision_in_dim": None,
+    }
+    known = {f.name for f in dataclasses.fields(comfy.ldm.hunyuan_video.model.HunyuanVideoParams)}
+    values = {k: v for k, v in values.items() if k in known}
+    return comfy.ldm.hunyuan_video.model.HunyuanVideo(image_model="hunyuan_video", **values, **META)
+
+
+# Sizes travel in the file's metadata: text of 2 * 64 for video and audio each, latents of 128 channels and of 8 x 16.
+LTXAV = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 32,
+    "cross_attention_dim": 64,
+    "audio_num_attention_heads": 2,
+    "audio_attention_head_dim": 32,
+    "audio_cross_attention_dim": 64,
+    "caption_channels": 64,
+    "num_layers": 1,
+    "connector_attention_head_dim": 32,
+    "connector_num_attention_heads": 2,
+    "connector_num_layers": 1,
+}
+HAS_LTXAV = importlib.util.find_spec("comfy.ldm.lightricks.av_model") is not None
+
+
+def ltxav():
+    from comfy.ldm.lightricks.av_model import LTXAVModel
+
+    return LTXAVModel(**LTXAV, **META)
 
 
 FLUX_FIELDS = {f.name for f in dataclasses.fields(comfy.ldm.flux.model.FluxParams)}
@@ -141,8 +217,23 @@ def main():
     nets, approx = MODELS / "diffusion_models", MODELS / "vae_approx"
     nets.mkdir(parents=True, exist_ok=True)
     approx.mkdir(parents=True, exist_ok=True)
-    for name, make, gain in (("tiny_sd15", sd15, 0.7), ("tiny_sd3", sd3, 1.0), ("tiny_wan", wan, 1.0)):
+    for name, make, gain in (
+        ("tiny_sd15", sd15, 0.7),
+        ("tiny_hydit", hydit, 1.0),
+        ("tiny_sd3", sd3, 1.0),
+        ("tiny_wan", wan, 1.0),
+        ("tiny_hunyuanvideo", hunyuanvideo, 1.0),
+    ):
         save_file(values_of(make().state_dict(), gain), nets / f"{name}.safetensors")
+    if HAS_LTXAV:
+        config = {"config": json.dumps({"transformer": LTXAV})}
+        save_file(values_of(ltxav().state_dict()), nets / "tiny_ltxav.safetensors", config)
+    for folder, name, state in (
+        ("controlnet", "tiny_controlnet", values_of(sd15_controlnet().state_dict(), seed=4)),
+        ("loras", "tiny_lora", sd15_lora(sd15().state_dict())),
+    ):
+        (MODELS / folder).mkdir(exist_ok=True)
+        save_file(state, MODELS / folder / f"{name}.safetensors")
     if FLUX_WIDTH_IS_FREE:
         save_file(values_of(flux().state_dict()), nets / "tiny_flux.safetensors")
     else:
