@@ -235,7 +235,7 @@ def test_progress_and_previews_come_with_every_step(server):
 
 
 def test_interrupt_stops_between_model_calls(server):
-    prompt = {**model_nodes(server, "sd15", width=512, height=512, batch=4), "solver": learned("ds_vp-dit", 10)}
+    prompt = {**model_nodes(server, "sd15", width=256, height=256, batch=4), "solver": learned("ds_vp-dit", 10)}
     prompt["5"]["inputs"]["noise_seed"] = 123
     socket = websocket(server)
 
