@@ -20,6 +20,9 @@ import comfy.options
 
 comfy.options.enable_args_parsing()
 
+import utils.extra_config  # noqa: F401 - first, as in main.py: ComfyUI puts a module called utils in the package's way
+
+# isort: split
 import server  # noqa: F401
 
 import nodes  # noqa: F401
