@@ -52,6 +52,7 @@ class Server:
     port: int
     process: subprocess.Popen[bytes] | None = None
     client: str = field(default_factory=lambda: uuid.uuid4().hex)
+    memo: dict[Any, Any] = field(default_factory=dict)  # what tests need more than once
 
     @property
     def url(self) -> str:
@@ -65,7 +66,7 @@ class Server:
         command = [str(python_of(self.checkout)), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port)]
         command += ["--base-directory", str(self.base), "--disable-auto-launch", "--disable-api-nodes"]
         command += ["--preview-method", "latent2rgb", "--database-url", "sqlite:///:memory:"]
-        environment = {**os.environ, "LEARNED_SOLVERS_FIGURES": str(HOSTS.parent / "data"), "OMP_NUM_THREADS": "2"}
+        environment = {**os.environ, "LEARNED_SOLVERS_FIGURES": str(HOSTS.parent / "data"), "OMP_NUM_THREADS": "1"}
         with (self.base / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.checkout, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment
