@@ -6,6 +6,7 @@ import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+import pytest
 import torch
 
 ROOT, NAME = Path(__file__).resolve().parent.parent, "learned_solvers"
@@ -16,3 +17,16 @@ if NAME not in sys.modules:
     spec.loader.exec_module(sys.modules[NAME])
 
 torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def forge(tmp_path_factory):
+    """Returns a running Forge with this checkout as an extension, one for all tests of the session."""
+    from forge_host import WANTED, checkout, new_server
+
+    if (place := checkout()) is None:
+        pytest.skip(f"no Forge: {WANTED}")
+    server = new_server(place, tmp_path_factory.mktemp("forge") / "base")
+    server.start()
+    yield server
+    server.stop()

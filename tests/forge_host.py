@@ -43,6 +43,7 @@ SETTINGS = {
     "samples_save": False,
     "grid_save": False,
     "forge_preset": "all",
+    "sd_noise_schedule": "Default",  # what a job overrides is restored only where it is set
     "upcast_attn": False,
 }
 

@@ -29,8 +29,8 @@ lightning = types.ModuleType("pytorch_lightning")
 lightning.utilities = types.SimpleNamespace(rank_zero=types.ModuleType("rank_zero"))
 sys.modules["pytorch_lightning"] = lightning
 
-import tiny_engine
 import webui  # imports and initializes everything, loads extensions
+import tiny_engine  # after it: Forge's modules import each other in a circle
 from modules_forge import main_thread
 
 tiny_engine.install()
