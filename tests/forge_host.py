@@ -1,6 +1,6 @@
 """A real Forge with its UI and API for the tests, on folders of its own: nothing is written into a checkout.
 
-Forge's `modules` are copied (they find their root by their real path), everything else is linked.
+Forge finds its root by the real path of its modules and serves no linked files, so all but large folders are copied.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WANTED = (
     f"set {VARIABLE} to a checkout of Stable Diffusion WebUI Forge with a venv in it or beside it, or set FORGE_PYTHON "
     "to the python that runs it"
 )
-MODELS = ("eps", "refiner", "v", "flux", "edm")
+MODELS = ("eps", "refiner", "v", "flux", "edm", "picture")
 EXTENSIONS = ("probe", "clash-a", "clash-z")
 SETTINGS = {
     "sd_model_checkpoint": "eps.safetensors",
@@ -42,7 +42,8 @@ SETTINGS = {
     "live_previews_enable": False,
     "samples_save": False,
     "grid_save": False,
-    "forge_preset": "all",
+    "forge_preset": "sd",
+    "hires_fix_show_sampler": True,
     "sd_noise_schedule": "Default",  # what a job overrides is restored only where it is set
     "upcast_attn": False,
 }
@@ -86,6 +87,7 @@ class Server:
         command = [str(self.python), str(TINY / "start.py"), str(self.base / "webui"), "--data-dir", str(data)]
         command += ["--always-cpu", "--skip-torch-cuda-test", "--skip-install", "--skip-version-check", "--api"]
         command += ["--port", str(self.port), "--no-prompt-history", "--no-download-sd-model"]
+        command += ["--gradio-allowed-path", str(self.base / "webui")]
         command += ["--ui-settings-file", str(data / "config.json"), "--ui-config-file", str(data / "ui-config.json")]
         own = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(data / "hf"), "GRADIO_TEMP_DIR": str(data / "gradio")}
         own |= {"GRADIO_ANALYTICS_ENABLED": "False", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "2"}
@@ -166,14 +168,15 @@ class Job:
 
 
 def make_base(place: Path, base: Path) -> None:
-    """Fills a folder with Forge (linked), models, the test extensions, and this checkout as an extension."""
+    """Fills a folder with Forge, models, the test extensions, and this checkout as an extension."""
     webui, data = base / "webui", base / "data"
     webui.mkdir(parents=True)
     for entry in place.iterdir():
-        if entry.name in ("modules", "modules_forge"):
-            shutil.copytree(entry, webui / entry.name, ignore=shutil.ignore_patterns("__pycache__"))
-        elif entry.name not in (".git", "venv", "models", "repositories", "extensions", "extensions-builtin"):
+        if entry.name in ("backend", "packages_3rdparty", "embeddings"):  # large, and not served to the browser
             (webui / entry.name).symlink_to(entry)
+        elif entry.name not in (".git", "venv", "models", "repositories", "extensions", "extensions-builtin"):
+            copy = shutil.copytree if entry.is_dir() else shutil.copy
+            copy(entry, webui / entry.name)
     (webui / "extensions-builtin").mkdir()
     (webui / "repositories" / "stable-diffusion-webui-assets").mkdir(parents=True)
     for entry in (place / "repositories").iterdir():

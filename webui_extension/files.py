@@ -6,14 +6,15 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from modules.paths import models_path
+from modules.paths import data_path, models_path
 
 from ..samplers import Solver, list_solvers, load_solver
 from ..samplers.solver_file import FAMILIES, SUFFIX
 
-__all__ = ["FOLDER", "described", "named_solver", "readable_solvers", "solver_names"]
+__all__ = ["FOLDER", "PLACE", "described", "named_solver", "readable_solvers", "solver_names"]
 
 FOLDER = Path(models_path) / "solver_weights"
+PLACE = FOLDER.relative_to(data_path) if FOLDER.is_relative_to(data_path) else FOLDER  # for people
 _log = logging.getLogger("learned_solvers")
 
 
@@ -31,7 +32,7 @@ def named_solver(name: str) -> Solver:
     """
     if name not in solver_names():
         known = ", ".join(solver_names())
-        raise ValueError(f"no solver file is called {name!r}: choose one of {known}, or put the file into {FOLDER}")
+        raise ValueError(f"no solver file is called {name!r}: choose one of {known}, or put the file into {PLACE}")
     return replace(load_solver(FOLDER / name if name.endswith(SUFFIX) else name), name=name)
 
 

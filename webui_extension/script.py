@@ -9,7 +9,7 @@ from modules import scripts, sd_samplers
 from modules.ui_common import create_refresh_button
 
 from .choice import AS_SET, AUTO, fitting_solvers, nearest, wants_nearest
-from .files import FOLDER, described, solver_names
+from .files import PLACE, described, solver_names
 from .host_model import architecture, noise_of
 from .sampler import LearnedSampler
 
@@ -17,7 +17,7 @@ __all__ = ["LearnedSolversScript"]
 
 _HELP = (
     "For the samplers **DyWeight** and **DS-Solver**. They have noise levels of their own: *Schedule type* does not "
-    f"act on them. Your solver files go into `{FOLDER}`."
+    f"act on them. Your solver files go into `{PLACE.as_posix()}`."
 )
 
 

@@ -23,8 +23,26 @@ KINDS = {
     "refiner": (model_list.SD15, 4, lambda: Prediction(prediction_type="epsilon")),
     "v": (model_list.SD20, 4, lambda: Prediction(prediction_type="v_prediction")),
     "flux": (model_list.Flux, 16, PredictionFlux),
+    "picture": (model_list.SD15, 4, lambda: Prediction(prediction_type="epsilon")),
     "edm": (model_list.SDXL, 4, lambda: PredictionContinuousEDM(prediction_type="edm")),
 }
+
+
+def landscape(height, width):
+    """Returns the mean of the model "picture", [1, 4, height, width]: sun and hills, in latents 2 * RGB - 1."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+
+    def mix(mask, below, above):
+        return torch.stack([a * mask + b * (1 - mask) for a, b in zip(above, below, strict=True)])
+
+    rgb = torch.stack([0.35 + 0.6 * y, 0.55 + 0.2 * y, 0.95 - 0.45 * y])
+    for mask, colour in (
+        (((x - 0.7) ** 2 + (y - 0.3) ** 2 < 0.012).float(), (1.0, 0.9, 0.45)),
+        ((y > 0.62 + 0.10 * torch.sin(7 * x + 1)).float(), (0.30, 0.45, 0.35)),
+        ((y > 0.78 + 0.07 * torch.sin(9 * x + 4)).float(), (0.13, 0.25, 0.20)),
+    ):
+        rgb = mix(mask, rgb, [torch.full_like(y, c) for c in colour])
+    return torch.cat([2 * rgb - 1, torch.zeros_like(rgb[:1])])[None]
 
 
 class Network(torch.nn.Module):
@@ -43,6 +61,8 @@ class Network(torch.nn.Module):
         CALLS.append({"model": self.name, "t": t.tolist(), "guide": guide.tolist(), "shape": list(xc.shape)})
         sigma = self.predictor.sigma(t).view(-1, 1, 1, 1).to(xc)
         mean, variance = self.mean + GUIDES * guide.view(-1, 1, 1, 1), DEVIATION**2
+        if self.name == "picture":
+            mean, variance = landscape(*xc.shape[-2:]), 0.05**2
         if self.predictor.prediction_type == "const":  # x = (1 - sigma) x0 + sigma noise, answer noise - x0
             kept = 1 - sigma
             x0 = mean + kept * variance / (kept**2 * variance + sigma**2) * (xc - kept * mean)
@@ -69,7 +89,7 @@ class Engine(ForgeDiffusionEngine):
         self.forge_objects = ForgeObjects(unet=unet, clip=None, vae=vae, clipvision=None)
         self.forge_objects_original = self.forge_objects.shallow_copy()
         self.forge_objects_after_applying_lora = self.forge_objects.shallow_copy()
-        self.is_sd1, self.is_sd2, self.is_sdxl = name in ("eps", "refiner"), name == "v", name == "edm"
+        self.is_sd1, self.is_sd2, self.is_sdxl = name in ("eps", "refiner", "picture"), name == "v", name == "edm"
         self.use_distilled_cfg_scale = name == "flux"
 
     def get_learned_conditioning(self, prompts):
@@ -77,7 +97,7 @@ class Engine(ForgeDiffusionEngine):
 
     def decode_first_stage(self, x):
         DECODED.append(x.clone())
-        return x[:, :3].clamp(-1, 1).repeat_interleave(8, 2).repeat_interleave(8, 3)
+        return torch.nn.functional.interpolate(x[:, :3].clamp(-1, 1), scale_factor=8, mode="bilinear")
 
     def encode_first_stage(self, x):
         return torch.nn.functional.avg_pool2d(x, 8).repeat(1, 6, 1, 1)[:, : self.channels]
