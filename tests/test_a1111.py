@@ -52,6 +52,8 @@ JOBS = {
 def checkout() -> Path | None:
     named = os.environ.get("A1111_PATH")
     place = Path(named) if named else Path.home() / "a1111"
+    if named and not (place / "modules" / "sd_hijack.py").is_file():
+        raise FileNotFoundError(f"A1111_PATH names {named}, which is no AUTOMATIC1111: name a checkout, or unset it")
     return place if (place / "modules" / "sd_hijack.py").is_file() and (place / "venv/bin/python").exists() else None
 
 

@@ -11,7 +11,7 @@ from modules import sd_samplers_common, shared
 from modules.sd_samplers_kdiffusion import KDiffusionSampler
 from torch import Tensor
 
-from ..samplers import part_of_table, sample_table
+from ..samplers import Solver, part_of_table, sample_table
 from ..samplers.multistep import Callback
 from ..samplers.schedules import Noise
 from .host_model import architecture, noise_of
@@ -73,12 +73,10 @@ class LearnedSampler(KDiffusionSampler):
         if getattr(p, "sampler_noise_scheduler_override", None):
             raise ValueError("a script sets noise levels, a learned solver has its own: choose a stock sampler for it")
         noise, model = noise_of(self.model_wrap, self.shape), architecture(shared.sd_model)
-        first = getattr(p, "learned_solvers_first", None) if p.is_hr_pass else None
-        if first is not None and first.family != self.family:
-            first = None
+        first = self._first_pass_solver(p, model) if p.is_hr_pass else None
         plan = make_plan(p, self.family, noise, model, steps, part=self.part, first=first)
         if not p.is_hr_pass:
-            p.learned_solvers_first = plan.solver
+            p.learned_solvers_first = plan.solver, model
         self._tell(p, plan, noise, model)
         self.plan = plan
         levels = plan.table.levels.float()
@@ -107,6 +105,11 @@ class LearnedSampler(KDiffusionSampler):
     def launch_sampling(self, steps: int, func: Any) -> Tensor:
         """Returns what `func` samples; progress, refiner and guidance limits count the calls that will be made."""
         return super().launch_sampling(steps if self.plan is None else self.plan.table.nfe, func)
+
+    def _first_pass_solver(self, p: Any, model: str | None) -> Solver | None:
+        """Returns hires fix's first solver, for the second pass, unless sampler or architecture are others there."""
+        solver, first_model = getattr(p, "learned_solvers_first", (None, None))
+        return solver if solver is not None and solver.family == self.family and first_model == model else None
 
     def _tell(self, p: Any, plan: Plan, noise: Noise, model: str | None) -> None:
         """Puts solver and calls into the infotext, and what does not match under the picture and into the log."""
