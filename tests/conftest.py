@@ -34,3 +34,16 @@ def server(request, tmp_path_factory):
     running.start()
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="session")
+def forge(tmp_path_factory):
+    """Returns a running Forge with this checkout as an extension, one for all tests of the session."""
+    from forge_host import WANTED, checkout, new_server
+
+    if (place := checkout()) is None:
+        pytest.skip(f"no Forge: {WANTED}")
+    server = new_server(place, tmp_path_factory.mktemp("forge") / "base")
+    server.start()
+    yield server
+    server.stop()
