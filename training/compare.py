@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,13 @@ def _parser() -> argparse.ArgumentParser:
     add_model_options(parser)
     add("--solver", type=Path, nargs="+", default=[], help="solver files; without any, the peers alone")
     add("--steps", type=int, nargs="+", help="numbers of network calls (the solvers' own, or 3 to 8)")
+    add("--grids", nargs="+", help="try the peers on these grids alone, by the names that the table gives")
     add("--samples", type=int, default=32, help="starts")
     add("--teacher", choices=TEACHERS, default="heun")
     add("--teacher-steps", type=int, default=60, help="60 steps of Heun are 119 calls")
     add("--seed", type=int, default=1_000_000, help="of the starts; another than the fit's")
     add("--output", type=Path, default=Path("comparison"), help="folder")
+    add("--no-plot", action="store_true", help="write no compare.png, which needs matplotlib")
     add("--overwrite", action="store_true", help="replace files that exist")
     return parser
 
@@ -101,6 +104,8 @@ def _check(args: argparse.Namespace) -> None:
             raise FileExistsError(f"{args.output / name} exists already: choose another --output, or add --overwrite")
     if args.samples < 1 or (args.steps and min(args.steps) < 1):
         raise ValueError(f"--samples and --steps must be at least 1, got {args.samples} and {args.steps}")
+    if not args.no_plot and find_spec("matplotlib") is None:
+        raise ValueError(f"the plot needs matplotlib: {sys.executable} -m pip install matplotlib, or add --no-plot")
     if not args.demo and args.checkpoint is None and args.diffusion_model is None:
         raise ValueError("name a model: --checkpoint FILE, --diffusion-model FILE, or --demo for the bundled one")
 
@@ -148,10 +153,12 @@ def _write(args: argparse.Namespace, subject: _Subject, solvers: list[Solver]) -
 
     def entries(calls: int) -> Iterable[Entry]:
         yield from solver_entries(model, noise, solvers, calls)
-        yield from subject.peers(calls)
+        yield from (entry for entry in subject.peers(calls) if not args.grids or entry.grid in args.grids)
 
     found = compare(entries, sorted(set(steps)), model, samples, ends, _say)
     rows = list(found)
+    if not rows:
+        raise ValueError(f"no solver and no peer has {steps} calls on the grids {args.grids}: see --steps and --grids")
     args.output.mkdir(parents=True, exist_ok=True)
     facts = {
         "command": f"python training/compare.py {' '.join(sys.argv[1:])}",
@@ -164,12 +171,14 @@ def _write(args: argparse.Namespace, subject: _Subject, solvers: list[Solver]) -
         "seed": args.seed,
         "network_calls": model.calls,
     }
-    paths = [args.output / name for name in FILES]
-    paths[0].write_text(_markdown(facts, rows), encoding="utf-8")
-    paths[1].write_text(json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n", encoding="utf-8")
-    save_plot(paths[2], f"Error to a {teacher.calls}-call teacher: {subject.name}", rows)
-    _draw(paths[3], subject, found, ends, f"{args.teacher}, {teacher.calls} calls")
-    _say(f"\n{_table(rows)}\n\nwritten: {', '.join(map(str, paths))}")
+    table, record, plot, pictures = (args.output / name for name in FILES)
+    table.write_text(_markdown(facts, rows), encoding="utf-8")
+    record.write_text(json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n", encoding="utf-8")
+    if not args.no_plot:
+        save_plot(plot, f"Error to a {teacher.calls}-call teacher: {subject.name}", rows)
+    _draw(pictures, subject, found, ends, f"{args.teacher}, {teacher.calls} calls")
+    written = [table, record, *([] if args.no_plot else [plot]), pictures]
+    _say(f"\n{_table(rows)}\n\nwritten: {', '.join(map(str, written))}")
 
 
 def _markdown(facts: dict[str, Any], rows: list[Row]) -> str:
