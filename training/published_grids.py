@@ -8,6 +8,7 @@ like there, the last level is 0. GITS is zju-pi/diff-sampler's (Apache-2.0), at 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -105,13 +106,18 @@ def beta_levels(steps: int, sigma_at: Callable[[Tensor], Tensor]) -> Tensor:
         steps: Number of steps; below 250, so that no two timesteps are the same.
         sigma_at: Noise levels of whole timesteps 0 ... 999.
     """
-    # With x = sin^2(a), the density is proportional to (sin a cos a)^0.2 da: the sum over a fine grid of angles.
-    angle = (np.arange(1 << 16) + 0.5) * (np.pi / 2 / (1 << 16))
-    below = np.cumsum((np.sin(angle) * np.cos(angle)) ** 0.2)
-    edges = angle + angle[0]
-    quantiles = np.sin(np.interp(1 - np.linspace(0, 1, steps, endpoint=False), below / below[-1], edges)) ** 2
+    quantiles = np.sin(np.interp(1 - np.linspace(0, 1, steps, endpoint=False), *_beta_distribution())) ** 2
     timesteps = torch.from_numpy(np.rint(quantiles * 999))
     return torch.cat([sigma_at(timesteps), torch.zeros(1, dtype=torch.float64)])
+
+
+@cache
+def _beta_distribution() -> tuple[np.ndarray, np.ndarray]:
+    """Returns the distribution function of Beta(0.6, 0.6) at angles a, x = sin^2(a): (values, angles)."""
+    # In a the density is proportional to (sin a cos a)^0.2, which has no pole: summed over a fine grid.
+    angle = (np.arange(1 << 16) + 0.5) * (np.pi / 2 / (1 << 16))
+    below = np.cumsum((np.sin(angle) * np.cos(angle)) ** 0.2)
+    return below / below[-1], angle + angle[0]
 
 
 def _beta(noise: Noise, shift: float) -> Levels:
