@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..samplers.schedules import Noise
 from .gauss_newton import GaussNewton
 from .gradient import GradientDescent
-from .scan import FINALISTS, GLANCED, SCANNED, candidates
+from .scan import SCANNED, candidates, scan_calls
 from .spaces import make_space
 from .start import ITERATIONS, KEPT, STARTS, TRIED
 from .teacher import Teacher
@@ -39,12 +39,12 @@ def most_calls(
     few, newton = min(TRIED, fitted), GaussNewton()
     for n in sorted(set(steps)):
         tried = list(candidates(n, noise))
-        grid = next(c.grid for c in tried if not learn_grid or c.grid.shape_parameter)
+        grid = next(c.grid for c in tried if c.grid and (not learn_grid or c.grid.shape_parameter))
         jacobians = [
             n + sum(n - restart.known for restart in make_space(family, n, noise, grid, window, learn_grid).restart)
             for window in (history, n)  # one run per parameter, restarted where it departs
         ]
-        total += n * (len(tried) * min(GLANCED, fitted) + FINALISTS * min(SCANNED, fitted) + _JUDGED * judged)
+        total += scan_calls(tried, min(SCANNED, fitted)) + n * _JUDGED * judged
         for starts, iterations in zip((STARTS, KEPT), ITERATIONS, strict=True):
             total += starts * _descent(newton, n, jacobians[0], few, few, iterations)
         total += _descent(settings, n, jacobians[0], fitted, judged) + 5 * n * fitted

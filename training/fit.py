@@ -23,7 +23,7 @@ from .objective import make_objective
 from .problem import Problem
 from .processes import Processes
 from .samples import CountedDenoiser, Samples
-from .scan import Candidate, candidates, rmse, scan
+from .scan import SCANNED, Candidate, candidates, rank, rmse
 from .spaces import Space
 from .start import find_start
 from .task import Task
@@ -212,7 +212,7 @@ def _scanned(task: Task, n: int) -> list[Candidate]:
     tried = list(candidates(n, task.noise))
 
     def work() -> Record:
-        return {"order": torch.tensor([tried.index(c) for c in scan(task.fitted, tried)])}
+        return {"order": torch.tensor([tried.index(c) for _, c in rank(task.fitted.first(SCANNED), tried)])}
 
     return [tried[i] for i in task.recorded(f"{n}/scan", work)["order"].tolist()]
 

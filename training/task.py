@@ -47,8 +47,10 @@ class Task:
         return make_space(self.family, steps, self.noise, candidate.grid, history or self.history, self.learn_grid)
 
     def can_start_from(self, candidate: Candidate) -> bool:
-        """Whether the family has the candidate's levels: DS-Solver on VP models cannot end at 0."""
-        return not (self.family == "ds" and isinstance(self.noise, VPNoise) and candidate.table.sigma_end == 0)
+        """Whether the candidate's grid is a rule that the family has: DS-Solver on VP models cannot end at 0."""
+        return candidate.grid is not None and not (
+            self.family == "ds" and isinstance(self.noise, VPNoise) and candidate.table.sigma_end == 0
+        )
 
     def on(self, space: Space) -> tuple[Problem, Problem]:
         """Returns both problems on a space."""
