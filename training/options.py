@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from .models.comfy import ComfyModel, Cond, read_conditioning, write_conditioning
+from .models.comfy import ComfyModel
+from .models.conditioning import Cond, read_conditioning, write_conditioning
 
 __all__ = ["add_model_options", "conditioning_of", "guidance_of", "load_model", "pixels_of"]
 

@@ -45,8 +45,9 @@ def find_start(task: Task, steps: int, order: list[Candidate], initial: str | Pa
     Raises:
         ValueError: A solver of another family or prediction type, or one that this family's space cannot hold.
     """
+    order = [candidate for candidate in order if task.can_start_from(candidate)]
     if initial == "scan":
-        return _best_start(task, steps, [c for c in order if task.can_start_from(c)])
+        return _best_start(task, steps, order)
     if isinstance(initial, str):
         for candidate in order:
             if candidate.name == initial or candidate.name.startswith(f"{initial},"):
