@@ -177,7 +177,9 @@ def test_gauss_newton_and_gradient_descent_find_the_same_minimum():
 def test_every_gradient_optimizer_lowers_the_error(optimizer):
     x = starts("flow", 40, dtype=torch.float32)
     settings = GradientDescent(optimizer, rate=1e-2, batch=8, epochs=8)
-    result = fit_solver(curved, x, noise=FLOW, steps=(3,), teacher_steps=20, optimizer=settings, initial="euler")
+    result = fit_solver(
+        curved, x, noise=FLOW, steps=(3,), teacher_steps=20, optimizer=settings, initial="euler, shift 1"
+    )
     assert result.report[3].error_after < 0.8 * result.report[3].error_before
 
 
@@ -193,7 +195,7 @@ def test_a_gradient_that_is_missing_or_wrong_is_refused():
 
     for model in (detached, without_gradient):
         with pytest.raises(ValueError, match="use the optimizer gauss-newton"):
-            fit_solver(model, x, noise=FLOW, steps=(3,), teacher_steps=10, optimizer="adam", initial="euler")
+            fit_solver(model, x, noise=FLOW, steps=(3,), teacher_steps=10, optimizer="adam", initial="euler, shift 1")
 
 
 @pytest.mark.parametrize(("dtype", "low", "high"), [(torch.float32, 1e-4, 3e-3), (torch.bfloat16, 1e-2, 0.1)])
@@ -211,11 +213,12 @@ def test_a_fit_is_never_worse_than_the_best_classical_solver_on_its_samples(kind
     reference = Teacher("heun", 40).reference(model, samples, noise)
     own = Problem(model, None, samples, reference, make_objective("l2"), 32)
     for steps in (3, 5):
-        best = rank(own, list(candidates(steps, noise)))[0][0]
-        worse = rmse(own, result.solver.table(steps, noise)) > best
-        # DS-Solver on VP models cannot end at 0, as some classical grids do; then its card says so.
-        assert not worse or (kind, family) == ("vp", "ds")
-        assert worse == (result.solver.card.steps[steps].note is not None)
+        order = rank(own, list(candidates(steps, noise)))
+        ours = rmse(own, result.solver.table(steps, noise))
+        # Heun's levels do not descend, and DS-Solver on VP models cannot end at 0; then its card says so.
+        possible = [c for _, c in order if not c.name.startswith("heun")]
+        assert ours <= rmse(own, possible[0].table) or (kind, family) == ("vp", "ds")
+        assert (ours > order[0][0]) == (result.solver.card.steps[steps].note is not None)
         assert result.report[steps].error_after <= result.report[steps].error_before
 
 

@@ -15,7 +15,7 @@ from .teacher import Teacher
 __all__ = ["most_calls"]
 
 _PROBED = 16  # samples on which rounding noise is measured, three runs each
-_JUDGED = 18  # runs of the held-out samples: each method's best, close calls of the scan, before and after
+_JUDGED = 27  # runs of the held-out samples: each method's best, close calls of the scan, before and after
 _UPDATE = 3  # a forward pass, and a backward pass that counts as two
 
 

@@ -36,6 +36,7 @@ class _State:
     seen: int  # samples of the last one
     loss: float
     judged: float
+    whole: bool = False  # whether the last step was made on all samples
 
     def record(self) -> dict[str, Tensor]:
         """Returns tensors that `of` understands."""
@@ -47,7 +48,8 @@ class _State:
         """Returns the state of a record."""
         numbers = dict(zip(_NUMBERS, record["numbers"].tolist(), strict=True))
         whole = {name: int(numbers.pop(name)) for name in ("iteration", "stale", "count", "seen")}
-        return cls(record["theta"], record["best"], done=bool(numbers.pop("done")), **whole, **numbers)
+        flags = {name: bool(numbers.pop(name)) for name in ("done", "whole")}
+        return cls(record["theta"], record["best"], **whole, **flags, **numbers)
 
 
 _NUMBERS = [f.name for f in fields(_State) if f.name not in ("theta", "best")]
@@ -74,7 +76,7 @@ class GaussNewton:
     patience: int = 2
     tolerance: float = 1e-2
     damping: float = 1e-3
-    tries: int = 6
+    tries: int = 10
     difference: float | None = None
     first: int = 16
     enough: float = 0.3
@@ -125,10 +127,11 @@ class GaussNewton:
         now = replace(now, iteration=now.iteration + 1, seen=part.total, loss=loss, damping=damping)
         if moved is not None:
             judged = loss if whole and judge is problem else judge.loss(moved)
-            better = judged < now.best_loss
+            # What a part of the samples led to must not win by the luck of few held-out ones.
+            better = judged < now.best_loss or (whole and not now.whole)
             best, best_loss = (moved, judged) if better else (now.best, now.best_loss)
             stale = now.stale + 1 if whole and not better else 0
-            now = replace(now, theta=moved, best=best, best_loss=best_loss, judged=judged, stale=stale)
+            now = replace(now, theta=moved, best=best, best_loss=best_loss, judged=judged, stale=stale, whole=whole)
         little = moved is None or loss > (1 - (self.tolerance if whole else self.enough)) * normal.loss
         if whole:
             return replace(now, done=little or now.stale >= self.patience)

@@ -68,8 +68,8 @@ class Problem:
             table = self.space.table(theta)
         except ValueError:
             return float("inf")
-        if bool((table.levels[:-1] <= 0).any()):
-            return float("inf")  # a state below noise level 0: no solver file may hold it
+        if bool((table.levels.diff() >= 0).any()):
+            return float("inf")  # such a solver has no parts: image-to-image could not use it
         total = torch.zeros((), dtype=torch.float64)
         for start, batch in self.samples.batches():
             total += self._rho(table, self.run(table, batch).states, start, len(batch))

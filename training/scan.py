@@ -37,6 +37,7 @@ __all__ = [
     "SCANNED",
     "Candidate",
     "candidates",
+    "carrier",
     "grids_of",
     "heun_steps",
     "rank",
@@ -44,7 +45,7 @@ __all__ = [
     "scan_calls",
 ]
 
-SCANNED = 32  # samples that a fit ranks the candidates on
+SCANNED = 16  # samples that a fit ranks the candidates on
 
 HOST_METHODS: dict[str, Callable[[Tensor], SolverTable]] = {
     "euler": euler,
@@ -68,8 +69,7 @@ _KEPT = 3  # one of so many candidates goes on to the next stage
 class Candidate:
     """A classical solver on a grid: `name` for people, `grid` its rule.
 
-    `grid` is None where no rule makes the levels (a published list) or they are not one per call (Heun): such a
-    candidate is a peer, and no fit can start from it.
+    `grid` is None where no rule makes the levels (a published list) or they are not one per call (Heun).
     """
 
     name: str
@@ -88,6 +88,20 @@ def grids_of(noise: Noise) -> list[tuple[str, Grid]]:
         named.append(("uniform time", Grid("uniform_time", {"end": 1e-3})))
         named += [(rule, Grid(rule, {"end": 1e-3})) for rule in ("sgm_uniform", "normal")]
     return named
+
+
+def carrier(table: SolverTable, noise: Noise) -> Grid:
+    """Returns a grid rule that can carry a table of other levels: it ends where they do, and its levels are not theirs.
+
+    DyWeight's weights are steps from a true level towards the next of the grid, so no step may be 0.
+    """
+
+    def room(grid: Grid) -> float:
+        levels = grid.levels(table.steps, noise)
+        steps = (levels[1:] / table.levels[:-1] - 1).abs().min()
+        return float(steps) - float((levels[-1] == 0) != (table.levels[-1] == 0))
+
+    return max((grid for _, grid in grids_of(noise)), key=room)
 
 
 def candidates(steps: int, noise: Noise) -> Iterator[Candidate]:

@@ -49,7 +49,7 @@ class Space(Protocol):
         ...
 
     def initial(self, table: SolverTable) -> Tensor:
-        """Returns the parameters of a table on this space's grid; entries outside the window go to its oldest."""
+        """Returns the parameters of a table, whatever its levels; entries outside the window go to its oldest."""
         ...
 
     def from_file(self, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -133,8 +133,10 @@ class DyWeightSpace:
         return dyweight_table(weights, t_scale, levels, divisor="call")
 
     def initial(self, table: SolverTable) -> Tensor:  # noqa: D102 - see Space
-        rows = with_derivatives(table).coeffs / table.levels.diff()[:, None]
-        return self._vector(_windowed(rows, self.history), torch.ones(self.steps, dtype=torch.float64))
+        coeffs = _windowed(with_derivatives(table).coeffs, self.history)
+        levels = self.grid.levels(self.steps, self.noise)
+        true = levels[0] + torch.cat([levels.new_zeros(1), coeffs.sum(1).cumsum(0)[:-1]])
+        return self._vector(coeffs / (levels[1:] - true)[:, None], table.sigmas / true)
 
     def from_file(self, tensors: Mapping[str, Tensor]) -> Tensor:  # noqa: D102 - see Space
         return self._vector(_windowed(tensors["weights"], self.history), tensors["t_scale"])
@@ -204,6 +206,8 @@ class DSSpace:
 
     def table(self, theta: Tensor) -> SolverTable:  # noqa: D102 - see Space
         timedeltas, coeffs = self._parts(theta)
+        if bool((timedeltas <= 1e-9).any()):
+            raise ValueError(f"time steps must be positive, got {timedeltas.tolist()}")
         if isinstance(self.noise, VPNoise):
             return ds_vp_table(timedeltas, coeffs, self.noise)
         return ds_flow_table(timedeltas, coeffs)

@@ -25,7 +25,7 @@ ITERATIONS = (1, 2)  # of all starts, of the kept ones
 
 @dataclass(frozen=True)
 class Start:
-    """Free parameters on a space, the table that they came from, and its name for people."""
+    """Free parameters on a space, the table that they stood for at first, and its name for people."""
 
     space: Space
     theta: Tensor
@@ -57,7 +57,8 @@ def find_start(task: Task, steps: int, order: list[Candidate], initial: str | Pa
 
 def _from_candidate(task: Task, steps: int, candidate: Candidate) -> Start:
     space = task.space(steps, candidate)
-    return Start(space, space.initial(candidate.table), candidate.table, candidate.name)
+    theta = space.initial(candidate.table)
+    return Start(space, theta, space.table(theta), candidate.name)
 
 
 def _from_solver(task: Task, steps: int, solver: Solver) -> Start:
@@ -83,8 +84,9 @@ def _best_start(task: Task, steps: int, order: list[Candidate]) -> Start:
     """
     chosen: dict[str, Start] = {}
     for candidate in order:  # one per grid: the same grid leads to the same minimum
-        if len(chosen) < STARTS and str(candidate.grid) not in chosen:
-            chosen[str(candidate.grid)] = _from_candidate(task, steps, candidate)
+        grid = candidate.name.partition(", ")[2]
+        if len(chosen) < STARTS and grid not in chosen:
+            chosen[grid] = _from_candidate(task, steps, candidate)
     tried = list(chosen.values())
     for turn, iterations in enumerate(ITERATIONS):
         scored = [_improved(task, start, iterations, f"{steps}/start {turn} {start.name}") for start in tried]

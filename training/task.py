@@ -12,7 +12,7 @@ from ..samplers.schedules import Noise
 from .gauss_newton import Progress
 from .journal import Journal, Record
 from .problem import Problem
-from .scan import Candidate
+from .scan import Candidate, carrier
 from .spaces import Space, make_space
 
 __all__ = ["Task"]
@@ -43,14 +43,17 @@ class Task:
     say: Progress
 
     def space(self, steps: int, candidate: Candidate, history: int | None = None) -> Space:
-        """Returns the free parameters on a candidate's grid."""
-        return make_space(self.family, steps, self.noise, candidate.grid, history or self.history, self.learn_grid)
+        """Returns the free parameters on a candidate's grid; on one that carries its levels where it has no rule."""
+        grid = candidate.grid or carrier(candidate.table, self.noise)
+        return make_space(self.family, steps, self.noise, grid, history or self.history, self.learn_grid)
 
     def can_start_from(self, candidate: Candidate) -> bool:
-        """Whether the candidate's grid is a rule that the family has: DS-Solver on VP models cannot end at 0."""
-        return candidate.grid is not None and not (
-            self.family == "ds" and isinstance(self.noise, VPNoise) and candidate.table.sigma_end == 0
-        )
+        """Whether the family has the candidate's levels: they descend, and DS-Solver on VP models cannot end at 0."""
+        levels = candidate.table.levels
+        if self.learn_grid and (candidate.grid is None or candidate.grid.shape_parameter is None):
+            return False
+        vp_times = self.family == "ds" and isinstance(self.noise, VPNoise)
+        return bool((levels.diff() < 0).all()) and not (vp_times and levels[-1] == 0)
 
     def on(self, space: Space) -> tuple[Problem, Problem]:
         """Returns both problems on a space."""
