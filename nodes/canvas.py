@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -37,6 +39,11 @@ class Canvas:
         while width and len(text) > 2 and font.getlength(text) > width * _FINE:
             text = text.rstrip("…")[:-1] + "…"
         self.draw.text((x * _FINE, y * _FINE), text, colour, font, anchor=anchor)
+
+    def paragraph(self, x: float, y: float, text: str, width: float, size: int = 13, colour: str = GREY) -> None:
+        """Writes text in lines of at most a width."""
+        for i, line in enumerate(textwrap.wrap(text, max(8, int(width / (0.55 * size))))):
+            self.text(x, y + i * 1.35 * size, line, size, colour, width=width)
 
     def line(self, points: list[tuple[float, float]], colour: str = INK, width: float = 1.0) -> None:
         """Draws a line through points."""

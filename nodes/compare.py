@@ -149,6 +149,7 @@ class _Run:
     states: Tensor | None
     ours: bool = False
     refusal: str = ""
+    file: str = ""  # which solver file `auto` took
 
     def errors(self, goal: Tensor) -> list[float]:
         """Returns the root mean square distance of each picture to the goal."""
@@ -194,7 +195,7 @@ class _Bench:
             return _Run(entry, 0, None, ours=True, refusal=str(error))
         sampler = comfy.samplers.KSAMPLER(sample_learned_solver, made.options)
         states, calls = self._run(sampler, made.table.levels.float(), None)
-        return _Run(made.solver.name, calls, states, ours=True)
+        return _Run(entry, calls, states, ours=True, file="" if entry == made.solver.name else made.solver.name)
 
     def stock(self, sampler: str, scheduler: str, steps: int, most: int | None) -> _Run:
         """Returns the result of a stock sampler: with as many steps as make at most so many model calls."""
@@ -258,9 +259,9 @@ def _grid(model: Any, vae: Any, goal: _Run, runs: Sequence[tuple[int, _Run]], wi
 def _cells(model: Any, vae: Any, goal: Tensor, run: _Run, count: int) -> list[Cell]:
     if run.states is None:
         return [Cell(None, run.refusal)] * len(goal)
-    fewer = "" if run.calls == count else f" ({run.calls} calls)"
+    remark = f" ({run.calls} calls)" if run.calls != count else f", {run.file}" if run.file else ""
     pictures = pictures_of(model, run.states, vae)
-    return [Cell(p, f"error {e:.4f}{fewer}") for p, e in zip(pictures, run.errors(goal), strict=True)]
+    return [Cell(p, f"error {e:.4f}{remark}") for p, e in zip(pictures, run.errors(goal), strict=True)]
 
 
 def _table(goal: _Run, runs: Sequence[tuple[int, _Run]]) -> str:
@@ -269,7 +270,7 @@ def _table(goal: _Run, runs: Sequence[tuple[int, _Run]]) -> str:
     assert end is not None
     lines = [f"Teacher: {goal.name}, {goal.calls} calls", "", "| calls | sampler | made | error |", "|---|---|---|---|"]
     for count, run in sorted(runs, key=lambda pair: (pair[0], pair[1].error(end))):
-        name = f"**{run.name}**" if run.ours else run.name
+        name = f"**{run.name}**{run.file and f' ({run.file})'}" if run.ours else run.name
         shown = run.refusal if run.states is None else f"{run.error(end):.6f}"
         lines.append(f"| {count} | {name} | {run.calls} | {shown} |")
     return "\n".join(lines)

@@ -17,7 +17,7 @@ _LONGEST, _SHORTEST = 256, 128
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A picture [3, H, W] in [0, 1], or None where there is none, and the words under it."""
+    """A picture [3, H, W] in [0, 1], and the words under it; None: there is none, and the words say why."""
 
     picture: Tensor | None
     caption: str
@@ -59,8 +59,9 @@ def draw_grid(title: str, columns: Sequence[Column], rows: Sequence[tuple[str, S
             x = left + k * (width + _GAP)
             if cell.picture is None:
                 canvas.box(x, y, width, height, None, FAINT)
-            else:
-                canvas.picture(x, y, width, height, cell.picture)
+                canvas.paragraph(x + 6, y + 6, cell.caption, width - 12)
+                continue
+            canvas.picture(x, y, width, height, cell.picture)
             canvas.text(x, y + height + 5, cell.caption, 14, BLUE if column.ours else GREY, width=width)
     return canvas.to_image()
 

@@ -143,8 +143,8 @@ def _steps(canvas: Canvas, x: float, y: float, table: SolverTable) -> None:
     for i, value in enumerate(sums):
         top, bottom = sorted((height(value), height(0)))
         bar = (left + i * slot + slot * 0.18, slot * 0.64)
-        canvas.box(bar[0], top, bar[1], max(1.0, bottom - top), _blend(BLUE if value >= 0 else ORANGE, 0.7))
-        canvas.text(bar[0] + bar[1] / 2, top - 4, f"{value:.2f}", 13, INK, "md", width=slot - 2)
+        canvas.box(bar[0], top, bar[1], max(1.0, bottom - top), _blend(BLUE if value >= 0 else ORANGE, 0.85))
+        canvas.text(bar[0] + bar[1] / 2, top + 8, f"{value:.2f}", 13, "#ffffff", "ma", width=bar[1])
         canvas.text(bar[0] + bar[1] / 2, y + _HEIGHT + 6, f"{i + 1}", 13, GREY, "ma")
     canvas.line([(left, height(1)), (left + width, height(1))], INK, 1.5)
     canvas.text(left, y + _HEIGHT + 26, "sum of the weights; 1: exactly to the next level", 13, GREY, width=width)

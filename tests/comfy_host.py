@@ -65,7 +65,7 @@ class Server:
         command = [str(python_of(self.checkout)), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port)]
         command += ["--base-directory", str(self.base), "--disable-auto-launch", "--disable-api-nodes"]
         command += ["--preview-method", "latent2rgb", "--database-url", "sqlite:///:memory:"]
-        environment = {**os.environ, "LEARNED_SOLVERS_FIGURES": str(HOSTS.parent / "data"), "OMP_NUM_THREADS": "2"}
+        environment = {**os.environ, "LEARNED_SOLVERS_FIGURES": str(HOSTS.parent / "data"), "OMP_NUM_THREADS": "1"}
         with (self.base / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.checkout, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment
