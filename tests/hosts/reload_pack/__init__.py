@@ -1,0 +1,51 @@
+"""A pack that reloads k-diffusion's module when it is loaded, as RES4LYF does, and again when its node runs."""
+
+import importlib
+import json
+import sys
+
+import comfy.samplers
+from comfy.k_diffusion import sampling
+
+importlib.reload(sampling)
+
+
+def register():
+    names = [name for name in sys.modules if name.endswith(".nodes.registration")]
+    assert names, "Learned Solvers is not loaded"
+    for name in names:
+        sys.modules[name].register()
+
+
+def lists():
+    host = comfy.samplers
+    return [list(host.KSampler.SAMPLERS), list(host.SAMPLER_NAMES), list(host.KSampler.SCHEDULERS)]
+
+
+class ReloadPack:
+    """Reloads, registers twice, and registers with two separate lists; tells the lists, and what is loaded."""
+
+    RETURN_TYPES = ("STRING",)
+    FUNCTION = "run"
+    CATEGORY = "tiny"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"again": ("INT", {"default": 0})}}
+
+    def run(self, again):
+        told = {"loaded": sorted(sys.modules), "before": lists()}
+        importlib.reload(sampling)
+        register()
+        register()
+        told["after"] = lists()
+        one, two = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.SAMPLER_NAMES
+        told["same"] = one is two
+        comfy.samplers.KSampler.SAMPLERS, comfy.samplers.SAMPLER_NAMES = ["euler", "mine"], ["euler", "heun"]
+        register()
+        told["split"] = lists()[:2]
+        comfy.samplers.KSampler.SAMPLERS, comfy.samplers.SAMPLER_NAMES = one, two
+        return (json.dumps(told),)
+
+
+NODE_CLASS_MAPPINGS = {"ReloadPack": ReloadPack}
