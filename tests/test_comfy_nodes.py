@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -45,7 +47,8 @@ def ksampler(sampler, steps, scheduler="simple", model=("1", 0), **more):
 
 
 def one_node(solver, steps, **more):
-    return node("LearnedSolverKSampler", seed=7, cfg=2.0, denoise=1.0, solver=solver, steps=steps, **WIRES, **more)
+    own = {"seed": 7, "cfg": 2.0, "denoise": 1.0, **WIRES, **more}
+    return node("LearnedSolverKSampler", solver=solver, steps=steps, **own)
 
 
 def saved(prompt, **runs):
@@ -64,21 +67,21 @@ def succeeded(history):
 # ---- what loading the pack does
 
 
-def own_list(checkout, expression):
-    """Returns a list of the host's own, without any pack."""
-    code = f"""if True:
+def own_lists(checkout):
+    """Returns the host's own samplers and schedulers, without any pack."""
+    code = """if True:
         import sys; sys.argv = ["main.py", "--cpu"]
         import comfy.options; comfy.options.enable_args_parsing()
         import json, comfy.samplers
-        print(json.dumps(list({expression})))"""
+        print(json.dumps([list(comfy.samplers.SAMPLER_NAMES), list(comfy.samplers.SCHEDULER_NAMES)]))"""
     command = [str(python_of(checkout)), "-B", "-c", code]
     ran = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
     return json.loads(ran.stdout.splitlines()[-1])
 
 
 def test_stock_drop_downs_end_with_our_names_and_are_otherwise_the_hosts_own(server):
-    samplers = [*own_list(server.checkout, "comfy.samplers.SAMPLER_NAMES"), *NAMES]
-    schedulers = [*own_list(server.checkout, "comfy.samplers.SCHEDULER_NAMES"), SCHEDULER]
+    samplers, schedulers = own_lists(server.checkout)
+    samplers, schedulers = [*samplers, *NAMES], [*schedulers, SCHEDULER]
     for kind in ("KSampler", "KSamplerAdvanced", "KSamplerSelect"):
         assert options(server, kind, "sampler_name") == samplers
     for kind in ("KSampler", "KSamplerAdvanced", "BasicScheduler"):
@@ -101,8 +104,10 @@ def test_no_training_code_is_loaded_and_registering_again_changes_nothing(server
 LOAD_WATCHED = """
 import importlib.util, json, os, sys
 sys.argv = ["main.py", "--cpu"]
+sys.path.insert(0, os.getcwd())
 import comfy.options; comfy.options.enable_args_parsing()
-import comfy.samplers, comfy.sample, latent_preview, folder_paths, server, PIL.ImageDraw, PIL.ImageFont
+import utils.install_util, comfy.samplers, comfy.sample, latent_preview, folder_paths, server
+import PIL.ImageDraw, PIL.ImageFont
 seen = []
 
 def watch(event, arguments):
@@ -124,8 +129,6 @@ print(json.dumps({"seen": seen, "nodes": list(module.NODE_CLASS_MAPPINGS), "new"
 
 @pytest.mark.parametrize("checkout", CHECKOUTS)
 def test_loading_the_pack_writes_nothing_asks_no_network_and_needs_nothing_new(checkout):
-    import os
-
     command = [str(python_of(checkout)), "-B", "-c", LOAD_WATCHED]
     own = {**os.environ, "PACK": str(ROOT)}
     ran = subprocess.run(command, cwd=checkout, env=own, capture_output=True, text=True)
@@ -202,7 +205,7 @@ def test_set_learned_solver_refuses_the_other_familys_sampler(server):
 def test_set_learned_solver_names_the_steps_for_a_part_of_the_grid(server):
     prompt = model_nodes(server, "sd15")
     prompt["set"] = node("SetLearnedSolver", model=["1", 0], solver="dyweight_sd15", steps=8)
-    advanced = {**{k: v for k, v in WIRES.items()}, "model": ["set", 0], "noise_seed": 7, "cfg": 2.0, "steps": 8}
+    advanced = {**WIRES, "model": ["set", 0], "noise_seed": 7, "cfg": 2.0, "steps": 8}
     advanced |= {"add_noise": "enable", "start_at_step": 4, "end_at_step": 10000}
     advanced |= {"return_with_leftover_noise": "disable", "sampler_name": "dyweight", "scheduler": "simple"}
     prompt = saved(prompt, a=node("KSamplerAdvanced", **advanced))
@@ -216,12 +219,13 @@ def test_set_learned_solver_names_the_steps_for_a_part_of_the_grid(server):
 def test_denoise_below_one_runs_the_last_part_of_the_solver(server):
     prompt = model_nodes(server, "sd15")
     prompt["calls"] = node("PreviewAny", source=["one", 1])
-    prompt = saved(prompt, stock=ksampler("dyweight", 6, denoise=0.5))
-    prompt = saved(prompt, one={**one_node("dyweight_sd15", 6)})
-    prompt["one"]["inputs"]["denoise"] = 0.5
+    prompt = saved(prompt, stock=ksampler("dyweight", 6, denoise=0.5), one=one_node("dyweight_sd15", 6, denoise=0.5))
     history = succeeded(server.submit(prompt))
-    assert "4 of its 6 model calls" in history["outputs"]["calls"]["text"][0]
-    assert torch.isfinite(saved_latent(server, history, "stock")).all()
+    assert "3 of its 6 model calls, from sigma 1.6" in history["outputs"]["calls"]["text"][0]
+    assert "dyweight_sd15 makes 3 model calls" in server.log
+    stock, one = saved_latent(server, history, "stock"), saved_latent(server, history, "one")
+    # They start at almost the same level: the scheduler's, and the one of the percentage.
+    assert_close(stock, one, rtol=0, atol=0.1 * float(one.abs().max()))
 
 
 @pytest.mark.parametrize(("model", "solver"), [("sd15", "ds_vp-dit"), ("sd3", "ds_flow-sit")])
@@ -233,7 +237,7 @@ def test_the_scheduler_gives_the_transferable_solvers_levels_from_the_top_to_zer
     prompt |= {"t": node("PreviewAny", source=["s", 0]), "u": node("PreviewAny", source=["own", 1])}
     outputs = succeeded(server.submit(prompt))["outputs"]
     got, own = (numbers(outputs[name]["text"][0]) for name in ("t", "u"))
-    assert len(got) == steps + 1 and got[-1] == 0 and all(a > b for a, b in zip(got, got[1:], strict=False))
+    assert len(got) == steps + 1 and got[-1] == 0 and all(a > b for a, b in itertools.pairwise(got))
     if steps == 6:
         assert got[:-1] == pytest.approx(own[:-1], rel=1e-3)
     else:
@@ -343,5 +347,5 @@ def test_info_shows_the_solver_on_a_models_own_schedule(server):
     prompt["i"]["inputs"] |= {"model": ["1", 0], "latent": ["4", 0]}
     own = picture(server, succeeded(server.submit(prompt)), "p")
     assert plain.shape == own.shape and not np.array_equal(plain, own)
-    prompt["i"]["inputs"]["solver"] = "dyweight_sd15"
+    prompt["i"]["inputs"] |= {"solver": "dyweight_sd15", "steps": 4}
     assert "was fitted for vp models, this model is flow" in error_of(server.submit(prompt))

@@ -5,6 +5,7 @@ import json
 import sys
 
 import comfy.samplers
+import torch
 from comfy.k_diffusion import sampling
 
 importlib.reload(sampling)
@@ -48,4 +49,20 @@ class ReloadPack:
         return (json.dumps(told),)
 
 
-NODE_CLASS_MAPPINGS = {"ReloadPack": ReloadPack}
+class PromptBatch:
+    """Two prompts as one batched conditioning."""
+
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "run"
+    CATEGORY = "tiny"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"one": ("CONDITIONING",), "two": ("CONDITIONING",)}}
+
+    def run(self, one, two):
+        extra = {key: torch.cat([value, two[0][1][key]]) for key, value in one[0][1].items()}
+        return ([[torch.cat([one[0][0], two[0][0]]), extra]],)
+
+
+NODE_CLASS_MAPPINGS = {"ReloadPack": ReloadPack, "PromptBatch": PromptBatch}
