@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 import time
+import uuid
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def server(request, tmp_path_factory):
     running.stop()
 
 
-def fit(server, model, *, name, batch=4, size=64, **widgets):
+def fit(server, model, *, name, batch=4, size=32, **widgets):
     """Returns a prompt that fits, with the report and the picture as outputs."""
     prompt = model_nodes(server, model, width=size, height=size, batch=batch)
     own = {"cfg": 2.0, "family": "dyweight", "steps": "2", "samples": 3, "teacher": "dpmpp_2m", "teacher_steps": 6}
@@ -57,6 +58,9 @@ def texts(server, stop):
     """Returns a list that fills with the texts that the server shows on nodes."""
     import websocket
 
+    server.client = (
+        uuid.uuid4().hex
+    )  # the host knows one socket per client: one that closes late must not be the new one
     socket = websocket.create_connection(f"ws://127.0.0.1:{server.port}/ws?clientId={server.client}", timeout=1)
     told = []
 
@@ -66,6 +70,8 @@ def texts(server, stop):
                 message = socket.recv()
             except websocket.WebSocketTimeoutException:
                 continue
+            except websocket.WebSocketConnectionClosedException:
+                return
             if isinstance(message, bytes) and message[:4] == b"\0\0\0\3":
                 told.append(message[8:].decode())
         socket.close()
