@@ -185,7 +185,9 @@ class _Fit:
         self.noise = noise_of(model.model, model.get_model_object("model_sampling"), empty.shape)
         self.teacher = training.Teacher(wanted.teacher, wanted.teacher_steps)
         self.held = math.ceil(wanted.samples / 3)
-        self.most = training.expected_calls(wanted.steps, wanted.samples, self.held, self.noise, 3, self.teacher)
+        self.most = training.most_calls(
+            wanted.steps, wanted.samples, self.held, self.noise, family=wanted.family, teacher=self.teacher
+        )
         self.bar, self.calls, self.lines = comfy.utils.ProgressBar(self.most), 0, []
 
     def called(self, samples: int) -> None:
@@ -247,7 +249,7 @@ class _Fit:
             peer = next(c.table for c in self.training.candidates(steps, self.noise) if c.name == best)
             ours = result.solver.table(steps, self.noise)
             for column, table in (
-                (Column(best, f"{steps} calls"), peer),
+                (Column(best, f"{peer.nfe} calls"), peer),
                 (Column(f"fitted {self.wanted.family}", f"{steps} calls", ours=True), ours),
             ):
                 end = each(lambda a, extra, table=table: sample_table(denoiser, a, table, extra, disable=True))

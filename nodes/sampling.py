@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..samplers import FlowNoise, Solver, SolverTable, part_of_table, sample_table
+from ..samplers import FlowNoise, Solver, SolverTable, sample_table
 from ..samplers.host_models import noise_of
+from ..samplers.k_diffusion import table_between
 from ..samplers.multistep import Callback
 
 __all__ = ["sample_learned_solver"]
@@ -33,6 +34,10 @@ def sample_learned_solver(
 
     So another picture size than the node saw, or a model patch after it (v prediction, zero terminal SNR, EDM), is met
     with the right grid, or refused. `tokens` is what the node saw, for latents that have no picture's shape here.
+
+    Learned levels lie between the 1000 of an eps or v model. ComfyUI scales the input and reads the output at the level
+    itself, but hands the network the nearest index: 0 below the lowest level, 999 above the highest, one and the same
+    for two levels close together. Flow and EDM models are not rounded.
     """
     if len(sigmas) < 2:
         return x
@@ -47,14 +52,28 @@ def sample_learned_solver(
             f"{solver.name} has a grid that shifts with the picture's size, which these latents do not tell: connect "
             "the latent to the Learned Solver node, or choose a solver with times of its own, such as ds_flow-sit"
         )
-    whole = solver.table(steps, noise)
-    table = part_of_table(whole, float(sigmas[0]), float(sigmas[-1]))
-    goes_on = table.sigma_end > whole.sigma_end  # split sigmas: another sampler takes over
+    table, goes_on = table_between(solver, steps, noise, sigmas)  # goes_on: another sampler takes over
+    extra_args = _with_mask_function(extra_args, sigmas)
     if table.steps != len(sigmas) - 1:
         _log.info("%s makes %d model calls; of the %d sigmas it was handed only the ends count", solver.name, table.nfe,
                   len(sigmas))  # fmt: skip
     x = sample_table(model, x, table, extra_args, callback, disable)
     return _with_kept_region(model, x, sigmas, table, goes_on, extra_args)
+
+
+def _with_mask_function(extra_args: Mapping[str, Any], sigmas: Tensor) -> Mapping[str, Any]:
+    """Returns the arguments with a differential mask that knows no level above the first.
+
+    A learned first call may stand above it (FLUX's does, by 1 %), where such a mask keeps the whole picture.
+    """
+    options = extra_args.get("model_options", {})
+    if not (change_mask := options.get("denoise_mask_function")):
+        return extra_args
+
+    def change(sigma: Tensor, mask: Tensor, **more: Any) -> Tensor:
+        return change_mask(sigma.clamp(max=float(sigmas[0])), mask, **more)
+
+    return {**extra_args, "model_options": {**options, "denoise_mask_function": change}}
 
 
 def _with_kept_region(
@@ -68,12 +87,14 @@ def _with_kept_region(
     if mask is None:
         return x
     if change_mask := extra_args.get("model_options", {}).get("denoise_mask_function"):
-        # As the host saw it last, in the last call: at the end itself a differential mask keeps nothing.
+        # As the host saw it last, in the last call: at the end itself a differential mask keeps nothing. Nor does it at
+        # the model's lowest level, where some grids call last; what is not masked at all stays.
         last = table.sigmas[-1].item() * x.new_ones([x.shape[0]])
-        mask = change_mask(last, mask, extra_options={"model": model.inner_model, "sigmas": sigmas})
+        changed = change_mask(last, mask, extra_options={"model": model.inner_model, "sigmas": sigmas})
+        mask = changed * (mask > 0)
     kept = model.latent_image
     if goes_on:
-        kept = model.inner_model.inner_model.scale_latent_inpaint(
-            x=x, sigma=sigmas[-1] * x.new_ones([x.shape[0]]), noise=model.noise, latent_image=kept, denoise_mask=mask
-        )
+        # By the noise schedule, not scale_latent_inpaint: video models show the network a clean kept region, but a
+        # stock sampler leaves a noisy one behind.
+        kept = model.inner_model.inner_model.model_sampling.noise_scaling(sigmas[-1], model.noise, kept)
     return x * mask + kept * (1 - mask)

@@ -1,7 +1,8 @@
 """The engine: tables, the loop that applies them, learned and classical solvers, solver files. Knows no host."""
 
 from .choose import choose_solver
-from .classical import adams_bashforth, deis, dpmpp_2m, euler, ipndm
+from .classical import adams_bashforth, deis, deis_edm, euler, euler_end, heun, ipndm, ipndm_v
+from .exponential import dpmpp_2m, res_multistep, uni_pc
 from .k_diffusion import sample_ds_solver, sample_dyweight, sample_solver
 from .multistep import sample_table
 from .part import part_of_table
@@ -19,14 +20,20 @@ __all__ = [
     "adams_bashforth",
     "choose_solver",
     "deis",
+    "deis_edm",
     "dpmpp_2m",
     "euler",
+    "euler_end",
+    "heun",
     "ipndm",
+    "ipndm_v",
     "list_solvers",
     "load_solver",
     "part_of_table",
+    "res_multistep",
     "sample_ds_solver",
     "sample_dyweight",
     "sample_solver",
     "sample_table",
+    "uni_pc",
 ]

@@ -1,20 +1,25 @@
-"""The classical multistep methods as tables: initial values for fitting, baselines for comparing.
+"""Classical methods that integrate dx/dsigma = (x - D) / sigma, as tables: starts of fits, baselines for comparing.
 
 Each function takes `sigmas`: noise levels, descending, shape [N + 1], the last may be 0, and calls the model at the
-first N of them. Derivative methods integrate dx/dsigma = (x - D) / sigma, which holds in VE and flow coordinates.
+first N of them (`heun` at the inner ones twice). The equation holds in VE and in flow coordinates.
+
+`ipndm_v` and `deis_edm` follow zju-pi/diff-sampler (Apache-2.0), the source of ComfyUI's samplers; rewritten.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from .levels import checked_levels
 from .schedules import VPNoise
 from .table import SolverTable
 
-__all__ = ["adams_bashforth", "deis", "dpmpp_2m", "euler", "ipndm"]
+__all__ = ["adams_bashforth", "deis", "deis_edm", "euler", "euler_end", "heun", "ipndm", "ipndm_v"]
 
 _IPNDM = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
@@ -22,6 +27,24 @@ _IPNDM = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 
 def euler(sigmas: Tensor) -> SolverTable:
     """Returns Euler's method; for VP models this is DDIM (arXiv 2010.02502)."""
     return adams_bashforth(sigmas, 1)
+
+
+def heun(sigmas: Tensor) -> SolverTable:
+    """Returns Heun's method (arXiv 2206.00364, algorithm 1): two calls a step, one in a last step to 0.
+
+    Its stages are rows of their own: to sigma_{i+1} with h_0, then, from there and at the same level, by half a step
+    times h_1 - h_0. The table of M steps has 2 M rows, or 2 M - 1 where the last level is 0.
+    """
+    sigmas = checked_levels(sigmas)
+    steps = sigmas.diff()
+    twice = len(steps) - (sigmas[-1] == 0).int().item()
+    levels = torch.cat([sigmas[:1], sigmas[1 : twice + 1].repeat_interleave(2), sigmas[twice + 1 :]])
+    coeffs = torch.zeros(len(levels) - 1, len(levels) - 1, dtype=torch.float64)
+    for i, step in enumerate(steps.tolist()):
+        coeffs[2 * i, 2 * i] = step
+        if i < twice:
+            coeffs[2 * i + 1, 2 * i], coeffs[2 * i + 1, 2 * i + 1] = -step / 2, step / 2
+    return SolverTable(levels, levels[:-1], torch.ones(len(levels) - 1, dtype=torch.float64), coeffs, "derivative")
 
 
 def adams_bashforth(sigmas: Tensor, order: int) -> SolverTable:
@@ -43,6 +66,16 @@ def ipndm(sigmas: Tensor, order: int) -> SolverTable:
     )
 
 
+def ipndm_v(sigmas: Tensor, order: int = 4) -> SolverTable:
+    """Returns iPNDM with variable steps, of order 1 ... 4, as diff-sampler and ComfyUI run it.
+
+    Meant as Adams-Bashforth on an uneven grid, and equal to it at order 2. At order 3 a bracket of the source is
+    misplaced: order 2 where steps alternate. At order 4 the rows do not even sum to the step where steps are uneven.
+    """
+    _check_order("ipndm_v", order, 4)
+    return _derivative_table(sigmas, order, _variable_weights)
+
+
 def deis(sigmas: Tensor, order: int, noise: VPNoise | None = None) -> SolverTable:
     """Returns DEIS (tAB, arXiv 2204.13902) of order 1 ... 3: eps is extrapolated as a polynomial in model time.
 
@@ -50,7 +83,7 @@ def deis(sigmas: Tensor, order: int, noise: VPNoise | None = None) -> SolverTabl
         sigmas: Noise levels, descending, shape [N + 1].
         order: History entries that a row uses.
         noise: The VP schedule that maps sigma to time. None: time is sigma itself, as in flow and EDM models, where
-            tAB equals Adams-Bashforth; that is also what ComfyUI's `deis` does on every model.
+            tAB equals Adams-Bashforth.
     """
     _check_order("deis", order, 3)
     if noise is None:
@@ -58,29 +91,33 @@ def deis(sigmas: Tensor, order: int, noise: VPNoise | None = None) -> SolverTabl
     return _derivative_table(sigmas, order, lambda s, nodes, i: _time_weights(s[nodes], s[i], s[i + 1], noise))
 
 
-def dpmpp_2m(sigmas: Tensor) -> SolverTable:
-    """Returns DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2) in k-diffusion's form.
+def deis_edm(sigmas: Tensor, order: int = 3) -> SolverTable:
+    """Returns DEIS of order 1 ... 3 as diff-sampler and ComfyUI run it on every model; Euler in a last step to 0.
 
-    With l = -log sigma, h_i = l_{i+1} - l_i and r = h_{i-1} / h_i:
-    x_{i+1} = sigma_{i+1} / sigma_i * x_i + (1 - sigma_{i+1} / sigma_i) * ((1 + 1 / 2r) D_i - 1 / 2r D_{i-1});
-    first order in the first step and in a last step to 0.
+    Time is that of the linear VP SDE that has sigma 0.002 at time 1e-3 and sigma 80 at time 1, whatever the model's
+    own; the integrals are sums over 10,000 times, both ends included.
     """
-    sigmas = _check_sigmas(sigmas)
-    n = len(sigmas) - 1
-    ratio = sigmas[1:] / sigmas[:-1]
-    coeffs = torch.diag(1 - ratio)
-    for i in range(1, n):
-        if sigmas[i + 1] > 0:
-            back = 0.5 * (sigmas[i] / sigmas[i + 1]).log() / (sigmas[i - 1] / sigmas[i]).log()
-            coeffs[i, i - 1 : i + 1] = (1 - ratio[i]) * torch.stack([-back, 1 + back])
-    return SolverTable(sigmas, sigmas[:-1], ratio, coeffs, "denoised")
+    _check_order("deis_edm", order, 3)
+    low, high, first = math.log1p(0.002**2), math.log1p(80.0**2), 1e-3
+    slope = 2 * (low / first - high) / (first - 1)
+    beta = high - slope / 2, high + slope / 2
+    levels = checked_levels(sigmas)
+    inner = levels.where(levels > 0, levels[-2] / 2)  # time has no slope at sigma 0, where the rule is Euler's anyway
+    table = _derivative_table(levels, order, lambda _, nodes, i: _summed_weights(inner[nodes], inner[i : i + 2], *beta))
+    return euler_end(table)
 
 
-def _check_sigmas(sigmas: Tensor) -> Tensor:
-    sigmas = torch.as_tensor(sigmas).detach().cpu().double()
-    if sigmas.ndim != 1 or len(sigmas) < 2 or bool((sigmas.diff() >= 0).any()) or float(sigmas[-1]) < 0:
-        raise ValueError(f"sigmas must be at least two descending levels, the last 0 or above, got {sigmas.tolist()}")
-    return sigmas
+def euler_end(table: SolverTable) -> SolverTable:
+    """Returns a derivative table with Euler's rule in a last step to 0, where the result is the last picture D.
+
+    That is how ComfyUI ends `ipndm`, `ipndm_v`, `deis` and `lms` (its lms is `euler_end(adams_bashforth(sigmas, 4))`).
+    """
+    if table.sigma_end > 0:
+        return table
+    coeffs = table.coeffs.clone()
+    coeffs[-1] = 0
+    coeffs[-1, -1] = -table.levels[-2]
+    return replace(table, coeffs=coeffs)
 
 
 def _check_order(method: str, order: int, highest: int) -> None:
@@ -90,7 +127,7 @@ def _check_order(method: str, order: int, highest: int) -> None:
 
 def _derivative_table(sigmas: Tensor, order: int, row: Callable[[Tensor, Tensor, int], Tensor]) -> SolverTable:
     """Returns the table whose row i is `row(sigmas, nodes, i)` over the newest `order` nodes."""
-    sigmas = _check_sigmas(sigmas)
+    sigmas = checked_levels(sigmas)
     n = len(sigmas) - 1
     coeffs = torch.zeros(n, n, dtype=torch.float64)
     for i in range(n):
@@ -108,15 +145,50 @@ def _polynomial_weights(nodes: Tensor, start: Tensor, end: Tensor) -> Tensor:
     return step * torch.linalg.solve(vandermonde, 1 / (power + 1))
 
 
+def _variable_weights(sigmas: Tensor, nodes: Tensor, i: int) -> Tensor:
+    """Returns the row of `ipndm_v`, oldest entry first, shape [len(nodes)]."""
+    # In the source's letters: h is the step to come, a, b, c the ones before it, newest first.
+    steps = sigmas.diff()[: i + 1].flip(0).tolist()
+    h, (a, b, c) = steps[0], [*steps[1:4], 1.0, 1.0, 1.0][:3]
+    parts: list[tuple[float, ...]] = [(1.0,)]
+    if len(nodes) > 1:
+        parts.append((h / a / 2, -h / a / 2))
+    if len(nodes) > 2:
+        second = (1 - h / (3 * (h + a)) * (h * (h + a)) / (a * (a + b))) / 2
+        parts.append((second, -(1 + a / b) * second, a / b * second))
+    if len(nodes) > 3:
+        third = (1 - h / (3 * (h + a))) / 2 + (1 - h / (2 * (h + a))) * h / (6 * (h + a + b))
+        third *= h * (h + a) * (h + a + b) / (a * (a + b) * (a + b + c))
+        far = a * (a + b) / (b * (b + c))
+        parts.append((third, -(1 + a / b + far) * third, (a / b + far * (1 + b / c)) * third, -far * a / b * third))
+    weights = torch.zeros(len(nodes), dtype=torch.float64)
+    for part in parts:
+        weights[: len(part)] += torch.tensor(part, dtype=torch.float64)
+    return h * weights.flip(0)
+
+
+def _summed_weights(nodes: Tensor, step: Tensor, beta_0: float, beta_1: float) -> Tensor:
+    """Returns the sums over 10,000 times of L_j(time) dsigma/dtime dtime through the nodes; `step` is (start, end)."""
+    if len(nodes) == 1:
+        return step.diff()
+    noise, count = VPNoise.linear_beta(beta_0, beta_1), 10_000
+    knots, (start, end) = noise.time_at(nodes), noise.time_at(step)
+    times = torch.linspace(float(start), float(end), count, dtype=torch.float64)
+    beta = beta_0 + times * (beta_1 - beta_0)
+    square = torch.expm1(times * (beta_0 + beta) / 2)  # sigma^2; `sigma_at` would stop at 0.002 and 80
+    slope = beta * (1 + square) / (2 * square.sqrt())
+    return _bases(times, knots) @ slope * (end - start) / count
+
+
+def _bases(x: Tensor, nodes: Tensor) -> Tensor:
+    """Returns the Lagrange polynomials through the nodes [K] at x [M], shape [K, M]."""
+    others = [torch.cat([nodes[:j], nodes[j + 1 :]]) for j in range(len(nodes))]
+    return torch.stack([((x[:, None] - o) / (nodes[j] - o)).prod(1) for j, o in enumerate(others)])
+
+
 def _time_weights(nodes: Tensor, start: Tensor, end: Tensor, noise: VPNoise) -> Tensor:
     """Returns w_j = integral over sigma from start to end of the Lagrange basis L_j(time(sigma)) through the nodes."""
     # Midpoints of 4096 cells: the schedule is a table with 1000 kinks, no quadrature of higher order sees it smooth.
     cells = 4096
     sigma = start + (end - start) * (torch.arange(cells, dtype=torch.float64) + 0.5) / cells
-    time, knots = noise.time_at(sigma), noise.time_at(nodes)
-    weights = []
-    for j in range(len(nodes)):
-        others = torch.cat([knots[:j], knots[j + 1 :]])
-        basis = ((time[:, None] - others) / (knots[j] - others)).prod(1)
-        weights.append(basis.mean() * (end - start))
-    return torch.stack(weights)
+    return _bases(noise.time_at(sigma), noise.time_at(nodes)).mean(1) * (end - start)

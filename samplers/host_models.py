@@ -42,8 +42,9 @@ def noise_of(base: Any, sampling: Any, shape: Sequence[int] | None) -> Noise:
             return VPNoise.from_sigmas(sampling.sigmas)
         if "EPS" in kinds and "ModelSamplingContinuousEDM" in kinds:
             return EDMNoise(float(sampling.sigma_min), float(sampling.sigma_max))
-    kind = "/".join(c.__name__ for c in type(sampling).__mro__[1:3])
     model = "model" if base is None else f"{model_family(base)} model"
+    # ComfyUI makes one class of two: the schedule, and what the network predicts.
+    kind = "/".join(c.__name__ for c in type(sampling).__bases__)
     raise ValueError(
         f"learned solvers run on flow, eps, v and EDM models, this {model}'s prediction is {kind}: "
         "use a stock sampler for it"

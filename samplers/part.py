@@ -18,8 +18,9 @@ def part_of_table(table: SolverTable, sigma_first: float, sigma_last: float) -> 
 
     The part starts with the row whose own start is nearest to `sigma_first` (by the ratio of noise levels), ends with
     the row whose end is nearest to `sigma_last`, and stretches these two rows to meet both exactly. A row whose
-    history is cut off gives the lost coefficients to its oldest remaining entry, so that its sum is kept. An analytic
-    first step is a statement about pure noise: it becomes a model call unless the part starts at `table.sigma_start`.
+    history is cut off gives the lost coefficients to its oldest remaining entry, so that a state on a straight path
+    (one and the same D in every call) still stands at the table's levels after each row. An analytic first step is a
+    statement about pure noise: it becomes a model call unless the part starts at `table.sigma_start`.
 
     Args:
         table: A solver on its whole grid.
@@ -60,9 +61,16 @@ def _nearest(levels: list[float], sigma: float) -> int:
 
 
 def _rows(table: SolverTable, start: int, end: int) -> SolverTable:
-    """Returns rows start ... end - 1; the coefficients of lost entries go to the oldest one that remains."""
-    coeffs = table.coeffs[start:end, start:end].clone()
-    coeffs[:, 0] += table.coeffs[start:end, :start].sum(1)
+    """Returns rows start ... end - 1; the coefficients of lost entries go to the oldest one that remains.
+
+    On a straight path x_j = D + levels_j * noise a derivative entry is levels_j / sigmas_j * noise: where the model is
+    called at another level than the state's, entries differ by that ratio, and their coefficients change hands at it.
+    """
+    coeffs, lost = table.coeffs[start:end, start:end].clone(), table.coeffs[start:end, :start]
+    if table.history == "derivative":
+        seen = table.levels[:-1] / table.sigmas
+        lost = lost * seen[:start] / seen[start]
+    coeffs[:, 0] += lost.sum(1)
     return SolverTable(
         levels=table.levels[start : end + 1],
         sigmas=table.sigmas[start:end],

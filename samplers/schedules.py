@@ -149,6 +149,9 @@ class Grid:
         polynomial: rho. EDM's grid from sigma_max to sigma_min (arXiv 2206.00364, eq. 5). VP and EDM models.
         karras: rho. The same with one level less, then 0: what the hosts call Karras.
         uniform_time: end. Model times from 1 to `end`, evenly spaced. VP models.
+        sgm_uniform: end. The same with 0 in the last level's place: with end 1e-3 what the hosts call SGM uniform, and
+            ComfyUI's simple but for its rounding to whole timesteps.
+        normal: end. uniform_time with one level less, then 0: ComfyUI's normal, with end 1e-3.
         flow_shift: shift. linspace(1, 0) = t moved to shift * t / (1 + (shift - 1) * t). Flow models.
         flux_shift: base_tokens, base_mu, max_tokens, max_mu. flow_shift with shift = e^mu, mu linear in the number
             of latent tokens. Flow models.
@@ -218,6 +221,14 @@ def _uniform_time(steps: int, noise: VPNoise, end: float) -> Tensor:
     return noise.sigma_at(torch.linspace(1, end, steps + 1, dtype=torch.float64))
 
 
+def _sgm_uniform(steps: int, noise: VPNoise, end: float) -> Tensor:
+    return torch.nn.functional.pad(_uniform_time(steps, noise, end)[:-1], (0, 1))
+
+
+def _normal(steps: int, noise: VPNoise, end: float) -> Tensor:
+    return torch.nn.functional.pad(_uniform_time(steps - 1, noise, end), (0, 1))
+
+
 def _flow_shift(steps: int, noise: FlowNoise, shift: float) -> Tensor:
     t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     return shift * t / (1 + (shift - 1) * t)
@@ -238,6 +249,8 @@ _RULES = {
     "polynomial": (("vp", "edm"), ("rho",), _polynomial),
     "karras": (("vp", "edm"), ("rho",), _karras),
     "uniform_time": (("vp",), ("end",), _uniform_time),
+    "sgm_uniform": (("vp",), ("end",), _sgm_uniform),
+    "normal": (("vp",), ("end",), _normal),
     "flow_shift": (("flow",), ("shift",), _flow_shift),
     "flux_shift": (("flow",), ("base_tokens", "base_mu", "max_tokens", "max_mu"), _flux_shift),
 }

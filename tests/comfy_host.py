@@ -52,6 +52,7 @@ class Server:
     port: int
     process: subprocess.Popen[bytes] | None = None
     client: str = field(default_factory=lambda: uuid.uuid4().hex)
+    memo: dict[Any, Any] = field(default_factory=dict)  # what tests need more than once
 
     @property
     def url(self) -> str:

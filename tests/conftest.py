@@ -1,4 +1,7 @@
-"""Imports this checkout as `learned_solvers`, whatever its folder is called and whatever else is installed."""
+"""Imports this checkout as `learned_solvers`, whatever its folder is called and whatever else is installed.
+
+All tests of one ComfyUI checkout share one server: pytest runs them together, whatever their modules.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+import pytest
 import torch
+from comfy_host import WANTED, Server, checkouts, free_port, make_base
 
 ROOT, NAME = Path(__file__).resolve().parent.parent, "learned_solvers"
 if NAME not in sys.modules:
@@ -16,3 +21,29 @@ if NAME not in sys.modules:
     spec.loader.exec_module(sys.modules[NAME])
 
 torch.set_num_threads(2)
+
+NONE = pytest.param(None, id="none", marks=pytest.mark.skip(reason=f"no ComfyUI: {WANTED}"))
+
+
+@pytest.fixture(scope="session", params=[pytest.param(path, id=path.name) for path in checkouts()] or [NONE])
+def server(request, tmp_path_factory):
+    """A running ComfyUI with the tiny models, for each checkout. A test that adds files to it removes them again."""
+    base = tmp_path_factory.mktemp("comfy") / "base"
+    make_base(request.param, base)
+    running = Server(request.param, base, free_port())
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def forge(tmp_path_factory):
+    """Returns a running Forge with this checkout as an extension, one for all tests of the session."""
+    from forge_host import WANTED, checkout, new_server
+
+    if (place := checkout()) is None:
+        pytest.skip(f"no Forge: {WANTED}")
+    server = new_server(place, tmp_path_factory.mktemp("forge") / "base")
+    server.start()
+    yield server
+    server.stop()

@@ -8,15 +8,22 @@ import numpy as np
 import pytest
 import torch
 from learned_solvers.samplers import (
+    SolverTable,
     VPNoise,
     adams_bashforth,
     deis,
+    deis_edm,
     dpmpp_2m,
     euler,
+    euler_end,
+    heun,
     ipndm,
+    ipndm_v,
+    res_multistep,
     sample_table,
+    uni_pc,
 )
-from oracles import Constant, GaussianFlow, GaussianVE, Mixture, k_diffusion_module
+from oracles import Constant, GaussianFlow, GaussianVE, Mixture, Recorder, k_diffusion_module
 from torch import Tensor
 
 UNEVEN = torch.tensor([14.0, 9.0, 5.5, 3.9, 1.7, 0.9, 0.35, 0.1], dtype=torch.float64)
@@ -125,7 +132,101 @@ def test_deis_has_its_order_on_a_models_table(order):
     assert slope == pytest.approx(order, abs=0.2)
 
 
+def test_heun_has_order_2_where_steps_alternate():
+    assert order_of(heun, lambda n: alternating(10, 1, n)) == pytest.approx(2, abs=0.15)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_deis_in_edms_time_has_its_order(order):
+    slope = order_of(lambda s: deis_edm(s, order), lambda n: alternating(10, 1, n), steps=(20, 40))
+    assert slope == pytest.approx(order, abs=0.2)
+
+
+def test_res_multistep_has_order_2():
+    assert order_of(res_multistep, lambda n: polynomial(40, 0.1, n, rho=7)) == pytest.approx(2, abs=0.15)
+
+
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+def test_uni_pc_has_the_order_2_of_its_last_step(variant):
+    assert order_of(lambda s: uni_pc(s, variant), lambda n: alternating(10, 1, n)) == pytest.approx(2, abs=0.15)
+
+
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+def test_uni_pc_has_more_than_order_3_before_its_last_steps(variant):
+    def all_but_two(sigmas: Tensor) -> SolverTable:
+        table = uni_pc(sigmas, variant)
+        k = table.steps - 2
+        return SolverTable(table.levels[: k + 1], table.sigmas[:k], table.scale[:k], table.coeffs[:k, :k], "denoised")
+
+    assert order_of(all_but_two, lambda n: polynomial(10, 1, n + 2), steps=(40, 80)) > 2.8
+
+
+@pytest.mark.parametrize(("order", "slope"), [(1, 1), (2, 2), (3, 2.3), (4, 0.1)])
+def test_ipndm_v_has_the_order_that_its_sources_factors_leave_where_steps_alternate(order, slope):
+    assert order_of(lambda s: ipndm_v(s, order), lambda n: alternating(10, 1, n)) == pytest.approx(slope, abs=0.15)
+
+
 # Equality with other implementations.
+
+
+@pytest.mark.parametrize(("sigmas", "flow"), GRIDS)
+def test_heun_is_k_diffusions_with_as_many_calls(sigmas, flow):
+    model, theirs = Recorder(mixture(flow)), Recorder(mixture(flow))
+    expected = k_diffusion_module("sampling").sample_heun(theirs, start(sigmas), sigmas, disable=True)
+    result = sample_table(model, start(sigmas), heun(sigmas), disable=True)
+    torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
+    assert len(model.x) == len(theirs.x) == heun(sigmas).nfe
+    torch.testing.assert_close(model.sigmas, theirs.sigmas)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_ipndm_v_is_ipndm_on_an_even_grid(order):
+    sigmas = even(12, 1, 9)
+    torch.testing.assert_close(ipndm_v(sigmas, order).coeffs, ipndm(sigmas, order).coeffs, rtol=1e-9, atol=1e-9)
+
+
+def test_ipndm_v_of_order_4_sums_to_the_step_on_even_grids_only():
+    even_steps, uneven = even(12, 1, 9), ipndm_v(UNEVEN)
+    torch.testing.assert_close(ipndm_v(even_steps).coeffs.sum(1), even_steps.diff(), rtol=1e-9, atol=1e-9)
+    assert float((uneven.coeffs.sum(1) - UNEVEN.diff()).abs().max()) > 0.05
+
+
+def test_ipndm_v_of_order_2_is_adams_bashforth_on_every_grid():
+    torch.testing.assert_close(ipndm_v(UNEVEN, 2).coeffs, adams_bashforth(UNEVEN, 2).coeffs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_deis_in_edms_time_is_deis_on_edms_sde(order):
+    """But for the quadrature of its source, whose error is one part in ten thousand."""
+    log = [math.log1p(sigma**2) for sigma in (0.002, 80.0)]
+    slope = 2 * (log[0] / 1e-3 - log[1]) / (1e-3 - 1)
+    noise = VPNoise.linear_beta(log[1] - slope / 2, log[1] + slope / 2)
+    assert (noise.sigma_min, noise.sigma_max) == (pytest.approx(0.002), pytest.approx(80))
+    torch.testing.assert_close(deis_edm(UNEVEN, order).coeffs, deis(UNEVEN, order, noise).coeffs, rtol=2e-3, atol=1e-4)
+
+
+def test_an_euler_end_is_the_last_picture_and_changes_nothing_else():
+    table, plain = euler_end(ipndm(UNEVEN_TO_ZERO, 4)), ipndm(UNEVEN_TO_ZERO, 4)
+    torch.testing.assert_close(table.coeffs[:-1], plain.coeffs[:-1], rtol=0, atol=0)
+    x, model = start(UNEVEN_TO_ZERO), Recorder(mixture(flow=True))
+    result = sample_table(model, x, table, disable=True)
+    torch.testing.assert_close(result, model.model(model.x[-1], model.sigma[-1]), rtol=1e-12, atol=1e-12)
+    assert euler_end(ipndm(UNEVEN, 4)).coeffs.equal(ipndm(UNEVEN, 4).coeffs)
+
+
+def test_uni_pc_ends_at_a_thousandth_in_place_of_0():
+    table = uni_pc(UNEVEN_TO_ZERO)
+    assert table.sigma_end == 0.001
+    torch.testing.assert_close(table.coeffs, uni_pc(torch.cat([UNEVEN_TO_ZERO[:-1], table.levels[-1:]])).coeffs)
+    torch.testing.assert_close(table.scale + table.coeffs.sum(1), torch.ones(7).double(), rtol=1e-9, atol=1e-9)
+
+
+def test_uni_pc_of_too_few_levels_is_refused():
+    for sigmas in ([1.0, 0.0], [1.0, 0.001, 0.0]):
+        with pytest.raises(ValueError, match=r"uni_pc needs two steps above noise level 0.001, got"):
+            uni_pc(torch.tensor(sigmas, dtype=torch.float64))
+    with pytest.raises(ValueError, match="variant must be bh1 or bh2, got 'bh3'"):
+        uni_pc(UNEVEN, "bh3")
 
 
 @pytest.mark.parametrize(("sigmas", "flow"), GRIDS)
@@ -202,6 +303,11 @@ METHODS = {
     "dpmpp_2m": dpmpp_2m,
     "deis": lambda s: deis(s, 3),
     "deis in time": lambda s: deis(s, 3, VPNoise.stable_diffusion()),
+    "deis in EDM's time": deis_edm,
+    "ipndm_v of order 3": lambda s: ipndm_v(s, 3),
+    "res_multistep": res_multistep,
+    "uni_pc": uni_pc,
+    "uni_pc bh2": lambda s: uni_pc(s, "bh2"),
 }
 
 
@@ -209,7 +315,7 @@ METHODS = {
 @pytest.mark.parametrize("sigmas", [UNEVEN, UNEVEN_TO_ZERO], ids=["VE", "flow to 0"])
 def test_the_model_is_called_at_the_states_own_levels(method, sigmas):
     table = method(sigmas)
-    torch.testing.assert_close(table.levels, sigmas, rtol=0, atol=0)
+    torch.testing.assert_close(table.levels, sigmas, rtol=0, atol=0.001)  # uni_pc ends at 0.001
     torch.testing.assert_close(table.sigmas, sigmas[:-1], rtol=0, atol=0)
 
 
@@ -217,9 +323,11 @@ def test_the_model_is_called_at_the_states_own_levels(method, sigmas):
 @pytest.mark.parametrize("sigmas", [UNEVEN, UNEVEN_TO_ZERO], ids=["VE", "flow to 0"])
 def test_a_straight_path_is_followed_exactly(method, sigmas):
     x = start(sigmas)
-    result = sample_table(Constant(), x, method(sigmas), disable=True)
-    expected = Constant().path(x, float(sigmas[0]), float(sigmas[-1]))
-    torch.testing.assert_close(result, expected, rtol=1e-9, atol=1e-9)
+    table = method(sigmas)
+    result = sample_table(Constant(), x, table, disable=True)
+    expected = Constant().path(x, table.sigma_start, table.sigma_end)
+    tolerance = 1e-5 if method is deis_edm else 1e-9  # its source sums ten thousand values
+    torch.testing.assert_close(result, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_a_last_step_of_dpmpp_2m_to_0_is_the_last_picture():
@@ -268,6 +376,8 @@ def test_levels_that_are_no_numbers_are_refused(method, sigma):
         (ipndm, 5, "ipndm has orders 1 to 4, got 5"),
         (deis, 0, "deis has orders 1 to 3, got 0"),
         (deis, 4, "deis has orders 1 to 3, got 4"),
+        (deis_edm, 4, "deis_edm has orders 1 to 3, got 4"),
+        (ipndm_v, 5, "ipndm_v has orders 1 to 4, got 5"),
     ],
 )
 def test_an_order_that_a_method_does_not_have_is_refused(method, order, message):

@@ -1,4 +1,7 @@
-"""The command fits a tiny model through a real ComfyUI's loaders; its file samples; kill -9 loses nothing."""
+"""The command fits tiny models through a real ComfyUI's loaders; its files sample in a real server.
+
+The errors of the cards are found again by the server: its stock Heun as the teacher, our node with the file.
+"""
 
 from __future__ import annotations
 
@@ -6,96 +9,256 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from comfy_host import ROOT, WANTED, checkouts, make_base, python_of
-from learned_solvers.samplers import FlowNoise, load_solver
-from learned_solvers.training.models.comfy import write_conditioning
+from comfy_host import ROOT, WANTED, Server, checkouts, free_port, make_base, python_of
+from comfy_prompts import Prompt, node, saved_latent
+from learned_solvers.samplers import FlowNoise, VPNoise, load_solver
+from learned_solvers.training.fit_weights import PROMPTS
+from learned_solvers.training.models.conditioning import write_conditioning
+from learned_solvers.training.teacher import teacher_grid
 from PIL import Image
 
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 CHECKOUT = next(iter(checkouts()), None)
 if CHECKOUT is None:
     pytest.skip(f"no ComfyUI: {WANTED}", allow_module_level=True)
+FITTED, JUDGED, TEACHER_STEPS = 4, 2, 5
+ALPHAS = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
+SD_SIGMAS = ((1 - ALPHAS) / ALPHAS).sqrt()
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model with its text encoder as the command and as the server load it; `scale`: of its latents."""
+
+    options: tuple[str, ...]
+    family: str
+    kind: str
+    scale: float
+    cfg: float
+    latent: str
+
+
+MODELS = {
+    "sd15": Fitted(("--checkpoint", "checkpoints/tiny_sd15_whole.ckpt"), "SD15", "vp", 0.18215, 2, "EmptyLatentImage"),
+    "sd3": Fitted(
+        ("--diffusion-model", "diffusion_models/tiny_sd3_clip.safetensors", "--clip", "text_encoders/tiny_clip_l.pth"),
+        *("SD3", "flow", 1.5305, 2, "EmptySD3LatentImage"),
+    ),
+    "flux": Fitted(
+        ("--diffusion-model", "diffusion_models/tiny_flux_clip.safetensors", "--clip", "text_encoders/tiny_clip_l.pth"),
+        *("Flux", "flow", 0.3611, 1, "EmptySD3LatentImage"),
+    ),
+}
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory) -> Path:
-    """Tiny models, and encoded prompts for the SD3 among them."""
+def base(tmp_path_factory) -> Path:
+    """Tiny models, and encoded prompts for the smallest of them."""
     base = tmp_path_factory.mktemp("fit") / "base"
     make_base(CHECKOUT, base)
-    generator = torch.Generator().manual_seed(0)
-    conds = [
-        {
-            "context": torch.randn(1, 8, 64, generator=generator),
-            "pooled_output": torch.randn(1, 32, generator=generator),
-        }
-        for _ in range(5)
-    ]
-    write_conditioning(base / "prompts.safetensors", conds, [str(i) for i in range(5)])
+    write_random(base / "sd3.safetensors", "SD3", 8, 64, 32)
     return base
 
 
-def command(models: Path, output: Path, *more: str) -> list[str]:
+@pytest.fixture(scope="module")
+def server(base) -> Iterator[Server]:
+    server = Server(CHECKOUT, base, free_port())
+    server.start()
+    yield server
+    server.stop()
+
+
+def write_random(path: Path, family: str, tokens: int, dim: int, pooled: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    conds = [{"context": torch.randn(1, tokens, dim, generator=generator)} for _ in range(5)]
+    for cond in conds:
+        if pooled:
+            cond["pooled_output"] = torch.randn(1, pooled, generator=generator)
+    write_conditioning(path, conds, [str(i) for i in range(5)], family)
+
+
+def command(base: Path, output: Path, options: tuple[str, ...], *more: str) -> list[str]:
+    files = [str(base / "models" / o) if "/" in o else o for o in options]
     return [
-        *(str(python_of(CHECKOUT)), str(ROOT / "training" / "fit_weights.py"), "--comfyui", str(CHECKOUT)),
-        *("--diffusion-model", str(models / "models" / "diffusion_models" / "tiny_sd3.safetensors")),
-        *("--conditioning", str(models / "prompts.safetensors"), "--size", "64x64", "--steps", "3", "--samples", "6"),
-        *("--guidance", "2", "--teacher-steps", "6", "--microbatch", "3", "--threads", "2", "--output", str(output)),
-        *more,
+        *(str(python_of(CHECKOUT)), str(ROOT / "training" / "fit_weights.py"), "--comfyui", str(CHECKOUT), *files),
+        *("--size", "64x64", "--steps", "2", "--samples", str(FITTED), "--guidance", "2", "--microbatch", "2"),
+        *("--teacher-steps", str(TEACHER_STEPS), "--threads", "2", "--output", str(output), *more),
     ]
 
 
-@pytest.fixture(scope="module")
-def whole(models) -> Path:
-    """The solver file of an uninterrupted run."""
-    output = models / "whole.safetensors"
-    ran = subprocess.run(command(models, output), capture_output=True, text=True, timeout=300)
+def sd3(base: Path, output: Path, *more: str) -> list[str]:
+    options = ("--diffusion-model", "diffusion_models/tiny_sd3.safetensors")
+    return command(base, output, options, "--conditioning", str(base / "sd3.safetensors"), *more)
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=600)
+
+
+def ran_well(arguments: list[str]) -> str:
+    ran = run(arguments)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "At most" in ran.stdout and "One call takes" in ran.stdout and "network calls of two passes" in ran.stdout
+    return ran.stdout
+
+
+def served(base: Path, fitted: Fitted, seed: int, prompt: str, solver: str) -> Prompt:
+    """The teacher and the solver on one start, in the server's own nodes."""
+    noise = VPNoise.from_sigmas(SD_SIGMAS) if fitted.kind == "vp" else FlowNoise(16)  # 4x4 patches of 2x2
+    levels = teacher_grid(noise, TEACHER_STEPS)
+    if fitted.family == "SD15":
+        models = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny_sd15_whole.ckpt")}
+        clip = ["1", 1]
+    else:
+        files = [Path(o).name for o in fitted.options if "/" in o]
+        kind = "sd3" if fitted.family == "SD3" else "stable_diffusion"  # a lone CLIP-L
+        models = {"1": node("UNETLoader", unet_name=files[0], weight_dtype="default")}
+        models["clip"] = node("CLIPLoader", clip_name=files[1], type=kind)
+        clip = ["clip", 0]
+    positive = ["2", 0]
+    nodes = {
+        **models,
+        "2": node("CLIPTextEncode", clip=clip, text=prompt),
+        "3": node("CLIPTextEncode", clip=clip, text=""),
+        "4": node(fitted.latent, width=64, height=64, batch_size=1),
+        "5": node("RandomNoise", noise_seed=seed),
+        "heun": node("KSamplerSelect", sampler_name="heun"),
+        "levels": node("TinySigmas", sigmas=", ".join(repr(v) for v in levels.tolist())),
+        "learned": node("LearnedSolver", model=["1", 0], solver=solver, steps=2, denoise=1.0, latent=["4", 0]),
+    }
+    if fitted.family == "Flux":
+        nodes["embed"] = node("FluxGuidance", conditioning=positive, guidance=2.0)
+        positive = ["embed", 0]
+    nodes["guider"] = node("CFGGuider", model=["1", 0], positive=positive, negative=["3", 0], cfg=fitted.cfg)
+    for name, sampler, sigmas in (("heun", ["heun", 0], ["levels", 0]), ("ours", ["learned", 0], ["learned", 1])):
+        nodes[f"{name}run"] = node(
+            "SamplerCustomAdvanced", noise=["5", 0], guider=["guider", 0], sampler=sampler, sigmas=sigmas,
+            latent_image=["4", 0],
+        )  # fmt: skip
+        nodes[f"{name}save"] = node("SaveLatent", samples=[f"{name}run", 0], filename_prefix=f"latents/{name}")
+    return nodes
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_fitted_file_has_the_card_error_in_the_server_and_beats_its_start(base, server, name):
+    fitted = MODELS[name]
+    if name == "flux" and not (base / "models" / fitted.options[1]).exists():
+        pytest.skip("this core fixes FLUX's width at 4096, the width of T5-XXL: its 9.5 GB are not made here")
+    output = base / "models" / "solver_weights" / f"{name}.safetensors"
+    told = ran_well(command(base, output, fitted.options))
+    assert "At most" in told and "One call takes" in told and f"{fitted.family} ({fitted.kind})" in told
+    card = load_solver(output).card
+    guidance = "2 (distilled, CFG 1)" if name == "flux" else "2"
+    assert (card.model_family, card.guidance, card.resolution) == (fitted.family, guidance, "64x64")
+    step = card.steps[2]
+    assert (step.teacher, step.teacher_steps, step.loss) == ("heun", TEACHER_STEPS, "l2")
+    assert step.error_after < step.error_before and step.network_calls > 0
+    prompts, squares = PROMPTS.read_text(encoding="utf-8").splitlines(), []
+    for sample in range(FITTED, FITTED + JUDGED):
+        history = server.submit(served(base, fitted, sample, prompts[sample], f"{name}.safetensors"))
+        assert history["status"]["status_str"] == "success", history
+        teacher, ours = (saved_latent(server, history, prefix) for prefix in ("heun", "ours"))
+        squares.append((ours - teacher).double().square().mean())
+    error = fitted.scale * float(torch.stack(squares).mean().sqrt())
+    assert error == pytest.approx(step.error_after, rel=0.01)
+
+
+def test_sd2_with_v_prediction_is_fitted_from_encoded_prompts(base):
+    write_random(base / "sd2.safetensors", "SD20", 77, 1024, 0)
+    output = base / "sd2" / "fitted.safetensors"
+    options = ("--diffusion-model", "diffusion_models/tiny_sd21.safetensors")
+    told = ran_well(command(base, output, options, "--conditioning", str(base / "sd2.safetensors")))
+    step = load_solver(output).card.steps[2]
+    assert "SD20 (vp)" in told and step.error_after < step.error_before
+
+
+@pytest.fixture(scope="module")
+def whole(base) -> Path:
+    """The solver file of an uninterrupted run."""
+    output = base / "whole.safetensors"
+    ran_well(sd3(base, output))
     return output
 
 
-def test_the_command_writes_a_solver_a_report_and_a_picture(whole):
-    solver = load_solver(whole)
-    step = solver.card.steps[3]
-    assert (solver.card.model_family, solver.card.checkpoint, solver.card.guidance) == ("SD3", "tiny_sd3", "2")
-    assert step.error_after <= step.error_before and step.network_calls > 0
-    assert solver.table(3, FlowNoise()).nfe == 3
-    assert "| 3 |" in whole.with_suffix(".md").read_text()
+def test_the_command_writes_a_solver_a_report_and_a_picture(base, whole):
+    assert load_solver(whole).table(2, FlowNoise()).nfe == 2
+    report = whole.with_suffix(".md").read_text()
+    assert "| 2 |" in report and "whole.png" in report and "Peak memory" in report
     with Image.open(whole.with_suffix(".png")) as picture:
         assert len(picture.convert("L").getcolors(256) or []) > 20
     assert not whole.with_suffix(".fit").exists()
-
-
-def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(models):
-    output = models / "dry.safetensors"
-    ran = subprocess.run(command(models, output, "--dry-run"), capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "At most" in ran.stdout and "One call takes" in ran.stdout
-    assert not list(models.glob("dry*"))
-
-
-def test_an_existing_file_is_not_overwritten(models, whole):
     before = whole.read_bytes()
-    ran = subprocess.run(command(models, whole), capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 1 and "exists already: choose another --output, or add --overwrite" in ran.stderr
+    again = run(sd3(base, whole))
+    assert again.returncode == 1 and "exists already: choose another --output, or add --overwrite" in again.stderr
     assert whole.read_bytes() == before
 
 
-def test_kill_9_loses_nothing_and_the_resumed_file_is_the_same(models, whole):
-    output = models / "killed.safetensors"
-    process = subprocess.Popen(command(models, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 240
+def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(base):
+    told = ran_well(sd3(base, base / "dry.safetensors", "--dry-run"))
+    assert "At most" in told and "One call takes" in told and "GB resident" in told
+    assert not list(base.glob("dry*"))
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
+def test_an_interrupted_fit_goes_on_and_ends_with_the_same_file(base, whole, name):
+    output = base / f"{name}.safetensors"
+    process = subprocess.Popen(sd3(base, output), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 600
     while not list(output.with_suffix(".fit").glob("*/journal.safetensors")):
         assert process.poll() is None and time.time() < deadline
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    os.kill(process.pid, getattr(signal, name))
+    _, told = process.communicate()
     assert not output.exists()
-    ran = subprocess.run(command(models, output), capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "going on with the fit" in ran.stdout
+    if name == "SIGINT":
+        assert process.returncode == 130 and "the same command goes on from here" in told
+    assert "going on with the fit" in ran_well(sd3(base, output))
     assert output.read_bytes() == whole.read_bytes()
+
+
+def test_two_processes_through_comfyui_find_what_one_finds(base, whole):
+    output = base / "both.safetensors"
+    python, *rest = sd3(base, output)
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    ran_well([python, *launch, *rest])
+    one, both = load_solver(whole).parameters[2], load_solver(output).parameters[2]
+    torch.testing.assert_close(dict(both), dict(one), rtol=0, atol=1e-6)
+
+
+def test_prompts_encoded_for_another_model_are_refused(base):
+    write_random(base / "other.safetensors", "SD3", 8, 32, 32)
+    told = run(sd3(base, base / "wrong.safetensors", "--conditioning", str(base / "other.safetensors")))
+    assert told.returncode == 1 and "name another file with --conditioning" in told.stderr
+    told = run(sd3(base, base / "wrong.safetensors", "--size", "60x64"))
+    assert told.returncode == 1 and "--size must be multiples of 8 for SD3, got 60x64: 64x64" in told.stderr
+
+
+FREED = """
+import sys
+sys.path.append({tests!r})
+import conftest
+from pathlib import Path
+from learned_solvers.training.models.comfy import ComfyModel
+
+def resident():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1]) / 1024
+
+model = ComfyModel.load(Path({comfy!r}), checkpoint=Path({checkpoint!r}))
+model.encode(["a cat"], print)
+before = resident()
+model.free_text_encoders()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+def test_freed_text_encoders_give_their_memory_back(base, tmp_path):
+    checkpoint = str(base / "models" / MODELS["sd15"].options[1])
+    script = tmp_path / "freed.py"
+    script.write_text(FREED.format(tests=str(Path(__file__).parent), comfy=str(CHECKOUT), checkpoint=checkpoint))
+    assert float(ran_well([str(python_of(CHECKOUT)), str(script)]).split()[-1]) > 200  # MB; 123 M parameters

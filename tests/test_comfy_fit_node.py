@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
 import time
 import uuid
@@ -11,26 +10,26 @@ import uuid
 import numpy as np
 import pytest
 import torch
-from comfy_host import HOSTS, WANTED, Server, checkouts, error_of, free_port, make_base
+from comfy_host import error_of
 from comfy_prompts import model_nodes, node, saved_latent
 from learned_solvers.samplers import load_solver
 from learned_solvers.training import TEACHERS
 from PIL import Image
 
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
-NONE = pytest.param(None, id="none", marks=pytest.mark.skip(reason=f"no ComfyUI: {WANTED}"))
-CHECKOUTS = [pytest.param(path, id=path.name) for path in checkouts()] or [NONE]
 
 
-@pytest.fixture(scope="module", params=CHECKOUTS)
-def server(request, tmp_path_factory):
-    base = tmp_path_factory.mktemp("comfy") / "base"
-    make_base(request.param, base)
-    shutil.copytree(HOSTS / "reload_pack", base / "custom_nodes" / "reload-pack")
-    running = Server(request.param, base, free_port())
-    running.start()
-    yield running
-    running.stop()
+@pytest.fixture(autouse=True)
+def left_as_found(server):
+    """Removes the files that a test wrote: `auto` would take them in the tests of other modules."""
+    before = written(server)
+    yield
+    for path in written(server) - before:
+        path.unlink()
+
+
+def written(server):
+    return {path for path in folder(server).rglob("*") if path.is_file()}
 
 
 def fit(server, model, *, name, batch=4, size=32, **widgets):
@@ -155,7 +154,7 @@ def test_what_cannot_be_is_refused(server, widgets, message):
 
 
 def test_an_interrupt_leaves_nothing(server):
-    before = sorted(folder(server).rglob("*")) if folder(server).exists() else []
+    before = written(server)
     stop, answer = threading.Event(), {}
     told = texts(server, stop)
     prompt = fit(server, "sd3", name="stopped", steps="8", samples=64)
@@ -169,7 +168,7 @@ def test_an_interrupt_leaves_nothing(server):
     thread.join(60)
     stop.set()
     assert any(message[0] == "execution_interrupted" for message in answer["status"]["messages"]), json.dumps(answer)
-    assert sorted(folder(server).rglob("*") if folder(server).exists() else []) == before
+    assert written(server) == before
 
 
 def test_the_teachers_are_those_that_a_fit_knows(server):

@@ -142,16 +142,17 @@ COMFY_MODULES = {
     *("node_helpers", "nodes", "server", "aiohttp"),
 }
 WEBUI_MODULES = {"modules", "modules_forge", "backend", "ldm_patched", "gradio"}
-OWN_FOLDERS = {"nodes", "samplers", "scripts", "solver_weights", "tests", "training"}
+OWN_FOLDERS = {"nodes", "samplers", "scripts", "solver_weights", "tests", "training", "webui_extension"}
 MAY_IMPORT = {  # project folder (or root file): the project folders that it may import
     "__init__.py": {"nodes"},
     "samplers": {"samplers"},
     "nodes": {"nodes", "samplers"},
     "training": {"training", "samplers"},
-    "scripts": {"samplers"},
+    "webui_extension": {"webui_extension", "samplers"},
+    "scripts": {"webui_extension"},
 }
 DOORS = {("nodes/fit.py", "training")}  # the one file of a folder that may go where the others may not
-HOSTS_OF = {"nodes": COMFY_MODULES, "scripts": WEBUI_MODULES}
+HOSTS_OF = {"nodes": COMFY_MODULES, "webui_extension": WEBUI_MODULES, "scripts": WEBUI_MODULES}
 CORE_REQUIREMENTS = {"torch", "safetensors", "tqdm", "numpy", *sys.stdlib_module_names}
 SOURCES = [path for folder in MAY_IMPORT for path in (ROOT / folder, *(ROOT / folder).rglob("*.py")) if path.is_file()]
 
@@ -211,6 +212,9 @@ def test_imports_point_from_the_edges_to_the_engine(path):
         ("training/models/comfy.py", "from ...nodes import host"),
         ("training/models/comfy.py", "from ....nodes import host"),
         ("training/models/comfy.py", "import comfy.sd"),
+        ("webui_extension/sampler.py", "import comfy.utils"),
+        ("webui_extension/sampler.py", "from ..nodes import host"),
+        ("webui_extension/sampler.py", "from learned_solvers.samplers import table"),
         ("scripts/webui.py", "from learned_solvers.nodes import host"),
         ("scripts/webui.py", "from .other import something"),
         ("scripts/webui.py", "import samplers"),
@@ -230,7 +234,8 @@ def test_a_forbidden_import_is_noticed(file, line):
         ("nodes/fit.py", "def late():\n    from ..training import fit_solver"),
         ("training/models/comfy.py", "from ...samplers import load_solver"),
         ("training/models/comfy.py", "from ..teacher import teach"),
-        ("scripts/webui.py", "from modules import shared\nfrom learned_solvers.samplers import load_solver"),
+        ("webui_extension/sampler.py", "import gradio\nfrom modules import shared\nfrom ..samplers import table"),
+        ("scripts/webui.py", "from modules import shared\nfrom learned_solvers.webui_extension import register"),
     ],
 )
 def test_an_allowed_import_is_let_through(file, line):
@@ -307,7 +312,7 @@ def wheel(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_wheel_holds_all_code_and_data_and_nothing_else(wheel):
-    folders = [ROOT / name for name in ("nodes", "samplers", "training", "solver_weights")]
+    folders = [ROOT / name for name in ("nodes", "samplers", "training", "solver_weights", "webui_extension")]
     files = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".safetensors")]
     expected = {path.relative_to(ROOT).as_posix() for path in files} | {"__init__.py"}
     assert {"solver_weights/ds_flow-sit.safetensors", "training/models/digits.safetensors"} <= expected

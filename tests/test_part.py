@@ -1,4 +1,4 @@
-"""Part of a table: both ends are honoured, sums of rows are kept, and what has no part is refused."""
+"""Part of a table: both ends are honoured, straight paths are kept, and what has no part is refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from learned_solvers.samplers import (
 from learned_solvers.samplers.dyweight import dyweight_table
 from learned_solvers.samplers.schedules import FlowNoise
 from learned_solvers.samplers.searched import ds_flow_table, ds_vp_table
-from oracles import Constant, GaussianFlow, GaussianVE, Mixture, Recorder
+from oracles import Constant, GaussianFlow, GaussianVE, Mixture, Recorder, Steps
 from torch import Tensor
 
 LEVELS = torch.tensor([10.0, 6.0, 3.0, 1.5, 0.5, 0.1], dtype=torch.float64)
@@ -179,9 +179,15 @@ def test_a_constant_picture_is_approached_exactly_from_any_cut(table, first, las
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 @pytest.mark.parametrize("cut", [1, 2, 3, 4])
-def test_rows_keep_their_sums_when_their_history_is_cut(table, cut):
+def test_a_straight_path_stands_at_the_levels_when_a_history_is_cut(table, cut):
     part = part_of_table(table, table.levels[cut].item(), table.sigma_end)
-    torch.testing.assert_close(part.coeffs.sum(1), table.coeffs[cut:].sum(1), rtol=1e-12, atol=1e-14)
+    steps, x = Steps(), start(part.sigma_start)
+    states = steps.trajectory(sample_table(Constant(), x, part, {}, steps, True))
+    # But the last: a learned last row need not lead to the grid's end.
+    for state, level in zip(states[:-1], table.levels[cut:-1].tolist(), strict=True):
+        torch.testing.assert_close(
+            state, Constant().path(x, part.sigma_start, level), rtol=1e-9, atol=1e-9 * part.sigma_start
+        )
     torch.testing.assert_close(part.scale, table.scale[cut:], rtol=0, atol=0)
     torch.testing.assert_close(part.sigmas, table.sigmas[cut:], rtol=0, atol=0)
 
@@ -193,11 +199,11 @@ def test_the_lost_coefficients_go_to_the_oldest_entry_that_remains():
     torch.testing.assert_close(part.coeffs[:, 1:], table.coeffs[2:, 3:], rtol=0, atol=0)
 
 
-def test_a_stretched_row_keeps_its_sum_per_unit_of_sigma():
-    table = learned()
-    part = part_of_table(table, 5.0, table.sigma_end)
-    own = table.coeffs[1].sum() / (table.levels[2] - table.levels[1])
-    torch.testing.assert_close(part.coeffs[0].sum() / (part.levels[1] - part.levels[0]), own)
+def test_a_stretched_row_keeps_a_straight_path():
+    table, x, steps = learned(), start(5.0), Steps()
+    run_through = sample_table(Constant(), x, part_of_table(table, 5.0, table.sigma_end), {}, steps, True)
+    second = steps.trajectory(run_through)[1]
+    torch.testing.assert_close(second, Constant().path(x, 5.0, table.levels[2].item()), rtol=1e-9, atol=1e-9)
 
 
 def test_a_stretched_first_row_calls_the_model_at_the_same_factor_of_its_level():

@@ -350,3 +350,16 @@ def test_a_grid_is_refused_on_another_kind_of_noise(grid, noise, message):
 def test_a_grid_that_shifts_with_resolution_asks_for_the_tokens():
     with pytest.raises(ValueError, match=r"give the number of latent tokens, FlowNoise\(tokens=H/16 \* W/16\)"):
         Grid("flux_shift", FLUX).levels(4, FlowNoise())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+def test_the_hosts_even_timesteps_end_at_0(steps):
+    """ComfyUI's sgm_uniform leaves the last of steps + 1 timesteps 999 ... 0 out, its normal has `steps` of them."""
+    noise = VPNoise.stable_diffusion()
+    last = torch.zeros(1, dtype=torch.float64)
+    timesteps = torch.linspace(999, 0, steps + 1, dtype=torch.float64)[:-1]
+    levels = Grid("sgm_uniform", {"end": 1e-3}).levels(steps, noise)
+    torch.testing.assert_close(levels, torch.cat([noise.sigma_at_index(timesteps), last]))
+    timesteps = torch.linspace(999, 0, steps, dtype=torch.float64)
+    levels = Grid("normal", {"end": 1e-3}).levels(steps, noise)
+    torch.testing.assert_close(levels, torch.cat([noise.sigma_at_index(timesteps), last]))

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..samplers import FlowNoise, load_solver, sample_table
+from ..samplers import FlowNoise, load_solver
 from .fit import FitResult, fit_solver
 from .models.digits import SHAPE, load_digits
-from .picture import Strip, save_strips
+from .picture import save_strips
 from .report import table_of
-from .scan import candidates
+from .samples import Samples
+from .strips import strips_of
 from .teacher import Teacher
 
 __all__ = ["GUIDANCE", "demo_starts", "run_demo"]
@@ -57,23 +58,10 @@ def _draw(path: Path, file: Path, result: FitResult) -> None:
     """Draws one start per digit: the teacher, and per step count the best classical solver and ours, from the file."""
     model, noise, solver = load_digits(), FlowNoise(), load_solver(file)
     x, _ = demo_starts(10, seed=1)
-    extra_args = {"label": torch.arange(10), "guidance": GUIDANCE}
-    calls = TEACHER.calls
-    end = TEACHER.end_of(model, x, extra_args, noise)
-    strips: list[Strip] = [(f"Heun, {calls} calls", "the teacher", _pixels(end))]
-    for steps in solver.steps:
-        best = result.report[steps].peers[0].name
-        peer = next(c.table for c in candidates(steps, noise) if c.name == best)
-        for name, table in ((best, peer), ("Learned Solvers", solver.table(steps, noise))):
-            own = sample_table(model, x, table, extra_args, disable=True)
-            error = float((own - end).square().mean().sqrt())
-            strips.append((f"{name}", f"{steps} calls, error {error:.3f}", _pixels(own)))
+    starts = Samples(x, {"label": torch.arange(10), "guidance": GUIDANCE}, len(x))
+    strips = strips_of(solver, result, TEACHER, model, starts, noise, lambda end: (end + 1) / 2)
     save_strips(
         path,
         "The same noise, the same network, guidance 3: who comes closest to the teacher? (errors of these ten)",
         strips,
     )
-
-
-def _pixels(x: Tensor) -> Tensor:
-    return (x + 1) / 2

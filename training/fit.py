@@ -12,27 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..samplers import Solver, SolverTable, VPNoise, load_solver
+from ..samplers import Solver
 from ..samplers.card import Card, StepCard
 from ..samplers.schedules import Noise
 from ..samplers.version import VERSION
 from .gauss_newton import GaussNewton, Progress
 from .gradient import OPTIMIZERS, GradientDescent
-from .journal import Journal
-from .neighbour import resampled
+from .journal import Journal, Record
 from .objective import make_objective
 from .problem import Problem
 from .processes import Processes
 from .samples import CountedDenoiser, Samples
-from .scan import Candidate, candidates, rank, rmse
-from .spaces import Space, make_space
-from .teacher import Reference, Teacher
+from .scan import SCANNED, Candidate, candidates, rank, rmse
+from .spaces import Space
+from .start import find_start
+from .task import Task
+from .teacher import Teacher
 
 __all__ = ["FitResult", "Peer", "StepReport", "fit_solver"]
-
-SCANNED = 32  # samples that candidates are tried on
-STARTS = 3  # candidates that a fit is started from
-START_ITERATIONS = 2
 
 
 @dataclass(frozen=True)
@@ -140,7 +137,6 @@ def fit_solver(
         raise ValueError(f"held_out must leave samples on both sides of {len(x)}, got {held}")
     if not steps or min(steps) < 1:
         raise ValueError(f"steps must be counts of at least 1, got {list(steps)}")
-    everything = Samples(x, extra_args or {}, microbatch or len(x))
     settings = {
         "family": family, "steps": list(steps), "history": history, "teacher": [teacher, teacher_steps],
         "optimizer": repr(optimizer), "loss": str(loss), "initial": str(initial), "learn_grid": learn_grid,
@@ -149,27 +145,25 @@ def fit_solver(
     notes = Journal(journal, settings, processes.from_first, writes=processes.rank == 0)
     if notes.resumed:
         say(f"going on with the fit in {journal}")
-    make = _maker(optimizer, seed)
-    objective = make_objective(loss)
-    fitted, judged = (
-        processes.own(everything.rows(0, len(x) - held)),
-        processes.own(everything.rows(len(x) - held, len(x))),
-    )
-    tutor = Teacher(teacher, teacher_steps)
+    chosen, objective, tutor = _optimizer(optimizer, seed), make_objective(loss), Teacher(teacher, teacher_steps)
     say(f"teacher: {teacher}, {teacher_steps} steps, {tutor.calls * len(x)} network calls")
-    keep = objective.needs_trajectory
-    targets = [tutor.reference(counted, part, noise, trajectory=keep, cache=cache) for part in (fitted, judged)]
-    common = (counted, noise, family, history, learn_grid, objective)
-    fit = _Fit(*common, fitted, judged, targets[0], targets[1], processes, make, say)
+
+    def problem(start: int, stop: int) -> Problem:
+        samples = processes.own(Samples(x, extra_args or {}, microbatch or len(x)).rows(start, stop))
+        reference = tutor.reference(counted, samples, noise, trajectory=objective.needs_trajectory, cache=cache)
+        return Problem(counted, None, samples, reference, objective, stop - start, processes)  # pyright: ignore
+
+    fitted, judged = problem(0, len(x) - held), problem(len(x) - held, len(x))
+    task = Task(fitted, judged, noise, family, history, learn_grid, notes, say)
     parameters, cards, reports = {}, {}, {}
     for n in sorted(set(steps)):
-        parameters[n], cards[n], reports[n] = fit.one(n, len(x) - held, held, initial, notes)
-        own = {
-            "teacher": teacher,
-            "teacher_steps": teacher_steps,
-            "loss": loss if isinstance(loss, str) else "features",
-        }
-        cards[n] = replace(cards[n], **own)
+        parameters[n], card_entry, reports[n] = _fit_steps(task, n, initial, chosen)
+        cards[n] = replace(
+            card_entry,
+            teacher=teacher,
+            teacher_steps=teacher_steps,
+            loss=loss if isinstance(loss, str) else "features",
+        )
     facts = {
         "model_family": "unknown", "checkpoint": "unknown", "date": date.today().isoformat(),
         "package_version": VERSION, "source": "fitted with Learned Solvers", **(card or {}),
@@ -178,7 +172,7 @@ def fit_solver(
     return FitResult(solver, reports, tutor.calls * len(x))
 
 
-def _maker(optimizer: str | GaussNewton | GradientDescent, seed: int) -> GaussNewton | GradientDescent:
+def _optimizer(optimizer: str | GaussNewton | GradientDescent, seed: int) -> GaussNewton | GradientDescent:
     if not isinstance(optimizer, str):
         return optimizer
     if optimizer == "gauss-newton":
@@ -188,180 +182,84 @@ def _maker(optimizer: str | GaussNewton | GradientDescent, seed: int) -> GaussNe
     raise ValueError(f"optimizer must be gauss-newton, {', '.join(OPTIMIZERS)}, got {optimizer!r}")
 
 
-@dataclass(frozen=True, eq=False)
-class _Fit:
-    """What the fits of all step counts share."""
+def _fit_steps(
+    task: Task, n: int, initial: str | Path | Solver, optimizer: GaussNewton | GradientDescent
+) -> tuple[dict[str, Tensor], StepCard, StepReport]:
+    """Returns parameters, card entry and report for n steps."""
+    began, task.fitted.model.calls = time.monotonic(), 0
+    order = _scanned(task, n)
+    peers = _peers(task, order)
+    task.say(f"{n} steps: best classical solver {peers[0].name}, held-out error {peers[0].error:.4f}")
+    start = find_start(task, n, order, initial)
+    before = rmse(task.judged, start.table)
+    theta = _run(task, start.space, start.theta, optimizer, f"{n}/main")
+    space, theta, note = _not_worse(task, n, order, start.space, theta, optimizer)
+    after = rmse(task.judged, space.table(theta))
+    task.say(
+        f"{n} steps: held-out error {before:.4f} -> {after:.4f}, 1/{peers[0].error / after:.2f} of the best peer's"
+    )
+    calls = task.calls()
+    card = replace(
+        space.step_card(theta), error_before=before, error_after=after, best_peer=peers[0].name,
+        error_best_peer=peers[0].error, network_calls=calls, note=note,
+    )  # fmt: skip
+    report = StepReport(before, after, tuple(peers), calls, time.monotonic() - began, start.name)
+    return space.tensors(theta), card, report
 
-    model: CountedDenoiser
-    noise: Noise
-    family: str
-    history: int
-    learn_grid: bool
-    objective: Any
-    fitted: Samples
-    judged: Samples
-    fitted_reference: Reference
-    judged_reference: Reference
-    processes: Processes
-    optimizer: GaussNewton | GradientDescent
-    say: Progress
 
-    def one(
-        self, n: int, fitted: int, judged: int, initial: str | Path | Solver, notes: Journal
-    ) -> tuple[dict[str, Tensor], StepCard, StepReport]:
-        """Returns parameters, card entry and report for n steps; `fitted`, `judged`: samples of all processes."""
-        began, self.model.calls = time.monotonic(), 0
-        judge = self._problem(None, self.judged, self.judged_reference, judged)
-        tried = list(candidates(n, self.noise))
-        scanned = notes.get(f"{n}/scan")
-        if scanned is None:
-            part, count = self.processes.first(self.fitted, min(SCANNED, fitted)), min(SCANNED, fitted)
-            problem = self._problem(None, part, self.fitted_reference.rows(0, len(part)), count)
-            order = rank(problem, tried)
-            scanned = {"order": torch.tensor([tried.index(c) for _, c in order]), "calls": self._calls()}
-            notes.put(f"{n}/scan", scanned)
-        self._count_from(scanned)
-        order = [tried[i] for i in scanned["order"].tolist()]
-        peers = self._peers(judge, order)
-        self.say(f"{n} steps: best classical solver {peers[0].name}, held-out error {peers[0].error:.4f}")
-        space, theta, name, first = self._start(n, order, initial, fitted, notes)
-        problems = (
-            self._problem(space, self.fitted, self.fitted_reference, fitted),
-            self._problem(space, self.judged, self.judged_reference, judged),
-        )
-        before = rmse(judge, first)
-        theta, _ = self._run(problems, theta, notes, f"{n}/main")
-        space, theta, note = self._not_worse(n, order, space, theta, problems, notes)
-        after = rmse(judge, space.table(theta))
-        self.say(
-            f"{n} steps: held-out error {before:.4f} -> {after:.4f}, 1/{peers[0].error / after:.2f} of the best peer's"
-        )
-        card = replace(
-            space.step_card(theta), error_before=before, error_after=after, best_peer=peers[0].name,
-            error_best_peer=peers[0].error, network_calls=self.model.calls, note=note,
-        )  # fmt: skip
-        report = StepReport(before, after, tuple(peers), self.model.calls, time.monotonic() - began, name)
-        return space.tensors(theta), card, report
+def _scanned(task: Task, n: int) -> list[Candidate]:
+    """Returns the classical candidates, best first."""
+    tried = list(candidates(n, task.noise))
 
-    def _problem(self, space: Space | None, samples: Samples, reference: Reference, total: int) -> Problem:
-        probe = len(self.processes.first(samples, min(16, total)))
-        sums = self.processes.sums
-        return Problem(self.model, space, samples, reference, self.objective, total, sums, probe)  # pyright: ignore
+    def work() -> Record:
+        return {"order": torch.tensor([tried.index(c) for _, c in rank(task.fitted.first(SCANNED), tried)])}
 
-    def _calls(self) -> Tensor:
-        return torch.tensor(float(self.model.calls), dtype=torch.float64)
+    return [tried[i] for i in task.recorded(f"{n}/scan", work)["order"].tolist()]
 
-    def _count_from(self, record: dict[str, Tensor]) -> None:
-        """Counts on from a record, so that a resumed fit reports what an uninterrupted one does."""
-        self.model.calls = int(record["calls"])
 
-    def _peers(self, judge: Problem, order: list[Candidate]) -> list[Peer]:
-        """Returns each method's best grid by the scan, judged on the held-out samples."""
-        best: dict[str, Candidate] = {}
-        for candidate in order:
-            best.setdefault(candidate.name.partition(",")[0], candidate)
-        # Close calls in the scan are judged too, so that the peer is not the weaker for the few scanned samples.
-        shown = {c.name: c for c in [*best.values(), *order[:8]]}
-        return sorted((Peer(name, rmse(judge, c.table)) for name, c in shown.items()), key=lambda peer: peer.error)
+def _peers(task: Task, order: list[Candidate]) -> list[Peer]:
+    """Returns each method's best grid by the scan, judged on the held-out samples."""
+    best: dict[str, Candidate] = {}
+    for candidate in order:
+        best.setdefault(candidate.name.partition(",")[0], candidate)
+    # Close calls in the scan are judged too, so that the peer is not the weaker for the few scanned samples.
+    shown = {c.name: c for c in [*best.values(), *order[:8]]}
+    return sorted((Peer(name, rmse(task.judged, c.table)) for name, c in shown.items()), key=lambda peer: peer.error)
 
-    def _start(
-        self, n: int, order: list[Candidate], initial: str | Path | Solver, fitted: int, notes: Journal
-    ) -> tuple[Space, Tensor, str, SolverTable]:
-        """Returns the space, the parameters, the name and the table of what the fit starts from."""
-        if isinstance(initial, str) and initial == "scan":
-            return self._best_start(n, order, fitted, notes)
-        named = [
-            c for c in order if isinstance(initial, str) and (c.name == initial or c.name.startswith(f"{initial},"))
-        ]
-        if named:
-            space = self._space(n, named[0])
-            return space, space.initial(named[0].table), named[0].name, named[0].table
-        solver = initial if isinstance(initial, Solver) else load_solver(initial)
-        if solver.family != self.family or solver.prediction != self.noise.kind:
-            raise ValueError(
-                f"{solver.name} is a {solver.family} solver for {solver.prediction} models: start a {self.family} fit "
-                f"on {self.noise.kind} noise from one of its kind"
-            )
-        nearest = min(solver.steps, key=lambda k: (abs(k - n), k))
-        step = solver.card.steps[nearest]
-        if step.analytic_first or (step.divisor == "state" and self.family == "dyweight"):
-            raise ValueError(f"{solver.name} divides by the state's level or has an analytic step: start from a scan")
-        space = make_space(self.family, n, self.noise, step.grid, self.history, self.learn_grid)
-        tensors = resampled(solver.parameters[nearest], n)
-        theta = space.from_file(tensors)
-        return space, theta, f"{solver.name} at {nearest} steps", space.table(theta)
 
-    def _space(self, n: int, candidate: Candidate, history: int | None = None) -> Space:
-        return make_space(self.family, n, self.noise, candidate.grid, history or self.history, self.learn_grid)
+def _run(task: Task, space: Space, theta: Tensor, optimizer: GaussNewton | GradientDescent, name: str) -> Tensor:
+    """Returns the fitted parameters, going on from the journal."""
+    state = task.notes.get(name)
+    if state is not None:
+        task.count_from(state)
+        state = {key: value for key, value in state.items() if key != "calls"}
+    problem, judge = task.on(space)
 
-    def _best_start(
-        self, n: int, order: list[Candidate], fitted: int, notes: Journal
-    ) -> tuple[Space, Tensor, str, SolverTable]:
-        """Returns the best of a few starts after a short fit on the scanned samples."""
-        chosen: list[Candidate] = []
-        for candidate in order:  # one per grid: the same grid leads to the same minimum
-            if candidate.grid not in [c.grid for c in chosen] and self._can_start(candidate):
-                chosen.append(candidate)
-        found = []
-        for k, candidate in enumerate(chosen[:STARTS]):
-            space = self._space(n, candidate)
-            record = notes.get(f"{n}/start {k}")
-            if record is None:
-                count = min(SCANNED, fitted)
-                part = self.processes.first(self.fitted, count)
-                problem = self._problem(space, part, self.fitted_reference.rows(0, len(part)), count)
-                short = GaussNewton(iterations=START_ITERATIONS)
-                theta, loss = short.fit(problem, space.initial(candidate.table))
-                record = {"theta": theta, "loss": torch.tensor(loss, dtype=torch.float64), "calls": self._calls()}
-                notes.put(f"{n}/start {k}", record)
-            self._count_from(record)
-            self.say(f"{n} steps: start {candidate.name}, loss {float(record['loss']):.3e}")
-            found.append((float(record["loss"]), k, space, record["theta"], candidate))
-        _, _, space, theta, candidate = min(found, key=lambda entry: entry[:2])
-        return space, theta, candidate.name, candidate.table
+    def save(record: Record) -> None:
+        task.keep(name, record)
 
-    def _run(self, problems: tuple[Problem, Problem], theta: Tensor, notes: Journal, name: str) -> tuple[Tensor, float]:
-        """Returns the fitted parameters and their held-out loss, going on from the journal."""
-        state = notes.get(name)
-        if state is not None:
-            self._count_from(state)
-            state = {k: v for k, v in state.items() if k != "calls"}
+    return optimizer.fit(problem, theta, judge, task.say, state, save)[0]
 
-        def save(record: dict[str, Tensor]) -> None:
-            notes.put(name, {**record, "calls": self._calls()})
 
-        return self.optimizer.fit(problems[0], theta, problems[1], self.say, state, save)
+def _not_worse(
+    task: Task, n: int, order: list[Candidate], space: Space, theta: Tensor, optimizer: GaussNewton | GradientDescent
+) -> tuple[Space, Tensor, str | None]:
+    """Returns a result that is no worse than the best classical solver on the fit's own samples.
 
-    def _not_worse(
-        self,
-        n: int,
-        order: list[Candidate],
-        space: Space,
-        theta: Tensor,
-        problems: tuple[Problem, Problem],
-        notes: Journal,
-    ) -> tuple[Space, Tensor, str | None]:
-        """Returns a result that is no worse than the best classical solver on the fit's own samples.
-
-        A window can cut a classical solver's history; then the fit starts again from the whole of it. DS-Solver on VP
-        models ends its grid above 0 and may still fall short: the note says so.
-        """
-        best = min(order[:3], key=lambda c: rmse(problems[0], c.table))
-        bound = rmse(problems[0], best.table)
-        if rmse(problems[0], space.table(theta)) <= bound:
+    A window can cut a classical solver's history; then the fit starts again from the whole of it. DS-Solver on VP
+    models ends its grid above 0 and may still fall short: the note says so.
+    """
+    best = min(order[:3], key=lambda c: rmse(task.fitted, c.table))
+    bound = rmse(task.fitted, best.table)
+    if rmse(task.fitted, space.table(theta)) <= bound:
+        return space, theta, None
+    if task.can_start_from(best):
+        space = task.space(n, best, history=n)
+        task.say(f"{n} steps: starting again from {best.name} with its whole history")
+        theta = _run(task, space, space.initial(best.table), optimizer, f"{n}/wide")
+        if rmse(task.fitted, space.table(theta)) <= bound:
             return space, theta, None
-        if self._can_start(best):
-            space = self._space(n, best, history=n)
-            self.say(f"{n} steps: starting again from {best.name} with its whole history")
-            wide = (replace(problems[0], space=space), replace(problems[1], space=space))
-            theta, _ = self._run(wide, space.initial(best.table), notes, f"{n}/wide")
-            if rmse(problems[0], space.table(theta)) <= bound:
-                return space, theta, None
-        reached = rmse(problems[0], space.table(theta))
-        note = f"Error {reached:.4g} on the fit's samples; {best.name} has {bound:.4g}: use that one, or fit dyweight."
-        self.say(f"{n} steps: {note}")
-        return space, theta, note
-
-    def _can_start(self, candidate: Candidate) -> bool:
-        """Whether the family has the candidate's levels: DS-Solver on VP models cannot end at 0."""
-        return not (self.family == "ds" and isinstance(self.noise, VPNoise) and candidate.table.sigma_end == 0)
+    reached = rmse(task.fitted, space.table(theta))
+    note = f"Error {reached:.4g} on the fit's samples; {best.name} has {bound:.4g}: use that one, or fit dyweight."
+    task.say(f"{n} steps: {note}")
+    return space, theta, note

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -21,24 +21,63 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class _State:
+    """Where a fit stands. `theta` is the newest point, `best` the one with the lowest held-out loss so far."""
+
+    theta: Tensor
+    best: Tensor
+    damping: float
+    difference: float
+    best_loss: float
+    iteration: int
+    stale: int
+    done: bool
+    count: int  # samples of the next iteration
+    seen: int  # samples of the last one
+    loss: float
+    judged: float
+
+    def record(self) -> dict[str, Tensor]:
+        """Returns tensors that `of` understands."""
+        numbers = [float(getattr(self, name)) for name in _NUMBERS]
+        return {"theta": self.theta, "best": self.best, "numbers": torch.tensor(numbers, dtype=torch.float64)}
+
+    @classmethod
+    def of(cls, record: dict[str, Tensor]) -> _State:
+        """Returns the state of a record."""
+        numbers = dict(zip(_NUMBERS, record["numbers"].tolist(), strict=True))
+        whole = {name: int(numbers.pop(name)) for name in ("iteration", "stale", "count", "seen")}
+        return cls(record["theta"], record["best"], done=bool(numbers.pop("done")), **whole, **numbers)
+
+
+_NUMBERS = [f.name for f in fields(_State) if f.name not in ("theta", "best")]
+
+
+@dataclass(frozen=True)
 class GaussNewton:
     """Settings of a fit.
 
+    The first iterations, far from the optimum, see few samples; whenever one gains little their number is doubled.
+
     Args:
         iterations: At most so many Jacobians.
-        patience: Stop after so many iterations without a better held-out loss.
-        tolerance: Stop when an iteration lowers the loss by less than this part.
+        patience: Stop after so many iterations on all samples without a better held-out loss.
+        tolerance: Stop when an iteration on all samples lowers the loss by less than this part.
         damping: First damping, relative to the diagonal of J^T J.
         tries: Damped steps tried per Jacobian before giving up.
         difference: Size of the differences; None measures the model's rounding noise first.
+        first: Samples that the first iterations see.
+        enough: An iteration on a part of the samples that lowers the loss by less than this part is the last on it.
     """
 
-    iterations: int = 8
+    iterations: int = 12
     patience: int = 2
-    tolerance: float = 2e-2
+    tolerance: float = 1e-2
     damping: float = 1e-3
     tries: int = 6
     difference: float | None = None
+    first: int = 16
+    enough: float = 0.3
 
     def fit(
         self,
@@ -60,36 +99,42 @@ class GaussNewton:
             save: Called after each iteration with all that a continuation needs.
         """
         judge = held_out or problem
-        if state is None:
-            step = self.difference or difference_step(problem, theta)
-            first = judge.loss(theta)
-            state = {
-                "theta": theta,
-                "best": theta,
-                "numbers": torch.tensor([self.damping, step, first, 0.0, 0.0, 0.0], dtype=torch.float64),
-            }
-        theta, best = state["theta"], state["best"]
-        damping, step, best_loss, iteration, stale, done = state["numbers"].tolist()
-        while not done and iteration < self.iterations:
-            normal = problem.normal(theta, step)
-            moved, loss, damping = self._descend(problem, theta, normal, damping)
-            iteration += 1
-            if moved is None:
-                done = 1.0
-            else:
-                done = float(loss > (1 - self.tolerance) * normal.loss)
-                theta = moved
-                judged = judge.loss(theta) if held_out else loss
-                better = judged < best_loss
-                best, best_loss = (theta, judged) if better else (best, best_loss)
-                stale = 0.0 if better else stale + 1
-                done = max(done, float(stale >= self.patience))
-                if progress is not None:
-                    progress(f"iteration {int(iteration)}: loss {loss:.3e}, held out {judged:.3e}")
+        now = self._begin(problem, judge, theta) if state is None else _State.of(state)
+        while not now.done and now.iteration < self.iterations:
+            now = self._iterate(problem, judge, now)
+            if progress is not None:
+                progress(
+                    f"iteration {now.iteration}: loss {now.loss:.3e} on {now.seen} samples, held out {now.judged:.3e}"
+                )
             if save is not None:
-                numbers = torch.tensor([damping, step, best_loss, iteration, stale, done], dtype=torch.float64)
-                save({"theta": theta, "best": best, "numbers": numbers})
-        return best, best_loss
+                save(now.record())
+        return now.best, now.best_loss
+
+    def _begin(self, problem: Problem, judge: Problem, theta: Tensor) -> _State:
+        difference = self.difference or difference_step(problem, theta)
+        loss = judge.loss(theta)
+        count = min(self.first, problem.total)
+        return _State(theta, theta, self.damping, difference, loss, 0, 0, False, count, 0, loss, loss)
+
+    def _iterate(self, problem: Problem, judge: Problem, now: _State) -> _State:
+        """Returns the state after one Jacobian and the first damped step that lowers the loss."""
+        part = problem.first(now.count)
+        whole = part.total == problem.total
+        normal = part.normal(now.theta, now.difference)
+        moved, loss, damping = self._descend(part, now.theta, normal, now.damping)
+        now = replace(now, iteration=now.iteration + 1, seen=part.total, loss=loss, damping=damping)
+        if moved is not None:
+            judged = loss if whole and judge is problem else judge.loss(moved)
+            better = judged < now.best_loss
+            best, best_loss = (moved, judged) if better else (now.best, now.best_loss)
+            stale = now.stale + 1 if whole and not better else 0
+            now = replace(now, theta=moved, best=best, best_loss=best_loss, judged=judged, stale=stale)
+        little = moved is None or loss > (1 - (self.tolerance if whole else self.enough)) * normal.loss
+        if whole:
+            return replace(now, done=little or now.stale >= self.patience)
+        if little:
+            return replace(now, count=min(2 * now.count, problem.total), damping=min(now.damping, self.damping))
+        return now
 
     def _descend(
         self, problem: Problem, theta: Tensor, normal: Normal, damping: float
@@ -113,13 +158,13 @@ def difference_step(problem: Problem, theta: Tensor) -> float:
     A difference of size h is off by about h (curvature) plus noise / h. The noise is what a second difference over a
     small distance leaves: 1e-7 in float32, 1e-2 in bfloat16. Costs three runs of a few samples.
     """
-    probe = problem.samples.rows(0, problem.probe)
+    probe = problem.first(16).samples
     tables = [problem.space.table(theta + k * 1e-3) for k in (-1, 0, 1)]
     squares = torch.zeros(2, dtype=torch.float64)
     for _, batch in probe.batches():
         ends = [problem.run(table, batch).states[-1].double() for table in tables]
         second = ends[0] - 2 * ends[1] + ends[2]
         squares += torch.stack([second.square().sum(), ends[1].square().sum()]).cpu()
-    of_difference, of_state = problem.sums(squares).tolist()
+    of_difference, of_state = problem.processes.sums(squares).tolist()
     noise = math.sqrt(of_difference / (6 * of_state))
     return min(max(math.sqrt(noise), 1e-4), 0.1)

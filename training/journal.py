@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from .files import write_tensors
 
 __all__ = ["Journal", "agree"]
 
@@ -51,11 +51,8 @@ class Journal:
         self._records[name] = {key: tensor.detach().clone() for key, tensor in record.items()}
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(f".{os.getpid()}.part")
         flat = {f"{name}|{key}": tensor for name, own in self._records.items() for key, tensor in own.items()}
-        save_file(flat, temporary, metadata={"settings": self.settings})
-        os.replace(temporary, self.path)
+        write_tensors(self.path, flat, {"settings": self.settings})
 
     def discard(self) -> None:
         """Deletes the file, once the result stands elsewhere."""

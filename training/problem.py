@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -12,13 +11,12 @@ from torch import Tensor
 from ..samplers import SolverTable, sample_table
 from ..samplers.multistep import Denoiser, continue_table
 from .objective import Objective
+from .processes import Processes
 from .samples import CountedDenoiser, Samples
 from .spaces import Space
 from .teacher import Reference
 
-__all__ = ["Normal", "Problem", "Run", "Sums"]
-
-Sums = Callable[[Tensor], Tensor]  # adds a tensor up over processes; the identity in one process
+__all__ = ["Normal", "Problem", "Run"]
 
 
 class Normal(NamedTuple):
@@ -43,12 +41,11 @@ class Problem:
     Args:
         model: The denoiser.
         space: Free parameters.
-        samples: Starts.
+        samples: This process's starts.
         reference: The teacher's states for them.
         objective: The loss.
         total: Number of samples over all processes.
-        sums: Adds tensors up over processes.
-        probe: How many of this process's first samples are enough to measure rounding noise.
+        processes: This process's place among them.
     """
 
     model: CountedDenoiser
@@ -57,8 +54,13 @@ class Problem:
     reference: Reference
     objective: Objective
     total: int
-    sums: Sums = field(default=lambda tensor: tensor)
-    probe: int = 16
+    processes: Processes = field(default_factory=Processes)
+
+    def first(self, count: int) -> Problem:
+        """Returns the problem of the first `count` samples of all processes."""
+        count = min(count, self.total)
+        own = self.processes.first(self.samples, count)
+        return replace(self, samples=own, reference=self.reference.rows(0, len(own)), total=count)
 
     def loss(self, theta: Tensor) -> float:
         """Returns the mean loss over all samples; inf where the parameters make no table or no finite states."""
@@ -71,7 +73,7 @@ class Problem:
         total = torch.zeros((), dtype=torch.float64)
         for start, batch in self.samples.batches():
             total += self._rho(table, self.run(table, batch).states, start, len(batch))
-        mean = float(self.sums(total)) / self.total
+        mean = float(self.processes.sums(total)) / self.total
         return mean if mean == mean else float("inf")
 
     def errors(self, table: SolverTable) -> Tensor:
@@ -111,7 +113,7 @@ class Problem:
             gradient += scale * (weighted @ residual.flatten()).double().cpu()
             loss += self.objective.rho(residual).double().sum().cpu()
         # One sum over processes for all three.
-        together = self.sums(torch.cat([matrix.flatten(), gradient, loss[None]])) / self.total
+        together = self.processes.sums(torch.cat([matrix.flatten(), gradient, loss[None]])) / self.total
         return Normal(together[: size * size].view(size, size), together[size * size : -1], float(together[-1]))
 
     def run(self, table: SolverTable, batch: Samples, model: Denoiser | None = None) -> Run:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,20 +18,39 @@ __all__ = ["Processes", "join_processes"]
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place among `count`; process `rank` has the samples rank, rank + count, ..."""
+    """This process's place among `count`; process `rank` has the microbatches rank, rank + count, ...
+
+    Whole microbatches, so that each is computed as in a single process, to the last bit.
+    """
 
     rank: int = 0
     count: int = 1
 
     def own(self, samples: Samples) -> Samples:
-        """Returns this process's samples."""
+        """Returns this process's samples, in smaller microbatches where there are fewer of them than processes.
+
+        Raises:
+            ValueError: There are fewer samples than processes.
+        """
         if self.count == 1:
             return samples
-        return samples.pick(torch.arange(self.rank, len(samples), self.count))
+        if len(samples) < self.count:
+            raise ValueError(
+                f"{self.count} processes need as many samples to fit to and as many to judge with, got {len(samples)}: "
+                "take more samples, or fewer processes"
+            )
+        size = samples.microbatch
+        if -(-len(samples) // size) < self.count:
+            size = len(samples) // self.count
+        own = samples.pick(torch.tensor(self._rows(len(samples), size)))
+        return replace(own, microbatch=size)
 
     def first(self, samples: Samples, count: int) -> Samples:
         """Returns this process's part of the first `count` samples of all, from its own `samples`."""
-        return samples.rows(0, len(range(self.rank, count, self.count)))
+        return samples.rows(0, len(self._rows(count, samples.microbatch)) if self.count > 1 else count)
+
+    def _rows(self, total: int, microbatch: int) -> list[int]:
+        return [row for row in range(total) if row // microbatch % self.count == self.rank]
 
     def sums(self, tensor: Tensor) -> Tensor:
         """Returns the sum of a tensor over processes."""
@@ -50,11 +70,15 @@ class Processes:
 
 
 def join_processes() -> Processes:
-    """Returns this process's place under torchrun, or that of a single process."""
+    """Returns this process's place under torchrun, or that of a single process. Each takes a device of its own."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
+    if torch.cuda.is_available():
+        # ComfyUI runs models on the current device.
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     if not dist.is_initialized():
-        dist.init_process_group("gloo")  # sums are small and on the CPU
+        # Sums are small and on the CPU. Processes wait for the slowest; of one that died its connections tell at once.
+        dist.init_process_group("gloo", timeout=timedelta(hours=24))
     return Processes(dist.get_rank(), dist.get_world_size())
 
 

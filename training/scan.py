@@ -1,34 +1,84 @@
-"""Where a fit starts: the classical solvers on many grids, tried on a few samples.
+"""Where a fit starts, and what its result is compared with: the classical solvers on many grids, tried on few samples.
 
-The fitting problem has several minima and the start decides, so the best few are started from. The same candidates are
-the peers that a result is compared with.
+The fitting problem has several minima and the start decides, so the best few are started from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from ..samplers import FlowNoise, Grid, SolverTable, VPNoise, adams_bashforth, deis, dpmpp_2m, euler, ipndm
+from ..samplers import (
+    FlowNoise,
+    Grid,
+    SolverTable,
+    VPNoise,
+    adams_bashforth,
+    deis,
+    deis_edm,
+    dpmpp_2m,
+    euler,
+    euler_end,
+    heun,
+    ipndm,
+    ipndm_v,
+    res_multistep,
+    uni_pc,
+)
 from ..samplers.schedules import Noise
 from .problem import Problem
+from .published_grids import Levels, published_grids
 
-__all__ = ["Candidate", "candidates", "grids_of", "rank", "rmse"]
+__all__ = [
+    "HOST_METHODS",
+    "SCANNED",
+    "Candidate",
+    "candidates",
+    "grids_of",
+    "heun_steps",
+    "rank",
+    "rmse",
+    "scan_calls",
+]
+
+SCANNED = 32  # samples that a fit ranks the candidates on
+
+HOST_METHODS: dict[str, Callable[[Tensor], SolverTable]] = {
+    "euler": euler,
+    "heun": heun,
+    "lms": lambda s: euler_end(adams_bashforth(s, 4)),
+    "ipndm": lambda s: euler_end(ipndm(s, 4)),
+    "ipndm_v": lambda s: euler_end(ipndm_v(s)),
+    "deis": deis_edm,
+    "dpmpp_2m": dpmpp_2m,
+    "res_multistep": res_multistep,
+    "uni_pc": uni_pc,
+    "uni_pc_bh2": lambda s: uni_pc(s, "bh2"),
+}
+"""The methods as ComfyUI runs its samplers of these names."""
+
+_FEW = (4, 12)  # samples of the first stages of a scan
+_KEPT = 3  # one of so many candidates goes on to the next stage
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A classical solver on a grid: `name` for people, `grid` its rule."""
+    """A classical solver on a grid: `name` for people, `grid` its rule.
+
+    `grid` is None where no rule makes the levels (a published list) or they are not one per call (Heun): such a
+    candidate is a peer, and no fit can start from it.
+    """
 
     name: str
-    grid: Grid
+    grid: Grid | None
     table: SolverTable
 
 
 def grids_of(noise: Noise) -> list[tuple[str, Grid]]:
-    """Returns the grids that people use on a kind of noise, with their names."""
+    """Returns the grids that people use on a kind of noise and a fit can start from, with their names."""
     if isinstance(noise, FlowNoise):
         shifts = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
         return [(f"shift {shift:g}", Grid("flow_shift", {"shift": shift})) for shift in shifts]
@@ -36,34 +86,100 @@ def grids_of(noise: Noise) -> list[tuple[str, Grid]]:
     named += [(f"polynomial {rho:g}", Grid("polynomial", {"rho": rho})) for rho in (3.0, 5.0, 7.0)]
     if isinstance(noise, VPNoise):
         named.append(("uniform time", Grid("uniform_time", {"end": 1e-3})))
+        named += [(rule, Grid(rule, {"end": 1e-3})) for rule in ("sgm_uniform", "normal")]
     return named
 
 
 def candidates(steps: int, noise: Noise) -> Iterator[Candidate]:
-    """Yields every classical solver on every grid; orders that the step count cannot reach are left out."""
-    methods: list[tuple[str, Callable[..., SolverTable]]] = [("euler", euler), ("dpmpp_2m", dpmpp_2m)]
-    for order in range(2, min(steps, 4) + 1):
-        methods.append((f"ipndm {order}", lambda s, order=order: ipndm(s, order)))
-        if order < 4:
-            methods.append((f"ab {order}", lambda s, order=order: adams_bashforth(s, order)))
-            if isinstance(noise, VPNoise):
-                methods.append((f"deis {order}", lambda s, order=order: deis(s, order, noise)))
-    for grid_name, grid in grids_of(noise):
-        levels = grid.levels(steps, noise)
-        for name, method in methods:
-            if float(levels[-1]) == 0 and name.startswith("deis"):
-                continue  # model time has no value at sigma 0
+    """Yields every classical solver on every grid, at `steps` calls or, Heun's, one less.
+
+    Solvers with an order in their name have it up to the last step; the others are ComfyUI's. Orders that the step
+    count cannot reach are left out.
+    """
+    grids: list[tuple[str, Grid | None, Levels]] = [
+        (name, grid, lambda n, grid=grid: grid.levels(n, noise)) for name, grid in grids_of(noise)
+    ]
+    grids += [(name, None, levels) for name, levels in published_grids(noise).items()]
+    for grid_name, grid, levels_of in grids:
+        levels = levels_of(steps)
+        if levels is None:
+            continue
+        for name, method in _methods(steps, noise, levels):
             yield Candidate(f"{name}, {grid_name}", grid, method(levels))
+        fewer = heun_steps(steps, levels)
+        short = levels_of(fewer) if fewer > 1 else None
+        if short is not None:
+            yield Candidate(f"heun, {grid_name}", None, heun(short))
 
 
-def rank(problem: Problem, tried: list[Candidate]) -> list[tuple[float, Candidate]]:
-    """Returns the candidates with their RMSE to the teacher, best first."""
-    scored = [(rmse(problem, candidate.table), candidate) for candidate in tried]
-    return sorted(scored, key=lambda pair: pair[0])
+def heun_steps(calls: int, levels: Tensor) -> int:
+    """Returns how many steps of Heun `calls` calls allow on such a grid: two calls each, one in a last step to 0."""
+    return (calls + int(levels[-1] == 0)) // 2
+
+
+def _methods(steps: int, noise: Noise, levels: Tensor) -> Iterator[tuple[str, Callable[[Tensor], SolverTable]]]:
+    ends_at_0 = float(levels[-1]) == 0
+    for name, method in HOST_METHODS.items():
+        if name.startswith("uni_pc") and ends_at_0 and float(levels[-2]) <= 0.001:
+            continue  # it takes 0 as 0.001
+        if name == "euler" or (name != "heun" and steps > 1):
+            yield name, method
+    for order in range(2, min(steps, 4) + 1):
+        yield f"ipndm {order}", lambda s, order=order: ipndm(s, order)
+        if order < 4:
+            yield f"ab {order}", lambda s, order=order: adams_bashforth(s, order)
+            if isinstance(noise, VPNoise) and not ends_at_0:  # model time has no value at sigma 0
+                yield f"deis {order}", lambda s, order=order: deis(s, order, noise)
+
+
+def rank(problem: Problem, tried: Sequence[Candidate]) -> list[tuple[float, Candidate]]:
+    """Returns the candidates with their RMSE to the teacher, best first.
+
+    All are tried on 4 samples; the best third and the best of each method go on to 12, of these again a third to all.
+    Those left behind come after those that went on, with the error on the samples that they saw.
+    """
+    stages = [len(problem.first(count).samples) for count in (*_FEW, problem.total) if count <= problem.total]
+    totals, seen = dict.fromkeys(tried, 0.0), 0
+    ranked: list[tuple[float, Candidate]] = []
+    behind: list[tuple[float, Candidate]] = []
+    going = list(tried)
+    for stage, stop in enumerate(stages):
+        samples, reference = problem.samples.rows(seen, stop), problem.reference.rows(seen, stop)
+        part = replace(problem, samples=samples, reference=reference)
+        for candidate in going:
+            totals[candidate] += float(part.errors(candidate.table).sum()) if stop > seen else 0.0
+        seen = stop
+        sums = problem.processes.sums(torch.tensor([*(totals[c] for c in going), float(seen)], dtype=torch.float64))
+        errors = (sums[:-1] / sums[-1]).sqrt().nan_to_num(nan=float("inf"), posinf=float("inf")).tolist()
+        ranked = sorted(zip(errors, going, strict=True), key=lambda pair: pair[0])
+        if stage < len(stages) - 1:
+            kept = _kept([candidate for _, candidate in ranked])
+            behind = [pair for pair in ranked if pair[1] not in kept] + behind
+            going = [candidate for candidate in going if candidate in kept]
+    return ranked + behind
+
+
+def _kept(order: list[Candidate]) -> set[Candidate]:
+    """Returns the best third, and the best of each method, of candidates in order."""
+    best: dict[str, Candidate] = {}
+    for candidate in order:
+        best.setdefault(candidate.name.partition(",")[0], candidate)
+    return {*order[: -(-len(order) // _KEPT)], *best.values()}
+
+
+def scan_calls(tried: Sequence[Candidate], samples: int) -> int:
+    """Returns an upper bound of the network calls of `rank` on so many samples, one per sample and call."""
+    calls = max(candidate.table.nfe for candidate in tried)
+    methods = len({candidate.name.partition(",")[0] for candidate in tried})
+    total, going, seen = 0, len(tried), 0
+    for stop in [*(count for count in _FEW if count < samples), samples]:
+        total += going * (stop - seen) * calls
+        going, seen = min(going, -(-going // _KEPT) + methods), stop
+    return total
 
 
 def rmse(problem: Problem, table: SolverTable) -> float:
     """Returns the root mean square distance to the teacher's end over all samples of all processes."""
-    total = problem.sums(problem.errors(table).sum())
+    total = problem.processes.sums(problem.errors(table).sum())
     value = float(torch.as_tensor(total)) / problem.total
     return value**0.5 if value == value else float("inf")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..samplers import EDMNoise, FlowNoise, Grid, VPNoise, dpmpp_2m, euler, ipndm, sample_table
 from ..samplers.multistep import Denoiser
 from ..samplers.schedules import Noise
+from .files import write_tensors
 from .samples import Samples
 
 __all__ = ["TEACHERS", "Reference", "Teacher", "teacher_grid"]
@@ -106,7 +105,7 @@ class Teacher:
             else:
                 states = self._run(model, batch, levels, trajectory)
                 if path is not None:
-                    _save(path, states)
+                    write_tensors(path, {"states": states})
             parts.append(states)
             if progress is not None:
                 progress(start + len(batch))
@@ -165,10 +164,3 @@ def _digest(teacher: Teacher, batch: Samples, levels: Tensor, trajectory: bool) 
         plain = value.detach().cpu().double().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode()
         digest.update(key.encode() + plain)
     return digest.hexdigest()[:32]
-
-
-def _save(path: Path, states: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.part")
-    save_file({"states": states.detach().cpu().contiguous()}, temporary, metadata={"note": json.dumps("trajectories")})
-    os.replace(temporary, path)

@@ -68,10 +68,10 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=WEIGHTS)
-    parser.add_argument("--steps", type=int, default=4000)  # more and it learns pictures by heart
+    parser.add_argument("--steps", type=int, default=3000)  # more and it learns pictures by heart
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--blur", type=float, default=0.1)
+    parser.add_argument("--blur", type=float, default=0.15)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

@@ -10,23 +10,20 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ...samplers.host_models import model_family, noise_of, pixel_size
 from ...samplers.schedules import Noise
+from .conditioning import Cond
 
-__all__ = ["ComfyModel", "find_comfy", "read_conditioning", "write_conditioning"]
-
-Cond = dict[str, Tensor]
-"""An encoded prompt: "context" [1, T, D] and what the encoder gave beside it, such as "pooled_output" [1, P]."""
+__all__ = ["ComfyModel", "find_comfy"]
 
 
 def find_comfy(folder: Path | None) -> Path:
@@ -43,6 +40,10 @@ def find_comfy(folder: Path | None) -> Path:
         if place is folder is not None:
             break
     raise FileNotFoundError(f"no ComfyUI in {folder or here}: name its folder with --comfyui, or set COMFYUI_PATH")
+
+
+_SIZES = {"SD15": (512, 512), "SD15_instructpix2pix": (512, 512), "SD20": (768, 768)}
+_GUIDANCE = {"SD15": 7.5, "SD20": 7.5, "SDXL": 7.0, "SD3": 4.5, "FluxSchnell": 1.0}  # as their pipelines have it
 
 
 @dataclass(eq=False)
@@ -138,10 +139,33 @@ class ComfyModel:
             management.unload_all_models()
             management.soft_empty_cache()
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels that the architecture was trained on, as far as it is known."""
+        return _SIZES.get(self.family, (1024, 1024))
+
+    def guidance(self, wanted: float | None) -> tuple[float, float | None]:
+        """Returns (CFG, guidance that is an input of the model or None), for what the user wants or the usual.
+
+        FLUX and its kind have guidance distilled into an input; then CFG is 1.
+        """
+        if getattr(getattr(self.patcher.model.diffusion_model, "params", None), "guidance_embed", False):
+            return 1.0, 3.5 if wanted is None else wanted
+        return _GUIDANCE.get(self.family, 5.0) if wanted is None else wanted, None
+
     def latent_shape(self, width: int, height: int) -> list[int]:
-        """Returns the shape of one latent, with one frame for video models."""
+        """Returns the shape of one latent, with one frame for video models.
+
+        Raises:
+            ValueError: The size in pixels is no whole number of latent pixels.
+        """
         form = self.patcher.model.latent_format
         ratio = getattr(form, "spacial_downscale_ratio", 8)
+        if width % ratio or height % ratio:
+            near = [max(1, round(side / ratio)) * ratio for side in (width, height)]
+            raise ValueError(
+                f"--size must be multiples of {ratio} for {self.family}, got {width}x{height}: {near[0]}x{near[1]}"
+            )
         frames = [1] if getattr(form, "latent_dimensions", 2) == 3 else []
         return [1, form.latent_channels, *frames, height // ratio, width // ratio]
 
@@ -177,6 +201,7 @@ class ComfyModel:
         guidance: float,
         embedded: float | None,
         shape: Sequence[int],
+        differentiable: bool = False,
     ) -> Any:
         """Returns `work(denoiser, device)`, called while the model is loaded.
 
@@ -188,7 +213,8 @@ class ComfyModel:
             negative: Encoded negative prompt.
             guidance: Classifier-free guidance; 1 makes one conditional pass.
             embedded: Guidance as an input of the model (FLUX), or None.
-            shape: Shape of one latent.
+            shape: Shape of a microbatch of latents, by which ComfyUI reckons the memory it needs.
+            differentiable: Let gradients through the model; otherwise it runs in inference mode, as ComfyUI samples.
         """
         samplers = sys.modules["comfy.samplers"]
         run = _inside(samplers, work, conds, negative, embedded)
@@ -196,9 +222,48 @@ class ComfyModel:
         guider.set_conds(_joined([conds[0]], embedded), _joined([negative], embedded))
         guider.set_cfg(guidance)
         latent, sigmas = torch.zeros(list(shape)), torch.tensor([float(self._sampling.sigma_max), 0.0])
-        with torch.inference_mode():
+        with _differentiable(self.patcher) if differentiable else torch.inference_mode():
             guider.sample(torch.zeros_like(latent), latent, run, sigmas, disable_pbar=True, seed=0)
         return run.result
+
+
+class _Replayed(torch.autograd.Function):
+    """A denoiser's forward pass without a graph; the backward pass runs it again with one.
+
+    That graph lives inside one context in which ComfyUI's models may change saved tensors in place (FLUX adds to them);
+    with checkpointing alone the gradient of such models is wrong.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, run: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigma: Tensor) -> Tensor:
+        ctx.run = run
+        ctx.save_for_backward(x, sigma)
+        return run(x, sigma)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
+        inputs = [tensor.detach().requires_grad_(True) for tensor in ctx.saved_tensors]
+        with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+            found = torch.autograd.grad(ctx.run(*inputs), inputs, grads, allow_unused=True)
+        return None, found[0], found[1]
+
+
+@contextmanager
+def _differentiable(patcher: Any) -> Iterator[None]:
+    """Lets gradients through ComfyUI's models: fused operations without a derivative are off meanwhile.
+
+    The weights were loaded outside of inference mode, so they can be part of a graph; none of them needs a gradient.
+    """
+    management: Any = sys.modules["comfy.model_management"]
+    before = getattr(management, "in_training", None)  # newer cores: rotary embeddings without the fused kernel
+    patcher.model.requires_grad_(False)
+    try:
+        if before is not None:
+            management.in_training = True
+        yield
+    finally:
+        if before is not None:
+            management.in_training = before
 
 
 def _inside(
@@ -221,8 +286,13 @@ def _inside(
                         "negative": _joined([negative], embedded),
                     }
                     ready[key] = _processed(samplers, guider.inner_model, own, x)
-                guider.conds = ready[key]
-                return guider(x, sigma, **extra_args)
+                own = ready[key]
+
+                def run(x: Tensor, sigma: Tensor) -> Tensor:
+                    guider.conds = own
+                    return guider(x, sigma, **extra_args)
+
+                return _Replayed.apply(run, x, sigma) if torch.is_grad_enabled() else run(x, sigma)  # pyright: ignore
 
             self.result = work(denoiser, noise.device)
             return noise
@@ -252,27 +322,6 @@ def _joined(conds: Sequence[Cond], embedded: float | None) -> list[Any]:
     if embedded is not None:
         extra["guidance"] = embedded
     return [[joined["context"], extra]]
-
-
-def write_conditioning(path: Path, conds: Sequence[Cond], prompts: Sequence[str]) -> None:
-    """Writes encoded prompts, the negative one first, as safetensors."""
-    tensors = {f"{i}/{key}": tensor.contiguous() for i, cond in enumerate(conds) for key, tensor in cond.items()}
-    temporary = path.with_suffix(".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, temporary, metadata={f"{i}": prompt for i, prompt in enumerate(prompts)})
-    os.replace(temporary, path)
-
-
-def read_conditioning(path: Path) -> list[Cond]:
-    """Returns encoded prompts, the negative one first."""
-    conds: dict[int, Cond] = {}
-    with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 - not a dict
-            number, _, name = key.partition("/")
-            conds.setdefault(int(number), {})[name] = file.get_tensor(key)
-    if sorted(conds) != list(range(len(conds))) or len(conds) < 2 or any("context" not in c for c in conds.values()):
-        raise ValueError(f"{path}: not a conditioning file; delete it to encode the prompts again")
-    return [conds[i] for i in range(len(conds))]
 
 
 def _generator(seed: int) -> torch.Generator:

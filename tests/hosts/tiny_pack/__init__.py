@@ -1,6 +1,8 @@
-"""Nodes for the tests of Learned Solvers in a real ComfyUI: conditioning without a text encoder, published formulas.
+"""Nodes for the tests of Learned Solvers in a real ComfyUI: conditioning without a text
+encoder, typed noise levels, published formulas.
 
-`TinyDyWeight` and `TinyDS` sample with the two papers' formulas written out, with nothing of Learned Solvers.
+`TinyPublished` samples with the two papers' formulas written out, with nothing of Learned Solvers; of the steps it runs
+those from `start` to before `stop`, with what a row lost of its history given to the oldest entry that it still has.
 """
 
 import json
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import comfy.samplers
 import torch
+
+from . import others, patches
 
 FIGURES = Path(os.environ.get("LEARNED_SOLVERS_FIGURES", "."))
 
@@ -22,12 +26,18 @@ class TinyConditioning:
     @classmethod
     def INPUT_TYPES(cls):
         number = ("INT", {"default": 8, "min": 0, "max": 100000})
-        return {"required": {"tokens": number, "dim": number, "pooled": number, "seed": number}}
+        return {
+            "required": {"tokens": number, "dim": number, "pooled": number, "seed": number},
+            "optional": {"t5": ("INT", {"default": 0, "tooltip": "Tokens of HunyuanDiT's second text encoder."})},
+        }
 
-    def make(self, tokens, dim, pooled, seed):
+    def make(self, tokens, dim, pooled, seed, t5=0):
         generator = torch.Generator().manual_seed(seed)
         context = torch.randn(1, tokens, dim, generator=generator)
         extra = {"pooled_output": torch.randn(1, pooled, generator=generator)} if pooled else {}
+        if t5:
+            extra["conditioning_mt5xl"] = torch.randn(1, t5, 2048, generator=generator)
+            extra["attention_mask"], extra["attention_mask_mt5xl"] = torch.ones(1, tokens), torch.ones(1, t5)
         return ([[context, extra]],)
 
 
@@ -51,7 +61,13 @@ def sd_grid(steps, sigmas, name):
     return grid
 
 
-def sample_published_dyweight(model, x, sigmas, extra_args=None, callback=None, disable=None, table=""):
+def remaining(row, start):
+    return [sum(row[: start + 1]), *row[start + 1 :]]
+
+
+def sample_published_dyweight(
+    model, x, sigmas, extra_args=None, callback=None, disable=None, table="", start=0, stop=None
+):
     figures = json.loads((FIGURES / "dyweight.json").read_text())["tables"][table]
     steps = len(figures["weights"])
     if figures["dataset"] == "flux1-dev":
@@ -60,26 +76,34 @@ def sample_published_dyweight(model, x, sigmas, extra_args=None, callback=None, 
         own = model.inner_model.inner_model.model_sampling.sigmas.double().tolist()
         grid = sd_grid(steps, own, figures["schedule"])
     time, gradients = grid[0], []
-    for i, row in enumerate(figures["weights"]):
+    for i, row in enumerate(figures["weights"][:stop]):
+        if i < start:
+            time += sum(row) * (grid[i + 1] - time)
+            continue
         called = figures["t_scale"][i] * time
         denoised = model(x, called * x.new_ones([x.shape[0]]), **extra_args)
-        callback({"x": x, "i": i, "sigma": called, "sigma_hat": called, "denoised": denoised})
+        callback({"x": x, "i": i - start, "sigma": called, "sigma_hat": called, "denoised": denoised})
         gradients.append((x - denoised) / (called if figures["dataset"] == "flux1-dev" else time))
         dt = grid[i + 1] - time
-        x = x + dt * sum(w * g for w, g in zip(row, gradients, strict=False))
+        x = x + dt * sum(w * g for w, g in zip(remaining(row, start), gradients, strict=False))
         time = time + sum(row) * dt
     return x
 
 
-def sample_published_ds(model, x, sigmas, extra_args=None, callback=None, disable=None, table="", steps=5):
+def sample_published_ds(
+    model, x, sigmas, extra_args=None, callback=None, disable=None, table="", steps=5, start=0, stop=None
+):
     figures = json.loads((FIGURES / "ds_solver.json").read_text())["tables"][table][f"step{steps}"]
     total, entries = sum(figures["timedeltas"]), []
     deltas = [dt / total for dt in figures["timedeltas"]]
     time = 1.0 if table.startswith("flow") else 0.999
     sampling = model.inner_model.inner_model.model_sampling
-    for i, (dt, row) in enumerate(zip(deltas, figures["coeffs"], strict=True)):
-        row = [*row[:i], 1 - sum(row[:i])]
+    for i, (dt, row) in list(enumerate(zip(deltas, figures["coeffs"], strict=True)))[:stop]:
+        row = remaining([*row[:i], 1 - sum(row[:i])], start)
         later = time - dt if table.startswith("flow") else max(time - dt, 1e-3)
+        if i < start:
+            time = later
+            continue
         if table.startswith("flow"):
             sigma, ratio = time, None
         else:
@@ -87,7 +111,7 @@ def sample_published_ds(model, x, sigmas, extra_args=None, callback=None, disabl
             sigma, sigma_next = vp_sigma(sampling.sigmas.double().cpu(), 1000 * grid).tolist()
             ratio = sigma_next / sigma
         denoised = model(x, sigma * x.new_ones([x.shape[0]]), **extra_args)
-        callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        callback({"x": x, "i": i - start, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
         entries.append((x - denoised) / sigma if ratio is None else denoised)
         blend = sum(c * e for c, e in zip(row, entries, strict=True))
         x = x - dt * blend if ratio is None else ratio * x + (1 - ratio) * blend
@@ -108,12 +132,35 @@ class TinyPublished:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"table": ("STRING", {"default": ""}), "steps": ("INT", {"default": 5, "min": 1})}}
+        return {
+            "required": {"table": ("STRING", {"default": ""}), "steps": ("INT", {"default": 5, "min": 1})},
+            "optional": {"start": ("INT", {"default": 0}), "stop": ("INT", {"default": 100})},
+        }
 
-    def make(self, table, steps):
+    def make(self, table, steps, start=0, stop=100):
+        part = {"table": table, "start": start, "stop": stop}
         if table.startswith(("flow-", "vp-")):
-            return (comfy.samplers.KSAMPLER(sample_published_ds, {"table": table, "steps": steps}),)
-        return (comfy.samplers.KSAMPLER(sample_published_dyweight, {"table": table}),)
+            return (comfy.samplers.KSAMPLER(sample_published_ds, {**part, "steps": steps}),)
+        return (comfy.samplers.KSAMPLER(sample_published_dyweight, part),)
 
 
-NODE_CLASS_MAPPINGS = {"TinyConditioning": TinyConditioning, "TinyPublished": TinyPublished}
+class TinySigmas:
+    RETURN_TYPES = ("SIGMAS",)
+    FUNCTION = "make"
+    CATEGORY = "tiny"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"sigmas": ("STRING", {"default": "1, 0"})}}
+
+    def make(self, sigmas):
+        return (torch.tensor([float(sigma) for sigma in sigmas.split(",")]),)
+
+
+NODE_CLASS_MAPPINGS = {
+    "TinyConditioning": TinyConditioning,
+    "TinyPublished": TinyPublished,
+    "TinySigmas": TinySigmas,
+    **others.NODE_CLASS_MAPPINGS,
+    **patches.NODE_CLASS_MAPPINGS,
+}

@@ -1,4 +1,4 @@
-"""A pack that reloads k-diffusion's module when it is loaded, as RES4LYF does, and again when its node runs."""
+"""What other packs do: reload k-diffusion's module, as RES4LYF does, bring lists of their own, batch prompts."""
 
 import importlib
 import json
@@ -24,7 +24,7 @@ def lists():
 
 
 class ReloadPack:
-    """Reloads, registers twice, and registers with two separate lists; tells the lists, and what is loaded."""
+    """Reloads, registers twice, and registers with two separate lists; tells the lists."""
 
     RETURN_TYPES = ("STRING",)
     FUNCTION = "run"
@@ -35,7 +35,7 @@ class ReloadPack:
         return {"required": {"again": ("INT", {"default": 0})}}
 
     def run(self, again):
-        told = {"loaded": sorted(sys.modules), "before": lists()}
+        told = {"before": lists()}
         importlib.reload(sampling)
         register()
         register()

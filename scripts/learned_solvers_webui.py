@@ -1,0 +1,36 @@
+"""Registers Learned Solvers in the AUTOMATIC1111 WebUI and in Forge; all else is in webui_extension/."""
+
+import logging
+import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
+from pathlib import Path
+
+NAME = "learned_solvers"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load_package() -> None:
+    """Makes this folder importable by one name of its own: other extensions have packages called samplers, too.
+
+    The root's __init__.py, ComfyUI's entrance, is not run. What an earlier run imported is dropped: Reload UI reloads.
+    """
+    places = [Path(place).resolve() for place in getattr(sys.modules.get(NAME), "__path__", [ROOT])]
+    if places != [ROOT]:
+        raise ImportError(f"another copy is loaded from {', '.join(map(str, places))}: remove one of the two")
+    for name in [name for name in sys.modules if name.partition(".")[0] == NAME]:
+        del sys.modules[name]
+    spec = ModuleSpec(NAME, None, is_package=True)
+    spec.submodule_search_locations = [str(ROOT)]
+    sys.modules[NAME] = module_from_spec(spec)
+
+
+try:
+    load_package()
+    import learned_solvers.webui_extension as extension
+
+    extension.register()
+    Script = extension.LearnedSolversScript  # the WebUI looks for classes of this kind in this file
+except Exception as error:
+    logging.getLogger(NAME).error("Learned Solvers is not available (%s): %s", ROOT, error)
+    raise

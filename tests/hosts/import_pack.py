@@ -1,0 +1,63 @@
+"""Say what importing the pack does inside ComfyUI, as JSON: seconds, files written, network events, nodes.
+
+    <ComfyUI's python> import_pack.py COMFYUI_PATH PACK_FOLDER
+
+Everything that ComfyUI itself has imported by then is imported first; the pack is loaded as load_custom_node does it.
+"""
+
+import json
+import os
+import sys
+import time
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+comfy, pack = sys.argv[1], Path(sys.argv[2])
+sys.argv = [sys.argv[0], "--cpu"]
+sys.path.insert(0, comfy)
+
+import comfy.options
+
+comfy.options.enable_args_parsing()
+
+import utils.extra_config  # noqa: F401 - first, as in main.py: ComfyUI puts a module called utils in the package's way
+
+# isort: split
+import server  # noqa: F401
+
+import nodes  # noqa: F401
+
+written, network = [], []
+CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate", "shutil.copyfile"}
+
+
+def watch(event, arguments):
+    if event == "open":
+        path, _, flags = arguments
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and "__pycache__" not in str(path):
+            written.append(str(path))
+    elif event in CHANGES and "__pycache__" not in str(arguments):
+        written.append(f"{event} {arguments}")
+    elif event.startswith(("socket.", "urllib.", "http.")):
+        network.append(event)
+
+
+sys.addaudithook(watch)
+name = str(pack).replace(".", "_x_")
+spec = spec_from_file_location(name, pack / "__init__.py")
+module = module_from_spec(spec)
+sys.modules[name] = module
+started = time.process_time()
+spec.loader.exec_module(module)
+seconds = time.process_time() - started
+print(
+    json.dumps(
+        {
+            "seconds": seconds,
+            "written": written,
+            "network": network,
+            "nodes": len(module.NODE_CLASS_MAPPINGS),
+            "training": [loaded for loaded in sys.modules if loaded.startswith(f"{name}.training")],
+        }
+    )
+)

@@ -1,0 +1,47 @@
+"""An extension that lets a test see what the models were asked, what was decoded and who owns which package."""
+
+import sys
+
+import tiny_engine
+from fastapi import Response
+from modules import script_callbacks, scripts, sd_samplers, shared
+from safetensors.torch import save
+
+JOB = {}
+
+
+class Probe(scripts.Script):
+    def title(self):
+        return "Probe"
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def postprocess(self, p, processed):
+        JOB.update(comments=processed.comments, steps=p.steps, sampling_steps=shared.state.sampling_steps)
+
+
+def reset():
+    JOB.clear()
+    tiny_engine.CALLS.clear()
+    tiny_engine.DECODED.clear()
+
+
+def seen():
+    owners = {name: getattr(sys.modules.get(name), "OWNER", None) for name in ("samplers", "nodes", "training")}
+    registered = [[sampler.name, id(sampler)] for sampler in sd_samplers.all_samplers]
+    return {**JOB, "calls": tiny_engine.CALLS, "registered": registered, "owners": owners}
+
+
+def decoded():
+    return Response(save({str(i): x.contiguous() for i, x in enumerate(tiny_engine.DECODED)}))
+
+
+def add_routes(demo, app):
+    app.add_api_route("/probe", seen)
+    app.add_api_route("/probe/decoded", decoded)
+    app.add_api_route("/probe/reset", reset, methods=["POST"])
+    app.add_api_route("/probe/reload", shared.state.request_restart, methods=["POST"])
+
+
+script_callbacks.on_app_started(add_routes)

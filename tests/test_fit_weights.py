@@ -1,0 +1,145 @@
+"""The command without a host: what it refuses, what it reckons, and where it writes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from learned_solvers.samplers import FlowNoise, VPNoise
+from learned_solvers.training import fit_solver
+from learned_solvers.training.cost import most_calls
+from learned_solvers.training.demo import demo_starts
+from learned_solvers.training.fit_weights import PROMPTS, main
+from learned_solvers.training.models.conditioning import read_conditioning, write_conditioning
+from learned_solvers.training.models.digits import load_digits
+from learned_solvers.training.output import Output
+from learned_solvers.training.progress import CallBar
+from learned_solvers.training.teacher import Teacher
+
+
+@pytest.fixture
+def comfy(tmp_path) -> Path:
+    """A folder that looks like ComfyUI's from afar, with a model file that nothing can load."""
+    (tmp_path / "host" / "comfy").mkdir(parents=True)
+    (tmp_path / "host" / "comfy" / "sd.py").touch()
+    (tmp_path / "model.safetensors").touch()
+    return tmp_path / "host"
+
+
+def refused(capsys, *arguments: object) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(a) for a in arguments])
+    assert stopped.value.code not in (0, None)
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--size", "512"], "must be WIDTHxHEIGHT in pixels, got '512': 512x512"),
+        (["--steps", "0"], "must be a whole number of at least 1, got '0'"),
+        (["--samples", "-3"], "must be a whole number of at least 1, got '-3'"),
+        (["--steps", "4", "4"], "--steps names a count twice"),
+        (["--teacher-steps", "1"], "a teacher needs at least 2 steps, got 1"),
+        (["--comfyui", "/nowhere"], "no ComfyUI in /nowhere: name its folder with --comfyui, or set COMFYUI_PATH"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_a_sentence(capsys, arguments, told):
+    assert told in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".md", ".png"])
+def test_none_of_the_three_files_is_overwritten_unasked(capsys, comfy, tmp_path, suffix):
+    taken = tmp_path / f"mine{suffix}"
+    taken.write_text("mine")
+    output = tmp_path / "mine.safetensors"
+    told = refused(capsys, "--comfyui", comfy, "--checkpoint", tmp_path / "model.safetensors", "--output", output)
+    assert f"{taken} exists already: choose another --output, or add --overwrite" in told
+    assert taken.read_text() == "mine"
+
+
+def test_an_output_is_held_by_one_process_until_it_ends_however_it_ends(tmp_path):
+    output = Output(tmp_path / "a.safetensors", "one")
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+    output.folder.mkdir()
+    command = [sys.executable, "-c", hold, str(output.folder / "lock")]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE)
+    assert other.stdout is not None and other.stdout.readline()
+    with pytest.raises(OSError, match=r"another process is fitting .*a\.safetensors: wait for it"), output.claimed(0):
+        pass
+    other.kill()
+    other.wait()
+    with output.claimed(0):
+        pass
+
+
+def test_an_output_that_cannot_be_written_is_found_at_the_start(tmp_path):
+    (tmp_path / "file").touch()
+    output = Output(tmp_path / "file" / "a.safetensors", "one")
+    with pytest.raises(OSError, match=r"cannot be written .*: choose another --output"), output.claimed(0):
+        pass
+    with pytest.raises(OSError, match="MB free, the fit writes up to"), Output(tmp_path / "b", "").claimed(2**62):
+        pass
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2, 3])
+def test_a_delivery_that_was_killed_is_finished_by_the_same_command_only(tmp_path, moved):
+    output = Output(tmp_path / "a.safetensors", "one")
+    with output.claimed(0):
+        for file in output.files:
+            (output.folder / file.name).write_text("new")
+    (output.folder / "delivering").write_text("one")
+    for file in output.files[:moved]:  # killed here
+        (output.folder / file.name).rename(file)
+    if moved:
+        with pytest.raises(FileExistsError):
+            Output(output.solver, "another").check()
+    for file in output.files:
+        (output.folder / file.name).write_text("new")
+    output.deliver()
+    output.clear()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.md", "a.png", "a.safetensors"]
+
+
+@pytest.mark.parametrize("family", ["dyweight", "ds"])
+def test_the_reckoned_calls_bound_the_real_ones(family):
+    bar, (x, extra_args) = CallBar(1, silent=True), demo_starts(8)
+    result = fit_solver(
+        bar.counted(load_digits()), x, noise=FlowNoise(), family=family, steps=(2, 4), held_out=2, history=2,
+        teacher_steps=4, extra_args=extra_args,
+    )  # fmt: skip
+    most = most_calls((2, 4), 6, 2, FlowNoise(), family=family, history=2, teacher=Teacher("heun", 4))
+    told = result.teacher_calls + sum(r.network_calls for r in result.report.values())
+    assert most / 6 < told <= bar.calls <= most
+
+
+def test_reckoned_calls_grow_with_steps_and_samples():
+    few, more = most_calls((4,), 8, 3, VPNoise.stable_diffusion()), most_calls((4,), 16, 6, VPNoise.stable_diffusion())
+    assert few < more < most_calls((4, 6), 16, 6, VPNoise.stable_diffusion())
+
+
+def test_encoded_prompts_of_another_model_are_refused(tmp_path):
+    conds = [{"context": torch.zeros(1, 3, 4)}, {"context": torch.ones(1, 3, 4)}]
+    file = tmp_path / "prompts.safetensors"
+    write_conditioning(file, conds, ["ugly", "a cat"], "SD15")
+    read = read_conditioning(file, "SD15")
+    torch.testing.assert_close(read, conds, rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"encoded for SD15, this model is SD3: name another file"):
+        read_conditioning(file, "SD3")
+    with pytest.raises(ValueError, match=r"with the negative prompt 'ugly', --negative is '': name another file"):
+        read_conditioning(file, "SD15", "")
+    file.write_text("nothing")
+    with pytest.raises(ValueError, match="not a conditioning file"):
+        read_conditioning(file, "SD15")
+
+
+def test_the_bundled_prompts_are_many_and_varied():
+    lines = PROMPTS.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(set(lines)) >= 190
+    first = lines[:86]  # what a fit of 64 samples sees
+    assert len({line.partition(",")[0] for line in first}) >= 70
+    lengths = sorted(len(line.split()) for line in lines)
+    assert lengths[0] <= 4 and lengths[-1] >= 30

@@ -1,0 +1,144 @@
+"""The WebUI extension as a user meets it: Forge's own page in a real browser."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from learned_solvers.samplers import load_solver
+from PIL import Image
+
+pytestmark = [pytest.mark.forge, pytest.mark.browser]
+BROWSER = os.environ.get("CHROMIUM_PATH") or shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+FLAGS += ("--disable-component-update", "--disable-sync")
+ACCORDION = "#script_txt2img_learned_solvers_accordion"
+FILE = "#script_txt2img_learned_solvers_file input"
+ABOUT = "#script_txt2img_learned_solvers_about"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[test]'")
+    if BROWSER is None:
+        pytest.skip("no Chromium: apt-get install chromium, or set CHROMIUM_PATH")
+    with api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=BROWSER, args=list(FLAGS))
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def page(forge, browser):
+    """Returns Forge's page, on a viewport that holds all of the txt2img tab, with the accordion open."""
+    page = browser.new_page(viewport={"width": 1400, "height": 1070})
+    page.set_default_timeout(30000)
+    page.goto(forge.url)
+    page.wait_for_selector("#txt2img_token_counter:has-text('/75')")  # filled in by the server: the page is alive
+    page.locator(f"{ACCORDION} > button").click()
+    page.wait_for_selector(ABOUT)
+    yield page
+    page.close()
+
+
+def choose(page, box, choice):
+    page.click(f"{box} input")
+    page.click(f'{box} ul li[aria-label="{choice}"]')
+
+
+def generate(page):
+    """Clicks Generate and waits for the log below the picture to change."""
+    log = page.locator("#html_log_txt2img")
+    before = log.inner_text()
+    page.click("#txt2img_generate")
+    page.wait_for_function("t => document.querySelector('#html_log_txt2img').innerText != t", arg=before)
+    return log.inner_text()
+
+
+def picture(page, forge):
+    address = page.locator("#txt2img_gallery img").first.get_attribute("src")
+    return Image.open(io.BytesIO(forge.request(address.removeprefix(forge.url))))
+
+
+def shown(page):
+    """Returns sampler, schedule type, steps and solver file as the page shows them."""
+    boxes = ("#txt2img_sampling input", "#txt2img_scheduler input", "#txt2img_steps input[type=number]", FILE)
+    return tuple(page.locator(box).first.input_value() for box in boxes)
+
+
+def test_a_picture_is_generated_and_its_infotext_pasted_back(forge, page, tmp_path):
+    choose(page, ".model_selection", "picture.safetensors")
+    choose(page, "#txt2img_sampling", "DyWeight")
+    choose(page, "#txt2img_scheduler", "Karras")
+    choose(page, "#script_txt2img_learned_solvers_file", "dyweight_sd15")
+    page.wait_for_selector(f"{ABOUT}:has-text('4, 6, 8, 10 steps')")
+    page.fill("#txt2img_prompt textarea", "hills")
+    page.fill("#txt2img_steps input[type=number]", "6")
+    page.fill("#txt2img_height input[type=number]", "512")
+    page.fill("#txt2img_seed input", "7")
+    page.keyboard.press("Tab")
+    log = generate(page)
+    page.wait_for_timeout(2500)  # the gallery's animation
+    page.screenshot(path=tmp_path / "webui.png")
+    if shots := os.environ.get("LEARNED_SOLVERS_SHOTS"):
+        shutil.copy(tmp_path / "webui.png", Path(shots) / "webui.png")
+    infotext = page.locator("#html_info_txt2img").inner_text()
+    assert "Learned solver: dyweight_sd15, Learned solver calls: 6" in infotext and "Schedule type" not in infotext
+    assert "dyweight_sd15 was fitted at guidance 7.5, CFG scale here is 7" in log
+    first = picture(page, forge)
+    assert first.size == (512, 512)
+    sun, foreground = first.getpixel((358, 153)), first.getpixel((256, 490))
+    assert sun == pytest.approx((255, 230, 115), abs=45) and foreground == pytest.approx((33, 64, 51), abs=45)
+
+    choose(page, "#txt2img_sampling", "Euler")
+    choose(page, "#script_txt2img_learned_solvers_file", "auto")
+    page.fill("#txt2img_prompt textarea", infotext)
+    page.click("#paste")
+    page.wait_for_function(f"document.querySelector('{FILE}').value == 'dyweight_sd15'")
+    assert shown(page) == ("DyWeight", "Automatic", "6", "dyweight_sd15")
+    generate(page)
+    assert picture(page, forge).tobytes() == first.tobytes()
+
+
+def test_missing_steps_are_an_error_below_the_picture_that_lists_those_there_are(page):
+    choose(page, "#txt2img_sampling", "DyWeight")
+    choose(page, "#script_txt2img_learned_solvers_file", "as in Settings")
+    page.fill("#txt2img_steps input[type=number]", "7")
+    page.keyboard.press("Tab")
+    generate(page)
+    error = page.locator("#html_log_txt2img .error")
+    assert "choose the steps of dyweight_sd15 (4, 6, 8, 10 steps)" in error.inner_text()
+
+
+def test_a_new_file_appears_after_refresh_and_tells_what_it_is_for(forge, page):
+    folder = forge.base / "data" / "models" / "solver_weights"
+    load_solver("ds_vp-dit").save(folder / "new.safetensors")
+    try:
+        page.click("#script_txt2img_learned_solvers_refresh")
+        page.wait_for_timeout(500)
+        choose(page, "#script_txt2img_learned_solvers_file", "new.safetensors")
+        page.wait_for_selector(f"{ABOUT}:has-text('DS-Solver for DiT (DiT-XL/2 256x256, vp prediction')")
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("box", ["#txt2img_sampling", "#hr_sampler", "#img2img_sampling"])
+def test_the_samplers_are_in_every_dropdown(page, box):
+    if box == "#img2img_sampling":
+        page.get_by_role("tab", name="Img2img").click()
+    if box == "#hr_sampler":
+        page.click("#txt2img_hr > .label-wrap > .icon")
+    page.click(f"{box} input")
+    names = [name.removeprefix("✓").strip() for name in page.locator(f"{box} ul li").all_inner_texts()]
+    assert {"DyWeight", "DS-Solver"} <= set(names)
+
+
+def test_the_settings_page_has_file_and_nearest(page):
+    page.get_by_role("tab", name="Settings").click()
+    page.locator("#settings button", has_text="Learned Solvers").first.click()
+    page.wait_for_selector("#setting_learned_solvers_file:visible")
+    assert page.locator("#setting_learned_solvers_file input").input_value() == "auto"
+    assert not page.locator("#setting_learned_solvers_nearest input").is_checked()

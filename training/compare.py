@@ -1,0 +1,242 @@
+"""Compare solvers with the samplers that people use, at equal network calls: a table, a plot and pictures.
+
+    python training/compare.py --demo --solver demo/dyweight_digits.safetensors        the bundled small model, any CPU
+
+    python training/compare.py --checkpoint sd15.safetensors --solver dyweight_sd15.safetensors --guidance 7.5
+
+A model's peers are ComfyUI's own sampler functions on its own schedulers and step lists, each at its best grid; the
+bundled model's are our tables of the same methods. The error is the root mean square distance to a many-step teacher
+from the same starts. Choose a --seed that the solvers were not fitted with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from datetime import date
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+if not __package__:  # run as a file
+    import _as_package
+
+    __package__ = _as_package.TRAINING
+
+from ..samplers import FlowNoise, Solver, load_solver
+from ..samplers.schedules import Noise
+from ..samplers.version import VERSION
+from .comparison import Entry, Row, compare, run_entry, solver_entries, table_entries
+from .demo import GUIDANCE, demo_starts
+from .models.comfy import find_comfy
+from .models.comfy_samplers import host_entries
+from .models.digits import load_digits
+from .options import add_model_options, conditioning_of, guidance_of, load_model
+from .picture import Strip, save_strips
+from .plot import save_plot
+from .samples import CountedDenoiser, Samples
+from .teacher import TEACHERS, Teacher
+
+__all__ = ["main"]
+
+FILES = ("compare.md", "compare.json", "compare.png", "pictures.png")
+_SHOWN = 6  # starts in the picture grid
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        _check(args)
+        solvers = [load_solver(path) for path in args.solver]
+        if args.demo:
+            _compare_demo(args, solvers)
+        else:
+            _compare_model(args, solvers)
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"{error}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--demo", action="store_true", help="compare on the bundled small model")
+    add_model_options(parser)
+    add("--solver", type=Path, nargs="+", default=[], help="solver files; without any, the peers alone")
+    add("--steps", type=int, nargs="+", help="numbers of network calls (the solvers' own, or 3 to 8)")
+    add("--grids", nargs="+", help="try the peers on these grids alone, by the names that the table gives")
+    add("--samples", type=int, default=32, help="starts")
+    add("--teacher", choices=TEACHERS, default="heun")
+    add("--teacher-steps", type=int, default=60, help="60 steps of Heun are 119 calls")
+    add("--seed", type=int, default=1_000_000, help="of the starts; another than the fit's")
+    add("--output", type=Path, default=Path("comparison"), help="folder")
+    add("--no-plot", action="store_true", help="write no compare.png, which needs matplotlib")
+    add("--overwrite", action="store_true", help="replace files that exist")
+    return parser
+
+
+@dataclass(frozen=True, eq=False)
+class _Subject:
+    """What solvers are compared on: a counted denoiser with starts, a name and a way to see the ends."""
+
+    name: str
+    model: CountedDenoiser
+    noise: Noise
+    samples: Samples
+    peers: Callable[[int], Iterable[Entry]]
+    pictures: Callable[[Tensor], Tensor]
+    versions: dict[str, str]
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name in FILES:
+        if (args.output / name).exists() and not args.overwrite:
+            raise FileExistsError(f"{args.output / name} exists already: choose another --output, or add --overwrite")
+    if args.samples < 1 or (args.steps and min(args.steps) < 1):
+        raise ValueError(f"--samples and --steps must be at least 1, got {args.samples} and {args.steps}")
+    if not args.no_plot and find_spec("matplotlib") is None:
+        raise ValueError(f"the plot needs matplotlib: {sys.executable} -m pip install matplotlib, or add --no-plot")
+    if not args.demo and args.checkpoint is None and args.diffusion_model is None:
+        raise ValueError("name a model: --checkpoint FILE, --diffusion-model FILE, or --demo for the bundled one")
+
+
+def _compare_demo(args: argparse.Namespace, solvers: list[Solver]) -> None:
+    model, noise = CountedDenoiser(load_digits(), torch.float32), FlowNoise()
+    x, extra_args = demo_starts(args.samples, args.seed)
+    name = f"the bundled digits model, guidance {GUIDANCE:g}"
+    peers = lambda calls: table_entries(model, noise, calls)  # noqa: E731
+    samples = Samples(x, extra_args, args.samples)
+    _write(args, _Subject(name, model, noise, samples, peers, lambda ends: (ends + 1) / 2, {}), solvers)
+
+
+def _compare_model(args: argparse.Namespace, solvers: list[Solver]) -> None:
+    comfy = find_comfy(args.comfyui)
+    model = load_model(args, comfy)
+    shape = model.latent_shape(*args.size)
+    conds = conditioning_of(args, model, args.samples, _say)
+    model.free_text_encoders()
+    guidance, embedded = guidance_of(args, model)
+    x = model.starts(shape, args.samples, args.seed)
+    prompts = [[1 + i % (len(conds) - 1)] for i in range(args.samples)]
+    file = args.checkpoint or args.diffusion_model
+    name = f"{file.stem}, {args.size[0]}x{args.size[1]}, guidance {guidance if embedded is None else embedded:g}"
+    versions = {"comfyui": getattr(sys.modules.get("comfyui_version"), "__version__", "unknown")}
+
+    def work(denoiser: Callable[..., Tensor], device: torch.device) -> None:
+        own = CountedDenoiser(lambda x, sigma, prompt: denoiser(x, sigma, [p[0] for p in prompt]), torch.float32)
+        samples = Samples(x.to(device), {"prompt": prompts}, args.microbatch)
+        peers = lambda calls: host_entries(model, own, calls)  # noqa: E731
+        _write(args, _Subject(name, own, model.noise(shape), samples, peers, model.decode, versions), solvers)
+
+    model.with_denoiser(work, conds, conds[0], guidance, embedded, shape)
+
+
+def _write(args: argparse.Namespace, subject: _Subject, solvers: list[Solver]) -> None:
+    noise, model, samples = subject.noise, subject.model, subject.samples
+    for solver in solvers:
+        if solver.prediction != noise.kind:
+            raise ValueError(f"{solver.name} is for {solver.prediction} models, this one is {noise.kind}: leave it out")
+    steps = args.steps or sorted({n for solver in solvers for n in solver.steps}) or list(range(3, 9))
+    teacher = Teacher(args.teacher, args.teacher_steps)
+    _say(f"{subject.name}: teacher {args.teacher}, {teacher.calls} calls, {len(samples)} starts")
+    ends = teacher.reference(model, samples, noise).end
+
+    def entries(calls: int) -> Iterable[Entry]:
+        yield from solver_entries(model, noise, solvers, calls)
+        yield from (entry for entry in subject.peers(calls) if not args.grids or entry.grid in args.grids)
+
+    found = compare(entries, sorted(set(steps)), model, samples, ends, _say)
+    rows = list(found)
+    if not rows:
+        raise ValueError(f"no solver and no peer has {steps} calls on the grids {args.grids}: see --steps and --grids")
+    args.output.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "command": f"python training/compare.py {' '.join(sys.argv[1:])}",
+        "date": date.today().isoformat(),
+        "versions": {"learned_solvers": VERSION, "torch": torch.__version__, "python": platform.python_version()}
+        | subject.versions,
+        "model": subject.name,
+        "teacher": {"method": args.teacher, "steps": args.teacher_steps, "calls": teacher.calls},
+        "samples": len(samples),
+        "seed": args.seed,
+        "network_calls": model.calls,
+    }
+    table, record, plot, pictures = (args.output / name for name in FILES)
+    table.write_text(_markdown(facts, rows), encoding="utf-8")
+    record.write_text(json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n", encoding="utf-8")
+    if not args.no_plot:
+        save_plot(plot, f"Error to a {teacher.calls}-call teacher: {subject.name}", rows)
+    _draw(pictures, subject, found, ends, f"{args.teacher}, {teacher.calls} calls")
+    written = [table, record, *([] if args.no_plot else [plot]), pictures]
+    _say(f"\n{_table(rows)}\n\nwritten: {', '.join(map(str, written))}")
+
+
+def _markdown(facts: dict[str, Any], rows: list[Row]) -> str:
+    teacher, versions = facts["teacher"], ", ".join(f"{k} {v}" for k, v in facts["versions"].items())
+    return (
+        f"# Solvers compared: {facts['model']}\n\n{_table(rows)}\n\n"
+        f"Root mean square distance to the ends of {teacher['method']} with {teacher['calls']} calls, over "
+        f"{facts['samples']} starts (seed {facts['seed']}). In brackets the peer's best grid, the one with the least "
+        "error on these very starts. Heun takes two calls a step and one in the last: of an even number it leaves one "
+        f"unused.\n\n`{facts['command']}`, {facts['date']}, {versions}; {facts['network_calls']:,} network calls.\n"
+    )
+
+
+def _table(rows: list[Row]) -> str:
+    """Returns a Markdown table: a line per solver, ours first, a column per number of calls."""
+    steps = sorted({row.calls for row in rows})
+    cells = {(row.method, row.calls): row for row in rows}
+    best = {n: min(row.error for row in rows if row.calls == n) for n in steps}
+    ours = [m for m in dict.fromkeys(row.method for row in rows if row.ours)]
+    peers = sorted(
+        dict.fromkeys(row.method for row in rows if not row.ours),
+        key=lambda m: min((cells[m, n].error / best[n] for n in steps if (m, n) in cells), default=0),
+    )
+
+    def cell(method: str, n: int) -> str:
+        row = cells.get((method, n))
+        if row is None:
+            return "-"
+        error = f"**{row.error:.4f}**" if row.error == best[n] else f"{row.error:.4f}"
+        return error if row.ours else f"{error} ({row.grid})"
+
+    lines = ["| calls | " + " | ".join(map(str, steps)) + " |", "|---" * (len(steps) + 1) + "|"]
+    lines += [f"| {method} | " + " | ".join(cell(method, n) for n in steps) + " |" for method in [*ours, *peers]]
+    return "\n".join(lines)
+
+
+def _draw(path: Path, subject: _Subject, found: dict[Row, Entry], ends: Tensor, teacher: str) -> None:
+    """Draws a few starts: the teacher, and of up to three numbers of calls the best peer and the best of ours."""
+    shown = subject.samples.rows(0, min(_SHOWN, len(subject.samples)))
+    strips: list[tuple[str, str, Tensor]] = [(teacher, "the teacher", ends[: len(shown)])]
+    steps = sorted({row.calls for row in found})
+    for n in steps if len(steps) <= 3 else (steps[0], steps[len(steps) // 2], steps[-1]):
+        for ours in (False, True):
+            rows = [row for row in found if row.calls == n and row.ours == ours]
+            if rows:
+                row = min(rows, key=lambda row: row.error)
+                remark = f"{row.used} calls, error {row.error:.4f}" + ("" if ours else f", {row.grid}")
+                strips.append((row.method, remark, run_entry(found[row], shown)))
+    pictures = subject.pictures(torch.cat([end for _, _, end in strips]))
+    parts: list[Strip] = [
+        (name, remark, part) for (name, remark, _), part in zip(strips, pictures.split(len(shown)), strict=True)
+    ]
+    save_strips(path, f"The same starts on {subject.name}", parts, size=96)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

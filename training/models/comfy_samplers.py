@@ -1,0 +1,81 @@
+"""ComfyUI's own sampler functions on its own schedulers' noise levels, for comparing."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..comparison import Entry
+from ..scan import HOST_METHODS
+from .comfy import ComfyModel
+
+__all__ = ["host_entries"]
+
+SCHEDULERS = ("simple", "sgm_uniform", "normal", "karras", "beta")
+LISTS = {  # module and class in comfy_extras, choices of the node's first input, fewest steps
+    "AYS": ("nodes_align_your_steps", "AlignYourStepsScheduler", ("SD1", "SDXL", "SVD"), 1),
+    "GITS": ("nodes_gits", "GITSScheduler", (1.2,), 2),
+    "OSS": ("nodes_optimalsteps", "OptimalStepsScheduler", ("FLUX", "Wan", "Chroma"), 3),
+}
+
+
+def host_entries(model: ComfyModel, denoiser: Callable[..., Tensor], calls: int) -> Iterable[Entry]:
+    """Returns ComfyUI's samplers on its schedulers and step lists, at `calls` calls or, Heun's, one less.
+
+    A list is offered where it starts where the model does, within one in a hundred. For UniPC each scheduler comes a
+    second time without its last but one level, as the KSampler node has it.
+    """
+    sampling = model.patcher.get_model_object("model_sampling")
+    for method in HOST_METHODS:
+        steps = (calls + 1) // 2 if method == "heun" else calls
+        if steps < (1 if method == "euler" else 2):
+            continue
+        for grid, sigmas in _grids(sampling, steps, method.startswith("uni_pc")).items():
+            yield Entry(method, grid, _run_of(model, denoiser, method, sigmas, float(sampling.sigma_max)))
+
+
+def _grids(sampling: Any, steps: int, discards: bool) -> dict[str, Tensor]:
+    samplers = sys.modules["comfy.samplers"]
+    grids = {name: samplers.calculate_sigmas(sampling, name, steps) for name in SCHEDULERS}
+    if discards:
+        for name in SCHEDULERS:
+            longer = samplers.calculate_sigmas(sampling, name, steps + 1)
+            grids[f"{name} of the KSampler"] = torch.cat([longer[:-2], longer[-1:]])
+    for name, (module, node, choices, fewest) in LISTS.items():
+        node = getattr(importlib.import_module(f"comfy_extras.{module}"), node)
+        for choice in choices if steps >= fewest else ():
+            sigmas = node.execute(choice, steps, 1.0).result[0]
+            if abs(float(sigmas[0] / sampling.sigma_max) - 1) < 0.01:
+                grids[f"{name} {choice}"] = sigmas
+    return {name: s for name, s in grids.items() if len(s) == steps + 1 and bool((s.diff() < 0).all())}
+
+
+def _run_of(model: ComfyModel, denoiser: Callable[..., Tensor], method: str, sigmas: Tensor, highest: float) -> Any:
+    samplers = sys.modules["comfy.samplers"]
+    sampler = samplers.sampler_object(method)
+    guider = samplers.CFGGuider(model.patcher)
+    guider.inner_model = model.patcher.model
+
+    class Wrapped(SimpleNamespace):
+        """What samplers get from ComfyUI: a denoiser whose `inner_model` is the guider."""
+
+        def __call__(self, x: Tensor, sigma: Tensor, prompt: Any, **_: Any) -> Tensor:
+            return denoiser(x, sigma, prompt=prompt)
+
+    wrapped = Wrapped(inner_model=guider)
+
+    def run(x: Tensor, extra_args: Mapping[str, Any]) -> Tensor:
+        own = sigmas.to(x.device).clone()  # uni_pc writes into it
+        # A list that starts a little lower starts from as much less noise, as ComfyUI has it.
+        x = x * (float(own[0]) / highest)
+        return sampler.sampler_function(
+            wrapped, x, own, extra_args=dict(extra_args), callback=None, disable=True, **sampler.extra_options
+        )
+
+    return run

@@ -1,0 +1,104 @@
+"""The plot of a comparison: error to the teacher against network calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .comparison import Row
+
+__all__ = ["save_plot"]
+
+_PEERS = 4  # peers that have a line of their own
+
+
+def save_plot(path: Path, title: str, rows: Sequence[Row]) -> None:
+    """Writes a PNG, 800 pixels wide: ours thick, the best peers thin, every name beside the end of its line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot, ticker
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.6), dpi=100)
+    lines = _lines(rows)
+    names = sorted(lines, key=lambda name: (not lines[name][0].ours, _mean_rank(name, rows)))
+    ours = [name for name in names if lines[name][0].ours]
+    peers = [name for name in names if not lines[name][0].ours][:_PEERS]
+    calls = sorted({row.calls for row in rows})
+    labels: list[tuple[float, str, str]] = []
+    for name, colour in zip([*peers, *ours], [*_GREYS[: len(peers)], *(_OURS * len(ours))], strict=False):
+        own = lines[name]
+        marker, width, order = (7, 3.5, 3) if name in ours else (4, 1.4, 2)
+        x, y = [row.used for row in own], [row.error for row in own]
+        axes.plot(x, y, "o-", color=colour, markersize=marker, linewidth=width, zorder=order)
+        label = name.replace("_", " ") if name in ours else name
+        labels.append((own[-1].error, label, colour))
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    low, high = axes.get_ylim()
+    axes.set_yticks(
+        [
+            v
+            for p in range(-6, 3)
+            for v in (10.0**p, 2 * 10.0**p, 3 * 10.0**p, 5 * 10.0**p, 7 * 10.0**p)
+            if low <= v <= high
+        ]
+    )
+    axes.set_xticks(calls)
+    axes.set_xlim(calls[0] - 0.15, calls[-1] + 0.15)
+    _label_ends(axes, labels)
+    axes.set_xlabel("network calls")
+    axes.set_ylabel("error to the teacher (RMSE)")
+    message = _message(rows)
+    axes.set_title(f"{message}\n{title}" if message else title, loc="left", fontsize=11)
+    axes.grid(True, color="#e6e6e6")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.subplots_adjust(left=0.1, right=0.76, top=0.88, bottom=0.12)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+_OURS = ["#d62728"]
+_GREYS = ["#1f4e79", "#4a86b8", "#7a7a7a", "#ababab"]
+
+
+def _message(rows: Sequence[Row]) -> str:
+    """Returns what the plot shows where ours come closer than every peer at each number of calls, else nothing."""
+    ratios = []
+    for calls in {row.calls for row in rows if row.ours}:
+        errors = [[row.error for row in rows if row.calls == calls and row.ours == ours] for ours in (True, False)]
+        if errors[1]:
+            ratios.append(min(errors[1]) / min(errors[0]))
+    if not ratios or min(ratios) < 1:
+        return ""
+    return f"{min(ratios):.1f} to {max(ratios):.1f} times closer to the teacher than the best peer at its best grid"
+
+
+def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    lines: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.calls):
+        if row.error < float("inf") and row.used == row.calls:  # an unused call would be drawn twice
+            lines.setdefault(row.method, []).append(row)
+    return lines
+
+
+def _mean_rank(name: str, rows: Sequence[Row]) -> float:
+    """Returns the mean place of a method among all, over the numbers of calls."""
+    places = []
+    for calls in {row.calls for row in rows}:
+        order = [row.method for row in sorted((r for r in rows if r.calls == calls), key=lambda row: row.error)]
+        places.append(order.index(name) if name in order else len(order))
+    return sum(places) / len(places)
+
+
+def _label_ends(axes, labels: list[tuple[float, str, str]]) -> None:  # noqa: ANN001 - matplotlib's
+    """Writes names to the right of the plot at the height of their lines' ends, moved apart where they would touch."""
+    heights = sorted(((float(axes.transAxes.inverted().transform(axes.transData.transform((0, y)))[1]), name, colour)
+                      for y, name, colour in labels), reverse=True)  # fmt: skip
+    last = 2.0
+    for height, name, colour in heights:
+        last = min(height, last - 0.06)
+        bold = "bold" if colour in _OURS else "normal"
+        axes.text(1.02, last, name, color=colour, transform=axes.transAxes, va="center", fontsize=10.5, fontweight=bold)

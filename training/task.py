@@ -1,0 +1,79 @@
+"""What the fits of all step counts share: the two problems, the family's settings, the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..samplers import VPNoise
+from ..samplers.schedules import Noise
+from .gauss_newton import Progress
+from .journal import Journal, Record
+from .problem import Problem
+from .scan import Candidate
+from .spaces import Space, make_space
+
+__all__ = ["Task"]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One fit's samples and settings, before a step count is chosen.
+
+    Args:
+        fitted: The samples that are fitted to; its space is still to be set.
+        judged: The samples that judge; as `fitted`.
+        noise: The model's schedule.
+        family: "dyweight" or "ds".
+        history: Newest entries that a step may use.
+        learn_grid: Whether the grid's shape is learned too.
+        notes: What was found so far.
+        say: Told what happens, a line at a time.
+    """
+
+    fitted: Problem
+    judged: Problem
+    noise: Noise
+    family: str
+    history: int
+    learn_grid: bool
+    notes: Journal
+    say: Progress
+
+    def space(self, steps: int, candidate: Candidate, history: int | None = None) -> Space:
+        """Returns the free parameters on a candidate's grid."""
+        return make_space(self.family, steps, self.noise, candidate.grid, history or self.history, self.learn_grid)
+
+    def can_start_from(self, candidate: Candidate) -> bool:
+        """Whether the candidate's grid is a rule that the family has: DS-Solver on VP models cannot end at 0."""
+        return candidate.grid is not None and not (
+            self.family == "ds" and isinstance(self.noise, VPNoise) and candidate.table.sigma_end == 0
+        )
+
+    def on(self, space: Space) -> tuple[Problem, Problem]:
+        """Returns both problems on a space."""
+        return replace(self.fitted, space=space), replace(self.judged, space=space)
+
+    def calls(self) -> int:
+        """Returns the network calls so far of all processes, each of which must ask."""
+        return int(self.fitted.processes.sums(torch.tensor(float(self.fitted.model.calls), dtype=torch.float64)))
+
+    def count_from(self, record: Record) -> None:
+        """Counts on from a record, so that a resumed fit reports what an uninterrupted one does."""
+        self.fitted.model.calls = int(record["calls"]) if self.fitted.processes.rank == 0 else 0
+
+    def recorded(self, name: str, work: Callable[[], Record]) -> Record:
+        """Returns the journal's record of that name, or what `work` finds, which is kept."""
+        record = self.notes.get(name)
+        if record is None:
+            return self.keep(name, work())
+        self.count_from(record)
+        return record
+
+    def keep(self, name: str, record: Record) -> Record:
+        """Returns the record after writing it, with the network calls so far, to the journal."""
+        record = {**record, "calls": torch.tensor(float(self.calls()), dtype=torch.float64)}
+        self.notes.put(name, record)
+        return record

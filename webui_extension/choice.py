@@ -1,0 +1,89 @@
+"""Which solver a job gets: the X/Y/Z axis, else the tab's accordion, else the settings; and which step count."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from modules import shared
+
+from ..samplers import Solver, choose_solver
+from ..samplers.schedules import Noise
+from ..samplers.solver_file import FAMILIES
+from .files import named_solver, readable_solvers
+
+__all__ = ["AS_SET", "AUTO", "fitting_solvers", "nearest", "solver_for", "wants_nearest", "wished_file"]
+
+AUTO = "auto"
+AS_SET = "as in Settings"
+_log = logging.getLogger("learned_solvers")
+
+
+def wished_file(p: Any) -> str:
+    """Returns the solver file's name that a job asks for, or "auto"."""
+    for own in (getattr(p, "learned_solvers_axis", None), getattr(p, "learned_solvers_file", None)):
+        if own and own != AS_SET:
+            return own
+    return getattr(shared.opts, "learned_solvers_file", None) or AUTO
+
+
+def wants_nearest(p: Any) -> bool:
+    """Whether a job takes the nearest step count instead of an error."""
+    return bool(getattr(p, "learned_solvers_nearest", False) or getattr(shared.opts, "learned_solvers_nearest", False))
+
+
+def solver_for(p: Any, family: str, noise: Noise, architecture: str | None, steps: int) -> Solver:
+    """Returns the solver of a job; a named file may lack the steps, which `Solver.table` then says.
+
+    Raises:
+        ValueError: None fits, or the named one is missing, broken or of the other family.
+    """
+    name = wished_file(p)
+    if name != AUTO:
+        return _of_family(named_solver(name), family)
+    solvers = [s for s in readable_solvers() if _runs(s, steps, noise)]
+    return choose_solver(solvers, noise.kind, steps, model_family=architecture, family=family)
+
+
+def fitting_solvers(p: Any, family: str, noise: Noise, architecture: str | None) -> list[Solver]:
+    """Returns the solvers that a job may get, whatever its steps.
+
+    Raises:
+        ValueError: The named file is missing, broken or of the other family.
+    """
+    name = wished_file(p)
+    if name != AUTO:
+        return [_of_family(named_solver(name), family)]
+    return [
+        s
+        for s in readable_solvers()
+        if s.family == family
+        and s.prediction == noise.kind
+        and (s.card.transferable or s.card.model_family == architecture)
+    ]
+
+
+def nearest(counts: Iterable[int], wanted: int) -> int:
+    """Returns the step count nearest to the wanted one; of two that are equally near the larger."""
+    return min(counts, key=lambda count: (abs(count - wanted), -count))
+
+
+def _of_family(solver: Solver, family: str) -> Solver:
+    if solver.family != family:
+        raise ValueError(
+            f"{solver.name} is a {FAMILIES[solver.family].title} file: take the sampler {FAMILIES[solver.family].title}"
+            f" for it, or choose another file for {FAMILIES[family].title}"
+        )
+    return solver
+
+
+def _runs(solver: Solver, steps: int, noise: Noise) -> bool:
+    """Whether a solver makes a table on a noise schedule; one without the steps stays, to be named in a refusal."""
+    if solver.prediction == noise.kind and steps in solver.steps:
+        try:
+            solver.table(steps, noise)
+        except ValueError as error:
+            _log.info("left out of the automatic choice: %s", error)
+            return False
+    return True

@@ -1,0 +1,58 @@
+"""What makes the samplers known to the WebUI."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+from modules import script_callbacks, sd_samplers
+from modules.sd_samplers_common import SamplerData
+
+from ..samplers import list_solvers
+from ..samplers.solver_file import FAMILIES
+from ..samplers.version import VERSION
+from .files import solver_names
+from .sampler import LearnedSampler
+from .settings import add_axis, add_settings
+
+__all__ = ["register"]
+
+_log = logging.getLogger("learned_solvers")
+
+
+def register() -> None:
+    """Registers one sampler per family, the settings and the axis; again after Reload UI, without a second entry."""
+    _make_heard()
+    for family in FAMILIES.values():
+        # No aliases: the X/Y/Z plot lets them pass, and the host then samples with its default without a word.
+        _put(SamplerData(family.title, partial(LearnedSampler, family=family.name), [], {}))
+    sd_samplers.set_samplers()
+    if hasattr(sd_samplers.get_sampler_and_scheduler, "cache_clear"):
+        sd_samplers.get_sampler_and_scheduler.cache_clear()
+    script_callbacks.on_ui_settings(add_settings)
+    script_callbacks.on_before_ui(add_axis)  # later than all scripts, the X/Y/Z plot among them
+    own = len(solver_names()) - len(list_solvers())
+    titles = ", ".join(family.title for family in FAMILIES.values())
+    _log.info(
+        "Learned Solvers %s: samplers %s; %d bundled solver files, %d own", VERSION, titles, len(list_solvers()), own
+    )
+
+
+def _put(data: SamplerData) -> None:
+    """Puts a sampler where the one of its name stands, else last; in place, as other modules hold list and map."""
+    names = [sampler.name for sampler in sd_samplers.all_samplers]
+    if data.name in names:
+        sd_samplers.all_samplers[names.index(data.name)] = data
+    else:
+        sd_samplers.all_samplers.append(data)
+    sd_samplers.all_samplers_map[data.name] = data
+
+
+def _make_heard() -> None:
+    """Lets the host's console show what this package says, as the host itself shows warnings only."""
+    if not _log.isEnabledFor(logging.INFO):
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        _log.addHandler(handler)
+        _log.setLevel(logging.INFO)
+        _log.propagate = False
