@@ -12,7 +12,7 @@ from .canvas import BLUE, FAINT, GREY, INK, Canvas
 __all__ = ["Cell", "Column", "draw_grid"]
 
 _GAP, _MARGIN, _TITLE, _HEAD, _CAPTION = 10, 18, 46, 44, 26
-_LONGEST, _SHORTEST = 256, 128
+_LONGEST, _SHORTEST = 256, 192
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,9 +14,10 @@ async function countsOf(solver) {
   }
 }
 
+// The next count in the direction of the change, or the last one that there is.
 function nearest(counts, wanted, before) {
-  const free = counts.includes(wanted) ? [wanted] : counts.filter((n) => (wanted > before ? n > wanted : n < wanted));
-  return free.length ? (wanted > before ? Math.min(...free) : Math.max(...free)) : wanted > before ? Math.max(...counts) : Math.min(...counts);
+  if (wanted > before) return counts.find((n) => n >= wanted) ?? counts.at(-1);
+  return counts.findLast((n) => n <= wanted) ?? counts[0];
 }
 
 function keepToCounts(node) {
@@ -32,9 +33,10 @@ function keepToCounts(node) {
     before = steps.value;
   };
   const follow = async () => {
-    const asked = solver.value;
-    const found = await countsOf(asked); // "auto" is no file: every count may be asked for
-    if (solver.value !== asked) return;
+    const chosen = () => (node.inputs?.find((input) => input.name === "solver")?.link != null ? "auto" : solver.value);
+    const asked = chosen();
+    const found = asked === "auto" ? [] : await countsOf(asked); // auto or wired: only the run will tell the file
+    if (chosen() !== asked) return;
     counts = found.length && lowest === 0 ? [0, ...found] : found;
     steps.label = found.length ? `steps (${found.join(", ")})` : undefined;
     settle();
@@ -50,6 +52,11 @@ function keepToCounts(node) {
   };
   after(solver, follow);
   after(steps, settle);
+  const connected = node.onConnectionsChange;
+  node.onConnectionsChange = function (...args) {
+    connected?.apply(this, args);
+    follow();
+  };
   const configured = node.onConfigure;
   node.onConfigure = function (...args) {
     configured?.apply(this, args);
