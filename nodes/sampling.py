@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..samplers import FlowNoise, Solver, SolverTable, part_of_table, sample_table
+from ..samplers import FlowNoise, Solver, SolverTable, sample_table
 from ..samplers.host_models import noise_of
+from ..samplers.k_diffusion import table_between
 from ..samplers.multistep import Callback
 
 __all__ = ["sample_learned_solver"]
@@ -51,10 +52,8 @@ def sample_learned_solver(
             f"{solver.name} has a grid that shifts with the picture's size, which these latents do not tell: connect "
             "the latent to the Learned Solver node, or choose a solver with times of its own, such as ds_flow-sit"
         )
-    whole = solver.table(steps, noise)
-    table = part_of_table(whole, float(sigmas[0]), float(sigmas[-1]))
+    table, goes_on = table_between(solver, steps, noise, sigmas)  # goes_on: another sampler takes over
     extra_args = _with_mask_function(extra_args, sigmas)
-    goes_on = table.sigma_end > whole.sigma_end  # split sigmas: another sampler takes over
     if table.steps != len(sigmas) - 1:
         _log.info("%s makes %d model calls; of the %d sigmas it was handed only the ends count", solver.name, table.nfe,
                   len(sigmas))  # fmt: skip

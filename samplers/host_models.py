@@ -26,7 +26,7 @@ def noise_of(base: Any, sampling: Any, shape: Sequence[int] | None) -> Noise:
     """Returns the noise schedule of a model, object patches included; of flow models the shift is none of it.
 
     Args:
-        base: ComfyUI's BaseModel.
+        base: ComfyUI's BaseModel; None where the host shows no more than its schedule, and no shape.
         sampling: Its model_sampling object, patched or not.
         shape: The latent's shape [B, C, ..., H, W], where it is known.
 
@@ -42,18 +42,18 @@ def noise_of(base: Any, sampling: Any, shape: Sequence[int] | None) -> Noise:
             return VPNoise.from_sigmas(sampling.sigmas)
         if "EPS" in kinds and "ModelSamplingContinuousEDM" in kinds:
             return EDMNoise(float(sampling.sigma_min), float(sampling.sigma_max))
+    model = "model" if base is None else f"{model_family(base)} model"
     # ComfyUI makes one class of two: the schedule, and what the network predicts.
     kind = "/".join(c.__name__ for c in type(sampling).__bases__)
     raise ValueError(
-        f"learned solvers run on flow, eps, v and EDM models, this {model_family(base)} model's prediction is {kind}: "
+        f"learned solvers run on flow, eps, v and EDM models, this {model}'s prediction is {kind}: "
         "use a stock sampler for it"
     )
 
 
 def latent_tokens(base: Any, shape: Sequence[int] | None) -> int | None:
     """Returns the number of tokens of one picture or video frame, or None where shape or patch size is unknown."""
-    patch = getattr(base.diffusion_model, "patch_size", None)
-    if shape is None or len(shape) < 4 or patch is None:
+    if shape is None or len(shape) < 4 or (patch := getattr(base.diffusion_model, "patch_size", None)) is None:
         return None
     patch_h, patch_w = (patch, patch) if isinstance(patch, int) else patch[-2:]
     return math.ceil(shape[-2] / patch_h) * math.ceil(shape[-1] / patch_w)

@@ -13,8 +13,9 @@ from .multistep import Callback, Denoiser, sample_table
 from .part import part_of_table
 from .schedules import Noise, VPNoise
 from .solver_file import FAMILIES, Solver, list_solvers, load_solver
+from .table import SolverTable
 
-__all__ = ["sample_ds_solver", "sample_dyweight", "sample_solver"]
+__all__ = ["sample_ds_solver", "sample_dyweight", "sample_solver", "table_between"]
 
 
 def sample_dyweight(
@@ -103,8 +104,19 @@ def sample_solver(
             f"{solver.name} belongs to {FAMILIES[solver.family].title}: choose a {family} file, or the sampler of "
             f"family {solver.family}"
         )
-    table = part_of_table(solver.table(steps, noise), float(sigmas[0]), float(sigmas[-1]))
+    table, _ = table_between(solver, steps, noise, sigmas)
     return sample_table(model, x, table, extra_args, callback, disable)
+
+
+def table_between(solver: Solver, steps: int, noise: Noise, sigmas: Tensor) -> tuple[SolverTable, bool]:
+    """Returns the part of a solver's table between the first and the last of `sigmas`, and whether more is left of it.
+
+    Raises:
+        ValueError: The solver does not fit the steps or the schedule, or has no such part.
+    """
+    whole = solver.table(steps, noise)
+    table = part_of_table(whole, float(sigmas[0]), float(sigmas[-1]))
+    return table, table.sigma_end > whole.sigma_end
 
 
 def _noise_of(model: Denoiser) -> Noise:

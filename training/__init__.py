@@ -1,7 +1,23 @@
 """Fitting solvers and importing published ones; run its scripts as files or with python -m."""
 
+from .cost import most_calls
 from .fit import FitResult, Peer, StepReport, fit_solver
 from .gauss_newton import GaussNewton
 from .gradient import GradientDescent
+from .report import table_of
+from .scan import candidates
+from .teacher import TEACHERS, Teacher
 
-__all__ = ["FitResult", "GaussNewton", "GradientDescent", "Peer", "StepReport", "fit_solver"]
+__all__ = [
+    "TEACHERS",
+    "FitResult",
+    "GaussNewton",
+    "GradientDescent",
+    "Peer",
+    "StepReport",
+    "Teacher",
+    "candidates",
+    "fit_solver",
+    "most_calls",
+    "table_of",
+]

@@ -51,5 +51,13 @@ started = time.process_time()
 spec.loader.exec_module(module)
 seconds = time.process_time() - started
 print(
-    json.dumps({"seconds": seconds, "written": written, "network": network, "nodes": len(module.NODE_CLASS_MAPPINGS)})
+    json.dumps(
+        {
+            "seconds": seconds,
+            "written": written,
+            "network": network,
+            "nodes": len(module.NODE_CLASS_MAPPINGS),
+            "training": [loaded for loaded in sys.modules if loaded.startswith(f"{name}.training")],
+        }
+    )
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 import comfy.samplers
 import torch
 
-from . import patches
+from . import others, patches
 
 FIGURES = Path(os.environ.get("LEARNED_SOLVERS_FIGURES", "."))
 
@@ -161,5 +161,6 @@ NODE_CLASS_MAPPINGS = {
     "TinyConditioning": TinyConditioning,
     "TinyPublished": TinyPublished,
     "TinySigmas": TinySigmas,
+    **others.NODE_CLASS_MAPPINGS,
     **patches.NODE_CLASS_MAPPINGS,
 }

@@ -1,0 +1,276 @@
+"""The `Compare Samplers` node: learned and stock solvers at equal calls beside a many-step teacher."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+from torch import Tensor
+
+from .fit import counts_of
+from .folder import fingerprint
+from .grid import Cell, Column, draw_grid
+from .inputs import (
+    CATEGORY,
+    cfg_input,
+    latent_input,
+    model_input,
+    negative_input,
+    positive_input,
+    seed_input,
+    solver_input,
+)
+from .ksampler import fixed_latent
+from .pictures import pictures_of
+from .plan import plan
+from .sampling import sample_learned_solver
+
+__all__ = ["CompareSamplers"]
+
+_log = logging.getLogger("learned_solvers")
+
+
+class CompareSamplers:
+    """A grid of pictures and a table of errors."""
+
+    TITLE = "Compare Samplers"
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Samples the same noise with a learned solver and with stock samplers, all with the same number of model "
+        "calls, and with a teacher of many steps. The error under each picture is its distance to the teacher's."
+    )
+    RETURN_TYPES = ("IMAGE", "STRING")
+    RETURN_NAMES = ("grid", "table")
+    OUTPUT_TOOLTIPS = (
+        "A column per sampler, a row per step count and picture, the error under each.",
+        "The errors as a Markdown table, best first: root mean square over the latent, in the model's own scale.",
+    )
+    FUNCTION = "compare"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's
+        samplers = comfy.samplers.KSampler.SAMPLERS
+        return {
+            "required": {
+                "model": model_input(),
+                "positive": positive_input(),
+                "negative": negative_input(),
+                "latent_image": latent_input(
+                    "An empty latent of the size to compare at; its batch makes several rows."
+                ),
+                "seed": seed_input(),
+                "cfg": cfg_input(),
+                "solver": solver_input(),
+                "steps": (
+                    "STRING",
+                    {"default": "6", "tooltip": "Numbers of model calls to compare at, such as 4 6 8."},
+                ),
+                "samplers": (
+                    "STRING",
+                    {
+                        "default": "euler, dpmpp_2m, uni_pc, deis",
+                        "tooltip": "Stock samplers to compare with, separated by commas. euler/karras takes another "
+                        "scheduler than the widget's.",
+                    },
+                ),
+                "scheduler": (
+                    comfy.samplers.KSampler.SCHEDULERS,
+                    {"tooltip": "For the stock samplers and the teacher."},
+                ),
+                "teacher": (samplers, {"default": "heun", "tooltip": "The many-step sampler that is the measure."}),
+                "teacher_steps": ("INT", {"default": 40, "min": 2, "max": 1000, "tooltip": "Steps of the teacher."}),
+            },
+            "optional": {
+                "vae": ("VAE", {"tooltip": "For the pictures; without it they are latent previews."}),
+                "more_solvers": (
+                    "STRING",
+                    {"default": "", "tooltip": "Further solver files, separated by commas, as in the solver widget."},
+                ),
+            },
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, **_: Any) -> str:
+        """Returns what changes when a solver file does."""
+        return fingerprint(None)
+
+    def compare(
+        self,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        latent_image: dict[str, Any],
+        seed: int,
+        cfg: float,
+        solver: str,
+        steps: str,
+        samplers: str,
+        scheduler: str,
+        teacher: str,
+        teacher_steps: int,
+        vae: Any = None,
+        more_solvers: str = "",
+    ) -> tuple[Tensor, str]:
+        """Returns the grid of pictures and the table of errors."""
+        counts, stock = counts_of(steps), _stock(samplers, scheduler)
+        names = list(dict.fromkeys([solver, *_words(more_solvers)]))
+        latent = fixed_latent(model, latent_image)
+        if getattr(latent["samples"], "is_nested", False):
+            raise ValueError("a latent that holds picture and sound together cannot be compared with one error")
+        bench = _Bench(model, positive, negative, cfg, seed, latent)
+        bar = comfy.utils.ProgressBar(1 + len(counts) * (len(names) + len(stock)))
+        goal = bench.stock(teacher, scheduler, teacher_steps, None)
+        bar.update(1)
+        runs = []
+        for count in counts:
+            for entry in names:
+                runs.append((count, bench.learned(entry, count)))
+                bar.update(1)
+            for sampler, own in stock:
+                runs.append((count, bench.stock(sampler, own, count, count)))
+                bar.update(1)
+        if not any(run.states is not None for _, run in runs if run.ours):
+            raise ValueError(next(run.refusal for _, run in runs if run.ours))
+        return _grid(model, vae, goal, runs, len(names) + len(stock)), _table(goal, runs)
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One sampler's result: end states in the model's scale, or why there are none."""
+
+    name: str
+    calls: int
+    states: Tensor | None
+    ours: bool = False
+    refusal: str = ""
+    file: str = ""  # which solver file `auto` took
+
+    def errors(self, goal: Tensor) -> list[float]:
+        """Returns the root mean square distance of each picture to the goal."""
+        if self.states is None:
+            return []
+        return (self.states - goal).double().flatten(1).square().mean(1).sqrt().tolist()
+
+    def error(self, goal: Tensor) -> float:
+        """Returns the root mean square distance over all pictures."""
+        return float("inf") if self.states is None else float((self.states - goal).double().square().mean().sqrt())
+
+
+class _TooManyCalls(Exception):
+    pass
+
+
+class _CountingGuider(comfy.samplers.CFGGuider):
+    """The stock guider; counts model calls, and stops where they are too many."""
+
+    calls = 0
+    most: int | None = None
+
+    def predict_noise(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self.calls == self.most:
+            raise _TooManyCalls
+        self.calls += 1
+        return super().predict_noise(*args, **kwargs)
+
+
+class _Bench:
+    """The same noise, model and conditioning for every sampler."""
+
+    def __init__(self, model: Any, positive: Any, negative: Any, cfg: float, seed: int, latent: dict[str, Any]) -> None:
+        self.model, self.positive, self.negative, self.cfg, self.seed = model, positive, negative, cfg, seed
+        self.latent = latent["samples"]
+        self.noise = comfy.sample.prepare_noise(self.latent, seed, latent.get("batch_index"))
+
+    def learned(self, entry: str, steps: int) -> _Run:
+        """Returns the result of a solver file, or of the automatic choice."""
+        try:
+            made = plan(self.model, entry, steps, shape=self.latent.shape)
+        except ValueError as error:
+            return _Run(entry, 0, None, ours=True, refusal=str(error))
+        sampler = comfy.samplers.KSAMPLER(sample_learned_solver, made.options)
+        states, calls = self._run(sampler, made.table.levels.float(), None)
+        return _Run(entry, calls, states, ours=True, file="" if entry == made.solver.name else made.solver.name)
+
+    def stock(self, sampler: str, scheduler: str, steps: int, most: int | None) -> _Run:
+        """Returns the result of a stock sampler: with as many steps as make at most so many model calls."""
+        tried = [steps] if most is None else dict.fromkeys([steps, steps - 1, (steps + 1) // 2, (steps + 2) // 3, 1])
+        for count in (n for n in tried if n > 0):
+            host = comfy.samplers.KSampler(
+                self.model, count, self.model.load_device, sampler, scheduler, 1.0, self.model.model_options
+            )
+            try:
+                states, calls = self._run(comfy.samplers.sampler_object(sampler), host.sigmas, most)
+            except _TooManyCalls:
+                continue
+            return _Run(f"{sampler}/{scheduler}", calls, states)
+        return _Run(f"{sampler}/{scheduler}", 0, None, refusal=f"makes more than {most} model calls in one step")
+
+    def _run(self, sampler: Any, sigmas: Tensor, most: int | None) -> tuple[Tensor, int]:
+        guider = _CountingGuider(self.model)
+        guider.most = most
+        guider.set_conds(self.positive, self.negative)
+        guider.set_cfg(self.cfg)
+        end = guider.sample(self.noise, self.latent, sampler, sigmas, disable_pbar=True, seed=self.seed)
+        return self.model.model.process_latent_in(end.float().cpu()), guider.calls
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in (part.strip() for part in re.split(r"[,\n]", text)) if word]
+
+
+def _stock(text: str, scheduler: str) -> list[tuple[str, str]]:
+    """Returns pairs of sampler and scheduler.
+
+    Raises:
+        ValueError: The host has no such sampler or scheduler.
+    """
+    pairs = []
+    for word in _words(text):
+        sampler, _, own = (part.strip() for part in word.partition("/"))
+        for name, known in (
+            (sampler, comfy.samplers.KSampler.SAMPLERS),
+            (own, ["", *comfy.samplers.KSampler.SCHEDULERS]),
+        ):
+            if name not in known:
+                raise ValueError(f"samplers: {word!r} names none of {', '.join(filter(None, known))}")
+        pairs.append((sampler, own or scheduler))
+    return list(dict.fromkeys(pairs))
+
+
+def _grid(model: Any, vae: Any, goal: _Run, runs: Sequence[tuple[int, _Run]], width: int) -> Tensor:
+    """Returns the grid: the teacher first, then `width` samplers, in every row."""
+    assert goal.states is not None
+    teacher = [Cell(p, f"{goal.calls} calls") for p in pictures_of(model, goal.states, vae)]
+    columns, rows = [Column(goal.name, "the teacher")], []
+    for start in range(0, len(runs), width):
+        count, row = runs[start][0], [run for _, run in runs[start : start + width]]
+        columns += [Column(run.name, "learned" if run.ours else "", run.ours) for run in row] if start == 0 else []
+        cells = [_cells(model, vae, goal.states, run, count) for run in row]
+        rows += [(f"{count} calls", [teacher[i], *(c[i] for c in cells)]) for i in range(len(teacher))]
+    return draw_grid("The same noise, the same model: who comes closest to the teacher?", columns, rows)
+
+
+def _cells(model: Any, vae: Any, goal: Tensor, run: _Run, count: int) -> list[Cell]:
+    if run.states is None:
+        return [Cell(None, run.refusal)] * len(goal)
+    remark = f" ({run.calls} calls)" if run.calls != count else f", {run.file}" if run.file else ""
+    pictures = pictures_of(model, run.states, vae)
+    return [Cell(p, f"error {e:.4f}{remark}") for p, e in zip(pictures, run.errors(goal), strict=True)]
+
+
+def _table(goal: _Run, runs: Sequence[tuple[int, _Run]]) -> str:
+    """Returns the Markdown table, best first within each step count."""
+    end = goal.states
+    assert end is not None
+    lines = [f"Teacher: {goal.name}, {goal.calls} calls", "", "| calls | sampler | made | error |", "|---|---|---|---|"]
+    for count, run in sorted(runs, key=lambda pair: (pair[0], pair[1].error(end))):
+        name = f"**{run.name}**{run.file and f' ({run.file})'}" if run.ours else run.name
+        shown = run.refusal if run.states is None else f"{run.error(end):.6f}"
+        lines.append(f"| {count} | {name} | {run.calls} | {shown} |")
+    return "\n".join(lines)

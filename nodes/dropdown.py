@@ -1,0 +1,146 @@
+"""What the stock sampler nodes run under the names that registration.py adds to their drop-downs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..samplers import Solver, choose_solver
+from ..samplers.host_models import model_family, noise_of
+from ..samplers.multistep import Callback
+from ..samplers.schedules import FlowNoise, Noise
+from ..samplers.solver_file import FAMILIES
+from .folder import loadable_solvers
+from .host_text import show_text
+from .inputs import AUTO
+from .plan import find, remarks
+from .sampling import sample_learned_solver
+from .set_solver import CHANNEL
+
+__all__ = ["SAMPLERS", "learned_schedule", "sample_ds_solver", "sample_dyweight"]
+
+SAMPLERS = {"dyweight": "dyweight", "ds": "ds_solver"}  # family: name in the drop-down
+_log = logging.getLogger("learned_solvers")
+
+
+def sample_dyweight(
+    model: Any,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
+) -> Tensor:
+    """Returns the latent sampled with the model's DyWeight solver; see `_sample`."""
+    return _sample("dyweight", model, x, sigmas, extra_args, callback, disable)
+
+
+def sample_ds_solver(
+    model: Any,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
+) -> Tensor:
+    """Returns the latent sampled with the model's DS-Solver; see `_sample`."""
+    return _sample("ds", model, x, sigmas, extra_args, callback, disable)
+
+
+def _sample(
+    family: str,
+    model: Any,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Mapping[str, Any] | None,
+    callback: Callback | None,
+    disable: bool | None,
+) -> Tensor:
+    """Returns the latent sampled with the solver that Set Learned Solver names, else with the automatic choice.
+
+    The solver's steps are the sampler node's: the number of sigmas but one, unless Set Learned Solver names another.
+    Of the sigmas themselves the first and the last count, so any scheduler will do.
+    """
+    if len(sigmas) < 2:
+        return x
+    options = (extra_args or {}).get("model_options", {}).get("transformer_options", {})
+    wanted = options.get(CHANNEL, {})
+    name, steps = wanted.get("solver", AUTO), wanted.get("steps") or len(sigmas) - 1
+    base = model.inner_model.inner_model
+    noise = noise_of(base, base.model_sampling, x.shape)
+    solver, hints = _find(name, noise, steps, model_family(base), family)
+    if steps in solver.steps:
+        told = [f"{solver.name}: {steps} steps", *hints]
+        told += remarks(solver, steps, base, base.model_sampling, noise, x.shape)
+        _log.info("%s", "; ".join(told))
+        show_text("\n".join(told))
+    return sample_learned_solver(model, x, sigmas, extra_args, callback, disable, solver=solver, steps=steps)
+
+
+def _find(name: str, noise: Noise, steps: int, model: str, family: str) -> tuple[Solver, list[str]]:
+    sampler, (other,) = SAMPLERS[family], [f for f in SAMPLERS if f != family]
+    try:
+        solver, hints = find(name, noise, steps, model, family)
+    except ValueError as error:
+        if name != AUTO:
+            raise
+        raise ValueError(f"sampler {sampler}: {error}{_elsewhere(noise, steps, model, other)}") from error
+    if solver.family != family:
+        raise ValueError(
+            f"Set Learned Solver names {solver.name}, which belongs to {FAMILIES[solver.family].title}: choose the "
+            f"sampler {SAMPLERS[solver.family]}, or another file for the sampler {sampler}"
+        )
+    return solver, hints
+
+
+def _elsewhere(noise: Noise, steps: int, model: str, family: str) -> str:
+    """Returns what the other sampler could do, for a refusal; a file that is named here is chosen elsewhere too."""
+    way = ". Name a file with the node Set Learned Solver"
+    try:
+        solver = choose_solver(loadable_solvers(), noise.kind, steps, model_family=model, family=family)
+    except ValueError:
+        return way
+    return f"{way}, or choose the sampler {SAMPLERS[family]} ({solver.name})"
+
+
+def learned_schedule(model_sampling: Any, steps: int) -> Tensor:
+    """Returns the noise levels of the transferable solver of a model's prediction type, shape [steps + 1].
+
+    From the model's highest level to 0, so that stock samplers can run on them; `dyweight` and `ds_solver` take their
+    own levels in between anyway. The host tells nothing about the model but its schedule, so this cannot be the very
+    solver that the sampler will choose. A count that the solver has not (an image-to-image run asks for steps /
+    denoise of them) gets the nearest count's levels, interpolated linearly.
+
+    Raises:
+        ValueError: No solver transfers to this prediction type.
+    """
+    noise = noise_of(None, model_sampling, None)
+    candidates = [s for s in loadable_solvers() if s.prediction == noise.kind and s.card.transferable]
+    for solver in candidates:
+        count = min(solver.steps, key=lambda n: (abs(n - steps), n))
+        if isinstance(noise, FlowNoise) and _needs_size(solver, count):
+            continue
+        levels = solver.table(count, noise).levels.clone()
+        levels[0], levels[-1] = float(model_sampling.sigma_max), 0.0
+        if bool((levels.diff() < 0).all()):
+            return _resampled(levels, steps).float()
+    raise ValueError(
+        f"no solver transfers to {noise.kind} models, so there is no learned schedule for them: choose another "
+        "scheduler. Of its sigmas a learned sampler takes the first and the last only"
+    )
+
+
+def _needs_size(solver: Solver, steps: int) -> bool:
+    grid = solver.card.steps[steps].grid
+    return grid is not None and grid.rule == "flux_shift"
+
+
+def _resampled(levels: Tensor, steps: int) -> Tensor:
+    """Returns steps + 1 levels on the polygon through the given ones; the same ones for the same count."""
+    place = torch.linspace(0, len(levels) - 1, steps + 1, dtype=torch.float64)
+    low = place.floor().long().clamp(max=len(levels) - 2)
+    return levels[low] + (place - low) * (levels[low + 1] - levels[low])

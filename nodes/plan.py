@@ -1,0 +1,144 @@
+"""What a node is going to run: the solver, its table on the model at hand, and what is to be known about both."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..samplers import Solver, SolverTable, choose_solver, part_of_table
+from ..samplers.host_models import model_family, noise_of, pixel_size
+from ..samplers.schedules import FlowNoise, Noise, VPNoise
+from .folder import find_solver, loadable_solvers, place_of
+from .inputs import AUTO
+
+__all__ = ["Plan", "find", "plan", "remarks"]
+
+_UNSEEN_TOKENS = 4096  # a 1024x1024 picture, for the sigmas shown where no latent is connected
+_SD_SIGMA_MAX = VPNoise.stable_diffusion().sigma_max
+_log = logging.getLogger("learned_solvers")
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A solver that was found to fit a model.
+
+    Args:
+        solver: The file.
+        steps: Model calls of the whole grid.
+        noise: The model's noise schedule.
+        table: The table, or the part of it that denoise leaves.
+        info: For people: which file, how many calls, what does not match.
+    """
+
+    solver: Solver
+    steps: int
+    noise: Noise
+    table: SolverTable
+    info: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of `sample_learned_solver`."""
+        return {"solver": self.solver, "steps": self.steps, "tokens": getattr(self.noise, "tokens", None)}
+
+
+def plan(model: Any, name: str, steps: int, denoise: float = 1.0, shape: Sequence[int] | None = None) -> Plan:
+    """Returns what a drop-down entry means for a MODEL.
+
+    Args:
+        model: ComfyUI's ModelPatcher.
+        name: Drop-down entry.
+        steps: Model calls of the whole grid.
+        denoise: Part of the noise to start from.
+        shape: The latent's shape, where it is known.
+
+    Raises:
+        ValueError: Nothing fits; the message lists what does.
+    """
+    base, sampling = model.model, model.get_model_object("model_sampling")
+    noise = noise_of(base, sampling, shape)
+    solver, hints = find(name, noise, steps, model_family(base))
+    table = solver.table(steps, _shown(noise))
+    if denoise < 1:
+        table = part_of_table(table, float(sampling.percent_to_sigma(1 - denoise)), 0.0)
+    told = [_summary(solver, steps, table, denoise), *hints, *remarks(solver, steps, base, sampling, noise, shape)]
+    _log.info("%s", "; ".join(told))
+    return Plan(solver, steps, noise, table, "\n".join(told))
+
+
+def find(name: str, noise: Noise, steps: int, family: str, only: str | None = None) -> tuple[Solver, list[str]]:
+    """Returns the solver of a drop-down entry, and what else was fitted for the model if `auto` chose a transfer.
+
+    Args:
+        name: Drop-down entry, or `auto`.
+        noise: The model's noise schedule.
+        steps: Model calls.
+        family: The model's architecture.
+        only: Family of solvers to choose from; None for any.
+    """
+    if name != AUTO:
+        return find_solver(name), []
+    solvers = loadable_solvers()
+    fitting = [s for s in solvers if _makes_table(s, noise, steps)]
+    chosen = choose_solver(fitting, noise.kind, steps, model_family=family, family=only)
+    if chosen.card.model_family == family:
+        return chosen, []
+    own = [s for s in solvers if s.card.model_family == family and s.prediction == noise.kind]
+    return chosen, [f"fitted for this model: {s.name}, with {', '.join(map(str, s.steps))} steps" for s in own]
+
+
+def remarks(
+    solver: Solver, steps: int, base: Any, sampling: Any, noise: Noise, shape: Sequence[int] | None
+) -> list[str]:
+    """Returns what does not match, and what the card wants to be known."""
+    card, step = solver.card, solver.card.steps[steps]
+    told = []
+    if card.model_family != model_family(base):
+        told.append(f"fitted for {card.checkpoint}, this model is {model_family(base)}: a transfer, compare it")
+    if card.guidance and card.guidance != "none":
+        told.append(f"fitted at guidance {card.guidance} (your CFG is not visible here)")
+    if isinstance(noise, VPNoise) and abs(noise.sigma_max / _SD_SIGMA_MAX - 1) > 0.01:
+        told.append(
+            f"this model's noise starts at sigma {noise.sigma_max:.4g}, Stable Diffusion's at 14.61: a transfer"
+        )
+    shift = getattr(sampling, "shift", None)
+    if isinstance(noise, FlowNoise) and shift is not None:
+        told.append(f"the solver has its own noise levels: the model's shift of {shift:g} is not used")
+    size = None if shape is None else pixel_size(base, shape)
+    if size and card.resolution and size != card.resolution:
+        told.append(f"fitted at {card.resolution}, this latent is {size}")
+    if step.grid is not None and step.grid.rule == "flux_shift" and not _knows_size(noise):
+        told.append(
+            "sigmas shown for 1024x1024, as no latent is connected; the sampler uses the real size. Connect "
+            "the latent before you split these sigmas"
+        )
+    return [*told, *(note for note in (card.note, step.note) if note)]
+
+
+def _makes_table(solver: Solver, noise: Noise, steps: int) -> bool:
+    """Whether a solver can run on a noise schedule; one without the step count stays, to be named in a refusal."""
+    if solver.prediction != noise.kind or steps not in solver.steps:
+        return True
+    try:
+        solver.table(steps, _shown(noise))
+    except ValueError as error:
+        _log.info("left out of the automatic choice: %s", error)
+        return False
+    return True
+
+
+def _shown(noise: Noise) -> Noise:
+    return noise if _knows_size(noise) else FlowNoise(_UNSEEN_TOKENS)
+
+
+def _knows_size(noise: Noise) -> bool:
+    return not (isinstance(noise, FlowNoise) and noise.tokens is None)
+
+
+def _summary(solver: Solver, steps: int, table: SolverTable, denoise: float) -> str:
+    file = f"{solver.name} ({place_of(solver.name)})"
+    if denoise == 1:
+        return f"{file}: {steps} steps, {table.nfe} model calls"
+    return f"{file}: {table.nfe} of its {steps} model calls, from sigma {table.sigma_start:.3f} (denoise {denoise})"

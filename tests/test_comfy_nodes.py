@@ -1,0 +1,295 @@
+"""Stock drop-downs, one-node sampling, comparing and looking into files, in real ComfyUI servers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from comfy_host import error_of, python_of
+from comfy_prompts import learned, model_nodes, node, sampled, saved_latent
+from learned_solvers.samplers import load_solver
+from PIL import Image
+from torch.testing import assert_close
+
+pytestmark = pytest.mark.comfy
+NAMES, SCHEDULER = ["dyweight", "ds_solver"], "learned"
+WIRES = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0]}
+
+
+def options(server, kind, name):
+    entry = server.get(f"/object_info/{kind}")[kind]["input"]["required"][name]
+    return entry[0] if isinstance(entry[0], list) else entry[1]["options"]
+
+
+def ksampler(sampler, steps, scheduler="simple", model=("1", 0), **more):
+    own = {"seed": 7, "cfg": 2.0, "denoise": 1.0, **WIRES, "model": list(model), **more}
+    return node("KSampler", sampler_name=sampler, scheduler=scheduler, steps=steps, **own)
+
+
+def one_node(solver, steps, **more):
+    own = {"seed": 7, "cfg": 2.0, "denoise": 1.0, **WIRES, **more}
+    return node("LearnedSolverKSampler", solver=solver, steps=steps, **own)
+
+
+def saved(prompt, **runs):
+    """Adds a node and a SaveLatent per name."""
+    for name, run in runs.items():
+        prompt = {**prompt, name: run, f"{name}save": node("SaveLatent", samples=[name, 0], filename_prefix=name)}
+    return prompt
+
+
+def succeeded(history):
+    assert "refused" not in history, history
+    assert history["status"]["status_str"] == "success", error_of(history)
+    return history
+
+
+# ---- what loading the pack does
+
+
+def own_lists(checkout):
+    """Returns the host's own samplers and schedulers, without any pack."""
+    code = """if True:
+        import sys; sys.argv = ["main.py", "--cpu"]
+        import comfy.options; comfy.options.enable_args_parsing()
+        import json, comfy.samplers
+        print(json.dumps([list(comfy.samplers.SAMPLER_NAMES), list(comfy.samplers.SCHEDULER_NAMES)]))"""
+    command = [str(python_of(checkout)), "-B", "-c", code]
+    ran = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+def test_stock_drop_downs_end_with_our_names_and_are_otherwise_the_hosts_own(server):
+    samplers, schedulers = own_lists(server.checkout)
+    samplers, schedulers = [*samplers, *NAMES], [*schedulers, SCHEDULER]
+    for kind in ("KSampler", "KSamplerAdvanced", "KSamplerSelect"):
+        assert options(server, kind, "sampler_name") == samplers
+    for kind in ("KSampler", "KSamplerAdvanced", "BasicScheduler"):
+        assert options(server, kind, "scheduler") == schedulers
+
+
+def test_reloading_and_registering_again_change_nothing(server):
+    prompt = {"r": node("ReloadPack", again=1), "t": node("PreviewAny", source=["r", 0])}
+    told = json.loads(succeeded(server.submit(prompt))["outputs"]["t"]["text"][0])
+    assert told["after"] == told["before"] and told["same"]
+    assert told["split"] == [["euler", "mine", *NAMES], ["euler", "heun", *NAMES]]
+    # k-diffusion's module was reloaded: the names must still be found in it.
+    prompt = saved(model_nodes(server, "sd15"), a=ksampler("ds_solver", 5))
+    assert torch.isfinite(saved_latent(server, succeeded(server.submit(prompt)), "a")).all()
+
+
+# ---- samplers in stock nodes
+
+
+@pytest.mark.parametrize(
+    ("model", "sampler", "solver", "steps", "scheduler"),
+    [
+        ("sd15", "dyweight", "dyweight_sd15", 6, "simple"),
+        ("sd15", "ds_solver", "ds_vp-dit", 7, "karras"),
+        ("sd15", "dyweight", "dyweight_sd15", 4, "learned"),
+        ("flux", "dyweight", "dyweight_flux1-dev", 3, "simple"),
+        ("sd3", "ds_solver", "ds_flow-sit", 5, "learned"),
+        ("wan", "ds_solver", "ds_flow-sit", 5, "simple"),
+    ],
+)
+def test_ksampler_equals_the_learned_solver_node_and_the_one_node(server, model, sampler, solver, steps, scheduler):
+    prompt = {**model_nodes(server, model, width=96), "solver": learned(solver, steps)}
+    prompt = sampled(prompt, ["solver", 0], ["solver", 1], "ours")
+    prompt = saved(prompt, stock=ksampler(sampler, steps, scheduler), one=one_node(solver, steps))
+    history = succeeded(server.submit(prompt))
+    ours, stock, one = (saved_latent(server, history, name) for name in ("ours", "stock", "one"))
+    scale = float(ours.abs().max())
+    assert_close(stock, ours, rtol=0, atol=1e-5 * scale)
+    assert_close(one, ours, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize(
+    ("model", "sampler", "steps", "message"),
+    [
+        ("sd15", "dyweight", 7, "choose the steps of dyweight_sd15 (4, 6, 8, 10 steps)"),
+        ("sd15", "dyweight", 7, "or choose the sampler ds_solver (ds_vp-dit)"),
+        ("sd3", "dyweight", 6, "Name a file with the node Set Learned Solver"),
+        ("sd3", "ds_solver", 20, "choose the steps of ds_flow-sit (5, 6, 7, 8, 9, 10 steps)"),
+    ],
+)
+def test_steps_that_no_solver_has_are_refused_with_the_list(server, model, sampler, steps, message):
+    prompt = saved(model_nodes(server, model), a=ksampler(sampler, steps))
+    assert message in error_of(server.submit(prompt))
+
+
+def test_set_learned_solver_names_the_file_and_leaves_stock_samplers_alone(server):
+    prompt = model_nodes(server, "sd3")
+    prompt["set"] = node("SetLearnedSolver", model=["1", 0], solver="ds_flow-flowdcn", steps=0)
+    prompt = saved(
+        prompt,
+        named=ksampler("ds_solver", 6, model=["set", 0]),
+        same=one_node("ds_flow-flowdcn", 6),
+        auto=ksampler("ds_solver", 6),
+        euler=ksampler("euler", 6),
+        patched=ksampler("euler", 6, model=["set", 0]),
+    )
+    history = succeeded(server.submit(prompt))
+    got = {name: saved_latent(server, history, name) for name in ("named", "same", "auto", "euler", "patched")}
+    assert torch.equal(got["named"], got["same"]) and torch.equal(got["euler"], got["patched"])
+    assert not torch.allclose(got["named"], got["auto"], atol=1e-3)
+
+
+def test_set_learned_solver_refuses_the_other_familys_sampler(server):
+    prompt = model_nodes(server, "sd3")
+    prompt["set"] = node("SetLearnedSolver", model=["1", 0], solver="ds_flow-sit", steps=0)
+    prompt = saved(prompt, a=ksampler("dyweight", 6, model=["set", 0]))
+    assert "choose the sampler ds_solver" in error_of(server.submit(prompt))
+
+
+def test_set_learned_solver_names_the_steps_for_a_part_of_the_grid(server):
+    prompt = model_nodes(server, "sd15")
+    prompt["set"] = node("SetLearnedSolver", model=["1", 0], solver="dyweight_sd15", steps=8)
+    advanced = {**WIRES, "model": ["set", 0], "noise_seed": 7, "cfg": 2.0, "steps": 8}
+    advanced |= {"add_noise": "enable", "start_at_step": 4, "end_at_step": 10000}
+    advanced |= {"return_with_leftover_noise": "disable", "sampler_name": "dyweight", "scheduler": "simple"}
+    prompt = saved(prompt, a=node("KSamplerAdvanced", **advanced))
+    assert torch.isfinite(saved_latent(server, succeeded(server.submit(prompt)), "a")).all()
+    assert "dyweight_sd15: 8 steps" in server.log
+    prompt["a"]["inputs"]["model"] = ["1", 0]  # unnamed, four sigmas are four steps
+    prompt["a"]["inputs"]["start_at_step"] = 1
+    assert "dyweight solver for SD15 (vp) model has 7 steps" in error_of(server.submit(prompt))
+
+
+def test_denoise_below_one_runs_the_last_part_of_the_solver(server):
+    prompt = model_nodes(server, "sd15")
+    prompt["calls"] = node("PreviewAny", source=["one", 1])
+    prompt = saved(prompt, stock=ksampler("dyweight", 6, denoise=0.5), one=one_node("dyweight_sd15", 6, denoise=0.5))
+    history = succeeded(server.submit(prompt))
+    assert "3 of its 6 model calls, from sigma 1.6" in history["outputs"]["calls"]["text"][0]
+    assert "dyweight_sd15 makes 3 model calls" in server.log
+    stock, one = saved_latent(server, history, "stock"), saved_latent(server, history, "one")
+    # They start at almost the same level: the scheduler's, and the one of the percentage.
+    assert_close(stock, one, rtol=0, atol=0.1 * float(one.abs().max()))
+
+
+@pytest.mark.parametrize(("model", "solver"), [("sd15", "ds_vp-dit"), ("sd3", "ds_flow-sit")])
+@pytest.mark.parametrize("steps", [6, 20])
+def test_the_scheduler_gives_the_transferable_solvers_levels_from_the_top_to_zero(server, model, solver, steps):
+    prompt = {k: v for k, v in model_nodes(server, model).items() if k == "1"}
+    prompt["s"] = node("BasicScheduler", model=["1", 0], scheduler="learned", steps=steps, denoise=1.0)
+    prompt["own"] = learned(solver, 6 if steps == 6 else 10, latent=False)
+    prompt |= {"t": node("PreviewAny", source=["s", 0]), "u": node("PreviewAny", source=["own", 1])}
+    outputs = succeeded(server.submit(prompt))["outputs"]
+    got, own = (numbers(outputs[name]["text"][0]) for name in ("t", "u"))
+    assert len(got) == steps + 1 and got[-1] == 0 and all(a > b for a, b in itertools.pairwise(got))
+    if steps == 6:
+        assert got[:-1] == pytest.approx(own[:-1], rel=1e-3)
+    else:
+        assert got[::2][:-1] == pytest.approx(own[:-1], rel=1e-3)  # every other level is one of the ten
+
+
+def numbers(text):
+    return [float(word) for word in re.findall(r"-?\d+\.?\d*(?:e[-+]?\d+)?", text.partition("[")[2].partition("]")[0])]
+
+
+def test_the_scheduler_refuses_edm_models(server):
+    prompt = {k: v for k, v in model_nodes(server, "sd15").items() if k == "1"}
+    prompt["edm"] = node("ModelSamplingContinuousEDM", model=["1", 0], sampling="edm", sigma_max=80.0, sigma_min=0.002)
+    prompt["s"] = node("BasicScheduler", model=["edm", 0], scheduler="learned", steps=6, denoise=1.0)
+    prompt["t"] = node("PreviewAny", source=["s", 0])
+    assert "no learned schedule for them: choose another scheduler" in error_of(server.submit(prompt))
+
+
+def test_the_browser_can_ask_for_the_step_counts_of_a_file(server):
+    assert server.get("/learned_solvers/steps?solver=dyweight_sd15") == {"steps": [4, 6, 8, 10]}
+    with pytest.raises(OSError, match="404"):
+        server.get("/learned_solvers/steps?solver=../secret")
+    steps = server.get("/object_info/LearnedSolverKSampler")["LearnedSolverKSampler"]["input"]["required"]["steps"]
+    assert steps[0] == "INT"
+
+
+# ---- what the nodes say of themselves
+
+
+def test_every_node_and_every_input_is_explained(server):
+    ours = {k: v for k, v in server.get("/object_info").items() if v["category"] == "sampling/learned solvers"}
+    assert len(ours) == 6
+    for name, entry in ours.items():
+        assert entry["description"] and entry["display_name"] != name
+        inputs = {**entry["input"].get("required", {}), **entry["input"].get("optional", {})}
+        assert [key for key, value in inputs.items() if not value[1].get("tooltip")] == []
+        assert len(entry["output_tooltips"]) == len(entry["output"])
+
+
+# ---- comparing, and looking into a file
+
+
+def picture(server, history, key):
+    entry = history["outputs"][key]["images"][0]
+    with Image.open(server.base / "output" / entry["filename"]) as image:
+        return np.asarray(image.convert("RGB")).copy()
+
+
+def test_compare_prints_the_error_that_the_saved_latents_have(server):
+    prompt = model_nodes(server, "sd15")
+    own = {k: v for k, v in WIRES.items()}
+    prompt["cmp"] = node(
+        "CompareSamplers", **own, seed=7, cfg=2.0, solver="auto", steps="5 6", samplers="euler, heun, dpmpp_2m/karras",
+        scheduler="simple", teacher="dpmpp_2m", teacher_steps=12, more_solvers="ds_vp-dit, dyweight_sd15",
+    )  # fmt: skip
+    prompt |= {"t": node("PreviewAny", source=["cmp", 1])}
+    prompt["grid"] = node("SaveImage", images=["cmp", 0], filename_prefix="grid")
+    prompt = saved(prompt, euler=ksampler("euler", 6), teacher=ksampler("dpmpp_2m", 12))
+    history = succeeded(server.submit(prompt))
+    table = history["outputs"]["t"]["text"][0]
+    rows = {
+        (int(r[0]), r[1].strip("*")): r[2:] for r in (line.strip("| ").split(" | ") for line in table.splitlines()[4:])
+    }
+    # The node measures in the model's own scale: SD's latents are stored divided by 0.18215.
+    distance = 0.18215 * (saved_latent(server, history, "euler") - saved_latent(server, history, "teacher")).double()
+    assert float(rows[6, "euler/simple"][1]) == pytest.approx(float(distance.square().mean().sqrt()), abs=2e-6)
+    assert rows[6, "heun/simple"][0] == "5" and rows[6, "euler/simple"][0] == "6"  # heun's next count would be 7
+    assert "was fitted for 4, 6, 8 and 10 steps" in rows[5, "dyweight_sd15"][1]
+    assert "dyweight_sd15" in next(line for line in table.splitlines() if line.startswith("| 6 | **auto**"))
+    grid = picture(server, history, "grid")
+    assert grid.shape[0] > 300 and grid.shape[1] > 800 and (grid[:8, :8] == 255).all() and grid.std() > 20
+
+
+def test_compare_refuses_an_unknown_sampler_and_lists_what_there_is(server):
+    prompt = model_nodes(server, "sd15")
+    prompt["cmp"] = node(
+        "CompareSamplers", **WIRES, seed=7, cfg=2.0, solver="auto", steps="6", samplers="eular", scheduler="simple",
+        teacher="heun", teacher_steps=4,
+    )  # fmt: skip
+    prompt["t"] = node("PreviewAny", source=["cmp", 1])
+    assert "'eular' names none of euler, " in error_of(server.submit(prompt))
+
+
+@pytest.mark.parametrize(
+    "solver", ["dyweight_sd15", "ds_flow-sit", "dyweight_cifar10", "dyweight_flux1-dev", "ds_vp-dit"]
+)
+def test_info_draws_every_step_count_and_reads_the_card(server, solver):
+    prompt = {"i": node("LearnedSolverInfo", solver=solver, steps=0, scheduler="simple")}
+    prompt |= {
+        "t": node("PreviewAny", source=["i", 1]),
+        "p": node("SaveImage", images=["i", 0], filename_prefix=solver),
+    }
+    history = succeeded(server.submit(prompt))
+    drawn = picture(server, history, "p")
+    steps = load_solver(solver).steps
+    assert 1000 < drawn.shape[1] < 1600 and 350 * len(steps) < drawn.shape[0] < 500 * len(steps) + 100
+    assert len({tuple(pixel) for pixel in drawn[::7, ::7].reshape(-1, 3)}) > 10
+    card = history["outputs"]["t"]["text"][0]
+    assert f"steps: {', '.join(map(str, steps))}" in card and load_solver(solver).card.checkpoint in card
+
+
+def test_info_shows_the_solver_on_a_models_own_schedule(server):
+    prompt = model_nodes(server, "flux", width=128)
+    prompt["i"] = node("LearnedSolverInfo", solver="dyweight_flux1-dev", steps=3, scheduler="simple")
+    prompt["p"] = node("SaveImage", images=["i", 0], filename_prefix="plain")
+    plain = picture(server, succeeded(server.submit(prompt)), "p")
+    prompt["i"]["inputs"] |= {"model": ["1", 0], "latent": ["4", 0]}
+    own = picture(server, succeeded(server.submit(prompt)), "p")
+    assert plain.shape == own.shape and not np.array_equal(plain, own)
+    prompt["i"]["inputs"] |= {"solver": "dyweight_sd15", "steps": 4}
+    assert "was fitted for vp models, this model is flow" in error_of(server.submit(prompt))
