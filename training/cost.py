@@ -41,8 +41,8 @@ def most_calls(
         tried = list(candidates(n, noise))
         grid = next(c.grid for c in tried if c.grid and (not learn_grid or c.grid.shape_parameter))
         jacobians = [
-            n + sum(n - restart.known for restart in make_space(family, n, noise, grid, window, learn_grid).restart)
-            for window in (history, n)  # one run per parameter, restarted where it departs
+            n + 2 * sum(n - restart.known for restart in make_space(family, n, noise, grid, window, learn_grid).restart)
+            for window in (history, n)  # two runs per parameter (half precision), restarted where it departs
         ]
         total += scan_calls(tried, min(SCANNED, fitted)) + n * _JUDGED * judged
         for starts, iterations in zip((STARTS, KEPT), ITERATIONS, strict=True):
@@ -64,4 +64,6 @@ def _descent(
     first = 3 * n * min(_PROBED, fitted) + n * judged
     if isinstance(settings, GradientDescent):
         return first + settings.epochs * fitted * _UPDATE * n + 5 * n * min(4, fitted)
-    return first + (most or settings.iterations) * (fitted * (jacobian + settings.tries * n) + judged * n)
+    core = min(settings.core, fitted)
+    beside = fitted * (jacobian + 2 * n) + judged * n if fitted > core else 0  # the pass over all
+    return first + (most or settings.iterations) * (core * (jacobian + settings.tries * n) + judged * n) + beside

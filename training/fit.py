@@ -223,7 +223,7 @@ def _peers(task: Task, order: list[Candidate]) -> list[Peer]:
     for candidate in order:
         best.setdefault(candidate.name.partition(",")[0], candidate)
     # Close calls in the scan are judged too, so that the peer is not the weaker for the few scanned samples.
-    shown = {c.name: c for c in [*best.values(), *order[:8]]}
+    shown = {c.name: c for c in [*best.values(), *order[:6]]}
     return sorted((Peer(name, rmse(task.judged, c.table)) for name, c in shown.items()), key=lambda peer: peer.error)
 
 
@@ -249,7 +249,7 @@ def _not_worse(
     A window can cut a classical solver's history; then the fit starts again from the whole of it. DS-Solver on VP
     models ends its grid above 0 and may still fall short: the note says so.
     """
-    best = min(order[:3], key=lambda c: rmse(task.fitted, c.table))
+    best = order[0]
     bound = rmse(task.fitted, best.table)
     if rmse(task.fitted, space.table(theta)) <= bound:
         return space, theta, None

@@ -13,7 +13,7 @@ from ..samplers.multistep import Denoiser, continue_table
 from .objective import Objective
 from .processes import Processes
 from .samples import CountedDenoiser, Samples
-from .spaces import Space
+from .spaces import Restart, Space
 from .teacher import Reference
 
 __all__ = ["Normal", "Problem", "Run"]
@@ -58,9 +58,14 @@ class Problem:
 
     def first(self, count: int) -> Problem:
         """Returns the problem of the first `count` samples of all processes."""
-        count = min(count, self.total)
-        own = self.processes.first(self.samples, count)
-        return replace(self, samples=own, reference=self.reference.rows(0, len(own)), total=count)
+        return self.between(0, count)
+
+    def between(self, start: int, stop: int) -> Problem:
+        """Returns the problem of the samples start ... stop - 1 of all processes."""
+        stop = min(stop, self.total)
+        low, high = (len(self.processes.first(self.samples, count)) for count in (start, stop))
+        part, reference = self.samples.rows(low, high), self.reference.rows(low, high)
+        return replace(self, samples=part, reference=reference, total=stop - start)
 
     def loss(self, theta: Tensor) -> float:
         """Returns the mean loss over all samples; inf where the parameters make no table or no finite states."""
@@ -86,8 +91,8 @@ class Problem:
             )
         return torch.cat(parts).cpu()
 
-    def normal(self, theta: Tensor, difference: float) -> Normal:
-        """Returns the normal equations; the Jacobian is made of forward differences of size `difference`.
+    def normal(self, theta: Tensor, difference: float, two_sided: bool = False) -> Normal:
+        """Returns the normal equations; the Jacobian is made of differences of size `difference`, forward or two-sided.
 
         Only the residuals of one microbatch are in memory at a time.
         """
@@ -95,15 +100,24 @@ class Problem:
         matrix = torch.zeros(size, size, dtype=torch.float64)
         gradient, loss = torch.zeros(size, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         base = self.space.table(theta)
-        moved = [self.space.table(theta + difference * unit) for unit in torch.eye(size, dtype=torch.float64)]
+        steps = difference * torch.eye(size, dtype=torch.float64)
+        ahead = [self.space.table(theta + step) for step in steps]
+        behind = [self.space.table(theta - step) for step in steps] if two_sided else None
         for start, batch in self.samples.batches():
             reference = self.reference.rows(start, start + len(batch))
             run = self.run(base, batch)
             residual = self._residual(base, run.states, reference)
             weight = self.objective.weight(residual)
+
+            def moved(table: SolverTable, restart: Restart, run: Run = run, batch: Samples = batch) -> Tensor:
+                states = self._departed(table, run, batch, *restart)
+                return self._residual(table, states, reference)  # noqa: B023 - called in this round
+
             columns = [
-                (self._residual(table, self._departed(table, run, batch, *restart), reference) - residual) / difference
-                for table, restart in zip(moved, self.space.restart, strict=True)
+                (moved(table, restart) - residual) / difference
+                if behind is None
+                else (moved(table, restart) - moved(behind[k], restart)) / (2 * difference)
+                for k, (table, restart) in enumerate(zip(ahead, self.space.restart, strict=True))
             ]
             jacobian = torch.stack(columns).flatten(1)
             weighted = (jacobian.view(size, *residual.shape) * weight).flatten(1)

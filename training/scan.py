@@ -61,7 +61,7 @@ HOST_METHODS: dict[str, Callable[[Tensor], SolverTable]] = {
 }
 """The methods as ComfyUI runs its samplers of these names."""
 
-_FEW = (4, 12)  # samples of the first stages of a scan
+_FEW = (2, 6)  # samples of the first stages of a scan
 _KEPT = 3  # one of so many candidates goes on to the next stage
 
 
@@ -149,7 +149,7 @@ def _methods(steps: int, noise: Noise, levels: Tensor) -> Iterator[tuple[str, Ca
 def rank(problem: Problem, tried: Sequence[Candidate]) -> list[tuple[float, Candidate]]:
     """Returns the candidates with their RMSE to the teacher, best first.
 
-    All are tried on 4 samples; the best third and the best of each method go on to 12, of these again a third to all.
+    All are tried on 2 samples; the best third and the best of each method go on to 6, of these again a third to all.
     Those left behind come after those that went on, with the error on the samples that they saw.
     """
     stages = [len(problem.first(count).samples) for count in (*_FEW, problem.total) if count <= problem.total]

@@ -17,9 +17,9 @@ from .task import Task
 
 __all__ = ["KEPT", "STARTS", "TRIED", "Start", "find_start"]
 
-STARTS = 5  # candidates that a fit is started from, each on a grid of its own
+STARTS = 4  # candidates that a fit is started from, each on a grid of its own
 KEPT = 2  # of these go on after a first iteration
-TRIED = 16  # samples that starts are compared on
+TRIED = 12  # samples that starts are compared on
 ITERATIONS = (1, 2)  # of all starts, of the kept ones
 
 
