@@ -18,8 +18,8 @@ import torch
 from comfy_host import ROOT, WANTED, Server, checkouts, free_port, make_base, python_of
 from comfy_prompts import Prompt, node, saved_latent
 from learned_solvers.samplers import FlowNoise, VPNoise, load_solver
-from learned_solvers.training.fit_weights import PROMPTS
 from learned_solvers.training.models.conditioning import write_conditioning
+from learned_solvers.training.options import PROMPTS
 from learned_solvers.training.teacher import teacher_grid
 from PIL import Image
 
