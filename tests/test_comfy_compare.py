@@ -53,7 +53,7 @@ def compared(base: Path, name: str, *more: str) -> tuple[Path, list[dict]]:
         *(str(python_of(CHECKOUT)), str(ROOT / "training" / "compare.py"), "--comfyui", str(CHECKOUT)),
         *("--diffusion-model", str(next((base / "models" / "diffusion_models").glob(f"{name}.*")))),
         *("--conditioning", str(base / f"{name}.prompts.safetensors"), "--size", "64x64", "--steps", "4"),
-        *("--samples", "2", "--guidance", "2", "--teacher-steps", "6", "--microbatch", "2", "--threads", "2"),
+        *("--samples", "2", "--guidance", "2", "--teacher-steps", "6", "--microbatch", "2", "--threads", "1"),
         *("--solver", str(file), "--output", str(output), "--no-plot", *more),
     ]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=400)

@@ -75,7 +75,7 @@ def test_the_pictures_are_drawn(run):
     folder, _ = run
     for name in ("compare.png", "pictures.png"):
         with Image.open(folder / name) as picture:
-            assert 700 <= picture.width <= 1200 and len(picture.convert("L").getcolors(256) or []) > 20
+            assert 600 <= picture.width <= 1200 and len(picture.convert("L").getcolors(256) or []) > 20
 
 
 def test_files_that_exist_are_not_overwritten(run, capsys):

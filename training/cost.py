@@ -21,6 +21,7 @@ __all__ = ["duration", "most_calls", "seconds_of_call"]
 
 _PROBED = 16  # samples on which rounding noise is measured, three runs each
 _JUDGED = 27  # runs of the held-out samples: each method's best, close calls of the scan, before and after
+_CHECK = 11  # calls of the gradient's check, a gradient and up to eight differences
 _UPDATE = 3  # a forward pass, and a backward pass that counts as two
 
 
@@ -68,7 +69,7 @@ def _descent(
 ) -> int:
     first = 3 * n * min(_PROBED, fitted) + n * judged
     if isinstance(settings, GradientDescent):
-        return first + settings.epochs * fitted * _UPDATE * n + 5 * n * min(4, fitted)
+        return first + settings.epochs * fitted * _UPDATE * n + _CHECK * n * min(4, fitted)
     return first + (most or settings.iterations) * (fitted * (jacobian + settings.tries * n) + judged * n)
 
 

@@ -84,7 +84,7 @@ class Problem:
             parts.append(
                 (end - self.reference.rows(start, start + len(batch)).end).double().flatten(1).square().mean(1)
             )
-        return torch.cat(parts).cpu()
+        return torch.cat(parts).cpu() if parts else torch.zeros(0, dtype=torch.float64)
 
     def normal(self, theta: Tensor, difference: float) -> Normal:
         """Returns the normal equations; the Jacobian is made of forward differences of size `difference`.
