@@ -89,7 +89,7 @@ class Problem:
     def normal(self, theta: Tensor, difference: float) -> Normal:
         """Returns the normal equations; the Jacobian is made of forward differences of size `difference`.
 
-        Only the residuals of one microbatch are in memory at a time.
+        In memory at a time: one microbatch's run, and as many residuals of it as there are parameters.
         """
         size = len(theta)
         matrix = torch.zeros(size, size, dtype=torch.float64)
@@ -100,17 +100,15 @@ class Problem:
             reference = self.reference.rows(start, start + len(batch))
             run = self.run(base, batch)
             residual = self._residual(base, run.states, reference)
-            weight = self.objective.weight(residual)
-            columns = [
-                (self._residual(table, self._departed(table, run, batch, *restart), reference) - residual) / difference
-                for table, restart in zip(moved, self.space.restart, strict=True)
-            ]
-            jacobian = torch.stack(columns).flatten(1)
-            weighted = (jacobian.view(size, *residual.shape) * weight).flatten(1)
+            root = self.objective.weight(residual).sqrt()
+            jacobian = residual.new_empty(size, *residual.shape)
+            for k, (table, restart) in enumerate(zip(moved, self.space.restart, strict=True)):
+                states = self._departed(table, run, batch, *restart)
+                jacobian[k] = root * (self._residual(table, states, reference) - residual) / difference
             # Means over the entries of a sample, sums over samples: the same scale as the loss.
-            scale = 1.0 / residual[0].numel()
-            matrix += scale * (weighted @ jacobian.T).double().cpu()
-            gradient += scale * (weighted @ residual.flatten()).double().cpu()
+            scale, flat = 1.0 / residual[0].numel(), jacobian.flatten(1)
+            matrix += scale * (flat @ flat.T).double().cpu()
+            gradient += scale * (flat @ (root * residual).flatten()).double().cpu()
             loss += self.objective.rho(residual).double().sum().cpu()
         # One sum over processes for all three.
         together = self.processes.sums(torch.cat([matrix.flatten(), gradient, loss[None]])) / self.total
