@@ -11,7 +11,7 @@ import torch
 from comfy_host import ROOT, WANTED, checkouts, make_base, python_of
 from learned_solvers.samplers import Grid, Solver
 from learned_solvers.samplers.card import Card, StepCard
-from learned_solvers.training.models.comfy import write_conditioning
+from learned_solvers.training.models.conditioning import write_conditioning
 from PIL import Image
 
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
@@ -23,6 +23,7 @@ SHAPES = {
     "tiny_sd3": {"context": (1, 8, 64), "pooled_output": (1, 32)},
     "tiny_sd15": {"context": (1, 77, 768)},
 }
+FAMILIES = {"tiny_sd3": "SD3", "tiny_sd15": "SD15"}
 GRIDS = {  # ComfyUI's name, and the rule of the same levels
     "tiny_sd3": ("simple", "flow", Grid("flow_shift", {"shift": 3.0})),
     "tiny_sd15": ("sgm_uniform", "vp", Grid("sgm_uniform", {"end": 1e-3})),
@@ -41,7 +42,7 @@ def compared(base: Path, name: str, *more: str) -> tuple[Path, list[dict]]:
     output = base / f"{name}{len(more)}"
     generator = torch.Generator().manual_seed(0)
     conds = [{k: torch.randn(s, generator=generator) for k, s in SHAPES[name].items()} for _ in range(3)]
-    write_conditioning(base / f"{name}.prompts.safetensors", conds, ["", "a", "b"])
+    write_conditioning(base / f"{name}.prompts.safetensors", conds, ["", "a", "b"], FAMILIES[name])
     _, kind, grid = GRIDS[name]
     card = Card("dyweight", kind, "Tiny", name, {4: StepCard(grid=grid, divisor="call")})
     parameters = {"weights": torch.eye(4).double(), "t_scale": torch.ones(4).double()}
@@ -52,7 +53,7 @@ def compared(base: Path, name: str, *more: str) -> tuple[Path, list[dict]]:
         *(str(python_of(CHECKOUT)), str(ROOT / "training" / "compare.py"), "--comfyui", str(CHECKOUT)),
         *("--diffusion-model", str(next((base / "models" / "diffusion_models").glob(f"{name}.*")))),
         *("--conditioning", str(base / f"{name}.prompts.safetensors"), "--size", "64x64", "--steps", "4"),
-        *("--samples", "2", "--guidance", "2", "--teacher-steps", "6", "--microbatch", "2", "--threads", "2"),
+        *("--samples", "2", "--guidance", "2", "--teacher-steps", "6", "--microbatch", "2", "--threads", "1"),
         *("--solver", str(file), "--output", str(output), "--no-plot", *more),
     ]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=400)

@@ -65,7 +65,7 @@ def test_the_record_says_what_was_measured(run):
     assert (record["samples"], record["seed"], record["teacher"]["calls"]) == (SAMPLES, SEED, 23)
     assert {"learned_solvers", "torch", "python"} <= set(record["versions"])
     calls = SAMPLES * (23 + sum(row["used"] for row in record["rows"]))
-    assert calls < record["network_calls"] < calls + 6 * 6 * 2 * SAMPLES  # and the pictures' calls are not counted
+    assert record["network_calls"] == calls  # a lone grid needs no trial, and the pictures' calls are not counted
     table = (folder / "compare.md").read_text()
     error = next(row["error"] for row in record["rows"] if (row["method"], row["calls"]) == ("dpmpp_2m", 5))
     assert f"{error:.4f}" in next(line for line in table.splitlines() if line.startswith("| dpmpp_2m"))
@@ -75,7 +75,7 @@ def test_the_pictures_are_drawn(run):
     folder, _ = run
     for name in ("compare.png", "pictures.png"):
         with Image.open(folder / name) as picture:
-            assert 700 <= picture.width <= 1200 and len(picture.convert("L").getcolors(256) or []) > 20
+            assert 600 <= picture.width <= 1200 and len(picture.convert("L").getcolors(256) or []) > 20
 
 
 def test_files_that_exist_are_not_overwritten(run, capsys):
@@ -91,7 +91,7 @@ def test_files_that_exist_are_not_overwritten(run, capsys):
     ("options", "message"),
     [
         ([], "name a model: --checkpoint FILE, --diffusion-model FILE, or --demo"),
-        (["--demo", "--samples", "0"], "must be at least 1, got 0"),
+        (["--demo", "--samples", "0"], "must be a whole number of at least 1, got '0'"),
         (["--demo", "--steps", "4", "--grids", "none", *QUICK], "no solver and no peer has"),
         (["--checkpoint", "absent.safetensors", "--comfyui", "/nowhere"], "no ComfyUI in /nowhere"),
     ],

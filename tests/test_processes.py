@@ -18,7 +18,7 @@ import sys
 sys.path.append({tests!r})
 import conftest, torch
 from learned_solvers.samplers import FlowNoise
-from learned_solvers.training import fit_solver
+from learned_solvers.training import GradientDescent, fit_solver
 from learned_solvers.training.demo import demo_starts
 from learned_solvers.training.models.digits import load_digits
 from learned_solvers.training.processes import join_processes
@@ -33,9 +33,10 @@ def denoiser(x, sigma, **extra_args):
     return model(x, sigma, **extra_args)
 
 x, extra_args = demo_starts(13)
+settings = GradientDescent(batch=2, epochs=4) if {gradient} else "gauss-newton"
 result = fit_solver(
     denoiser, x, noise=FlowNoise(), steps=(3,), held_out=4, microbatch=2, teacher_steps=8, extra_args=extra_args,
-    processes=processes,
+    processes=processes, optimizer=settings,
 )
 if processes.rank == 0:
     result.solver.save({output!r})
@@ -43,18 +44,23 @@ if processes.rank == 0:
 """
 
 
-def run(tmp_path: Path, count: int, *, broken: bool = False) -> subprocess.CompletedProcess[str]:
+def run(
+    tmp_path: Path, count: int, *, broken: bool = False, gradient: bool = False
+) -> subprocess.CompletedProcess[str]:
     output = tmp_path / f"of_{count}.safetensors"
     script = tmp_path / f"worker_{count}.py"
-    script.write_text(WORKER.format(tests=str(Path(__file__).parent), broken=broken, output=str(output)))
+    script.write_text(
+        WORKER.format(tests=str(Path(__file__).parent), broken=broken, gradient=gradient, output=str(output))
+    )
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", str(free_port())]
     command = [sys.executable, *(launch if count > 1 else []), str(script)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.slow
-def test_two_processes_with_uneven_shares_find_what_one_finds(tmp_path):
-    ran = [run(tmp_path, count) for count in (1, 2)]
+@pytest.mark.parametrize("gradient", [False, True], ids=["gauss-newton", "adam"])
+def test_two_processes_with_uneven_shares_find_what_one_finds(tmp_path, gradient):
+    ran = [run(tmp_path, count, gradient=gradient) for count in (1, 2)]
     assert [r.returncode for r in ran] == [0, 0], ran[0].stderr + ran[1].stderr
     one, two = (load_solver(tmp_path / f"of_{count}.safetensors") for count in (1, 2))
     torch.testing.assert_close(dict(two.parameters[3]), dict(one.parameters[3]), rtol=0, atol=1e-6)
@@ -79,6 +85,13 @@ def test_samples_are_shared_out_without_loss(total, microbatch, count):
     some = total - total // 3
     firsts = [Processes(rank, count).first(share, some) for rank, share in enumerate(shares)]
     assert sorted(torch.cat([s.x for s in firsts]).tolist()) == list(range(some))
+
+
+def test_an_updates_samples_are_found_where_they_are():
+    samples, chosen = Samples(torch.arange(7.0), {}, 2), torch.tensor([6, 0, 2, 3])
+    shares = [(p, p.own(samples)) for p in (Processes(rank, 2) for rank in range(2))]
+    found = [share.x[p.places(chosen, share, 7)].tolist() for p, share in shares]
+    assert found == [[0.0], [6.0, 2.0, 3.0]]
 
 
 def test_each_share_consists_of_a_single_process_microbatches():

@@ -38,7 +38,7 @@ from .demo import GUIDANCE, demo_starts
 from .models.comfy import find_comfy
 from .models.comfy_samplers import host_entries
 from .models.digits import load_digits
-from .options import add_model_options, conditioning_of, guidance_of, load_model
+from .options import add_model_options, count_of, encoded_prompts, load_model, model_name, per_sample, prompts_of
 from .picture import Strip, save_strips
 from .plot import save_plot
 from .samples import CountedDenoiser, Samples
@@ -73,11 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--demo", action="store_true", help="compare on the bundled small model")
     add_model_options(parser)
     add("--solver", type=Path, nargs="+", default=[], help="solver files; without any, the peers alone")
-    add("--steps", type=int, nargs="+", help="numbers of network calls (the solvers' own, or 3 to 8)")
+    add("--steps", type=count_of, nargs="+", help="numbers of network calls (the solvers' own, or 3 to 8)")
     add("--grids", nargs="+", help="try the peers on these grids alone, by the names that the table gives")
-    add("--samples", type=int, default=32, help="starts")
+    add("--samples", type=count_of, default=32, help="starts")
     add("--teacher", choices=TEACHERS, default="heun")
-    add("--teacher-steps", type=int, default=60, help="60 steps of Heun are 119 calls")
+    add("--teacher-steps", type=count_of, default=60, help="60 steps of Heun are 119 calls")
     add("--seed", type=int, default=1_000_000, help="of the starts; another than the fit's")
     add("--output", type=Path, default=Path("comparison"), help="folder")
     add("--no-plot", action="store_true", help="write no compare.png, which needs matplotlib")
@@ -102,8 +102,6 @@ def _check(args: argparse.Namespace) -> None:
     for name in FILES:
         if (args.output / name).exists() and not args.overwrite:
             raise FileExistsError(f"{args.output / name} exists already: choose another --output, or add --overwrite")
-    if args.samples < 1 or (args.steps and min(args.steps) < 1):
-        raise ValueError(f"--samples and --steps must be at least 1, got {args.samples} and {args.steps}")
     if not args.no_plot and find_spec("matplotlib") is None:
         raise ValueError(f"the plot needs matplotlib: {sys.executable} -m pip install matplotlib, or add --no-plot")
     if not args.demo and args.checkpoint is None and args.diffusion_model is None:
@@ -120,25 +118,25 @@ def _compare_demo(args: argparse.Namespace, solvers: list[Solver]) -> None:
 
 
 def _compare_model(args: argparse.Namespace, solvers: list[Solver]) -> None:
-    comfy = find_comfy(args.comfyui)
-    model = load_model(args, comfy)
-    shape = model.latent_shape(*args.size)
-    conds = conditioning_of(args, model, args.samples, _say)
+    comfy, file = find_comfy(args.comfyui), args.conditioning
+    model = load_model(args, comfy, encode=file is None or not file.exists())
+    width, height = args.size or model.size
+    shape = model.latent_shape(width, height)
+    conds = encoded_prompts(args, model, args.samples, file, _say)
     model.free_text_encoders()
-    guidance, embedded = guidance_of(args, model)
-    x = model.starts(shape, args.samples, args.seed)
-    prompts = [[1 + i % (len(conds) - 1)] for i in range(args.samples)]
-    file = args.checkpoint or args.diffusion_model
-    name = f"{file.stem}, {args.size[0]}x{args.size[1]}, guidance {guidance if embedded is None else embedded:g}"
+    guidance, embedded = model.guidance(args.guidance)
+    x, prompts = model.starts(shape, args.samples, args.seed), prompts_of(conds, args.samples)
+    shown = guidance if embedded is None else embedded
+    name = f"{model_name(args)}, {width}x{height}, guidance {shown:g}"
     versions = {"comfyui": getattr(sys.modules.get("comfyui_version"), "__version__", "unknown")}
 
     def work(denoiser: Callable[..., Tensor], device: torch.device) -> None:
-        own = CountedDenoiser(lambda x, sigma, prompt: denoiser(x, sigma, [p[0] for p in prompt]), torch.float32)
+        own = CountedDenoiser(per_sample(denoiser), torch.float32)
         samples = Samples(x.to(device), {"prompt": prompts}, args.microbatch)
         peers = lambda calls: host_entries(model, own, calls)  # noqa: E731
         _write(args, _Subject(name, own, model.noise(shape), samples, peers, model.decode, versions), solvers)
 
-    model.with_denoiser(work, conds, conds[0], guidance, embedded, shape)
+    model.with_denoiser(work, conds, conds[0], guidance, embedded, [args.microbatch, *shape[1:]])
 
 
 def _write(args: argparse.Namespace, subject: _Subject, solvers: list[Solver]) -> None:

@@ -1,8 +1,13 @@
-"""What a fit will cost, in network calls, before it begins."""
+"""What a fit will cost before it begins: network calls, and how long they take."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from ..samplers.schedules import Noise
 from .gauss_newton import GaussNewton
@@ -12,10 +17,11 @@ from .spaces import make_space
 from .start import ITERATIONS, KEPT, STARTS, TRIED
 from .teacher import Teacher
 
-__all__ = ["most_calls"]
+__all__ = ["duration", "most_calls", "seconds_of_call"]
 
 _PROBED = 16  # samples on which rounding noise is measured, three runs each
 _JUDGED = 27  # runs of the held-out samples: each method's best, close calls of the scan, before and after
+_CHECK = 11  # calls of the gradient's check, a gradient and up to eight differences
 _UPDATE = 3  # a forward pass, and a backward pass that counts as two
 
 
@@ -63,7 +69,42 @@ def _descent(
 ) -> int:
     first = 3 * n * min(_PROBED, fitted) + n * judged
     if isinstance(settings, GradientDescent):
-        return first + settings.epochs * fitted * _UPDATE * n + 5 * n * min(4, fitted)
+        return first + settings.epochs * fitted * _UPDATE * n + _CHECK * n * min(4, fitted)
     core = min(settings.core, fitted)
     beside = fitted * (jacobian + 2 * n) + judged * n if fitted > core else 0  # the pass over all
     return first + (most or settings.iterations) * (core * (jacobian + settings.tries * n) + judged * n) + beside
+
+
+def seconds_of_call(denoiser: Callable[..., Tensor], x: Tensor, prompts: list[list[int]], file: Path) -> float:
+    """Returns the seconds of one call for one sample, the faster of two microbatches after one to warm up.
+
+    Args:
+        denoiser: The model.
+        x: A microbatch of starts, shape [B, ...].
+        prompts: Its prompts' numbers.
+        file: Where the encoded prompts come from.
+
+    Raises:
+        ValueError: The model fails, as it does on prompts that were encoded for another.
+    """
+    seconds = []
+    try:
+        for _ in range(3):
+            began = time.perf_counter()
+            float(denoiser(x, 0.5 * x.new_ones([len(x)]), prompt=prompts).flatten()[0])  # waits for the device
+            seconds.append((time.perf_counter() - began) / len(x))
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(
+            f"the model fails on its first call ({str(error).splitlines()[0]}); where the encoded prompts in {file} "
+            "belong to another model, name another file with --conditioning"
+        ) from error
+    return min(seconds[1:])
+
+
+def duration(seconds: float) -> str:
+    """Returns a time for people."""
+    if seconds < 5400:
+        return f"{max(1, round(seconds / 60))} minutes"
+    return f"{seconds / 3600:.1f} hours"

@@ -155,6 +155,7 @@ def fit_solver(
 
     fitted, judged = problem(0, len(x) - held), problem(len(x) - held, len(x))
     task = Task(fitted, judged, noise, family, history, learn_grid, notes, say)
+    day = notes.get("date") or notes.put("date", {"day": torch.tensor(date.today().toordinal())})
     parameters, cards, reports = {}, {}, {}
     for n in sorted(set(steps)):
         parameters[n], card_entry, reports[n] = _fit_steps(task, n, initial, chosen)
@@ -165,7 +166,7 @@ def fit_solver(
             loss=loss if isinstance(loss, str) else "features",
         )
     facts = {
-        "model_family": "unknown", "checkpoint": "unknown", "date": date.today().isoformat(),
+        "model_family": "unknown", "checkpoint": "unknown", "date": date.fromordinal(int(day["day"])).isoformat(),
         "package_version": VERSION, "source": "fitted with Learned Solvers", **(card or {}),
     }  # fmt: skip
     solver = Solver(f"{family}_fitted", Card(family, noise.kind, steps=cards, **facts), parameters)

@@ -1,4 +1,4 @@
-"""Fit a solver for a model, with forward passes only, at the memory that sampling takes.
+"""Fit a solver for a model, with forward passes only.
 
     python training/fit_weights.py --demo                the whole path on the bundled small model, any CPU
 
@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
-import re
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,15 +29,24 @@ if not __package__:  # run as a file
 
 from ..samplers import load_solver
 from ..samplers.schedules import Noise
-from .cost import most_calls
+from .cost import duration, most_calls, seconds_of_call
 from .demo import run_demo
 from .fit import FitResult, fit_solver
 from .gauss_newton import GaussNewton
 from .gradient import OPTIMIZERS, GradientDescent
 from .memory import peak_memory
-from .models.comfy import ComfyModel, find_comfy
-from .models.conditioning import Cond, read_conditioning, write_conditioning
+from .models.comfy import find_comfy
 from .objective import LOSSES
+from .options import (
+    add_model_options,
+    count_of,
+    encoded_prompts,
+    load_model,
+    model_name,
+    per_sample,
+    prompts_of,
+    texts_of,
+)
 from .output import Output
 from .picture import save_strips
 from .processes import Processes, join_processes
@@ -51,7 +58,6 @@ from .teacher import TEACHERS, Teacher
 
 __all__ = ["main"]
 
-PROMPTS = Path(__file__).with_name("prompts.txt")
 _SHOWN = 4  # held-out samples in the picture
 
 
@@ -76,13 +82,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--demo", action="store_true", help="fit the bundled small model and draw the result")
-    _add_model_options(parser)
-    add("--steps", type=_count, nargs="+", default=[4, 6, 8], help="step counts, in network calls")
-    add("--samples", type=_count, default=64, help="pictures to fit to; a third as many more judge")
+    add_model_options(parser)
+    add("--steps", type=count_of, nargs="+", default=[4, 6, 8], help="step counts, in network calls")
+    add("--samples", type=count_of, default=64, help="pictures to fit to; a third as many more judge")
     add("--family", choices=("dyweight", "ds"), default="dyweight")
-    add("--history", type=_count, default=3, help="newest calls that a step may use")
+    add("--history", type=count_of, default=3, help="newest calls that a step may use")
     add("--teacher", choices=TEACHERS, default="heun")
-    add("--teacher-steps", type=_count, default=30, help="30 steps of Heun are 59 calls")
+    add("--teacher-steps", type=count_of, default=30, help="30 steps of Heun are 59 calls")
+    add("--seed", type=int, default=0)
     add("--optimizer", choices=("gauss-newton", *OPTIMIZERS), default="gauss-newton")
     add("--loss", choices=LOSSES, default="l2")
     add("--initial", default="scan", help="scan, a classical solver, or a solver file to go on from")
@@ -91,24 +98,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace files that exist")
     add("--dry-run", action="store_true", help="say what it will do and cost, and stop")
     return parser
-
-
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what says which model is run, on which prompts, at which guidance and size."""
-    add = parser.add_argument
-    add("--checkpoint", type=Path, help="checkpoint with model, text encoders and VAE")
-    add("--diffusion-model", type=Path, help="diffusion model alone (FLUX, SD3.x, ...)")
-    add("--clip", type=Path, nargs="+", default=[], help="its text encoders")
-    add("--vae", type=Path, help="its VAE, for the picture")
-    add("--comfyui", type=Path, help="ComfyUI's folder")
-    add("--prompts", type=Path, default=PROMPTS, help="text file, a prompt per line (200 of our own)")
-    add("--negative", help="negative prompt (empty)")
-    add("--conditioning", type=Path, help="file of encoded prompts: reused where it exists, else written")
-    add("--guidance", type=float, help="CFG; on FLUX the embedded guidance, with CFG 1 (usual for the architecture)")
-    add("--size", type=_size, help="WIDTHxHEIGHT in pixels (what the architecture was trained on)")
-    add("--microbatch", type=_count, default=1, help="pictures per model call, as memory allows")
-    add("--seed", type=int, default=0)
-    add("--threads", type=_count, help="CPU threads")
 
 
 def _fit_model(args: argparse.Namespace, processes: Processes) -> None:
@@ -121,15 +110,9 @@ def _fit_model(args: argparse.Namespace, processes: Processes) -> None:
     output = Output(_solver_file(args, comfy), _identity(args), args.overwrite)
     if first:
         output.check()
-    file = args.conditioning or output.folder / f"prompts-{_hash(_texts(args), _stat(args))}.safetensors"
-    model = ComfyModel.load(
-        comfy,
-        checkpoint=args.checkpoint,
-        diffusion_model=args.diffusion_model,
-        clip=args.clip,
-        vae=args.vae,
-        text_encoders=first and not file.exists(),
-    )
+    count = args.samples + held
+    file = args.conditioning or output.folder / f"prompts-{_hash(texts_of(args, count), _stat(args))}.safetensors"
+    model = load_model(args, comfy, encode=first and not file.exists())
     width, height = args.size or model.size
     shape = model.latent_shape(width, height)
     guidance, embedded = model.guidance(args.guidance)
@@ -139,7 +122,6 @@ def _fit_model(args: argparse.Namespace, processes: Processes) -> None:
             f"ComfyUI rounds the model time of {model.family} to whole numbers, so no gradient reaches the noise "
             "levels: use --optimizer gauss-newton"
         )
-    count = args.samples + held
     x = model.starts(shape, count, args.seed)
     most = most_calls(
         args.steps, args.samples, held, noise, family=args.family, history=args.history,
@@ -151,21 +133,22 @@ def _fit_model(args: argparse.Namespace, processes: Processes) -> None:
         + f": {args.family} solvers of {', '.join(map(str, args.steps))} steps from {args.samples} pictures, judged on "
         f"{held} more.\nAt most {most:,} network calls"
         + (" of two passes each (CFG)" if guidance != 1 else "")
-        + f", usually a third to a half of it; result: {output.solver}"
+        + f", fits of 64 pictures took a fifth to a third of it; result: {output.solver}"
     )
     states = teacher.steps + 1 if args.loss == "trajectory" else 1
     with output.claimed(2 * x.nbytes * states + 2**24) if first and not args.dry_run else nullcontext():
-        conds = processes.from_first(_conditioning(args, model, file, say) if first else None)
+        number, keep = (1, None) if args.dry_run and not file.exists() else (count, file)
+        conds = processes.from_first(encoded_prompts(args, model, number, keep, say) if first else None)
         model.free_text_encoders()
-        prompts = [[1 + i % (len(conds) - 1)] for i in range(count)]
+        prompts = prompts_of(conds, count)
         work = output.folder / _hash(conds, _stat(args), guidance, embedded, (width, height))
 
         def fit(denoiser: Callable[..., Tensor], device: torch.device) -> None:
-            own, starts = _flat(denoiser), x.to(device)
-            seconds = _timed(own, starts[: args.microbatch], prompts[: args.microbatch], file)
+            own, starts = per_sample(denoiser), x.to(device)
+            seconds = seconds_of_call(own, starts[: args.microbatch], prompts[: args.microbatch], file)
             sampling = peak_memory(device)
             say(
-                f"One call takes {seconds:.2f} s here: at most {_duration(seconds * most / processes.count)}.\n"
+                f"One call takes {seconds:.2f} s here: at most {duration(seconds * most / processes.count)}.\n"
                 f"Memory of sampling {min(args.microbatch, count)} at a time: {sampling}."
             )
             if args.dry_run:
@@ -173,7 +156,7 @@ def _fit_model(args: argparse.Namespace, processes: Processes) -> None:
             bar = CallBar(math.ceil(most / processes.count), silent=not first)
             card = {
                 "model_family": model.family,
-                "checkpoint": (args.checkpoint or args.diffusion_model).stem,
+                "checkpoint": model_name(args),
                 "guidance": f"{guidance:g}" if embedded is None else f"{embedded:g} (distilled, CFG 1)",
                 "resolution": model.pixels(shape),
                 "note": f"fitted to {args.samples} samples, judged on {held}, seed {args.seed}",
@@ -229,32 +212,10 @@ def _write(
 
 
 def _solver_file(args: argparse.Namespace, comfy: Path) -> Path:
-    model = args.checkpoint or args.diffusion_model
-    path = Path(args.output or f"{args.family}_{model.stem if model else 'model'}")
+    path = Path(args.output or f"{args.family}_{model_name(args)}")
     if path.suffix != ".safetensors":
         path = path.with_name(path.name + ".safetensors")
     return path if path.parent != Path(".") else comfy / "models" / "solver_weights" / path.name
-
-
-def _conditioning(args: argparse.Namespace, model: ComfyModel, file: Path, say: Callable[[str], None]) -> list[Cond]:
-    """Returns the encoded negative prompt and the prompts, from a file or from the text encoders."""
-    if file.exists():
-        say(f"encoded prompts: {file}")
-        return read_conditioning(file, model.family, args.negative if file == args.conditioning else None)
-    lines = _texts(args)
-    if args.dry_run:
-        return model.encode(lines[:2], say)
-    conds = model.encode(lines, say)
-    write_conditioning(file, conds, lines, model.family)
-    return conds
-
-
-def _texts(args: argparse.Namespace) -> list[str]:
-    """Returns the negative prompt and as many prompts as there are samples."""
-    lines = [line.strip() for line in args.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"{args.prompts} holds no prompts: one per line")
-    return [args.negative or "", *lines[: args.samples + math.ceil(args.samples / 3)]]
 
 
 def _stat(args: argparse.Namespace) -> list[tuple[str, int, int]]:
@@ -288,48 +249,6 @@ def _words(value: object) -> str:
     if isinstance(value, tuple):
         return "x".join(map(str, value))
     return " ".join(map(str, value)) if isinstance(value, list) else "" if value is True else str(value)
-
-
-def _flat(denoiser: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Returns the denoiser with `prompt` as a list of one-entry lists, as samples carry it."""
-    return lambda x, sigma, prompt: denoiser(x, sigma, [p[0] for p in prompt])
-
-
-def _timed(denoiser: Callable[..., Tensor], x: Tensor, prompts: list[list[int]], file: Path) -> float:
-    """Returns the seconds of one call for one sample, the faster of two microbatches after one to warm up."""
-    seconds = []
-    try:
-        for _ in range(3):
-            began = time.perf_counter()
-            float(denoiser(x, 0.5 * x.new_ones([len(x)]), prompt=prompts).flatten()[0])  # waits for the device
-            seconds.append((time.perf_counter() - began) / len(x))
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except (RuntimeError, KeyError) as error:
-        raise ValueError(
-            f"the model fails on its first call ({str(error).splitlines()[0]}); where the encoded prompts in {file} "
-            "belong to another model, name another file with --conditioning"
-        ) from error
-    return min(seconds[1:])
-
-
-def _count(text: str) -> int:
-    if not re.fullmatch("[1-9][0-9]{0,6}", text):
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d{2,5})x(\d{2,5})", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT in pixels, got {text!r}: 512x512, 1024x1024")
-    return int(match[1]), int(match[2])
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 5400:
-        return f"{max(1, round(seconds / 60))} minutes"
-    return f"{seconds / 3600:.1f} hours"
 
 
 if __name__ == "__main__":

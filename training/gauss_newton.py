@@ -1,4 +1,7 @@
-"""Levenberg-Marquardt with forward differences: fitting without backpropagation, at sampling memory.
+"""Levenberg-Marquardt with forward differences: fitting without backpropagation.
+
+Nothing of the activations is kept: beside what a forward pass takes, a Jacobian needs one residual (a state, for the
+losses of end states) per parameter and sample of a microbatch.
 
 The problem has 10 to 60 parameters and cheap-to-add normal equations, so a handful of damped Gauss-Newton steps reach
 what thousands of stochastic gradient steps do. Only the model's forward pass is used.

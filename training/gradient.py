@@ -57,7 +57,7 @@ class GradientDescent:
         optimizer: "adam", "adamw" or "lion".
         rate: Highest learning rate: 3e-2 for small models, 5e-4 to 1e-3 for SD and FLUX, 1e-2 with Lion.
         weight_decay: Decoupled; the FLUX recipe has 5e-2.
-        batch: Samples per update.
+        batch: Samples per update, over all processes.
         epochs: Passes over the samples.
         warm_up: Part of the updates over which the rate rises; after it a cosine falls to 1 % of it.
         clip: Largest norm of the gradient.
@@ -89,7 +89,7 @@ class GradientDescent:
         """
         theta = (theta if state is None else state["theta"]).clone().requires_grad_(True)
         optimizer = OPTIMIZERS[self.optimizer]([theta], lr=self.rate, weight_decay=self.weight_decay)
-        per_epoch = max(1, len(problem.samples) // self.batch)
+        per_epoch = max(1, problem.total // self.batch)
         total, first = self.epochs * per_epoch, 0
         if state is None:
             self._check_gradient(problem, theta)
@@ -98,14 +98,14 @@ class GradientDescent:
             optimizer.load_state_dict(_unflatten(optimizer.state_dict(), state))
         order = torch.Generator().manual_seed(self.seed)
         for epoch in range(self.epochs):
-            rows = torch.randperm(len(problem.samples), generator=order)
+            rows = torch.randperm(problem.total, generator=order)
             for k in range(per_epoch):
                 update = epoch * per_epoch + k
                 if update < first:
                     continue
-                loss = self._update(
-                    problem, theta, optimizer, rows[k * self.batch : (k + 1) * self.batch], update / total
-                )
+                chosen = rows[k * self.batch : (k + 1) * self.batch]
+                own = problem.processes.places(chosen, problem.samples, problem.total)
+                loss = self._update(problem, theta, optimizer, own, update / total)
                 if (update + 1) % max(1, total // 20) == 0:
                     if progress is not None:
                         progress(f"update {update + 1} of {total}: loss {loss:.3e}")
@@ -123,10 +123,12 @@ class GradientDescent:
         optimizer.zero_grad(set_to_none=True)
         loss = self._loss(problem, theta, rows)
         (gradient,) = torch.autograd.grad(loss, theta)
-        theta.grad = problem.processes.sums(gradient) / problem.processes.sums(torch.ones(()))
+        # One sum over processes for gradient, loss and count: some may have none of the update's samples.
+        sums = problem.processes.sums(torch.cat([gradient, loss.detach()[None], loss.new_tensor([len(rows)])]))
+        theta.grad = sums[:-2] / sums[-1]
         torch.nn.utils.clip_grad_norm_([theta], self.clip)
         optimizer.step()
-        return float(loss)
+        return float(sums[-2] / sums[-1])
 
     def _schedule(self, done: float) -> float:
         if done < self.warm_up:
@@ -134,30 +136,33 @@ class GradientDescent:
         return 0.01 + 0.99 * (1 + math.cos(math.pi * (done - self.warm_up) / (1 - self.warm_up))) / 2
 
     def _loss(self, problem: Problem, theta: Tensor, rows: Tensor) -> Tensor:
-        """Returns the mean loss over some samples, with a graph down to theta."""
+        """Returns the sum of the losses of some of this process's samples, with a graph down to theta."""
+        if len(rows) == 0:
+            return 0 * theta.sum()
         table = problem.space.table(theta)
         batch, reference = problem.samples.pick(rows), problem.reference.pick(rows)
         with torch.enable_grad():
             states = problem.run(table, batch, _Recomputed(problem.model)).states
             residual = problem.objective.residual(states[1:], table.levels[1:], reference)
-        return problem.objective.rho(residual).double().mean().cpu()
+        return problem.objective.rho(residual).double().sum().cpu()
 
     def _check_gradient(self, problem: Problem, theta: Tensor) -> None:
         """Compares the derivative along one direction with a difference, on a few samples."""
-        rows = torch.arange(min(4, len(problem.samples)))
+        few, sums = problem.first(4), problem.processes.sums
+        rows = torch.arange(len(few.samples))
         direction = torch.ones_like(theta) / math.sqrt(len(theta))
         step = difference_step(problem, theta.detach())
         try:
-            (gradient,) = torch.autograd.grad(self._loss(problem, theta, rows), theta)
+            (gradient,) = torch.autograd.grad(self._loss(few, theta, rows), theta)
         except RuntimeError as error:
             raise ValueError(
                 f"this model does not differentiate ({error}): use the optimizer gauss-newton, which needs no gradient"
             ) from error
-        along, differences = float(gradient @ direction), []
+        along, differences = float(sums(gradient @ direction)) / few.total, []
         for size in (step, step / 10, step / 100, step / 1000):  # small ones drown in rounding, large ones in curvature
             with torch.no_grad():
-                ahead, behind = (self._loss(problem, theta + sign * size * direction, rows) for sign in (1, -1))
-            differences.append(float(ahead - behind) / (2 * size))
+                ahead, behind = (sums(self._loss(few, theta + sign * size * direction, rows)) for sign in (1, -1))
+            differences.append(float(ahead - behind) / (2 * size * few.total))
             if abs(along - differences[-1]) <= 0.05 * max(abs(along), abs(differences[-1]), 1e-12) + 10 * size * size:
                 return
         raise ValueError(
@@ -167,13 +172,16 @@ class GradientDescent:
 
 
 class _Recomputed:
-    """A denoiser that keeps no activations: its forward pass runs again during backpropagation. Counts as two calls."""
+    """A denoiser that keeps no activations: its forward pass runs again during backpropagation.
+
+    A call that is backpropagated through counts as three: a forward pass, and a backward pass that counts as two.
+    """
 
     def __init__(self, model: CountedDenoiser) -> None:
         self.model = model
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
-        self.model.calls += 2 * len(x)  # the backward pass counts as two calls
+        self.model.calls += (3 if x.requires_grad or sigma.requires_grad else 1) * len(x)
         return checkpoint(self.model.uncounted, x, sigma, use_reentrant=False, **extra_args)  # pyright: ignore
 
 

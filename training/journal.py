@@ -46,13 +46,14 @@ class Journal:
         """Returns a record, or None."""
         return self._records.get(name)
 
-    def put(self, name: str, record: Record) -> None:
-        """Keeps a record and saves all of them."""
+    def put(self, name: str, record: Record) -> Record:
+        """Returns the record after keeping it and saving all of them."""
         self._records[name] = {key: tensor.detach().clone() for key, tensor in record.items()}
         if self.path is None:
-            return
+            return record
         flat = {f"{name}|{key}": tensor for name, own in self._records.items() for key, tensor in own.items()}
         write_tensors(self.path, flat, {"settings": self.settings})
+        return record
 
     def discard(self) -> None:
         """Deletes the file, once the result stands elsewhere."""

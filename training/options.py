@@ -1,16 +1,28 @@
-"""The options that say which model is run: on which prompts, at which guidance and size; and what follows from them."""
+"""The options that say which model is run, on which prompts, at which guidance and size; and what follows from them."""
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from .models.comfy import ComfyModel
 from .models.conditioning import Cond, read_conditioning, write_conditioning
 
-__all__ = ["add_model_options", "conditioning_of", "guidance_of", "load_model", "pixels_of"]
+__all__ = [
+    "PROMPTS",
+    "add_model_options",
+    "count_of",
+    "encoded_prompts",
+    "load_model",
+    "model_name",
+    "per_sample",
+    "prompts_of",
+    "texts_of",
+]
 
 PROMPTS = Path(__file__).with_name("prompts.txt")
 
@@ -24,48 +36,81 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--vae", type=Path, help="its VAE, for the pictures")
     add("--comfyui", type=Path, help="ComfyUI's folder")
     add("--prompts", type=Path, default=PROMPTS, help="text file, a prompt per line (200 of our own)")
-    add("--negative", default="", help="negative prompt")
+    add("--negative", help="negative prompt (empty)")
     add("--conditioning", type=Path, help="file of encoded prompts: reused where it exists, else written")
-    add("--guidance", type=float, default=None, help="CFG; on FLUX the embedded guidance, with CFG 1")
-    add("--size", type=pixels_of, default=(512, 512), help="WIDTHxHEIGHT in pixels")
-    add("--microbatch", type=int, default=1, help="pictures per model call, as memory allows")
-    add("--threads", type=int, help="CPU threads")
+    add("--guidance", type=float, help="CFG; on FLUX the embedded guidance, with CFG 1 (usual for the architecture)")
+    add("--size", type=_size, help="WIDTHxHEIGHT in pixels (what the architecture was trained on)")
+    add("--microbatch", type=count_of, default=1, help="pictures per model call, as memory allows")
+    add("--threads", type=count_of, help="CPU threads")
 
 
-def load_model(args: argparse.Namespace, comfy: Path) -> ComfyModel:
+def load_model(args: argparse.Namespace, comfy: Path, *, encode: bool) -> ComfyModel:
     """Returns the model that the options name, with text encoders only where prompts must be encoded."""
-    reuse = args.conditioning is not None and args.conditioning.exists()
     return ComfyModel.load(
-        comfy, checkpoint=args.checkpoint, diffusion_model=args.diffusion_model, clip=args.clip, vae=args.vae,
-        text_encoders=not reuse,
-    )  # fmt: skip
+        comfy,
+        checkpoint=args.checkpoint,
+        diffusion_model=args.diffusion_model,
+        clip=args.clip,
+        vae=args.vae,
+        text_encoders=encode,
+    )
 
 
-def conditioning_of(args: argparse.Namespace, model: ComfyModel, count: int, say: Callable[[str], None]) -> list[Cond]:
-    """Returns the encoded negative prompt and up to `count` prompts, from a file or from the text encoders."""
-    if args.conditioning is not None and args.conditioning.exists():
-        say(f"encoded prompts: {args.conditioning}")
-        return read_conditioning(args.conditioning)
+def model_name(args: argparse.Namespace) -> str:
+    """Returns the model file's name without its ending; "model" where none is named."""
+    file = args.checkpoint or args.diffusion_model
+    return file.stem if file else "model"
+
+
+def texts_of(args: argparse.Namespace, count: int) -> list[str]:
+    """Returns the negative prompt and up to `count` prompts.
+
+    Raises:
+        ValueError: The file of prompts is empty.
+    """
     lines = [line.strip() for line in args.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"{args.prompts} holds no prompts: one per line")
-    lines = [args.negative, *lines[:count]]
+    return [args.negative or "", *lines[:count]]
+
+
+def encoded_prompts(
+    args: argparse.Namespace, model: ComfyModel, count: int, file: Path | None, say: Callable[[str], None]
+) -> list[Cond]:
+    """Returns the encoded negative prompt and up to `count` prompts: from the file where it exists, else written to it.
+
+    Raises:
+        ValueError: The file belongs to another architecture or negative prompt, or there is no text encoder.
+    """
+    if file is not None and file.exists():
+        say(f"encoded prompts: {file}")
+        return read_conditioning(file, model.family, args.negative)
+    lines = texts_of(args, count)
     conds = model.encode(lines, say)
-    if args.conditioning is not None:
-        write_conditioning(args.conditioning, conds, lines)
-        say(f"encoded prompts written: {args.conditioning}")
+    if file is not None:
+        write_conditioning(file, conds, lines, model.family)
+        say(f"encoded prompts written: {file}")
     return conds
 
 
-def guidance_of(args: argparse.Namespace, model: ComfyModel) -> tuple[float, float | None]:
-    """Returns CFG, and the guidance that is an input of the model or None."""
-    if model.family in ("Flux", "FluxInpaint", "HunyuanVideo"):
-        return 1.0, 3.5 if args.guidance is None else args.guidance
-    return (7.5 if args.guidance is None else args.guidance), None
+def prompts_of(conds: Sequence[Cond], count: int) -> list[list[int]]:
+    """Returns the number of each sample's prompt, as samples carry it; number 0 is the negative one."""
+    return [[1 + i % (len(conds) - 1)] for i in range(count)]
 
 
-def pixels_of(text: str) -> tuple[int, int]:
-    """Returns (width, height) of WIDTHxHEIGHT."""
+def per_sample(denoiser: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Returns a ComfyModel's denoiser for prompts as `prompts_of` has them."""
+    return lambda x, sigma, prompt: denoiser(x, sigma, [p[0] for p in prompt])
+
+
+def count_of(text: str) -> int:
+    """Returns the number of an option that counts something."""
+    if not re.fullmatch("[1-9][0-9]{0,6}", text):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{2,5})x(\d{2,5})", text)
     if not match:
         raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT in pixels, got {text!r}: 512x512, 1024x1024")

@@ -89,12 +89,12 @@ class Problem:
             parts.append(
                 (end - self.reference.rows(start, start + len(batch)).end).double().flatten(1).square().mean(1)
             )
-        return torch.cat(parts).cpu()
+        return torch.cat(parts).cpu() if parts else torch.zeros(0, dtype=torch.float64)
 
     def normal(self, theta: Tensor, difference: float, two_sided: bool = False) -> Normal:
         """Returns the normal equations; the Jacobian is made of differences of size `difference`, forward or two-sided.
 
-        Only the residuals of one microbatch are in memory at a time.
+        In memory at a time: one microbatch's run, and as many residuals of it as there are parameters.
         """
         size = len(theta)
         matrix = torch.zeros(size, size, dtype=torch.float64)
@@ -107,24 +107,19 @@ class Problem:
             reference = self.reference.rows(start, start + len(batch))
             run = self.run(base, batch)
             residual = self._residual(base, run.states, reference)
-            weight = self.objective.weight(residual)
-
-            def moved(table: SolverTable, restart: Restart, run: Run = run, batch: Samples = batch) -> Tensor:
-                states = self._departed(table, run, batch, *restart)
-                return self._residual(table, states, reference)  # noqa: B023 - called in this round
-
-            columns = [
-                (moved(table, restart) - residual) / difference
-                if behind is None
-                else (moved(table, restart) - moved(behind[k], restart)) / (2 * difference)
-                for k, (table, restart) in enumerate(zip(ahead, self.space.restart, strict=True))
-            ]
-            jacobian = torch.stack(columns).flatten(1)
-            weighted = (jacobian.view(size, *residual.shape) * weight).flatten(1)
+            root = self.objective.weight(residual).sqrt()
+            jacobian = residual.new_empty(size, *residual.shape)
+            for k, restart in enumerate(self.space.restart):
+                column = self._departed(ahead[k], run, batch, reference, restart)
+                if behind is None:
+                    column = (column - residual) / difference
+                else:
+                    column = (column - self._departed(behind[k], run, batch, reference, restart)) / (2 * difference)
+                jacobian[k] = root * column
             # Means over the entries of a sample, sums over samples: the same scale as the loss.
-            scale = 1.0 / residual[0].numel()
-            matrix += scale * (weighted @ jacobian.T).double().cpu()
-            gradient += scale * (weighted @ residual.flatten()).double().cpu()
+            scale, flat = 1.0 / residual[0].numel(), jacobian.flatten(1)
+            matrix += scale * (flat @ flat.T).double().cpu()
+            gradient += scale * (flat @ (root * residual).flatten()).double().cpu()
             loss += self.objective.rho(residual).double().sum().cpu()
         # One sum over processes for all three.
         together = self.processes.sums(torch.cat([matrix.flatten(), gradient, loss[None]])) / self.total
@@ -142,15 +137,15 @@ class Problem:
         end = sample_table(model or self.model, batch.x, table, batch.extra_args, keep, disable=True)
         return Run([*states, end], entries)
 
-    def _departed(self, table: SolverTable, run: Run, batch: Samples, step: int, known: int) -> list[Tensor]:
-        """Returns the states of a run that leaves `run` at x_step, with the first `known` entries kept."""
+    def _departed(self, table: SolverTable, run: Run, batch: Samples, reference: Reference, restart: Restart) -> Tensor:
+        """Returns the residual of a run that leaves `run` where `restart` says."""
         later: list[Tensor] = []
-        history = dict(enumerate(run.entries[:known]))
+        start, history = restart.step, dict(enumerate(run.entries[: restart.known]))
         end = continue_table(
-            self.model, run.states[step], table, history, step, batch.extra_args, lambda s: later.append(s["x"]), True
+            self.model, run.states[start], table, history, start, batch.extra_args, lambda s: later.append(s["x"]), True
         )
         missing = len(run.states) - 1 - len(later)  # states that the callback has not seen: they are the base run's
-        return [*run.states[:missing], *later, end]
+        return self._residual(table, [*run.states[:missing], *later, end], reference)
 
     def _residual(self, table: SolverTable, states: list[Tensor], reference: Reference) -> Tensor:
         return self.objective.residual(states[1:], table.levels[1:], reference)

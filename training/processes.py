@@ -49,6 +49,13 @@ class Processes:
         """Returns this process's part of the first `count` samples of all, from its own `samples`."""
         return samples.rows(0, len(self._rows(count, samples.microbatch)) if self.count > 1 else count)
 
+    def places(self, rows: Tensor, samples: Samples, total: int) -> Tensor:
+        """Returns where in this process's `samples` those of the `rows` of all `total` samples are that it has."""
+        if self.count == 1:
+            return rows
+        place = {row: i for i, row in enumerate(self._rows(total, samples.microbatch))}
+        return torch.tensor([place[row] for row in rows.tolist() if row in place], dtype=torch.long)
+
     def _rows(self, total: int, microbatch: int) -> list[int]:
         return [row for row in range(total) if row // microbatch % self.count == self.rank]
 
