@@ -190,10 +190,11 @@ def _damped(matrix: Tensor, gradient: Tensor, damping: float) -> Tensor:
 
 
 def difference_step(problem: Problem, theta: Tensor) -> float:
-    """Returns a size for forward differences, about the root of the model's relative rounding noise.
+    """Returns a size for differences: about the root of the model's relative rounding noise, the cube root if coarse.
 
-    A forward difference of size h is off by about h (curvature) plus noise / h. The noise is what a second difference
-    over a small distance leaves: 1e-7 in float32, 1e-2 in bfloat16. Costs three runs of a few samples.
+    A forward difference of size h is off by about h (curvature) plus noise / h, a two-sided one by h^2 plus noise / h.
+    The noise is what a second difference over a small distance leaves: 1e-5 in float32, 1e-2 in bfloat16. Costs three
+    runs of a few samples.
     """
     probe = problem.first(16).samples
     tables = [problem.space.table(theta + k * 1e-3) for k in (-1, 0, 1)]
@@ -204,4 +205,5 @@ def difference_step(problem: Problem, theta: Tensor) -> float:
         squares += torch.stack([second.square().sum(), ends[1].square().sum()]).cpu()
     of_difference, of_state = problem.processes.sums(squares).tolist()
     noise = math.sqrt(of_difference / (6 * of_state))
-    return min(max(math.sqrt(noise), 1e-4), 0.1)
+    forward = math.sqrt(noise)
+    return max(forward, 1e-4) if forward <= _COARSE else min(noise ** (1 / 3), 0.2)
