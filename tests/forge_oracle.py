@@ -66,6 +66,9 @@ def by_hand(
 ) -> Tensor:
     """Returns the end state of the rows from `start` on, of which the first that remains takes what lost ones had.
 
+    Where model calls stand at other levels than the states, a derivative has levels_j / sigmas_j of the noise, and
+    coefficients change hands at that ratio.
+
     Args:
         table: The solver's whole grid.
         x: State at the noise level of row `start`.
@@ -81,6 +84,9 @@ def by_hand(
             denoised = denoisers[(i - start) % len(denoisers)](x, sigma)
             entries.append(denoised if table.history == "denoised" else (x - denoised) / sigma)
         row = table.coeffs[i].tolist()
-        row[start] += sum(row[:start])
+        seen = [1.0] * (i + 1)  # what an entry has of the noise on a straight path
+        if table.history == "derivative":
+            seen = (table.levels[: i + 1] / table.sigmas[: i + 1]).tolist()
+        row[start] += sum(c * s / seen[start] for c, s in zip(row[:start], seen, strict=False))
         x = float(table.scale[i]) * x + sum(c * h for c, h in zip(row[start : i + 1], entries, strict=True))
     return x

@@ -67,8 +67,9 @@ def objective_of(own: Problem, theta: Tensor) -> Tensor:
     return own.objective.rho(own.objective.residual(states[1:], table.levels[1:], own.reference)).mean()
 
 
-@pytest.mark.parametrize("learn_grid", [False, True])
-@pytest.mark.parametrize(("kind", "family"), KINDS)
+@pytest.mark.parametrize(
+    ("kind", "family", "learn_grid"), [*((*k, False) for k in KINDS), *((k, "dyweight", True) for k in NOISES)]
+)
 def test_the_normal_equations_equal_automatic_differentiation(kind, family, learn_grid):
     own = problem(kind, family, 4, learn_grid=learn_grid)
     theta = start_of(own, kind, 4) + 0.01
@@ -323,6 +324,7 @@ def test_the_grids_shift_can_be_learned_too():
         ({"loss": "lpips"}, "loss must be one of l2, l1, huber, trajectory"),
         ({"held_out": 24}, "held_out must leave samples on both sides of 24"),
         ({"steps": ()}, "steps must be counts of at least 1"),
+        ({"family": "ds", "learn_grid": True}, "no grid to learn"),
         ({"initial": "no_such"}, "no bundled solver is called 'no_such'"),
     ],
 )

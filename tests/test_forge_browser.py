@@ -35,7 +35,7 @@ def browser():
 def page(forge, browser):
     """Returns Forge's page, on a viewport that holds all of the txt2img tab, with the accordion open."""
     page = browser.new_page(viewport={"width": 1400, "height": 1070})
-    page.set_default_timeout(30000)
+    page.set_default_timeout(120_000)  # a busy machine needs it
     page.goto(forge.url)
     page.wait_for_selector("#txt2img_token_counter:has-text('/75')")  # filled in by the server: the page is alive
     page.locator(f"{ACCORDION} > button").click()

@@ -100,7 +100,7 @@ def fit_solver(
     processes: Processes | None = None,
     card: Mapping[str, Any] | None = None,
 ) -> FitResult:
-    """Returns a solver fitted to a many-step teacher, never worse than the best classical one on the fit's samples.
+    """Returns a solver fitted to a many-step teacher; its card says so where a classical one is closer on the samples.
 
     Args:
         model: k-diffusion denoiser, `model(x, sigma, **extra_args) -> denoised`.
@@ -139,7 +139,8 @@ def fit_solver(
         raise ValueError(f"steps must be counts of at least 1, got {list(steps)}")
     settings = {
         "family": family, "steps": list(steps), "history": history, "teacher": [teacher, teacher_steps],
-        "optimizer": repr(optimizer), "loss": str(loss), "initial": str(initial), "learn_grid": learn_grid,
+        "optimizer": repr(optimizer), "loss": _name_of(loss), "noise": repr(noise),
+        "initial": str(initial), "learn_grid": learn_grid,
         "samples": [list(x.shape), held], "seed": seed, "start": float(x.double().square().sum()), "version": VERSION,
     }  # fmt: skip
     notes = Journal(journal, settings, processes.from_first, writes=processes.rank == 0)
@@ -173,6 +174,11 @@ def fit_solver(
     return FitResult(solver, reports, tutor.calls * len(x))
 
 
+def _name_of(loss: str | Callable[[Tensor], Tensor]) -> str:
+    """Returns a name that is the same in every process."""
+    return loss if isinstance(loss, str) else getattr(loss, "__qualname__", type(loss).__qualname__)
+
+
 def _optimizer(optimizer: str | GaussNewton | GradientDescent, seed: int) -> GaussNewton | GradientDescent:
     if not isinstance(optimizer, str):
         return optimizer
@@ -196,9 +202,8 @@ def _fit_steps(
     theta = _run(task, start.space, start.theta, optimizer, f"{n}/main")
     space, theta, note = _not_worse(task, n, order, start.space, theta, optimizer)
     after = rmse(task.judged, space.table(theta))
-    task.say(
-        f"{n} steps: held-out error {before:.4f} -> {after:.4f}, 1/{peers[0].error / after:.2f} of the best peer's"
-    )
+    ratio = peers[0].error / max(after, 1e-300)
+    task.say(f"{n} steps: held-out error {before:.4f} -> {after:.4f}, 1/{ratio:.2f} of the best peer's")
     calls = task.calls()
     card = replace(
         space.step_card(theta), error_before=before, error_after=after, best_peer=peers[0].name,
@@ -255,12 +260,16 @@ def _not_worse(
     if rmse(task.fitted, space.table(theta)) <= bound:
         return space, theta, None
     if task.can_start_from(best):
-        space = task.space(n, best, history=n)
+        wide = task.space(n, best, history=n)
         task.say(f"{n} steps: starting again from {best.name} with its whole history")
-        theta = _run(task, space, space.initial(best.table), optimizer, f"{n}/wide")
+        again = _run(task, wide, wide.initial(best.table), optimizer, f"{n}/wide")
+        if rmse(task.fitted, wide.table(again)) < rmse(task.fitted, space.table(theta)):
+            space, theta = wide, again
         if rmse(task.fitted, space.table(theta)) <= bound:
             return space, theta, None
     reached = rmse(task.fitted, space.table(theta))
-    note = f"Error {reached:.4g} on the fit's samples; {best.name} has {bound:.4g}: use that one, or fit dyweight."
+    note = (
+        f"Error {reached:.4g} on the fit's samples; {best.name} has {bound:.4g}: use that one, or fit to more samples."
+    )
     task.say(f"{n} steps: {note}")
     return space, theta, note

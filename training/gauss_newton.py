@@ -26,7 +26,11 @@ _COARSE = 0.02  # larger differences are two-sided: the curvature would rule the
 
 @dataclass(frozen=True)
 class _State:
-    """Where a fit stands. `theta` is the newest point, `best` the one with the lowest held-out loss so far."""
+    """Where a fit stands: `theta` the newest point, `best` the result so far.
+
+    That is the point on the whole core with the lowest held-out loss; before there is one, or where it is worse than
+    the start, the best of the start and the points on parts.
+    """
 
     theta: Tensor
     best: Tensor
@@ -40,7 +44,8 @@ class _State:
     seen: int  # samples of the last one
     loss: float
     judged: float
-    whole: bool = False  # whether the last step was made on all samples
+    first_loss: float  # the start's, held out
+    whole: bool = False  # whether the last step was made on the whole core
 
     def record(self) -> dict[str, Tensor]:
         """Returns tensors that `of` understands."""
@@ -67,7 +72,7 @@ class GaussNewton:
     to `core`. What samples there are beside these are seen once, in a pass that adds up their normal equations.
 
     Args:
-        iterations: At most so many Jacobians of the core.
+        iterations: At most so many Jacobians, those of parts of the core included.
         patience: Stop after so many iterations on the whole core without a better held-out loss.
         tolerance: Stop when an iteration on the whole core lowers the loss by less than this part.
         damping: First damping, relative to the diagonal of J^T J.
@@ -136,7 +141,9 @@ class GaussNewton:
             normal = block.normal(moved, difference, difference > _COARSE)
             matrix, gradient = matrix + block.total * normal.matrix, gradient + block.total * normal.gradient
             step = _damped(matrix, gradient, self.damping)
-            moved, gradient, seen = moved + step, gradient + matrix @ step, seen + block.total
+            if problem.space.is_valid(moved + step):
+                moved, gradient = moved + step, gradient + matrix @ step
+            seen += block.total
         before, after = problem.loss(theta), problem.loss(moved)
         if progress is not None:
             progress(f"a pass over {seen} samples: loss {before:.3e} -> {after:.3e}")
@@ -146,7 +153,7 @@ class GaussNewton:
         difference = self.difference or difference_step(problem, theta)
         loss = judge.loss(theta)
         count = min(self.first, problem.total)
-        return _State(theta, theta, self.damping, difference, loss, 0, 0, False, count, 0, loss, loss)
+        return _State(theta, theta, self.damping, difference, loss, 0, 0, False, count, 0, loss, loss, loss)
 
     def _iterate(self, problem: Problem, judge: Problem, now: _State) -> _State:
         """Returns the state after one Jacobian and the first damped step that lowers the loss."""
@@ -158,7 +165,7 @@ class GaussNewton:
         if moved is not None:
             judged = loss if whole and judge is problem else judge.loss(moved)
             # What a part of the samples led to must not win by the luck of few held-out ones.
-            better = judged < now.best_loss or (whole and not now.whole)
+            better = judged < (now.first_loss if whole and not now.whole else now.best_loss)
             best, best_loss = (moved, judged) if better else (now.best, now.best_loss)
             stale = now.stale + 1 if whole and not better else 0
             now = replace(now, theta=moved, best=best, best_loss=best_loss, judged=judged, stale=stale, whole=whole)
@@ -204,6 +211,6 @@ def difference_step(problem: Problem, theta: Tensor) -> float:
         second = ends[0] - 2 * ends[1] + ends[2]
         squares += torch.stack([second.square().sum(), ends[1].square().sum()]).cpu()
     of_difference, of_state = problem.processes.sums(squares).tolist()
-    noise = math.sqrt(of_difference / (6 * of_state))
+    noise = math.sqrt(of_difference / (6 * max(of_state, 1e-300)))
     forward = math.sqrt(noise)
     return max(forward, 1e-4) if forward <= _COARSE else min(noise ** (1 / 3), 0.2)

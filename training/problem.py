@@ -69,12 +69,9 @@ class Problem:
 
     def loss(self, theta: Tensor) -> float:
         """Returns the mean loss over all samples; inf where the parameters make no table or no finite states."""
-        try:
-            table = self.space.table(theta)
-        except ValueError:
+        if not self.space.is_valid(theta):
             return float("inf")
-        if bool((table.levels.diff() >= 0).any()):
-            return float("inf")  # such a solver has no parts: image-to-image could not use it
+        table = self.space.table(theta)
         total = torch.zeros((), dtype=torch.float64)
         for start, batch in self.samples.batches():
             total += self._rho(table, self.run(table, batch).states, start, len(batch))
@@ -100,7 +97,7 @@ class Problem:
         matrix = torch.zeros(size, size, dtype=torch.float64)
         gradient, loss = torch.zeros(size, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         base = self.space.table(theta)
-        steps = difference * torch.eye(size, dtype=torch.float64)
+        steps = [self._step(theta, unit * difference, two_sided) for unit in torch.eye(size, dtype=torch.float64)]
         ahead = [self.space.table(theta + step) for step in steps]
         behind = [self.space.table(theta - step) for step in steps] if two_sided else None
         for start, batch in self.samples.batches():
@@ -112,9 +109,10 @@ class Problem:
             for k, restart in enumerate(self.space.restart):
                 column = self._departed(ahead[k], run, batch, reference, restart)
                 if behind is None:
-                    column = (column - residual) / difference
+                    column = (column - residual) / float(steps[k].sum())
                 else:
-                    column = (column - self._departed(behind[k], run, batch, reference, restart)) / (2 * difference)
+                    column = column - self._departed(behind[k], run, batch, reference, restart)
+                    column = column / (2 * float(steps[k].sum()))
                 jacobian[k] = root * column
             # Means over the entries of a sample, sums over samples: the same scale as the loss.
             scale, flat = 1.0 / residual[0].numel(), jacobian.flatten(1)
@@ -124,6 +122,14 @@ class Problem:
         # One sum over processes for all three.
         together = self.processes.sums(torch.cat([matrix.flatten(), gradient, loss[None]])) / self.total
         return Normal(together[: size * size].view(size, size), together[size * size : -1], float(together[-1]))
+
+    def _step(self, theta: Tensor, step: Tensor, two_sided: bool) -> Tensor:
+        """Returns a step of one parameter, halved until the tables that it leads to are valid."""
+        for _ in range(20):
+            if self.space.is_valid(theta + step) and (not two_sided or self.space.is_valid(theta - step)):
+                break
+            step = step / 2
+        return step
 
     def run(self, table: SolverTable, batch: Samples, model: Denoiser | None = None) -> Run:
         """Returns a run of a table over a microbatch, through `model` in place of the problem's own if given."""

@@ -48,8 +48,15 @@ class Space(Protocol):
         """Returns the table of a parameter vector, shape [P], float64; differentiable."""
         ...
 
+    def is_valid(self, theta: Tensor) -> bool:
+        """Whether the parameters make a table whose levels descend: one without has no parts for image-to-image."""
+        ...
+
     def initial(self, table: SolverTable) -> Tensor:
-        """Returns the parameters of a table, whatever its levels; entries outside the window go to its oldest."""
+        """Returns the parameters of a table whose rows lead to descending levels, the space's own or not.
+
+        Entries outside the window go to its oldest.
+        """
         ...
 
     def from_file(self, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -75,9 +82,18 @@ def make_space(family: str, steps: int, noise: Noise, grid: Grid | None, history
         if grid is None:
             raise ValueError("DyWeight needs a grid rule")
         return DyWeightSpace(steps, noise, grid, history, learn_grid)
+    if family == "ds" and learn_grid:
+        raise ValueError("a DS solver has times of its own and no grid to learn: leave learn_grid out, or fit dyweight")
     if family == "ds":
         return DSSpace(steps, noise, history)
     raise ValueError(f"family must be dyweight or ds, got {family!r}")
+
+
+def _makes_levels(space: Space, theta: Tensor) -> bool:
+    try:
+        return bool((space.table(theta).levels.diff() < 0).all())
+    except ValueError:
+        return False
 
 
 def _windowed(rows: Tensor, history: int) -> Tensor:
@@ -131,6 +147,9 @@ class DyWeightSpace:
     def table(self, theta: Tensor) -> SolverTable:  # noqa: D102 - see Space
         weights, t_scale, levels = self._parts(theta)
         return dyweight_table(weights, t_scale, levels, divisor="call")
+
+    def is_valid(self, theta: Tensor) -> bool:  # noqa: D102 - see Space
+        return _makes_levels(self, theta)
 
     def initial(self, table: SolverTable) -> Tensor:  # noqa: D102 - see Space
         coeffs = _windowed(with_derivatives(table).coeffs, self.history)
@@ -211,6 +230,9 @@ class DSSpace:
         if isinstance(self.noise, VPNoise):
             return ds_vp_table(timedeltas, coeffs, self.noise)
         return ds_flow_table(timedeltas, coeffs)
+
+    def is_valid(self, theta: Tensor) -> bool:  # noqa: D102 - see Space
+        return _makes_levels(self, theta)
 
     def initial(self, table: SolverTable) -> Tensor:  # noqa: D102 - see Space
         if isinstance(self.noise, VPNoise):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..samplers import VPNoise
+from ..samplers.conversion import with_derivatives
 from ..samplers.schedules import Noise
 from .gauss_newton import Progress
 from .journal import Journal, Record
@@ -48,8 +49,14 @@ class Task:
         return make_space(self.family, steps, self.noise, grid, history or self.history, self.learn_grid)
 
     def can_start_from(self, candidate: Candidate) -> bool:
-        """Whether the family has the candidate's levels: they descend, and DS-Solver on VP models cannot end at 0."""
-        levels = candidate.table.levels
+        """Whether the family has the candidate's levels: they descend, and DS-Solver on VP models cannot end at 0.
+
+        So must those that its rows lead to, which ipndm_v's miss.
+        """
+        levels, rows = candidate.table.levels, with_derivatives(candidate.table).coeffs.sum(1)
+        reached = levels[0] + torch.cat([rows.new_zeros(1), rows.cumsum(0)])
+        if bool((reached.diff() >= 0).any()) or bool((reached[:-1] <= 0).any()):
+            return False
         if self.learn_grid and (candidate.grid is None or candidate.grid.shape_parameter is None):
             return False
         vp_times = self.family == "ds" and isinstance(self.noise, VPNoise)
