@@ -96,10 +96,8 @@ def seconds_of_call(denoiser: Callable[..., Tensor], x: Tensor, prompts: list[li
     except torch.cuda.OutOfMemoryError:
         raise
     except (RuntimeError, KeyError) as error:
-        raise ValueError(
-            f"the model fails on its first call ({str(error).splitlines()[0]}); where the encoded prompts in {file} "
-            "belong to another model, name another file with --conditioning"
-        ) from error
+        cause = f"are the encoded prompts in {file} another model's?" if file.exists() else "does --clip belong to it?"
+        raise ValueError(f"the model fails on its first call ({str(error).splitlines()[0]}): {cause}") from error
     return min(seconds[1:])
 
 

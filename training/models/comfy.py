@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...samplers.host_models import model_family, noise_of, pixel_size
@@ -80,7 +81,9 @@ class ComfyModel:
             raise ValueError("name one model: --checkpoint FILE, or --diffusion-model FILE with --clip and --vae")
         for file in (checkpoint, diffusion_model, vae, *clip):
             if file is not None and not file.is_file():
-                raise ValueError(f"{file} does not exist: name a model file")
+                raise ValueError(f"{file.absolute()} does not exist: name a model file")
+            if file is not None and file.suffix == ".safetensors":
+                _check_readable(file)
         sd, utils = _host(comfy, "comfy.sd"), _host(comfy, "comfy.utils")
         loaded_clip = loaded_vae = None
         if checkpoint is not None:
@@ -264,6 +267,14 @@ def _differentiable(patcher: Any) -> Iterator[None]:
     finally:
         if before is not None:
             management.in_training = before
+
+
+def _check_readable(file: Path) -> None:
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(f"{file} is no readable safetensors file ({error}): get it again") from error
 
 
 def _inside(
