@@ -133,7 +133,7 @@ def _fit_model(args: argparse.Namespace, processes: Processes) -> None:
         + f": {args.family} solvers of {', '.join(map(str, args.steps))} steps from {args.samples} pictures, judged on "
         f"{held} more.\nAt most {most:,} network calls"
         + (" of two passes each (CFG)" if guidance != 1 else "")
-        + f", a seventh to a fifth of it is usual; result: {output.solver}"
+        + f", an eighth to a seventh of it is usual; result: {output.solver}"
     )
     states = teacher.steps + 1 if args.loss == "trajectory" else 1
     with output.claimed(2 * x.nbytes * states + 2**24) if first and not args.dry_run else nullcontext():
