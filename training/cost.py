@@ -96,7 +96,9 @@ def seconds_of_call(denoiser: Callable[..., Tensor], x: Tensor, prompts: list[li
     except torch.cuda.OutOfMemoryError:
         raise
     except (RuntimeError, KeyError) as error:
-        cause = f"are the encoded prompts in {file} another model's?" if file.exists() else "does --clip belong to it?"
+        cause = "do the text encoders of --clip belong to it?"
+        if file.exists():
+            cause = f"where the prompts in {file} belong to another model, name another file with --conditioning"
         raise ValueError(f"the model fails on its first call ({str(error).splitlines()[0]}): {cause}") from error
     return min(seconds[1:])
 

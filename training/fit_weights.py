@@ -71,7 +71,9 @@ def main(arguments: list[str] | None = None) -> None:
         if args.demo:
             run_demo(Path(args.output or "demo"), overwrite=args.overwrite)
         else:
-            _fit_model(args, join_processes())
+            processes = join_processes()
+            _fit_model(args, processes)
+            processes.leave()
     except (OSError, ValueError) as error:
         parser.exit(1, f"{error}\n")
     except KeyboardInterrupt:

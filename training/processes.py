@@ -75,6 +75,12 @@ class Processes:
         dist.broadcast_object_list(held, src=0, group=_gloo())
         return held[0]
 
+    def leave(self) -> None:
+        """Waits for the others, then leaves: connections of a process that ends first may bring down the last."""
+        if self.count > 1:
+            dist.barrier(group=_gloo())
+            dist.destroy_process_group()
+
 
 def join_processes() -> Processes:
     """Returns this process's place under torchrun, or that of a single process. Each takes a device of its own."""
