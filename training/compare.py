@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -54,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command."""
     parser = _parser()
     args = parser.parse_args(arguments)
+    args.command = shlex.join(["python", "training/compare.py", *(sys.argv[1:] if arguments is None else arguments)])
     if args.threads:
         torch.set_num_threads(args.threads)
     try:
@@ -159,7 +161,7 @@ def _write(args: argparse.Namespace, subject: _Subject, solvers: list[Solver]) -
         raise ValueError(f"no solver and no peer has {steps} calls on the grids {args.grids}: see --steps and --grids")
     args.output.mkdir(parents=True, exist_ok=True)
     facts = {
-        "command": f"python training/compare.py {' '.join(sys.argv[1:])}",
+        "command": args.command,
         "date": date.today().isoformat(),
         "versions": {"learned_solvers": VERSION, "torch": torch.__version__, "python": platform.python_version()}
         | subject.versions,
