@@ -57,7 +57,8 @@ def test_our_row_stands_first_and_only_where_the_solver_has_the_calls(run):
     rows = run[1]["rows"]
     assert [row["method"] for row in rows if row["ours"]] == ["ours"] and rows[0]["calls"] == 4
     assert rows[0]["error"] == pytest.approx(error_of("euler", 4), rel=1e-4)
-    assert {row["method"] for row in rows if row["calls"] == 5} == PEERS
+    textbook = {"ab 2", "ab 3", "ipndm 2", "ipndm 3", "ipndm 4"}
+    assert {row["method"] for row in rows if row["calls"] == 5} == PEERS | textbook
 
 
 def test_the_record_says_what_was_measured(run):

@@ -97,6 +97,7 @@ class _Subject:
     samples: Samples
     peers: Callable[[int], Iterable[Entry]]
     pictures: Callable[[Tensor], Tensor]
+    best_peer: str
     versions: dict[str, str]
 
 
@@ -115,8 +116,8 @@ def _compare_demo(args: argparse.Namespace, solvers: list[Solver]) -> None:
     x, extra_args = demo_starts(args.samples, args.seed)
     name = f"the bundled digits model, guidance {GUIDANCE:g}"
     peers = lambda calls: table_entries(model, noise, calls)  # noqa: E731
-    samples = Samples(x, extra_args, args.samples)
-    _write(args, _Subject(name, model, noise, samples, peers, lambda ends: (ends + 1) / 2, {}), solvers)
+    samples, best = Samples(x, extra_args, args.samples), "the best classical solver on its best grid"
+    _write(args, _Subject(name, model, noise, samples, peers, lambda ends: (ends + 1) / 2, best, {}), solvers)
 
 
 def _compare_model(args: argparse.Namespace, solvers: list[Solver]) -> None:
@@ -134,9 +135,10 @@ def _compare_model(args: argparse.Namespace, solvers: list[Solver]) -> None:
 
     def work(denoiser: Callable[..., Tensor], device: torch.device) -> None:
         own = CountedDenoiser(per_sample(denoiser), torch.float32)
+        best = "ComfyUI's best sampler on its best schedule"
         samples = Samples(x.to(device), {"prompt": prompts}, args.microbatch)
         peers = lambda calls: host_entries(model, own, calls)  # noqa: E731
-        _write(args, _Subject(name, own, model.noise(shape), samples, peers, model.decode, versions), solvers)
+        _write(args, _Subject(name, own, model.noise(shape), samples, peers, model.decode, best, versions), solvers)
 
     model.with_denoiser(work, conds, conds[0], guidance, embedded, [args.microbatch, *shape[1:]])
 
@@ -175,7 +177,7 @@ def _write(args: argparse.Namespace, subject: _Subject, solvers: list[Solver]) -
     table.write_text(_markdown(facts, rows), encoding="utf-8")
     record.write_text(json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n", encoding="utf-8")
     if not args.no_plot:
-        save_plot(plot, f"Error to a {teacher.calls}-call teacher: {subject.name}", rows)
+        save_plot(plot, f"Error to a {teacher.calls}-call teacher: {subject.name}", rows, subject.best_peer)
     _draw(pictures, subject, found, ends, f"{args.teacher}, {teacher.calls} calls")
     written = [table, record, *([] if args.no_plot else [plot]), pictures]
     _say(f"\n{_table(rows)}\n\nwritten: {', '.join(map(str, written))}")

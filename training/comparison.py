@@ -12,12 +12,12 @@ from torch import Tensor
 from ..samplers import Solver, sample_table
 from ..samplers.schedules import Noise
 from .samples import CountedDenoiser, Samples
-from .scan import HOST_METHODS, candidates
+from .scan import candidates
 
 __all__ = ["Entry", "Row", "compare", "run_entry", "solver_entries", "table_entries"]
 
 Run = Callable[[Tensor, Mapping[str, Any]], Tensor]
-_TRIED = 4  # samples that a method's grids are tried on
+_TRIED = 8  # samples that a method's grids are tried on
 _JUDGED = 3  # best of them that are judged on all samples
 
 
@@ -108,11 +108,10 @@ def _error(entry: Entry, samples: Samples, ends: Tensor) -> float:
 
 
 def table_entries(model: CountedDenoiser, noise: Noise, calls: int) -> Iterable[Entry]:
-    """Returns the peers as our own tables, on the grids that a fit's scan has."""
+    """Returns the peers as our own tables: the methods and the grids of a fit's scan."""
     for candidate in candidates(calls, noise):
         method, _, grid = candidate.name.partition(", ")
-        if method in HOST_METHODS:
-            yield Entry(method, grid, _run_of(model, candidate.table))
+        yield Entry(method, grid, _run_of(model, candidate.table))
 
 
 def solver_entries(model: CountedDenoiser, noise: Noise, solvers: Sequence[Solver], calls: int) -> Iterable[Entry]:

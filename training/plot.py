@@ -12,8 +12,15 @@ __all__ = ["save_plot"]
 _PEERS = 4  # peers that have a line of their own
 
 
-def save_plot(path: Path, title: str, rows: Sequence[Row]) -> None:
-    """Writes a PNG, 800 pixels wide: ours thick, the best peers thin, every name beside the end of its line."""
+def save_plot(path: Path, title: str, rows: Sequence[Row], peer: str) -> None:
+    """Writes a PNG, 800 pixels wide: ours thick, the best peers thin, every name beside the end of its line.
+
+    Args:
+        path: PNG file.
+        title: What was measured, on which model.
+        rows: The comparison.
+        peer: What to call the best peer where the title says how much closer ours come.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -50,7 +57,7 @@ def save_plot(path: Path, title: str, rows: Sequence[Row]) -> None:
     _label_ends(axes, labels)
     axes.set_xlabel("network calls")
     axes.set_ylabel("error to the teacher (RMSE)")
-    message = _message(rows)
+    message = _message(rows, peer)
     axes.set_title(f"{message}\n{title}" if message else title, loc="left", fontsize=11)
     axes.grid(True, color="#e6e6e6")
     axes.spines[["top", "right"]].set_visible(False)
@@ -64,7 +71,7 @@ _OURS = ["#d62728"]
 _GREYS = ["#1f4e79", "#4a86b8", "#7a7a7a", "#ababab"]
 
 
-def _message(rows: Sequence[Row]) -> str:
+def _message(rows: Sequence[Row], peer: str) -> str:
     """Returns what the plot shows where ours come closer than every peer at each number of calls, else nothing."""
     ratios = []
     for calls in {row.calls for row in rows if row.ours}:
@@ -73,7 +80,7 @@ def _message(rows: Sequence[Row]) -> str:
             ratios.append(min(errors[1]) / min(errors[0]))
     if not ratios or min(ratios) < 1:
         return ""
-    return f"{min(ratios):.1f} to {max(ratios):.1f} times closer to the teacher than the best peer at its best grid"
+    return f"{min(ratios):.1f} to {max(ratios):.1f} times closer to the teacher than {peer}"
 
 
 def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
