@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from host_process import answers, end
 
 HOSTS = Path(__file__).resolve().parent / "hosts"
 ROOT = HOSTS.parent.parent
@@ -71,25 +72,13 @@ class Server:
             self.process = subprocess.Popen(
                 command, cwd=self.checkout, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment
             )
-        deadline = time.time() + 180
-        while time.time() < deadline:
-            try:
-                self.get("/system_stats")
-                return
-            except OSError:
-                if self.process.poll() is not None:
-                    break
-                time.sleep(0.3)
+        if answers(self.process, lambda: self.get("/system_stats")):
+            return
         self.stop()
         raise RuntimeError(f"ComfyUI did not start:\n{self.log[-3000:]}")
 
     def stop(self) -> None:
-        if self.process is not None:
-            self.process.terminate()
-            try:
-                self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
+        end(self.process, patience=30)
 
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(self.url + path, timeout=60) as answer:
@@ -135,12 +124,6 @@ def make_base(checkout: Path, base: Path) -> None:
     made = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
     if made.returncode:
         raise RuntimeError(f"the tiny models could not be made:\n{made.stderr[-3000:]}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 if __name__ == "__main__":  # python tests/comfy_host.py CHECKOUT BASE: a server to look at by hand

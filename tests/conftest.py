@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfy_host import WANTED, Server, checkouts, free_port, make_base
+from comfy_host import WANTED, Server, checkouts, make_base
+from host_process import free_port
 
 ROOT, NAME = Path(__file__).resolve().parent.parent, "learned_solvers"
 if NAME not in sys.modules:

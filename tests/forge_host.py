@@ -13,7 +13,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfy_host import free_port
+from host_process import answers, end, free_port
 from PIL import Image
 from safetensors.torch import load, save_file
 from torch import Tensor
@@ -99,25 +98,13 @@ class Server:
 
     def wait(self) -> None:
         """Waits until the extensions' routes answer, which are the last to be there."""
-        deadline = time.time() + 180
-        while time.time() < deadline:
-            try:
-                self.get("/probe")
-                return
-            except OSError:
-                if self.process is not None and self.process.poll() is not None:
-                    break
-                time.sleep(0.2)
+        if answers(self.process, lambda: self.get("/probe")):
+            return
         self.stop()
         raise RuntimeError(f"Forge did not start:\n{self.log[-3000:]}")
 
     def stop(self) -> None:
-        if self.process is not None:
-            self.process.terminate()
-            try:
-                self.process.wait(10)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
+        end(self.process, patience=10)
 
     def request(self, path: str, content: dict[str, Any] | None = None) -> bytes:
         data = None if content is None else json.dumps(content).encode()

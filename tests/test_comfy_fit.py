@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfy_host import ROOT, WANTED, Server, checkouts, free_port, make_base, python_of
+from comfy_host import ROOT, WANTED, Server, checkouts, make_base, python_of
 from comfy_prompts import Prompt, node, saved_latent
+from host_process import free_port
 from learned_solvers.samplers import FlowNoise, VPNoise, load_solver
 from learned_solvers.training.models.conditioning import write_conditioning
 from learned_solvers.training.options import PROMPTS

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfy_host import free_port
+from host_process import free_port
 from learned_solvers.samplers import load_solver
 from learned_solvers.training.processes import Processes
 from learned_solvers.training.samples import Samples
