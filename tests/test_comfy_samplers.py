@@ -7,19 +7,8 @@ import subprocess
 import pytest
 import torch
 from comfy_host import HOSTS, WANTED, checkouts, python_of
-from learned_solvers.samplers import (
-    adams_bashforth,
-    deis_edm,
-    dpmpp_2m,
-    euler,
-    euler_end,
-    heun,
-    ipndm,
-    ipndm_v,
-    res_multistep,
-    sample_table,
-    uni_pc,
-)
+from learned_solvers.samplers import sample_table
+from learned_solvers.training.scan import HOST_METHODS
 from oracles import Mixture, Recorder
 from torch import Tensor
 
@@ -27,18 +16,6 @@ pytestmark = pytest.mark.comfy
 if not checkouts():
     pytest.skip(f"no ComfyUI: {WANTED}", allow_module_level=True)
 
-TABLES = {
-    "euler": euler,
-    "heun": heun,
-    "lms": lambda s: euler_end(adams_bashforth(s, 4)),
-    "ipndm": lambda s: euler_end(ipndm(s, 4)),
-    "ipndm_v": lambda s: euler_end(ipndm_v(s)),
-    "deis": deis_edm,
-    "dpmpp_2m": dpmpp_2m,
-    "res_multistep": res_multistep,
-    "uni_pc": uni_pc,
-    "uni_pc_bh2": lambda s: uni_pc(s, "bh2"),
-}
 LEVELS = {
     "VE": [14.6, 9.0, 5.5, 3.9, 1.7, 0.9, 0.35, 0.1],
     "VE to 0": [14.6, 9.0, 5.5, 3.9, 1.7, 0.9, 0.35, 0.0],
@@ -49,7 +26,9 @@ LEVELS = {
 MEAN = torch.tensor([[1.0, -0.5, 0.3], [-0.8, 0.6, -1.0]]).double()
 STD, LOGW = torch.tensor([0.3, 0.5]).double(), torch.tensor([0.1, -0.1]).double()
 # uni_pc takes a last level of 0 as 0.001 and so cannot come from there.
-RUNS = [(name, grid) for name in TABLES for grid in LEVELS if not (name.startswith("uni_pc") and grid == "EDM to 0")]
+RUNS = [
+    (name, grid) for name in HOST_METHODS for grid in LEVELS if not (name.startswith("uni_pc") and grid == "EDM to 0")
+]
 
 
 def start(sigmas: Tensor) -> Tensor:
@@ -77,7 +56,7 @@ def host(request, tmp_path_factory) -> dict[tuple[str, str], tuple[Tensor, int]]
 def test_a_table_is_comfyuis_own_sampler(host, name, grid):
     sigmas = torch.tensor(LEVELS[grid], dtype=torch.float64)
     model = Recorder(Mixture(MEAN, STD, LOGW, grid.startswith("flow")))
-    table = TABLES[name](sigmas)
+    table = HOST_METHODS[name](sigmas)
     result = sample_table(model, start(sigmas), table, disable=True)
     expected, calls = host[name, grid]
     torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
