@@ -6,13 +6,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from .files import write_tensors
 
-__all__ = ["Journal", "agree"]
+__all__ = ["Journal", "Record"]
 
 Record = dict[str, Tensor]
 
@@ -55,11 +54,6 @@ class Journal:
         write_tensors(self.path, flat, {"settings": self.settings})
         return record
 
-    def discard(self) -> None:
-        """Deletes the file, once the result stands elsewhere."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
     def _read(self) -> dict[str, Record]:
         assert self.path is not None
         records: dict[str, Record] = {}
@@ -73,8 +67,3 @@ class Journal:
                 name, _, tensor = key.rpartition("|")
                 records.setdefault(name, {})[tensor] = file.get_tensor(key)
         return records
-
-
-def agree(value: float) -> Tensor:
-    """Returns a number as a record's tensor."""
-    return torch.tensor(value, dtype=torch.float64)
