@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .problem import Normal, Problem
+from .spaces import is_valid
 
 __all__ = ["GaussNewton", "Progress", "difference_step"]
 
@@ -141,7 +142,7 @@ class GaussNewton:
             normal = block.normal(moved, difference, difference > _COARSE)
             matrix, gradient = matrix + block.total * normal.matrix, gradient + block.total * normal.gradient
             step = _damped(matrix, gradient, self.damping)
-            if problem.space.is_valid(moved + step):
+            if is_valid(problem.space, moved + step):
                 moved, gradient = moved + step, gradient + matrix @ step
             seen += block.total
         before, after = problem.loss(theta), problem.loss(moved)

@@ -13,7 +13,7 @@ from ..samplers.multistep import Denoiser, continue_table
 from .objective import Objective
 from .processes import Processes
 from .samples import CountedDenoiser, Samples
-from .spaces import Restart, Space
+from .spaces import Restart, Space, is_valid
 from .teacher import Reference
 
 __all__ = ["Normal", "Problem", "Run"]
@@ -69,7 +69,7 @@ class Problem:
 
     def loss(self, theta: Tensor) -> float:
         """Returns the mean loss over all samples; inf where the parameters make no table or no finite states."""
-        if not self.space.is_valid(theta):
+        if not is_valid(self.space, theta):
             return float("inf")
         table = self.space.table(theta)
         total = torch.zeros((), dtype=torch.float64)
@@ -126,7 +126,7 @@ class Problem:
     def _step(self, theta: Tensor, step: Tensor, two_sided: bool) -> Tensor:
         """Returns a step of one parameter, halved until the tables that it leads to are valid."""
         for _ in range(20):
-            if self.space.is_valid(theta + step) and (not two_sided or self.space.is_valid(theta - step)):
+            if is_valid(self.space, theta + step) and (not two_sided or is_valid(self.space, theta - step)):
                 break
             step = step / 2
         return step

@@ -21,7 +21,7 @@ from ..samplers.dyweight import dyweight_table
 from ..samplers.schedules import Noise
 from ..samplers.searched import ds_flow_table, ds_vp_table
 
-__all__ = ["DSSpace", "DyWeightSpace", "Restart", "Space", "make_space"]
+__all__ = ["DSSpace", "DyWeightSpace", "Restart", "Space", "is_valid", "make_space"]
 
 
 class Restart(NamedTuple):
@@ -46,10 +46,6 @@ class Space(Protocol):
 
     def table(self, theta: Tensor) -> SolverTable:
         """Returns the table of a parameter vector, shape [P], float64; differentiable."""
-        ...
-
-    def is_valid(self, theta: Tensor) -> bool:
-        """Whether the parameters make a table whose levels descend: one without has no parts for image-to-image."""
         ...
 
     def initial(self, table: SolverTable) -> Tensor:
@@ -89,7 +85,8 @@ def make_space(family: str, steps: int, noise: Noise, grid: Grid | None, history
     raise ValueError(f"family must be dyweight or ds, got {family!r}")
 
 
-def _makes_levels(space: Space, theta: Tensor) -> bool:
+def is_valid(space: Space, theta: Tensor) -> bool:
+    """Whether the parameters make a table whose levels descend: one without has no parts for image-to-image."""
     try:
         return bool((space.table(theta).levels.diff() < 0).all())
     except ValueError:
@@ -147,9 +144,6 @@ class DyWeightSpace:
     def table(self, theta: Tensor) -> SolverTable:  # noqa: D102 - see Space
         weights, t_scale, levels = self._parts(theta)
         return dyweight_table(weights, t_scale, levels, divisor="call")
-
-    def is_valid(self, theta: Tensor) -> bool:  # noqa: D102 - see Space
-        return _makes_levels(self, theta)
 
     def initial(self, table: SolverTable) -> Tensor:  # noqa: D102 - see Space
         coeffs = _windowed(with_derivatives(table).coeffs, self.history)
@@ -230,9 +224,6 @@ class DSSpace:
         if isinstance(self.noise, VPNoise):
             return ds_vp_table(timedeltas, coeffs, self.noise)
         return ds_flow_table(timedeltas, coeffs)
-
-    def is_valid(self, theta: Tensor) -> bool:  # noqa: D102 - see Space
-        return _makes_levels(self, theta)
 
     def initial(self, table: SolverTable) -> Tensor:  # noqa: D102 - see Space
         if isinstance(self.noise, VPNoise):
