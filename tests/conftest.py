@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser_host import running_browser
 from comfy_host import WANTED, Server, checkouts, make_base
 from host_process import free_port
 
@@ -48,3 +49,10 @@ def forge(tmp_path_factory):
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Returns a running browser, one for all hosts' pages."""
+    with running_browser() as running:
+        yield running

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
-from pathlib import Path
 
 import pytest
+from browser_host import keep_shot
 from learned_solvers.samplers import load_solver
 from PIL import Image
 
 pytestmark = [pytest.mark.forge, pytest.mark.browser]
-BROWSER = os.environ.get("CHROMIUM_PATH") or shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
-FLAGS += ("--disable-component-update", "--disable-sync")
 ACCORDION = "#script_txt2img_learned_solvers_accordion"
 FILE = "#script_txt2img_learned_solvers_file input"
 ABOUT = "#script_txt2img_learned_solvers_about"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[test]'")
-    if BROWSER is None:
-        pytest.skip("no Chromium: apt-get install chromium, or set CHROMIUM_PATH")
-    with api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=BROWSER, args=list(FLAGS))
-        yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +67,7 @@ def test_a_picture_is_generated_and_its_infotext_pasted_back(forge, page, tmp_pa
     page.keyboard.press("Tab")
     log = generate(page)
     page.wait_for_timeout(2500)  # the gallery's animation
-    page.screenshot(path=tmp_path / "webui.png")
-    if shots := os.environ.get("LEARNED_SOLVERS_SHOTS"):
-        shutil.copy(tmp_path / "webui.png", Path(shots) / "webui.png")
+    keep_shot(page, tmp_path / "webui.png")
     infotext = page.locator("#html_info_txt2img").inner_text()
     assert "Learned solver: dyweight_sd15, Learned solver calls: 6" in infotext and "Schedule type" not in infotext
     assert "dyweight_sd15 was fitted at guidance 7.5, CFG scale here is 7" in log

@@ -1,0 +1,35 @@
+"""A headless Chromium for the tests that open a host's own page."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BROWSER = os.environ.get("CHROMIUM_PATH") or shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+FLAGS += ("--disable-component-update", "--disable-sync")
+
+
+@contextmanager
+def running_browser() -> Iterator[Any]:
+    """Yields a running browser, or skips with what is missing."""
+    api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[test]'")
+    if BROWSER is None:
+        pytest.skip("no Chromium: apt-get install chromium, or set CHROMIUM_PATH")
+    with api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=BROWSER, args=list(FLAGS))
+        yield running
+        running.close()
+
+
+def keep_shot(page: Any, path: Path) -> None:
+    """Writes a screenshot, and a copy into LEARNED_SOLVERS_SHOTS where that names a folder."""
+    page.screenshot(path=path)
+    if shots := os.environ.get("LEARNED_SOLVERS_SHOTS"):
+        shutil.copy(path, Path(shots) / path.name)
