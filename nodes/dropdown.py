@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import comfy.samplers
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from ..samplers.solver_file import FAMILIES
 from .folder import loadable_solvers
 from .host_text import show_text
 from .inputs import AUTO
+from .new_file import guidance_of
 from .plan import find, remarks
 from .sampling import sample_learned_solver
 from .set_solver import CHANNEL
@@ -75,10 +77,17 @@ def _sample(
     solver, hints = _find(name, noise, steps, model_family(base), family)
     if steps in solver.steps:
         told = [f"{solver.name}: {steps} steps", *hints]
-        told += remarks(solver, steps, base, base.model_sampling, noise, x.shape)
+        told += remarks(solver, steps, base, base.model_sampling, noise, x.shape, _guidance(model.inner_model))
         _log.info("%s", "; ".join(told))
         show_text("\n".join(told))
     return sample_learned_solver(model, x, sigmas, extra_args, callback, disable, solver=solver, steps=steps)
+
+
+def _guidance(guider: Any) -> str | None:
+    """Returns the guidance that a model is sampled with; None for guiders that have not one number."""
+    if type(guider) is not comfy.samplers.CFGGuider:
+        return None
+    return guidance_of(guider.model_patcher.model, guider.conds.get("positive", ()), guider.cfg)
 
 
 def _find(name: str, noise: Noise, steps: int, model: str, family: str) -> tuple[Solver, list[str]]:

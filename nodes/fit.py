@@ -148,7 +148,7 @@ class FitLearnedSolver:
         card = {
             "model_family": model_family(model.model),
             "checkpoint": checkpoint,
-            "guidance": guidance_of(model, positive, cfg),
+            "guidance": guidance_of(model.model, [entry[1] for entry in positive], cfg),
             "resolution": pixel_size(model.model, empty.shape) or "",
         }
         fit = _Fit(model, empty, wanted, card, node_id)

@@ -24,6 +24,7 @@ from .inputs import (
     solver_input,
     steps_input,
 )
+from .new_file import guidance_of
 from .plan import plan
 from .sampling import sample_learned_solver
 
@@ -81,7 +82,8 @@ class LearnedSolverKSampler:
     ) -> tuple[dict[str, Any], str]:
         """Returns the sampled LATENT and what is to be known about the solver."""
         latent = fixed_latent(model, latent_image)
-        made = plan(model, solver, steps, denoise, latent["samples"].shape)
+        guidance = guidance_of(model.model, [entry[1] for entry in positive], cfg)
+        made = plan(model, solver, steps, denoise, latent["samples"].shape, guidance)
         show_text(made.info, node_id)
         latent["samples"] = comfy.sample.sample_custom(
             model,

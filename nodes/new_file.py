@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -48,11 +48,17 @@ def model_file(prompt: Mapping[str, Any] | None, node_id: str | None) -> str | N
     return next((PurePosixPath(n.replace("\\", "/")).stem for n in named if isinstance(n, str) and n), None)
 
 
-def guidance_of(model: Any, positive: Any, cfg: float) -> str:
-    """Returns what the card says about guidance: CFG, or the guidance that is part of the conditioning."""
-    own = next((entry[1]["guidance"] for entry in positive if entry[1].get("guidance") is not None), None)
+def guidance_of(base: Any, conds: Iterable[Mapping[str, Any]], cfg: float) -> str:
+    """Returns what a card says about guidance: CFG, or the guidance that is part of the conditioning.
+
+    Args:
+        base: ComfyUI's BaseModel.
+        conds: The entries of the positive conditioning, without their tensors.
+        cfg: Classifier-free guidance.
+    """
+    own = next((cond["guidance"] for cond in conds if cond.get("guidance") is not None), None)
     if own is not None:
         return f"{own:g} (distilled, CFG {cfg:g})"
-    if getattr(model.model.model_config, "unet_config", {}).get("guidance_embed"):
+    if getattr(base.model_config, "unet_config", {}).get("guidance_embed"):
         return f"the host's default (distilled, CFG {cfg:g})"
     return f"{cfg:g}"

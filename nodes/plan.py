@@ -44,7 +44,14 @@ class Plan:
         return {"solver": self.solver, "steps": self.steps, "tokens": getattr(self.noise, "tokens", None)}
 
 
-def plan(model: Any, name: str, steps: int, denoise: float = 1.0, shape: Sequence[int] | None = None) -> Plan:
+def plan(
+    model: Any,
+    name: str,
+    steps: int,
+    denoise: float = 1.0,
+    shape: Sequence[int] | None = None,
+    guidance: str | None = None,
+) -> Plan:
     """Returns what a drop-down entry means for a MODEL.
 
     Args:
@@ -53,6 +60,7 @@ def plan(model: Any, name: str, steps: int, denoise: float = 1.0, shape: Sequenc
         steps: Model calls of the whole grid.
         denoise: Part of the noise to start from.
         shape: The latent's shape, where it is known.
+        guidance: As a card would say it, where it is known.
 
     Raises:
         ValueError: Nothing fits; the message lists what does.
@@ -63,7 +71,8 @@ def plan(model: Any, name: str, steps: int, denoise: float = 1.0, shape: Sequenc
     table = solver.table(steps, _shown(noise))
     if denoise < 1:
         table = part_of_table(table, float(sampling.percent_to_sigma(1 - denoise)), 0.0)
-    told = [_summary(solver, steps, table, denoise), *hints, *remarks(solver, steps, base, sampling, noise, shape)]
+    told = [_summary(solver, steps, table, denoise), *hints]
+    told += remarks(solver, steps, base, sampling, noise, shape, guidance)
     _log.info("%s", "; ".join(told))
     return Plan(solver, steps, noise, table, "\n".join(told))
 
@@ -90,15 +99,22 @@ def find(name: str, noise: Noise, steps: int, family: str, only: str | None = No
 
 
 def remarks(
-    solver: Solver, steps: int, base: Any, sampling: Any, noise: Noise, shape: Sequence[int] | None
+    solver: Solver,
+    steps: int,
+    base: Any,
+    sampling: Any,
+    noise: Noise,
+    shape: Sequence[int] | None,
+    guidance: str | None = None,
 ) -> list[str]:
     """Returns what does not match, and what the card wants to be known."""
     card, step = solver.card, solver.card.steps[steps]
     told = []
     if card.model_family != model_family(base):
         told.append(f"fitted for {card.checkpoint}, this model is {model_family(base)}: a transfer, compare it")
-    if card.guidance and card.guidance != "none":
-        told.append(f"fitted at guidance {card.guidance} (your CFG is not visible here)")
+    if card.guidance not in ("", "none", guidance):
+        here = "yours is not visible here" if guidance is None else f"here it is {guidance}"
+        told.append(f"fitted at guidance {card.guidance}, {here}")
     if isinstance(noise, VPNoise) and abs(noise.sigma_max / _SD_SIGMA_MAX - 1) > 0.01:
         told.append(
             f"this model's noise starts at sigma {noise.sigma_max:.4g}, Stable Diffusion's at 14.61: a transfer"

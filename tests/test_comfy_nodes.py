@@ -172,6 +172,24 @@ def test_denoise_below_one_runs_the_last_part_of_the_solver(server):
     assert_close(stock, one, rtol=0, atol=0.1 * float(one.abs().max()))
 
 
+@pytest.mark.parametrize(
+    ("model", "solver", "fitted", "cfg"),
+    [("sd15", "dyweight_sd15", "7.5", 7.5), ("sd3", "ds_flow-sit", "1 (shown", 2.0)],
+)
+def test_another_guidance_than_that_of_the_fit_is_said(server, model, solver, fitted, cfg):
+    prompt = model_nodes(server, model)
+    steps = load_solver(solver).steps[1]
+    for name, guidance in (("same", cfg), ("other", 3.0)):
+        prompt = saved(prompt, **{name: one_node(solver, steps, cfg=guidance, seed=int(guidance))})
+        prompt[f"{name}told"] = node("PreviewAny", source=[name, 1])
+    prompt = saved(prompt, stock=ksampler("dyweight" if model == "sd15" else "ds_solver", steps, cfg=3.25))
+    outputs = succeeded(server.submit(prompt))["outputs"]
+    assert f"fitted at guidance {fitted}" in outputs["othertold"]["text"][0]
+    assert "here it is 3\n" in outputs["othertold"]["text"][0] + "\n"
+    assert ("guidance" in outputs["sametold"]["text"][0]) == (model == "sd3")
+    assert "here it is 3.25" in server.log
+
+
 @pytest.mark.parametrize(("model", "solver"), [("sd15", "ds_vp-dit"), ("sd3", "ds_flow-sit")])
 @pytest.mark.parametrize("steps", [6, 20])
 def test_the_scheduler_gives_the_transferable_solvers_levels_from_the_top_to_zero(server, model, solver, steps):
