@@ -119,6 +119,7 @@ def make_base(checkout: Path, base: Path) -> None:
     """Fills a base folder: tiny models, the test pack, and this checkout under a hyphenated name."""
     (base / "custom_nodes").mkdir(parents=True)
     shutil.copytree(HOSTS / "tiny_pack", base / "custom_nodes" / "tiny-pack")
+    shutil.copy(HOSTS / "scene.py", base / "custom_nodes" / "tiny-pack")
     (base / "custom_nodes" / "learned-solvers").symlink_to(ROOT, target_is_directory=True)
     command = [str(python_of(checkout)), str(HOSTS / "make_models.py"), str(checkout), str(base / "models")]
     made = subprocess.run(command, cwd=checkout, capture_output=True, text=True)

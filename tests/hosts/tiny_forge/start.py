@@ -10,7 +10,8 @@ import types
 
 import torch
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [HERE, os.path.dirname(HERE)]
 checkout = sys.argv.pop(1)
 os.chdir(checkout)
 sys.path.insert(0, checkout)

@@ -15,6 +15,7 @@ from backend.modules.k_prediction import Prediction, PredictionContinuousEDM, Pr
 from backend.patcher.unet import UnetPatcher
 from huggingface_guess import model_list
 from modules import sd_models
+from scene import landscape
 
 MEAN, REFINED_MEAN, DEVIATION, GUIDES = 0.3, -0.5, 0.7, 5.0
 CALLS, DECODED = [], []  # what the networks were asked, and the latents that were decoded, since the last reset
@@ -28,20 +29,9 @@ KINDS = {
 }
 
 
-def landscape(height, width):
-    """Returns the mean of the model "picture", [1, 4, height, width]: sun and hills, in latents 2 * RGB - 1."""
-    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
-
-    def mix(mask, below, above):
-        return torch.stack([a * mask + b * (1 - mask) for a, b in zip(above, below, strict=True)])
-
-    rgb = torch.stack([0.35 + 0.6 * y, 0.55 + 0.2 * y, 0.95 - 0.45 * y])
-    for mask, colour in (
-        (((x - 0.7) ** 2 + (y - 0.3) ** 2 < 0.012).float(), (1.0, 0.9, 0.45)),
-        ((y > 0.62 + 0.10 * torch.sin(7 * x + 1)).float(), (0.30, 0.45, 0.35)),
-        ((y > 0.78 + 0.07 * torch.sin(9 * x + 4)).float(), (0.13, 0.25, 0.20)),
-    ):
-        rgb = mix(mask, rgb, [torch.full_like(y, c) for c in colour])
+def landscape_latent(height, width):
+    """Returns the mean of the model "picture", [1, 4, height, width]: latents 2 * RGB - 1."""
+    rgb = landscape(height, width)
     return torch.cat([2 * rgb - 1, torch.zeros_like(rgb[:1])])[None]
 
 
@@ -62,7 +52,7 @@ class Network(torch.nn.Module):
         sigma = self.predictor.sigma(t).view(-1, 1, 1, 1).to(xc)
         mean, variance = self.mean + GUIDES * guide.view(-1, 1, 1, 1), DEVIATION**2
         if self.name == "picture":
-            mean, variance = landscape(*xc.shape[-2:]), 0.05**2
+            mean, variance = landscape_latent(*xc.shape[-2:]), 0.05**2
         if self.predictor.prediction_type == "const":  # x = (1 - sigma) x0 + sigma noise, answer noise - x0
             kept = 1 - sigma
             x0 = mean + kept * variance / (kept**2 * variance + sigma**2) * (xc - kept * mean)

@@ -13,7 +13,7 @@ from pathlib import Path
 import comfy.samplers
 import torch
 
-from . import others, patches
+from . import others, patches, picture
 
 FIGURES = Path(os.environ.get("LEARNED_SOLVERS_FIGURES", "."))
 
@@ -163,4 +163,5 @@ NODE_CLASS_MAPPINGS = {
     "TinySigmas": TinySigmas,
     **others.NODE_CLASS_MAPPINGS,
     **patches.NODE_CLASS_MAPPINGS,
+    **picture.NODE_CLASS_MAPPINGS,
 }
