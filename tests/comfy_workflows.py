@@ -1,8 +1,9 @@
-"""The example workflows as files: what ComfyUI's page would send for them, and the same on tiny models."""
+"""The example workflows as files: on tiny models, and what ComfyUI's page sends for them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,33 +34,46 @@ def api_prompt(saved: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for node in saved["nodes"]:
         if node["type"] == "MarkdownNote":
             continue
-        values = list(node.get("widgets_values") or [])
-        inputs = {}
-        for entry in node["inputs"]:
-            if "widget" in entry and values:
-                inputs[entry["name"]] = values.pop(0)
-                if entry["name"] == "seed" and values and values[0] in _AFTER_GENERATE:
-                    values.pop(0)
-            if entry["link"] is not None:
-                inputs[entry["name"]] = wires[entry["link"]]
+        inputs = {entry["name"]: node["widgets_values"][place] for entry, place in _widgets(node)}
+        inputs |= {entry["name"]: wires[entry["link"]] for entry in node["inputs"] if entry["link"] is not None}
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return prompt
 
 
-def on_tiny_models(prompt: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Returns the prompt with tiny files, sizes and numbers of samples; nodes and wires stay as they are.
+def on_tiny_models(saved: dict[str, Any]) -> dict[str, Any]:
+    """Changes a saved workflow to tiny files, sizes and numbers of samples; nodes and wires stay as they are.
 
     But for FLUX's pair of text encoders: the tiny one is CLIP-L alone.
     """
-    tiny = {}
-    for key, node in prompt.items():
-        kind, inputs = (
-            node["class_type"],
-            {k: v if isinstance(v, list) else TINY.get(k, v) for k, v in node["inputs"].items()},
-        )
-        if kind == "DualCLIPLoader":
-            kind, inputs = "CLIPLoader", {"clip_name": "tiny_clip_l.pth", "type": "stable_diffusion"}
-        if kind == "FitLearnedSolver":
-            inputs["steps"] = "2"
-        tiny[key] = {"class_type": kind, "inputs": inputs}
-    return tiny
+    for node in saved["nodes"]:
+        if node["type"] == "DualCLIPLoader":
+            node["type"], node["properties"] = "CLIPLoader", {}
+            names = ("clip_name", "type", "device")
+            node["inputs"] = [{"name": n, "type": "COMBO", "widget": {"name": n}, "link": None} for n in names]
+            node["widgets_values"] = ["tiny_clip_l.pth", "stable_diffusion", "default"]
+        tiny = TINY | ({"steps": "1"} if node["type"] == "FitLearnedSolver" else {})
+        for entry, place in _widgets(node):
+            values = node["widgets_values"]
+            values[place] = tiny.get(entry["name"], values[place])
+    return saved
+
+
+def with_known_pictures(saved: dict[str, Any]) -> dict[str, Any]:
+    """Changes a saved workflow to the test pack's checkpoint whose pictures are known, where it loads one."""
+    for node in saved["nodes"]:
+        if node["type"] == "CheckpointLoaderSimple":
+            node["type"], node["widgets_values"] = "TinyPicture", [TINY["ckpt_name"]]
+    return saved
+
+
+def _widgets(node: dict[str, Any]) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yields a saved node's inputs that are widgets and are sent, with their places in its values."""
+    place, values = 0, node.get("widgets_values") or []
+    for entry in node["inputs"]:
+        if "widget" not in entry or place == len(values):
+            continue
+        if entry["type"] != "IMAGEUPLOAD":  # a button
+            yield entry, place
+        place += 1
+        if entry["name"] == "seed" and values[place : place + 1] and values[place] in _AFTER_GENERATE:
+            place += 1

@@ -30,7 +30,7 @@ def ran(server, request):
     files = server.get("/object_info/UNETLoader")["UNETLoader"]["input"]["required"]["unet_name"]
     if name == "flux_first_picture" and TINY["unet_name"] not in str(files):
         pytest.skip("this ComfyUI fixes FLUX's width: no tiny FLUX for CLIP-L's text; see ComfyUI 0.33.0")
-    yield name, server.submit(on_tiny_models(api_prompt(workflow(name))))
+    yield name, server.submit(api_prompt(on_tiny_models(workflow(name))))
     (server.base / "models" / "solver_weights" / "dyweight_example.safetensors").unlink(missing_ok=True)
 
 
