@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 import uuid
@@ -15,6 +16,7 @@ from comfy_prompts import model_nodes, node, saved_latent
 from learned_solvers.samplers import load_solver
 from learned_solvers.training import TEACHERS
 from PIL import Image
+from torch.testing import assert_close
 
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 
@@ -151,6 +153,47 @@ def test_a_file_that_exists_is_kept_unless_the_widget_says_otherwise(server):
 )
 def test_what_cannot_be_is_refused(server, widgets, message):
     assert message in error_of(server.submit(fit(server, "sd3", **widgets)))
+
+
+def test_a_lora_and_offloaded_weights_are_fitted_as_they_are(server):
+    prompt = fit(server, "sd3", name="plain", samples=2, steps="1", teacher="euler")
+    files = {"lora_name": "tiny_sd3_lora.safetensors", "strength_model": 1.0}
+    prompt["lora"] = node("LoraLoaderModelOnly", model=["1", 0], **files)
+    prompt["outside"] = node("TinyOffload", model=["lora", 0])
+    for name in ("lora", "outside"):
+        prompt[f"fit {name}"] = {"class_type": "FitLearnedSolver", "inputs": {**prompt["fit"]["inputs"]}}
+        prompt[f"fit {name}"]["inputs"] |= {"model": [name, 0], "file_name": name}
+    succeeded(server.submit(prompt))
+    assert re.search(r"(?m)loaded partially.* [1-9]\d*$", server.log)  # the last number: patches added in each call
+    plain, lora, outside = (load_solver(folder(server) / f"{n}.safetensors") for n in ("plain", "lora", "outside"))
+    assert_close(outside.parameters[1], lora.parameters[1], rtol=1e-3, atol=1e-4)
+    peers = [solver.card.steps[1].error_best_peer for solver in (plain, lora, outside)]
+    assert peers[2] == pytest.approx(peers[1], rel=1e-4) and peers[1] != pytest.approx(peers[0], rel=2e-2)
+    assert lora.card.checkpoint == outside.card.checkpoint == "tiny_sd3"
+
+
+def test_a_quantised_model_is_fitted_as_it_is(server):
+    solvers = []
+    for weights in ("default", "fp8_e4m3fn"):
+        prompt = fit(server, "sd3", name=weights, samples=2, steps="1", teacher="euler")
+        prompt["1"]["inputs"]["weight_dtype"] = weights
+        succeeded(server.submit(prompt))
+        solvers.append(load_solver(folder(server) / f"{weights}.safetensors"))
+    assert "model weight dtype torch.float8_e4m3fn, manual cast: torch." in server.log
+    errors = [solver.card.steps[1].error_after for solver in solvers]
+    # Rounded to 3 bits a weight, it is another model, but not by much.
+    assert errors[0] != errors[1] and errors[1] == pytest.approx(errors[0], rel=0.2)
+
+
+def test_picture_and_sound_together_are_refused_before_anything_is_sampled(server):
+    prompt = model_nodes(server, "ltxav")
+    prompt |= {k: v for k, v in fit(server, "ltxav", name="av").items() if k == "fit"}
+    prompt["audio"] = node("TinyAudioLatent", length=6, batch_size=1)
+    prompt["both"] = node("LTXVConcatAVLatent", video_latent=["4", 0], audio_latent=["audio", 0])
+    prompt["fit"]["inputs"]["latent"] = ["both", 0]
+    message = error_of(server.submit(prompt))
+    assert "holds picture and sound together" in message and "such as ds_flow-sit, in place of a fit" in message
+    assert not (folder(server) / "av.safetensors").exists()
 
 
 def test_an_interrupt_leaves_nothing(server):

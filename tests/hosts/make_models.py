@@ -3,9 +3,9 @@
     <ComfyUI's python> make_models.py COMFYUI_PATH MODELS_FOLDER
 
 Randomly initialised, a few MB each: an SD 1.5 U-Net (eps, VP) with a ControlNet and a LoRA, an SD 2.1 (v), a
-HunyuanDiT (v), an SD3 MMDiT, Wan's and HunyuanVideo's transformers (flow, video), LTX's audio-video transformer where
-the core has it, a true FLUX. CLIP-L, and FLUX for cores that fix its width, have their full shapes: their weights are
-strided views of small buffers.
+HunyuanDiT (v), an SD3 MMDiT with a LoRA, Wan's and HunyuanVideo's transformers (flow, video), LTX's audio-video
+transformer where the core has it, a true FLUX. CLIP-L, and FLUX for cores that fix its width, have their full shapes:
+their weights are strided views of small buffers.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ def sd15_controlnet():
     return comfy.cldm.cldm.ControlNet(hint_channels=3, **SD15, **META)
 
 
-def sd15_lora(state, rank=2):
+def lora(state, rank=2):
     """A LoRA on every attention projection, in the format without any weird key names."""
     generator = torch.Generator().manual_seed(5)
     made = {}
@@ -248,7 +248,8 @@ def main():
     unet = values_of(sd(SD15).state_dict(), 0.7)
     save_file(unet, nets / "tiny_sd15.safetensors")
     save_file(values_of(sd15_controlnet().state_dict(), seed=4), MODELS / "controlnet" / "tiny_controlnet.safetensors")
-    save_file(sd15_lora(sd(SD15).state_dict()), MODELS / "loras" / "tiny_lora.safetensors")
+    save_file(lora(sd(SD15).state_dict()), MODELS / "loras" / "tiny_lora.safetensors")
+    save_file(lora(sd3().state_dict()), MODELS / "loras" / "tiny_sd3_lora.safetensors")
     vpred = values_of(sd(SD21).state_dict(), 0.7)
     # The width of this bias, of a level that a tiny model lacks, tells SD 2's v prediction from its eps models.
     vpred["output_blocks.11.1.transformer_blocks.0.norm1.bias"] = torch.tensor([-1.0, 1.0])

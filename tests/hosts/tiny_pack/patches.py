@@ -1,6 +1,7 @@
 """Nodes that patch a model, or say what it was called with."""
 
 import json
+import uuid
 
 import comfy.model_base
 import comfy.patcher_extension
@@ -86,6 +87,32 @@ class TinyWatch:
         return (model,)
 
 
+class TinyOffload:
+    """The model as a card that is too small for it holds it: no weight stays loaded, patches are added in each call.
+
+    The host itself offloads on a GPU only; --lowvram and --novram do nothing on the CPU.
+    """
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "tiny"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def patch(self, model):
+        model = model.clone()
+        load = model.load
+
+        def load_nothing(device_to=None, lowvram_model_memory=0, force_patch_weights=False, full_load=False):
+            load(device_to, lowvram_model_memory=1)
+
+        model.load = load_nothing
+        model.patches_uuid = uuid.uuid4()  # other patches than those of a model that is loaded: it is loaded anew
+        return (model,)
+
+
 class TinySeen:
     """What a TinyWatch noted until a latent was sampled, as JSON."""
 
@@ -120,6 +147,7 @@ NODE_CLASS_MAPPINGS = {
     "TinySampling": TinySampling,
     "TinyContinuousTime": TinyContinuousTime,
     "TinyWatch": TinyWatch,
+    "TinyOffload": TinyOffload,
     "TinySeen": TinySeen,
     "TinyAudioLatent": TinyAudioLatent,
 }
