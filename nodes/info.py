@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.model_sampling
@@ -63,9 +65,9 @@ class LearnedSolverInfo:
         found = find_solver(solver)
         sampling = _usual(found) if model is None else model.get_model_object("model_sampling")
         shape = None if latent is None else latent["samples"].shape
-        noise = noise_of(None if model is None else model.model, sampling, None if model is None else shape)
+        noise = noise_of(None, sampling, None) if model is None else noise_of(model.model, sampling, shape)
         if isinstance(noise, FlowNoise) and noise.tokens is None:
-            noise = FlowNoise(4096)
+            noise = FlowNoise(_usual_tokens(shape))
         sheets = [_sheet(found, n, noise, sampling, scheduler) for n in ([steps] if steps else found.steps)]
         return draw_sheets(f"{found.name}, for {found.card.checkpoint}", sheets), card_text(found)
 
@@ -82,6 +84,13 @@ def _usual(solver: Solver) -> Any:
     if solver.prediction == "edm":
         sampling.set_parameters(0.002, 80.0, 1.0)
     return sampling
+
+
+def _usual_tokens(shape: Sequence[int] | None) -> int:
+    """Returns the tokens of a latent by FLUX's patches of 2 x 2; those of 1024x1024 pixels where there is none."""
+    if shape is None or len(shape) < 4:
+        return 4096
+    return math.ceil(shape[-2] / 2) * math.ceil(shape[-1] / 2)
 
 
 def _sheet(solver: Solver, steps: int, noise: Noise, sampling: Any, scheduler: str) -> Sheet:

@@ -301,6 +301,19 @@ def test_info_draws_every_step_count_and_reads_the_card(server, solver):
     assert f"steps: {', '.join(map(str, steps))}" in card and load_solver(solver).card.checkpoint in card
 
 
+def test_info_without_a_model_shows_the_grid_of_the_latents_size(server):
+    prompt = {"small": node("EmptySD3LatentImage", width=256, height=512, batch_size=1)}
+    prompt["usual"] = node("EmptySD3LatentImage", width=1024, height=1024, batch_size=1)
+    for name, wires in (("none", {}), ("one", {"latent": ["usual", 0]}), ("other", {"latent": ["small", 0]})):
+        prompt[f"i{name}"] = node(
+            "LearnedSolverInfo", solver="dyweight_flux1-dev", steps=3, scheduler="simple", **wires
+        )
+        prompt[name] = node("SaveImage", images=[f"i{name}", 0], filename_prefix=name)
+    history = succeeded(server.submit(prompt))
+    none, one, other = (picture(server, history, name) for name in ("none", "one", "other"))
+    assert np.array_equal(none, one) and not np.array_equal(none, other)
+
+
 def test_info_shows_the_solver_on_a_models_own_schedule(server):
     prompt = model_nodes(server, "flux", width=128)
     prompt["i"] = node("LearnedSolverInfo", solver="dyweight_flux1-dev", steps=3, scheduler="simple")
