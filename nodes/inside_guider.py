@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import comfy.conds
 import comfy.model_management
 import comfy.samplers
 import torch
@@ -85,7 +86,9 @@ def _of_rows(conds: dict[str, list[dict[str, Any]]], rows: Sequence[int]) -> dic
 
     def picked(cond: Any) -> Any:
         tensor = getattr(cond, "cond", None)
-        if not isinstance(tensor, Tensor) or tensor.ndim == 0 or len(tensor) < 2:
+        if isinstance(cond, comfy.conds.CONDConstant) or not isinstance(tensor, Tensor):
+            return cond  # it has no entry per sample
+        if tensor.ndim == 0 or len(tensor) < 2:
             return cond
         return cond._copy_with(tensor[[row % len(tensor) for row in rows]])
 

@@ -134,6 +134,13 @@ def test_the_result_does_not_depend_on_how_many_samples_a_call_has_nor_mixes_the
     assert four.error_best_peer == pytest.approx(one.error_best_peer, rel=1e-3)
 
 
+def test_what_is_no_batch_of_prompts_reaches_the_network_whole(server):
+    prompt = fit(server, "sd3", name="constant", cfg=1.0, samples=2, steps="1", teacher="euler")
+    prompt["told"] = node("TinyConstant", model=["1", 0])
+    prompt["fit"]["inputs"]["model"] = ["told", 0]
+    succeeded(server.submit(prompt))
+
+
 def test_a_file_that_exists_is_kept_unless_the_widget_says_otherwise(server):
     succeeded(server.submit(fit(server, "sd3", name="kept", samples=2)))
     before = (folder(server) / "kept.safetensors").read_bytes()

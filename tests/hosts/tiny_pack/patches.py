@@ -3,6 +3,7 @@
 import json
 import uuid
 
+import comfy.conds
 import comfy.model_base
 import comfy.patcher_extension
 import torch
@@ -113,6 +114,31 @@ class TinyOffload:
         return (model,)
 
 
+class TinyConstant:
+    """The model with three numbers that its network is told as they are, whatever the batch."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "tiny"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def patch(self, model):
+        conds, numbers = model.model.extra_conds, torch.arange(3)
+
+        def call(executor, *args, tiny_constant, **kwargs):
+            assert tiny_constant.equal(numbers), f"the network was told {tiny_constant.tolist()}"
+            return executor(*args, **kwargs)
+
+        model = model.clone()
+        constant = comfy.conds.CONDConstant(numbers)
+        model.add_object_patch("extra_conds", lambda **given: {**conds(**given), "tiny_constant": constant})
+        model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "tiny", call)
+        return (model,)
+
+
 class TinySeen:
     """What a TinyWatch noted until a latent was sampled, as JSON."""
 
@@ -147,6 +173,7 @@ NODE_CLASS_MAPPINGS = {
     "TinySampling": TinySampling,
     "TinyContinuousTime": TinyContinuousTime,
     "TinyWatch": TinyWatch,
+    "TinyConstant": TinyConstant,
     "TinyOffload": TinyOffload,
     "TinySeen": TinySeen,
     "TinyAudioLatent": TinyAudioLatent,
