@@ -14,9 +14,10 @@ import comfy.utils
 from torch import Tensor
 
 from .fit import counts_of
-from .folder import fingerprint
+from .folder import fingerprint, solver_names
 from .grid import Cell, Column, draw_grid
 from .inputs import (
+    AUTO,
     CATEGORY,
     cfg_input,
     latent_input,
@@ -28,7 +29,7 @@ from .inputs import (
 )
 from .ksampler import fixed_latent
 from .pictures import pictures_of
-from .plan import plan
+from .plan import Plan, plan
 from .sampling import sample_learned_solver
 
 __all__ = ["CompareSamplers"]
@@ -119,24 +120,28 @@ class CompareSamplers:
     ) -> tuple[Tensor, str]:
         """Returns the grid of pictures and the table of errors."""
         counts, stock = counts_of(steps), _stock(samplers, scheduler)
-        names = list(dict.fromkeys([solver, *_words(more_solvers)]))
+        names = list(dict.fromkeys([solver, *_more(more_solvers)]))
         latent = fixed_latent(model, latent_image)
         if getattr(latent["samples"], "is_nested", False):
-            raise ValueError("a latent that holds picture and sound together cannot be compared with one error")
+            raise ValueError(
+                "a latent that holds picture and sound together cannot be compared with one error: wire the picture's "
+                "latent alone"
+            )
         bench = _Bench(model, positive, negative, cfg, seed, latent)
+        plans = {(count, entry): bench.plan(entry, count) for count in counts for entry in names}
+        if all(isinstance(made, str) for made in plans.values()):
+            raise ValueError(next(iter(plans.values())))  # before a minute is spent on the teacher
         bar = comfy.utils.ProgressBar(1 + len(counts) * (len(names) + len(stock)))
         goal = bench.stock(teacher, scheduler, teacher_steps, None)
         bar.update(1)
         runs = []
         for count in counts:
             for entry in names:
-                runs.append((count, bench.learned(entry, count)))
+                runs.append((count, bench.learned(entry, plans[count, entry])))
                 bar.update(1)
             for sampler, own in stock:
                 runs.append((count, bench.stock(sampler, own, count, count)))
                 bar.update(1)
-        if not any(run.states is not None for _, run in runs if run.ours):
-            raise ValueError(next(run.refusal for _, run in runs if run.ours))
         return _grid(model, vae, goal, runs, len(names) + len(stock)), _table(goal, runs)
 
 
@@ -187,12 +192,17 @@ class _Bench:
         self.latent = latent["samples"]
         self.noise = comfy.sample.prepare_noise(self.latent, seed, latent.get("batch_index"))
 
-    def learned(self, entry: str, steps: int) -> _Run:
-        """Returns the result of a solver file, or of the automatic choice."""
+    def plan(self, entry: str, steps: int) -> Plan | str:
+        """Returns what a solver file, or the automatic choice, would run, or why it cannot."""
         try:
-            made = plan(self.model, entry, steps, shape=self.latent.shape)
+            return plan(self.model, entry, steps, shape=self.latent.shape)
         except ValueError as error:
-            return _Run(entry, 0, None, ours=True, refusal=str(error))
+            return str(error)
+
+    def learned(self, entry: str, made: Plan | str) -> _Run:
+        """Returns the result of what was planned for a drop-down entry."""
+        if isinstance(made, str):
+            return _Run(entry, 0, None, ours=True, refusal=made)
         sampler = comfy.samplers.KSAMPLER(sample_learned_solver, made.options)
         states, calls = self._run(sampler, made.table.levels.float(), None)
         return _Run(entry, calls, states, ours=True, file="" if entry == made.solver.name else made.solver.name)
@@ -208,8 +218,9 @@ class _Bench:
                 states, calls = self._run(comfy.samplers.sampler_object(sampler), host.sigmas, most)
             except _TooManyCalls:
                 continue
-            return _Run(f"{sampler}/{scheduler}", calls, states)
-        return _Run(f"{sampler}/{scheduler}", 0, None, refusal=f"makes more than {most} model calls in one step")
+            if calls > 0:  # dpm_adaptive makes none where its first level is its last
+                return _Run(f"{sampler}/{scheduler}", calls, states)
+        return _Run(f"{sampler}/{scheduler}", 0, None, refusal=f"cannot sample in {most} model calls")
 
     def _run(self, sampler: Any, sigmas: Tensor, most: int | None) -> tuple[Tensor, int]:
         guider = _CountingGuider(self.model)
@@ -222,6 +233,19 @@ class _Bench:
 
 def _words(text: str) -> list[str]:
     return [word for word in (part.strip() for part in re.split(r"[,\n]", text)) if word]
+
+
+def _more(text: str) -> list[str]:
+    """Returns the further solver files.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    names = _words(text)
+    for name in names:
+        if name not in (known := [AUTO, *solver_names()]):
+            raise ValueError(f"more_solvers: {name!r} is none of {', '.join(known)}")
+    return names
 
 
 def _stock(text: str, scheduler: str) -> list[tuple[str, str]]:

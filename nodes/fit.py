@@ -184,6 +184,12 @@ class _Fit:
         self.model, self.empty, self.wanted, self.card, self.node_id = model, empty, wanted, card, node_id
         self.noise = noise_of(model.model, model.get_model_object("model_sampling"), empty.shape)
         self.teacher = training.Teacher(wanted.teacher, wanted.teacher_steps)
+        if self.teacher.calls <= max(wanted.steps):
+            raise ValueError(
+                f"the teacher must be better than what it teaches: {wanted.teacher} with {wanted.teacher_steps} steps "
+                f"makes {self.teacher.calls} model calls, the solver is to make {max(wanted.steps)}; 28 to 100 "
+                "teacher_steps are usual"
+            )
         self.held = math.ceil(wanted.samples / 3)
         self.most = training.most_calls(
             wanted.steps, wanted.samples, self.held, self.noise, family=wanted.family, teacher=self.teacher
@@ -199,7 +205,14 @@ class _Fit:
         show_text("\n".join(self.lines), self.node_id)
 
     def report(self, result: Any) -> str:
-        return self.training.table_of(result)
+        """Returns the table of errors, and where it would be better to take something else."""
+        better = [
+            f"At {steps} calls {report.peers[0].name} is closer to the teacher than the new solver: take more samples, "
+            "or that one."
+            for steps, report in result.report.items()
+            if report.peers[0].error < report.error_after
+        ]
+        return "\n".join([self.training.table_of(result), *([""] if better else []), *better])
 
     def run(self, denoiser: Denoiser, device: torch.device) -> tuple[Any, list[tuple[Column, Tensor]]]:
         """Returns the fit's result, and end states of a few held-out starts per solver."""

@@ -99,15 +99,15 @@ class Solver:
         Raises:
             ValueError: The solver was not fitted for so many calls, or for another kind of noise schedule.
         """
-        if steps not in self.parameters:
-            raise ValueError(
-                f"{self.name} was fitted for {_listed(self.steps)} steps, got {steps}: choose one of these, or fit it "
-                f"for {steps}"
-            )
         if noise.kind != self.prediction:
             raise ValueError(
                 f"{self.name} was fitted for {self.prediction} models, this model is {noise.kind}: choose one for "
                 f"{noise.kind} models"
+            )
+        if steps not in self.parameters:
+            raise ValueError(
+                f"{self.name} was fitted for {_listed(self.steps)} steps, got {steps}: choose one of these, or fit it "
+                f"for {steps}"
             )
         try:
             table = FAMILIES[self.family].table(self.parameters[steps], self.card.steps[steps], noise)

@@ -155,6 +155,7 @@ def test_a_file_that_exists_is_kept_unless_the_widget_says_otherwise(server):
     ("widgets", "message"),
     [
         ({"name": "../outside"}, "must be a name within models/solver_weights, got '../outside'"),
+        ({"name": "x", "steps": "2 6"}, "dpmpp_2m with 6 steps makes 6 model calls, the solver is to make 6"),
         ({"name": "x", "steps": "4 six"}, "steps must be numbers of model calls from 1 to 100, such as 4 6 8"),
     ],
 )
@@ -207,7 +208,7 @@ def test_an_interrupt_leaves_nothing(server):
     before = written(server)
     stop, answer = threading.Event(), {}
     told = texts(server, stop)
-    prompt = fit(server, "sd3", name="stopped", steps="8", samples=64)
+    prompt = fit(server, "sd3", name="stopped", steps="8", samples=64, teacher_steps=12)
     thread = threading.Thread(target=lambda: answer.update(server.submit(prompt)))
     thread.start()
     deadline = time.time() + 120

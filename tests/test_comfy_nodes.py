@@ -273,14 +273,39 @@ def test_compare_prints_the_error_that_the_saved_latents_have(server):
     assert grid.shape[0] > 300 and grid.shape[1] > 800 and (grid[:8, :8] == 255).all() and grid.std() > 20
 
 
-def test_compare_refuses_an_unknown_sampler_and_lists_what_there_is(server):
-    prompt = model_nodes(server, "sd15")
-    prompt["cmp"] = node(
-        "CompareSamplers", **WIRES, seed=7, cfg=2.0, solver="auto", steps="6", samplers="eular", scheduler="simple",
-        teacher="heun", teacher_steps=4,
-    )  # fmt: skip
+def compared(server, model, **widgets):
+    """Returns the history of a small comparison, its table in "t"."""
+    prompt = model_nodes(server, model)
+    own = {"solver": "auto", "steps": "6", "samplers": "euler", "scheduler": "simple", "teacher": "heun"}
+    prompt["watched"] = node("TinyWatch", model=["1", 0], name="compared")
+    prompt["cmp"] = node("CompareSamplers", **WIRES, seed=7, cfg=2.0, **own, teacher_steps=4)
+    prompt["cmp"]["inputs"] |= {"model": ["watched", 0], **widgets}
     prompt["t"] = node("PreviewAny", source=["cmp", 1])
-    assert "'eular' names none of euler, " in error_of(server.submit(prompt))
+    return server.submit(prompt)
+
+
+@pytest.mark.parametrize(
+    ("widgets", "message"),
+    [
+        ({"samplers": "eular"}, "'eular' names none of euler, "),
+        ({"more_solvers": "ds_flow"}, "more_solvers: 'ds_flow' is none of auto, ds_flow-flowdcn, ds_flow-sit, "),
+        ({"solver": "dyweight_flux1-dev"}, "dyweight_flux1-dev was fitted for flow models, this model is vp"),
+        ({"steps": "20"}, "choose the steps of dyweight_sd15 (4, 6, 8, 10 steps)"),
+    ],
+)
+def test_compare_refuses_what_it_cannot_run_before_it_samples(server, widgets, message):
+    assert message in error_of(compared(server, "sd15", **widgets))
+    prompt = {k: v for k, v in model_nodes(server, "sd15").items() if k == "4"}
+    prompt["seen"] = node("TinySeen", latent=["4", 0], name="compared")
+    prompt["t"] = node("PreviewAny", source=["seen", 0])
+    told = succeeded(server.submit(prompt))["outputs"]["t"]["text"][0]
+    assert json.loads(told)["sigma"] == []
+
+
+def test_compare_says_which_sampler_cannot_do_with_so_few_calls(server):
+    table = succeeded(compared(server, "sd3", samplers="dpm_adaptive, dpm_fast"))["outputs"]["t"]["text"][0]
+    assert "| 6 | dpm_adaptive/simple | 0 | cannot sample in 6 model calls |" in table
+    assert re.search(r"\| 6 \| dpm_fast/simple \| [1-6] \| \d", table)
 
 
 @pytest.mark.parametrize(
