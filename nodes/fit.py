@@ -206,13 +206,8 @@ class _Fit:
 
     def report(self, result: Any) -> str:
         """Returns the table of errors, and where it would be better to take something else."""
-        better = [
-            f"At {steps} calls {report.peers[0].name} is closer to the teacher than the new solver: take more samples, "
-            "or that one."
-            for steps, report in result.report.items()
-            if report.peers[0].error < report.error_after
-        ]
-        return "\n".join([self.training.table_of(result), *([""] if better else []), *better])
+        better = "\n".join(self.training.better_peers(result))
+        return self.training.table_of(result) + (f"\n\n{better}" if better else "")
 
     def run(self, denoiser: Denoiser, device: torch.device) -> tuple[Any, list[tuple[Column, Tensor]]]:
         """Returns the fit's result, and end states of a few held-out starts per solver."""

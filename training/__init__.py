@@ -4,7 +4,7 @@ from .cost import most_calls
 from .fit import FitResult, Peer, StepReport, fit_solver
 from .gauss_newton import GaussNewton
 from .gradient import GradientDescent
-from .report import table_of
+from .report import better_peers, table_of
 from .scan import candidates
 from .teacher import TEACHERS, Teacher
 
@@ -16,6 +16,7 @@ __all__ = [
     "Peer",
     "StepReport",
     "Teacher",
+    "better_peers",
     "candidates",
     "fit_solver",
     "most_calls",

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from .fit import FitResult
 
-__all__ = ["table_of"]
+__all__ = ["better_peers", "table_of"]
+
+
+def better_peers(result: FitResult) -> list[str]:
+    """Returns a sentence per step count at which a classical solver is closer to the teacher than the fitted one."""
+    return [
+        f"At {steps} calls {report.peers[0].name} is closer to the teacher than the new solver: take more samples, or "
+        "that one."
+        for steps, report in result.report.items()
+        if report.peers[0].error < report.error_after
+    ]
 
 
 def table_of(result: FitResult) -> str:
