@@ -82,19 +82,22 @@ def compare(
         for entry in entries(n):
             methods.setdefault(entry.method, []).append(entry)
         rows = []
-        for method, grids in methods.items():
+        for grids in methods.values():
             order = sorted(grids, key=lambda entry: _error(entry, few, ends[: len(few)])) if len(grids) > 1 else grids
-            judged = []
-            for entry in order[:_JUDGED]:
-                before = model.calls
-                error = _error(entry, samples, ends)
-                used = (model.calls - before) // len(samples)
-                judged.append((Row(n, used, method, entry.grid, error, len(grids), entry.ours), entry))
+            judged = [(_row(n, entry, len(grids), model, samples, ends), entry) for entry in order[:_JUDGED]]
             rows.append(min(judged, key=lambda pair: pair[0].error))
         rows.sort(key=lambda pair: (not pair[0].ours, pair[0].error))
         say(f"{n} calls: " + "; ".join(f"{row.method} {row.error:.4f}" for row, _ in rows[:3]))
         found.update(rows)
     return found
+
+
+def _row(calls: int, entry: Entry, grids: int, model: CountedDenoiser, samples: Samples, ends: Tensor) -> Row:
+    """Returns the measurement of a solver on all samples."""
+    before = model.calls
+    error = _error(entry, samples, ends)
+    used = (model.calls - before) // len(samples)
+    return Row(calls, used, entry.method, entry.grid, error, grids, entry.ours)
 
 
 def run_entry(entry: Entry, samples: Samples) -> Tensor:

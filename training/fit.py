@@ -156,22 +156,23 @@ def fit_solver(
 
     fitted, judged = problem(0, len(x) - held), problem(len(x) - held, len(x))
     task = Task(fitted, judged, noise, family, history, learn_grid, notes, say)
-    day = notes.get("date") or notes.put("date", {"day": torch.tensor(date.today().toordinal())})
+    facts = {
+        "model_family": "unknown", "checkpoint": "unknown", "date": _day(notes), "package_version": VERSION,
+        "source": "fitted with Learned Solvers", **(card or {}),
+    }  # fmt: skip
+    reference = {"teacher": teacher, "teacher_steps": teacher_steps}
     parameters, cards, reports = {}, {}, {}
     for n in sorted(set(steps)):
-        parameters[n], card_entry, reports[n] = _fit_steps(task, n, initial, chosen)
-        cards[n] = replace(
-            card_entry,
-            teacher=teacher,
-            teacher_steps=teacher_steps,
-            loss=loss if isinstance(loss, str) else "features",
-        )
-    facts = {
-        "model_family": "unknown", "checkpoint": "unknown", "date": date.fromordinal(int(day["day"])).isoformat(),
-        "package_version": VERSION, "source": "fitted with Learned Solvers", **(card or {}),
-    }  # fmt: skip
+        parameters[n], own, reports[n] = _fit_steps(task, n, initial, chosen)
+        cards[n] = replace(own, loss=loss if isinstance(loss, str) else "features", **reference)
     solver = Solver(f"{family}_fitted", Card(family, noise.kind, steps=cards, **facts), parameters)
     return FitResult(solver, reports, tutor.calls * len(x))
+
+
+def _day(notes: Journal) -> str:
+    """Returns the day on which the fit began."""
+    day = notes.get("date") or notes.put("date", {"day": torch.tensor(date.today().toordinal())})
+    return date.fromordinal(int(day["day"])).isoformat()
 
 
 def _name_of(loss: str | Callable[[Tensor], Tensor]) -> str:
