@@ -325,7 +325,14 @@ def test_the_grids_shift_can_be_learned_too():
         ({"held_out": 24}, "held_out must leave samples on both sides of 24"),
         ({"steps": ()}, "steps must be counts of at least 1"),
         ({"family": "ds", "learn_grid": True}, "no grid to learn"),
-        ({"initial": "no_such"}, "no bundled solver is called 'no_such'"),
+        ({"initial": "no_such"}, r"cannot start from 'no_such': name scan, a classical solver \(euler, .*ipndm 3"),
+        ({"initial": "karras 7, simple"}, "cannot start from 'karras 7, simple'"),
+        ({"initial": "dpmpp_2m, shift 1", "family": "ds", "steps": (1,)}, "cannot start from 'dpmpp_2m, shift 1'"),
+        ({"initial": "dyweight_sd15"}, "is a dyweight solver for vp models: start a dyweight fit on flow noise"),
+        (
+            {"initial": "heun", "steps": (4,)},
+            "a dyweight fit of 4 steps cannot start from 'heun': name scan, or one of",
+        ),
     ],
 )
 def test_a_setting_that_breaks_a_rule_is_refused(changed, message):

@@ -52,6 +52,36 @@ def test_wrong_arguments_are_refused_in_a_sentence(capsys, arguments, told):
     assert told in refused(capsys, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        (
+            "x.pkl",
+            b"\x80\x04.",
+            r"published .pt, .pkl, .json files become solver files by python training/import_weights",
+        ),
+        ("x.pt", b"PK", "x.pt --output FOLDER"),
+        ("x.safetensors", b"\x08\0\0\0\0\0\0\0no json ", "x.safetensors: not a safetensors file"),
+        (
+            "dyweight_sd15",
+            None,
+            "dyweight_sd15 divides by the state's level or has an analytic step: start from a scan",
+        ),
+        ("ds_flow-sit", None, "ds_flow-sit is a ds solver for flow models: start a dyweight fit on flow noise"),
+        ("absent.safetensors", None, "cannot start from '"),
+        ("dpm++ 2m", None, "a classical solver (euler, lms, ipndm, ipndm_v, deis, dpmpp_2m"),
+    ],
+)
+def test_what_a_fit_cannot_start_from_is_refused_before_anything_is_loaded(
+    capsys, monkeypatch, tmp_path, name, content, told
+):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    # No host is there and no model: what would load one says so.
+    assert told in refused(capsys, "--checkpoint", "absent.ckpt", "--comfyui", "/nowhere", "--initial", name)
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".md", ".png"])
 def test_none_of_the_three_files_is_overwritten_unasked(capsys, comfy, tmp_path, suffix):
     taken = tmp_path / f"mine{suffix}"

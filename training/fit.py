@@ -25,7 +25,7 @@ from .processes import Processes
 from .samples import CountedDenoiser, Samples
 from .scan import SCANNED, Candidate, candidates, rank, rmse
 from .spaces import Space
-from .start import find_start
+from .start import find_start, resolve_initial
 from .task import Task
 from .teacher import Teacher
 
@@ -143,6 +143,7 @@ def fit_solver(
         "initial": str(initial), "learn_grid": learn_grid,
         "samples": [list(x.shape), held], "seed": seed, "start": float(x.double().square().sum()), "version": VERSION,
     }  # fmt: skip
+    source = resolve_initial(initial, family, steps, noise)
     notes = Journal(journal, settings, processes.from_first, writes=processes.rank == 0)
     if notes.resumed:
         say(f"going on with the fit in {journal}")
@@ -163,7 +164,7 @@ def fit_solver(
     reference = {"teacher": teacher, "teacher_steps": teacher_steps}
     parameters, cards, reports = {}, {}, {}
     for n in sorted(set(steps)):
-        parameters[n], own, reports[n] = _fit_steps(task, n, initial, chosen)
+        parameters[n], own, reports[n] = _fit_steps(task, n, source, chosen)
         cards[n] = replace(own, loss=loss if isinstance(loss, str) else "features", **reference)
     solver = Solver(f"{family}_fitted", Card(family, noise.kind, steps=cards, **facts), parameters)
     return FitResult(solver, reports, tutor.calls * len(x))
@@ -191,7 +192,7 @@ def _optimizer(optimizer: str | GaussNewton | GradientDescent, seed: int) -> Gau
 
 
 def _fit_steps(
-    task: Task, n: int, initial: str | Path | Solver, optimizer: GaussNewton | GradientDescent
+    task: Task, n: int, initial: str | Solver, optimizer: GaussNewton | GradientDescent
 ) -> tuple[dict[str, Tensor], StepCard, StepReport]:
     """Returns parameters, card entry and report for n steps."""
     began, task.fitted.model.calls = time.monotonic(), 0

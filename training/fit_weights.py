@@ -31,6 +31,7 @@ from .objective import LOSSES
 from .options import add_model_options, count_of, model_name
 from .output import Output
 from .processes import Processes, join_processes
+from .start import resolve_initial
 from .teacher import TEACHERS, Teacher
 
 __all__ = ["main"]
@@ -81,6 +82,7 @@ def _fit_model(args: argparse.Namespace, processes: Processes) -> None:
     """Refuses what can be refused before a model is loaded, then fits."""
     if len(args.steps) != len(set(args.steps)):
         raise ValueError(f"--steps names a count twice: {args.steps}")
+    resolve_initial(args.initial, args.family, args.steps)
     teacher, settings, comfy = Teacher(args.teacher, args.teacher_steps), _settings(args), find_comfy(args.comfyui)
     output = Output(_solver_file(args, comfy), _identity(args), args.overwrite)
     fit_model(args, comfy, output, teacher, settings, processes)
