@@ -248,6 +248,18 @@ def test_per_sample_arguments_stay_with_their_samples():
     assert_close(parts.solver.parameters[3]["weights"], whole.solver.parameters[3]["weights"], rtol=1e-6, atol=1e-7)
 
 
+def test_an_argument_of_one_row_or_none_goes_to_every_call():
+    seen = set()
+
+    def model(x, sigma, shift, scale, name):
+        seen.add((shift.shape, scale, name))
+        return scale * curved(x, sigma) + 0.1 * shift
+
+    x, shared = starts("flow", 16), {"shift": torch.ones(1, 6).double(), "scale": 1.0, "name": "abc"}
+    fit_solver(model, x, noise=FLOW, steps=(2,), teacher_steps=5, microbatch=5, extra_args=shared)
+    assert seen == {((1, 6), 1.0, "abc")}
+
+
 @pytest.mark.parametrize("stop_after", [1, 3, 6, 8])
 def test_an_interrupted_fit_goes_on_and_ends_with_the_same_file(tmp_path, stop_after):
     x = starts("flow", 32)
@@ -323,6 +335,14 @@ def test_the_grids_shift_can_be_learned_too():
         ({"optimizer": "sgd"}, "optimizer must be gauss-newton"),
         ({"loss": "lpips"}, "loss must be one of l2, l1, huber, trajectory"),
         ({"held_out": 24}, "held_out must leave samples on both sides of 24"),
+        (
+            {"extra_args": {"shift": torch.zeros(4)}},
+            r"extra_args\['shift'\] must have a row per start, 24, or one for all, got 4: repeat its rows, or bind",
+        ),
+        (
+            {"extra_args": {"shift": [0.0] * 18}},
+            "a row per start, 24, or one for all, got 18",
+        ),  # as many as are fitted to
         ({"steps": ()}, "steps must be counts of at least 1"),
         ({"family": "ds", "learn_grid": True}, "no grid to learn"),
         ({"initial": "no_such"}, r"cannot start from 'no_such': name scan, a classical solver \(euler, .*ipndm 3"),

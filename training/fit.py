@@ -116,7 +116,8 @@ def fit_solver(
         initial: "scan" tries the classical solvers on many grids and starts from the best few; the name of one of
             them ("ipndm 3, shift 1"); or a solver (object, name or file) to go on from, its nearest step count.
         learn_grid: DyWeight: learn the grid's shift (flow) or rho (VP, EDM) too.
-        extra_args: For the model; tensors with S rows and lists of length S are per sample.
+        extra_args: For the model; tensors with S rows and lists of length S are per sample, all else goes to each call.
+            Tensors and lists have S rows or one.
         held_out: The last so many samples judge and are not fitted to. None: a quarter.
         microbatch: Samples per model call. None: all.
         seed: Of the order of samples in the gradient ways.
@@ -133,10 +134,7 @@ def fit_solver(
     counted = CountedDenoiser(model, x.dtype)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     held = max(1, len(x) // 4) if held_out is None else held_out
-    if not 0 < held < len(x):
-        raise ValueError(f"held_out must leave samples on both sides of {len(x)}, got {held}")
-    if not steps or min(steps) < 1:
-        raise ValueError(f"steps must be counts of at least 1, got {list(steps)}")
+    _check(x, held, steps, extra_args or {})
     settings = {
         "family": family, "steps": list(steps), "history": history, "teacher": [teacher, teacher_steps],
         "optimizer": repr(optimizer), "loss": _name_of(loss), "noise": repr(noise),
@@ -168,6 +166,21 @@ def fit_solver(
         cards[n] = replace(own, loss=loss if isinstance(loss, str) else "features", **reference)
     solver = Solver(f"{family}_fitted", Card(family, noise.kind, steps=cards, **facts), parameters)
     return FitResult(solver, reports, tutor.calls * len(x))
+
+
+def _check(x: Tensor, held: int, steps: Sequence[int], extra_args: Mapping[str, Any]) -> None:
+    if not 0 < held < len(x):
+        raise ValueError(f"held_out must leave samples on both sides of {len(x)}, got {held}")
+    if not steps or min(steps) < 1:
+        raise ValueError(f"steps must be counts of at least 1, got {list(steps)}")
+    for name, value in extra_args.items():
+        # A text or a mapping is no list of rows, a number or 0-d tensor has none.
+        rows = len(value) if isinstance(value, Tensor | list | tuple) and getattr(value, "ndim", 1) else 1
+        if rows not in (1, len(x)):
+            raise ValueError(
+                f"extra_args[{name!r}] must have a row per start, {len(x)}, or one for all, got {rows}: repeat its "
+                f"rows, or bind what all starts share to the model, functools.partial(model, {name}=...)"
+            )
 
 
 def _day(notes: Journal) -> str:
