@@ -92,7 +92,7 @@ def test_files_that_exist_are_not_overwritten(run, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "name a model: --checkpoint FILE, --diffusion-model FILE, or --demo"),
+        ([], "name one model: --checkpoint FILE, or --diffusion-model FILE with"),
         (["--demo", "--samples", "0"], "must be a whole number of at least 1, got '0'"),
         (["--demo", "--steps", "4", "--grids", "none", *QUICK], "no solver and no peer has"),
         (["--checkpoint", "absent.safetensors", "--comfyui", "/nowhere"], "no ComfyUI in /nowhere"),

@@ -36,7 +36,7 @@ from ..samplers.schedules import Noise
 from ..samplers.version import VERSION
 from .comparison import Entry, Row, compare, run_entry, solver_entries, table_entries
 from .demo import GUIDANCE, demo_starts
-from .models.comfy import find_comfy
+from .models.comfy import check_one_model, find_comfy
 from .models.comfy_samplers import host_entries
 from .models.digits import load_digits
 from .options import add_model_options, count_of, encoded_prompts, load_model, model_name, per_sample, prompts_of
@@ -102,13 +102,13 @@ class _Subject:
 
 
 def _check(args: argparse.Namespace) -> None:
+    if not args.demo:
+        check_one_model(args.checkpoint, args.diffusion_model)
     for name in FILES:
         if (args.output / name).exists() and not args.overwrite:
             raise FileExistsError(f"{args.output / name} exists already: choose another --output, or add --overwrite")
     if not args.no_plot and find_spec("matplotlib") is None:
         raise ValueError(f"the plot needs matplotlib: {sys.executable} -m pip install matplotlib, or add --no-plot")
-    if not args.demo and args.checkpoint is None and args.diffusion_model is None:
-        raise ValueError("name a model: --checkpoint FILE, --diffusion-model FILE, or --demo for the bundled one")
 
 
 def _compare_demo(args: argparse.Namespace, solvers: list[Solver]) -> None:

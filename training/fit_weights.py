@@ -26,7 +26,7 @@ from .demo import run_demo
 from .gauss_newton import GaussNewton
 from .gradient import OPTIMIZERS, GradientDescent
 from .model_fit import fit_model
-from .models.comfy import find_comfy
+from .models.comfy import check_one_model, find_comfy
 from .objective import LOSSES
 from .options import add_model_options, count_of, model_name
 from .output import Output
@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _fit_model(args: argparse.Namespace, processes: Processes) -> None:
     """Refuses what can be refused before a model is loaded, then fits."""
+    check_one_model(args.checkpoint, args.diffusion_model)
     if len(args.steps) != len(set(args.steps)):
         raise ValueError(f"--steps names a count twice: {args.steps}")
     resolve_initial(args.initial, args.family, args.steps)

@@ -24,7 +24,7 @@ from ...samplers.host_models import model_family, noise_of, pixel_size
 from ...samplers.schedules import Noise
 from .conditioning import Cond
 
-__all__ = ["ComfyModel", "find_comfy"]
+__all__ = ["ComfyModel", "check_one_model", "find_comfy"]
 
 
 def find_comfy(folder: Path | None) -> Path:
@@ -40,7 +40,21 @@ def find_comfy(folder: Path | None) -> Path:
             return place.resolve()
         if place is folder is not None:
             break
-    raise FileNotFoundError(f"no ComfyUI in {folder or here}: name its folder with --comfyui, or set COMFYUI_PATH")
+    where = f"in {folder}" if folder else f"around this folder, which is in no custom_nodes ({here})"
+    raise FileNotFoundError(f"no ComfyUI {where}: name its folder with --comfyui, or set COMFYUI_PATH")
+
+
+def check_one_model(checkpoint: Path | None, diffusion_model: Path | None) -> None:
+    """Refuses neither and both kinds of model file.
+
+    Raises:
+        ValueError: Not one of them is named.
+    """
+    if (checkpoint is None) == (diffusion_model is None):
+        raise ValueError(
+            "name one model: --checkpoint FILE, or --diffusion-model FILE with --clip and --vae; --demo runs the "
+            "bundled small one, without ComfyUI"
+        )
 
 
 _SIZES = {"SD15": (512, 512), "SD15_instructpix2pix": (512, 512), "SD20": (768, 768)}
@@ -77,8 +91,7 @@ class ComfyModel:
         Raises:
             ValueError: Neither or both kinds of model file, or ComfyUI does not know the file.
         """
-        if (checkpoint is None) == (diffusion_model is None):
-            raise ValueError("name one model: --checkpoint FILE, or --diffusion-model FILE with --clip and --vae")
+        check_one_model(checkpoint, diffusion_model)
         for file in (checkpoint, diffusion_model, vae, *clip):
             if file is not None and not file.is_file():
                 raise ValueError(f"{file.absolute()} does not exist: name a model file")
