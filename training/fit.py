@@ -69,11 +69,13 @@ class FitResult:
         solver: Ready to save and to sample with.
         report: Per step count.
         teacher_calls: Network calls of the teacher, over all samples, shared by all step counts.
+        held_out: Samples that judged.
     """
 
     solver: Solver
     report: Mapping[int, StepReport]
     teacher_calls: int
+    held_out: int
 
 
 def fit_solver(
@@ -165,7 +167,7 @@ def fit_solver(
         parameters[n], own, reports[n] = _fit_steps(task, n, source, chosen)
         cards[n] = replace(own, loss=loss if isinstance(loss, str) else "features", **reference)
     solver = Solver(f"{family}_fitted", Card(family, noise.kind, steps=cards, **facts), parameters)
-    return FitResult(solver, reports, tutor.calls * len(x))
+    return FitResult(solver, reports, tutor.calls * len(x), held)
 
 
 def _check(x: Tensor, held: int, steps: Sequence[int], extra_args: Mapping[str, Any]) -> None:
