@@ -36,9 +36,9 @@ from ..samplers.schedules import Noise
 from ..samplers.version import VERSION
 from .comparison import Entry, Row, compare, run_entry, solver_entries, table_entries
 from .demo import GUIDANCE, demo_starts
-from .models.comfy import check_one_model, find_comfy
 from .models.comfy_samplers import host_entries
 from .models.digits import load_digits
+from .models.loading import check_one_model, find_comfy
 from .options import add_model_options, count_of, encoded_prompts, load_model, model_name, per_sample, prompts_of
 from .picture import Strip, save_strips
 from .plot import save_plot

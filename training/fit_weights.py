@@ -26,7 +26,7 @@ from .demo import run_demo
 from .gauss_newton import GaussNewton
 from .gradient import OPTIMIZERS, GradientDescent
 from .model_fit import fit_model
-from .models.comfy import check_one_model, find_comfy
+from .models.loading import check_one_model, find_comfy
 from .objective import LOSSES
 from .options import add_model_options, count_of, model_name
 from .output import Output

@@ -45,7 +45,8 @@ class _Plan:
         args: The command's options.
         model: The model, loaded.
         output: Where the files go.
-        prompts: File of the encoded prompts, there or to be written.
+        prompts: File of the encoded prompts.
+        reused: Whether it is there; else it is to be written.
         teacher: The reference.
         settings: The optimizer's.
         shape: Of one latent.
@@ -58,6 +59,7 @@ class _Plan:
     model: ComfyModel
     output: Output
     prompts: Path
+    reused: bool
     teacher: Teacher
     settings: GaussNewton | GradientDescent
     shape: list[int]
@@ -105,6 +107,14 @@ class _Plan:
             + (" of two passes each (CFG)" if cfg != 1 else "")
             + f", an eighth to a seventh of it is usual; result: {self.output.solver}"
         )
+
+    def suspect(self) -> str:
+        """Returns what to look at where the model cannot be run on its prompts."""
+        if self.reused:
+            return f"where the prompts in {self.prompts} belong to another model, name another file with --conditioning"
+        if self.args.clip:
+            return f"do the text encoders {', '.join(map(str, self.args.clip))} belong to it? Name its own with --clip"
+        return "does ComfyUI itself sample with this checkpoint? Its own text encoders made the prompts"
 
     def card(self) -> dict[str, str]:
         """Returns what the solver file says of model and samples."""
@@ -160,7 +170,8 @@ def _planned(
     """Returns the plan, after loading the model; the first process loads text encoders too where they are needed."""
     texts = texts_of(args, args.samples + _held(args))
     prompts = args.conditioning or output.folder / f"prompts-{_hash(texts, _stat(args))}.safetensors"
-    model = load_model(args, comfy, encode=first and not prompts.exists())
+    reused = prompts.exists()
+    model = load_model(args, comfy, encode=first and not reused)
     shape = model.latent_shape(*(args.size or model.size))
     noise, (guidance, embedded) = model.noise(shape), model.guidance(args.guidance)
     if isinstance(settings, GradientDescent) and noise.kind == "vp":
@@ -168,7 +179,7 @@ def _planned(
             f"ComfyUI rounds the model time of {model.family} to whole numbers, so no gradient reaches the noise "
             "levels: use --optimizer gauss-newton"
         )
-    return _Plan(args, model, output, prompts, teacher, settings, shape, noise, guidance, embedded)
+    return _Plan(args, model, output, prompts, reused, teacher, settings, shape, noise, guidance, embedded)
 
 
 def _held(args: argparse.Namespace) -> int:
@@ -177,7 +188,7 @@ def _held(args: argparse.Namespace) -> int:
 
 def _encoded(plan: _Plan, say: Progress) -> list[Cond]:
     """Returns the encoded prompts; a dry run without a file of them encodes one, and writes none."""
-    sparing = plan.args.dry_run and not plan.prompts.exists()
+    sparing = plan.args.dry_run and not plan.reused
     number, file = (1, None) if sparing else (plan.count, plan.prompts)
     return encoded_prompts(plan.args, plan.model, number, file, say)
 
@@ -193,7 +204,7 @@ def _run(
     """Times the model, fits unless this is a dry run, and writes the files: what is done while the model is loaded."""
     args, prompts = plan.args, prompts_of(conds, plan.count)
     x = plan.model.starts(plan.shape, plan.count, args.seed).to(device)
-    seconds = seconds_of_call(denoiser, x[: args.microbatch], prompts[: args.microbatch], plan.prompts)
+    seconds = seconds_of_call(denoiser, x[: args.microbatch], prompts[: args.microbatch], plan.suspect())
     sampling = peak_memory(device)
     say(
         f"One call takes {seconds:.2f} s here: at most {duration(seconds * plan.most / processes.count)}.\n"
