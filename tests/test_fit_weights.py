@@ -13,9 +13,9 @@ from learned_solvers.training import fit_solver
 from learned_solvers.training.cost import most_calls
 from learned_solvers.training.demo import demo_starts
 from learned_solvers.training.fit_weights import main
-from learned_solvers.training.models.comfy import find_comfy
 from learned_solvers.training.models.conditioning import read_conditioning, write_conditioning
 from learned_solvers.training.models.digits import load_digits
+from learned_solvers.training.models.loading import find_comfy
 from learned_solvers.training.options import PROMPTS
 from learned_solvers.training.output import Output
 from learned_solvers.training.progress import CallBar
