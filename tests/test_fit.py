@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from datetime import date
 
 import pytest
 import torch
@@ -278,6 +280,45 @@ def test_an_interrupted_fit_goes_on_and_ends_with_the_same_file(tmp_path, stop_a
     resumed = fit_solver(curved, x, journal=tmp_path / "journal", progress=said.append, **settings)
     assert resumed.solver.save(tmp_path / "resumed.safetensors").read_bytes() == whole.read_bytes()
     assert any("going on with the fit" in line for line in said) == (tmp_path / "journal").exists()
+
+
+def test_a_fit_that_goes_on_after_midnight_keeps_the_day_on_which_it_began(tmp_path, monkeypatch):
+    x = starts("flow", 16)
+    settings = {"noise": FLOW, "steps": (2,), "teacher_steps": 5, "optimizer": GaussNewton(iterations=1)}
+
+    def on(day: int) -> None:
+        monkeypatch.setattr(
+            fit_solver.__module__ + ".date", type("Day", (date,), {"today": lambda: date(2030, 12, day)})
+        )
+
+    def stopped(x, sigma):
+        raise KeyboardInterrupt
+
+    on(31)
+    whole = fit_solver(curved, x, **settings).solver.save(tmp_path / "whole.safetensors")
+    with pytest.raises(KeyboardInterrupt):  # at the first call of the teacher
+        fit_solver(stopped, x, journal=tmp_path / "journal", **settings)
+    on(1)
+    resumed = fit_solver(curved, x, journal=tmp_path / "journal", **settings).solver
+    assert resumed.card.date == "2030-12-31"
+    assert resumed.save(tmp_path / "resumed.safetensors").read_bytes() == whole.read_bytes()
+    assert fit_solver(curved, x, **settings).solver.card.date == "2030-12-01"
+
+
+def test_a_process_without_samples_adds_nothing_to_the_sums():
+    whole = problem("flow", "dyweight", 3)
+    none = replace(whole, samples=whole.samples.rows(0, 0), reference=whole.reference.rows(0, 0))
+    theta = start_of(whole, "flow", 3)
+    table = whole.space.table(theta)
+    expected, shape = whole.errors(table), whole.normal(theta, 1e-4).matrix.shape
+    whole.model.calls = 0
+    errors = none.errors(table)
+    assert errors.shape == (0,) and errors.dtype == expected.dtype and len(expected) == 12
+    assert float(errors.sum()) == none.loss(theta) == rmse(none, table) == 0.0
+    normal = none.normal(theta, 1e-4)
+    assert normal.loss == 0.0 and not normal.matrix.any() and not normal.gradient.any()
+    assert normal.matrix.shape == shape
+    assert whole.model.calls == 0
 
 
 def test_a_journal_of_other_settings_is_refused(tmp_path):

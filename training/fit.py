@@ -125,7 +125,8 @@ def fit_solver(
         seed: Of the order of samples in the gradient ways.
         progress: Told what happens, a line at a time.
         cache: Folder for the teacher's end states; give every model its own.
-        journal: File that keeps what has been found, so that a fit that was interrupted goes on; deleted by no one.
+        journal: File that keeps what has been found, so that a fit that was interrupted goes on and ends with the same
+            file, the day of its card included; deleted by no one.
         processes: This process's place among several, `join_processes()` under torchrun.
         card: Further card entries: model_family, checkpoint, guidance, resolution, source, licence, note.
 
@@ -147,6 +148,7 @@ def fit_solver(
     notes = Journal(journal, settings, processes.from_first, writes=processes.rank == 0)
     if notes.resumed:
         say(f"going on with the fit in {journal}")
+    day = _day(notes)
     chosen, objective, tutor = _optimizer(optimizer, seed), make_objective(loss), Teacher(teacher, teacher_steps)
     say(f"teacher: {teacher}, {teacher_steps} steps, {tutor.calls * len(x)} network calls")
 
@@ -158,7 +160,7 @@ def fit_solver(
     fitted, judged = problem(0, len(x) - held), problem(len(x) - held, len(x))
     task = Task(fitted, judged, noise, family, history, learn_grid, notes, say)
     facts = {
-        "model_family": "unknown", "checkpoint": "unknown", "date": _day(notes), "package_version": VERSION,
+        "model_family": "unknown", "checkpoint": "unknown", "date": day, "package_version": VERSION,
         "source": "fitted with Learned Solvers", **(card or {}),
     }  # fmt: skip
     reference = {"teacher": teacher, "teacher_steps": teacher_steps}
@@ -186,7 +188,7 @@ def _check(x: Tensor, held: int, steps: Sequence[int], extra_args: Mapping[str, 
 
 
 def _day(notes: Journal) -> str:
-    """Returns the day on which the fit began."""
+    """Returns the day on which the fit began; an interrupted one keeps it, so that its file is the same to the byte."""
     day = notes.get("date") or notes.put("date", {"day": torch.tensor(date.today().toordinal())})
     return date.fromordinal(int(day["day"])).isoformat()
 
