@@ -282,6 +282,25 @@ def test_an_interrupted_fit_goes_on_and_ends_with_the_same_file(tmp_path, stop_a
     assert any("going on with the fit" in line for line in said) == (tmp_path / "journal").exists()
 
 
+def test_resuming_a_finished_fit_makes_no_call(tmp_path):
+    x, calls = starts("flow", 24), 0
+
+    def counted(x, sigma):
+        nonlocal calls
+        calls += len(x)
+        return curved(x, sigma)
+
+    settings = {"noise": FLOW, "steps": (2, 3), "teacher_steps": 10, "cache": tmp_path, "journal": tmp_path / "journal"}
+    settings["optimizer"] = GaussNewton(core=8, first=4)  # 10 samples are beside the core
+    first, made = fit_solver(counted, x, **settings), calls
+    again = fit_solver(counted, x, **settings)
+    assert made > 0 and calls == made
+    files = [r.solver.save(tmp_path / f"{i}.safetensors").read_bytes() for i, r in enumerate((first, again))]
+    assert files[0] == files[1]
+    for n in (2, 3):
+        assert replace(again.report[n], seconds=0.0) == replace(first.report[n], seconds=0.0)
+
+
 def test_a_fit_that_goes_on_after_midnight_keeps_the_day_on_which_it_began(tmp_path, monkeypatch):
     x = starts("flow", 16)
     settings = {"noise": FLOW, "steps": (2,), "teacher_steps": 5, "optimizer": GaussNewton(iterations=1)}

@@ -214,13 +214,13 @@ def _fit_steps(
     """Returns parameters, card entry and report for n steps."""
     began, task.fitted.model.calls = time.monotonic(), 0
     order = _scanned(task, n)
-    peers = _peers(task, order)
+    peers = _peers(task, n, order)
     task.say(f"{n} steps: best classical solver {peers[0].name}, held-out error {peers[0].error:.4f}")
     start = find_start(task, n, order, initial)
-    before = rmse(task.judged, start.table)
+    before = task.error(f"{n}/before", task.judged, start.table)
     theta = _run(task, start.space, start.theta, optimizer, f"{n}/main")
     space, theta, note = _not_worse(task, n, order, start.space, theta, optimizer)
-    after = rmse(task.judged, space.table(theta))
+    after = task.error(f"{n}/after", task.judged, space.table(theta))
     ratio = peers[0].error / max(after, 1e-300)
     task.say(f"{n} steps: held-out error {before:.4f} -> {after:.4f}, 1/{ratio:.2f} of the best peer's")
     calls = task.calls()
@@ -242,28 +242,36 @@ def _scanned(task: Task, n: int) -> list[Candidate]:
     return [tried[i] for i in task.recorded(f"{n}/scan", work)["order"].tolist()]
 
 
-def _peers(task: Task, order: list[Candidate]) -> list[Peer]:
+def _peers(task: Task, n: int, order: list[Candidate]) -> list[Peer]:
     """Returns each method's best grid by the scan, judged on the held-out samples."""
     best: dict[str, Candidate] = {}
     for candidate in order:
         best.setdefault(candidate.name.partition(",")[0], candidate)
     # Close calls in the scan are judged too, so that the peer is not the weaker for the few scanned samples.
     shown = {c.name: c for c in [*best.values(), *order[:6]]}
-    return sorted((Peer(name, rmse(task.judged, c.table)) for name, c in shown.items()), key=lambda peer: peer.error)
+
+    def work() -> Record:
+        return {"errors": torch.tensor([rmse(task.judged, c.table) for c in shown.values()], dtype=torch.float64)}
+
+    errors = task.recorded(f"{n}/peers", work)["errors"].tolist()
+    return sorted((Peer(*pair) for pair in zip(shown, errors, strict=True)), key=lambda peer: peer.error)
 
 
 def _run(task: Task, space: Space, theta: Tensor, optimizer: GaussNewton | GradientDescent, name: str) -> Tensor:
-    """Returns the fitted parameters, going on from the journal."""
-    state = task.notes.get(name)
-    if state is not None:
-        task.count_from(state)
-        state = {key: value for key, value in state.items() if key != "calls"}
+    """Returns the fitted parameters, from the journal or going on from it."""
     problem, judge = task.on(space)
 
     def save(record: Record) -> None:
         task.keep(name, record)
 
-    return optimizer.fit(problem, theta, judge, task.say, state, save)[0]
+    def work() -> Record:
+        state = task.notes.get(name)
+        if state is not None:
+            task.count_from(state)
+            state = {key: value for key, value in state.items() if key != "calls"}
+        return {"theta": optimizer.fit(problem, theta, judge, task.say, state, save)[0]}
+
+    return task.recorded(f"{name}/result", work)["theta"]
 
 
 def _not_worse(
@@ -275,18 +283,17 @@ def _not_worse(
     models ends its grid above 0 and may still fall short: the note says so.
     """
     best = order[0]
-    bound = rmse(task.fitted, best.table)
-    if rmse(task.fitted, space.table(theta)) <= bound:
-        return space, theta, None
-    if task.can_start_from(best):
+    bound = task.error(f"{n}/best peer", task.fitted, best.table)
+    reached = task.error(f"{n}/main/reached", task.fitted, space.table(theta))
+    if reached > bound and task.can_start_from(best):
         wide = task.space(n, best, history=n)
         task.say(f"{n} steps: starting again from {best.name} with its whole history")
         again = _run(task, wide, wide.initial(best.table), optimizer, f"{n}/wide")
-        if rmse(task.fitted, wide.table(again)) < rmse(task.fitted, space.table(theta)):
-            space, theta = wide, again
-        if rmse(task.fitted, space.table(theta)) <= bound:
-            return space, theta, None
-    reached = rmse(task.fitted, space.table(theta))
+        error = task.error(f"{n}/wide/reached", task.fitted, wide.table(again))
+        if error < reached:
+            space, theta, reached = wide, again, error
+    if reached <= bound:
+        return space, theta, None
     note = (
         f"Error {reached:.4g} on the fit's samples; {best.name} has {bound:.4g}: use that one, or fit to more samples."
     )
