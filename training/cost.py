@@ -102,5 +102,6 @@ def seconds_of_call(denoiser: Callable[..., Tensor], x: Tensor, prompts: list[li
 def duration(seconds: float) -> str:
     """Returns a time for people."""
     if seconds < 5400:
-        return f"{max(1, round(seconds / 60))} minutes"
+        minutes = max(1, round(seconds / 60))
+        return f"{minutes} minute{'s' * (minutes > 1)}"
     return f"{seconds / 3600:.1f} hours"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from .comparison import Row
 
 __all__ = ["save_plot"]
 
-_PEERS = 4  # peers that have a line of their own
+_PEERS = 4  # peers that have a line of their own, more where another number of calls has another best one
 
 
 def save_plot(path: Path, title: str, rows: Sequence[Row], peer: str) -> None:
@@ -39,18 +40,18 @@ def save_plot(path: Path, title: str, rows: Sequence[Row], peer: str) -> None:
     pyplot.close(figure)
 
 
-_OURS = ["#d62728"]
-_GREYS = ["#1f4e79", "#4a86b8", "#7a7a7a", "#ababab"]
+_OURS = ("#d62728", "#e8820e", "#8e3bb0")
+_PEER_COLOURS = ("#1f4e79", "#4a86b8", "#7a7a7a", "#ababab", "#2f8f83", "#7fb7ae")
 
 
 def _draw_lines(axes: Any, rows: Sequence[Row]) -> list[tuple[float, str, str]]:
     """Returns the last error, the name and the colour of every line, after drawing them."""
     lines = _lines(rows)
-    names = sorted(lines, key=lambda name: (not lines[name][0].ours, _mean_rank(name, rows)))
-    ours = [name for name in names if lines[name][0].ours]
-    peers = [name for name in names if not lines[name][0].ours][:_PEERS]
+    names = sorted(lines, key=lambda name: _mean_rank(name, rows))
+    ours, peers = [name for name in names if lines[name][0].ours], _drawn_peers(names, lines)
+    colours = dict(zip(peers, cycle(_PEER_COLOURS), strict=False)) | dict(zip(ours, cycle(_OURS), strict=False))
     labels: list[tuple[float, str, str]] = []
-    for name, colour in zip([*peers, *ours], [*_GREYS[: len(peers)], *(_OURS * len(ours))], strict=False):
+    for name, colour in colours.items():
         own = lines[name]
         marker, width, order = (7, 3.5, 3) if name in ours else (4, 1.4, 2)
         x, y = [row.used for row in own], [row.error for row in own]
@@ -58,6 +59,17 @@ def _draw_lines(axes: Any, rows: Sequence[Row]) -> list[tuple[float, str, str]]:
         label = name.replace("_", " ") if name in ours else name
         labels.append((own[-1].error, label, colour))
     return labels
+
+
+def _drawn_peers(names: Sequence[str], lines: dict[str, list[Row]]) -> list[str]:
+    """Returns the best peer of every number of calls, with which the title compares ours, and those best on average."""
+    peers = [name for name in names if not lines[name][0].ours]
+    best: dict[int, Row] = {}
+    for row in (row for name in peers for row in lines[name]):
+        best[row.calls] = min(row, best.get(row.calls, row), key=lambda row: row.error)
+    needed = {row.method for row in best.values()}
+    others = [name for name in peers if name not in needed][: max(0, _PEERS - len(needed))]
+    return [name for name in peers if name in needed or name in others]
 
 
 def _scale(axes: Any, calls: Sequence[int]) -> None:
