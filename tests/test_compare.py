@@ -104,6 +104,22 @@ def test_the_plot_has_the_best_peer_of_every_number_of_calls_and_every_solver_of
     pyplot.close("all")
 
 
+def test_a_solver_is_also_found_where_a_fit_writes_it(tmp_path, capsys):
+    (tmp_path / "comfy").mkdir()
+    (tmp_path / "comfy" / "sd.py").touch()
+    folder = tmp_path / "models" / "solver_weights"
+    folder.mkdir(parents=True)
+    (folder / "mine.safetensors").write_text("nothing")
+    model = ["--checkpoint", "absent.ckpt", "--comfyui", str(tmp_path), "--output", str(tmp_path / "out"), "--no-plot"]
+    for name, told in (
+        ("mine", f"{folder / 'mine.safetensors'}: not a"),
+        ("other", "other.safetensors does not exist"),
+    ):
+        with pytest.raises(SystemExit):
+            compare.main([*model, "--solver", f"{name}.safetensors"])
+        assert capsys.readouterr().err.startswith(told)
+
+
 def test_the_pictures_are_drawn(run):
     folder, _ = run
     for name in ("compare.png", "pictures.png"):

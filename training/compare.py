@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     try:
         _check(args)
-        solvers = [load_solver(path) for path in args.solver]
+        solvers = [load_solver(_solver_file(args, path)) for path in args.solver]
         if args.demo:
             _compare_demo(args, solvers)
         else:
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--demo", action="store_true", help="compare on the bundled small model")
     add_model_options(parser)
-    add("--solver", type=Path, nargs="+", default=[], help="solver files; without any, the peers alone")
+    add("--solver", type=Path, nargs="+", default=[], help="solver files, also of ComfyUI's models/solver_weights")
     add("--steps", type=count_of, nargs="+", help="numbers of network calls (the solvers' own, or 3 to 8)")
     add("--grids", nargs="+", help="try the peers on these grids alone, by the names that the table gives")
     add("--samples", type=count_of, default=32, help="starts")
@@ -111,6 +111,14 @@ def _check(args: argparse.Namespace) -> None:
             raise FileExistsError(f"{args.output / name} exists already: choose another --output, or add --overwrite")
     if not args.no_plot and find_spec("matplotlib") is None:
         raise ValueError(f"the plot needs matplotlib: {sys.executable} -m pip install matplotlib, or add --no-plot")
+
+
+def _solver_file(args: argparse.Namespace, path: Path) -> Path:
+    """Returns where a solver file is: as named, else under this name where a fit writes it by default."""
+    if args.demo or path.parent != Path(".") or path.is_file():
+        return path
+    fitted = find_comfy(args.comfyui) / "models" / "solver_weights" / path.name
+    return fitted if fitted.is_file() else path
 
 
 def _compare_demo(args: argparse.Namespace, solvers: list[Solver]) -> None:
