@@ -29,6 +29,7 @@ from learned_solvers.training.scan import candidates, rank, rmse
 from learned_solvers.training.spaces import make_space
 from learned_solvers.training.teacher import Reference, Teacher, teacher_grid
 from oracles import k_diffusion_module
+from safetensors import safe_open
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -280,6 +281,44 @@ def test_an_interrupted_fit_goes_on_and_ends_with_the_same_file(tmp_path, stop_a
     resumed = fit_solver(curved, x, journal=tmp_path / "journal", progress=said.append, **settings)
     assert resumed.solver.save(tmp_path / "resumed.safetensors").read_bytes() == whole.read_bytes()
     assert any("going on with the fit" in line for line in said) == (tmp_path / "journal").exists()
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_a_fit_that_was_killed_in_its_pass_goes_on_there(tmp_path, blocks):
+    x, journal, calls = starts("flow", 44), tmp_path / "journal", 0
+
+    def passed() -> float:
+        if not journal.exists():
+            return 0.0
+        with safe_open(journal, framework="pt") as file:
+            return float(file.get_tensor("3/main|passed")) if "3/main|passed" in file.keys() else 0.0  # noqa: SIM118
+
+    def killed(x, sigma):
+        if passed() >= 8 * blocks:
+            raise KeyboardInterrupt
+        return curved(x, sigma)
+
+    def counted(x, sigma):
+        nonlocal calls
+        calls += len(x)
+        return curved(x, sigma)
+
+    settings = {"noise": FLOW, "steps": (3,), "teacher_steps": 10, "initial": "euler, shift 1", "cache": tmp_path}
+    settings["optimizer"] = GaussNewton(core=8, first=4)  # 33 samples in 5 blocks
+    whole = fit_solver(counted, x, **settings)
+    file, needed = whole.solver.save(tmp_path / "whole.safetensors"), calls
+    with pytest.raises(KeyboardInterrupt):
+        fit_solver(killed, x, journal=journal, **settings)
+    assert passed() == 8 * blocks
+    calls = 0
+    resumed = fit_solver(counted, x, journal=journal, **settings)
+    assert resumed.solver.save(tmp_path / "resumed.safetensors").read_bytes() == file.read_bytes()
+    # What is left: the other samples' blocks, one Jacobian each, and the judgements.
+    jacobian = 3 + sum(
+        3 - restart.known for restart in make_space("dyweight", 3, FLOW, GRIDS["flow"], 3, False).restart
+    )
+    assert (33 - 8 * blocks) * jacobian <= calls <= (33 - 8 * blocks) * jacobian + 3 * (5 * 33 + 2 * 11)
+    assert calls < needed - 33 * jacobian
 
 
 def test_resuming_a_finished_fit_makes_no_call(tmp_path):
