@@ -30,6 +30,7 @@ __all__ = ["BUNDLED", "FAMILIES", "Solver", "list_solvers", "load_solver"]
 FAMILIES: Mapping[str, Family] = {f.name: f for f in (dyweight.FAMILY, searched.FAMILY)}
 BUNDLED = Path(__file__).resolve().parent.parent / "solver_weights"
 SUFFIX = ".safetensors"
+_PUBLISHED = (".pt", ".pkl", ".json")  # what training/import_weights.py reads
 _LARGEST = 4 * 2**20  # bytes; a solver of 100 calls is 80 kB
 
 
@@ -162,6 +163,11 @@ def load_solver(solver: str | Path) -> Solver:
         FileNotFoundError: The path does not exist.
     """
     path = Path(solver)
+    if path.suffix in _PUBLISHED:
+        raise ValueError(
+            f"{path}: a solver file ends in {SUFFIX}; published {', '.join(_PUBLISHED)} files become solver files by "
+            f"python training/import_weights.py {path} --output FOLDER"
+        )
     if path.suffix != SUFFIX:
         path = BUNDLED / f"{solver}{SUFFIX}"
         if str(solver) not in list_solvers():

@@ -1,6 +1,7 @@
 """Imports this checkout as `learned_solvers`, whatever its folder is called and whatever else is installed.
 
-All tests of one ComfyUI checkout share one server: pytest runs them together, whatever their modules.
+All tests of one ComfyUI checkout share one server: pytest runs them together, whatever their modules. So it does on
+several workers (pytest-xdist's `-n 2`): a host's tests go to one of them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,29 @@ if NAME not in sys.modules:
     assert spec is not None and spec.loader is not None
     sys.modules[NAME] = module_from_spec(spec)
     spec.loader.exec_module(sys.modules[NAME])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Returns a scheduler of pytest-xdist's: one worker has all tests that share a host, or a file's fixtures."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByHost(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group_of(nodeid, [path.name for path in checkouts()])
+
+    return ByHost(config, log)
+
+
+def group_of(nodeid: str, hosts: list[str]) -> str:
+    """Returns a ComfyUI checkout's name where a test's parameters begin with it, "forge", or the test's file."""
+    file, _, name = nodeid.partition("::")
+    parameters = name.partition("[")[2]
+    for host in sorted(hosts, key=len, reverse=True):  # one name may begin another
+        if parameters.startswith((f"{host}-", f"{host}]")):
+            return host
+    return "forge" if Path(file).name.startswith("test_forge") else file
+
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 

@@ -16,7 +16,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def answers(process: subprocess.Popen[bytes] | None, ask: Callable[[], object], seconds: float = 180) -> bool:
+def answers(process: subprocess.Popen[bytes] | None, ask: Callable[[], object], seconds: float = 400) -> bool:
     """Returns whether the host answers `ask` in time and before it ends."""
     deadline = time.time() + seconds
     while time.time() < deadline:

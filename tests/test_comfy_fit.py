@@ -7,10 +7,11 @@ that do not wait for each other run two at a time, a thread each.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,8 @@ def started(base, tmp_path_factory) -> Iterator[dict[str, Future[subprocess.Comp
     freed = tmp_path_factory.mktemp("freed") / "freed.py"
     checkpoint = str(base / "models" / MODELS["sd15"].options[1])
     freed.write_text(FREED.format(training=str(ROOT / "training"), comfy=str(CHECKOUT), checkpoint=checkpoint))
+    refused = freed.with_name("refused.py")
+    refused.write_text(REFUSED.format(training=str(ROOT / "training"), wrong=[w(base) for w, _ in WRONG.values()]))
     commands = {"sd3": sd3(base, solver_file(base, "sd3"))}
     commands |= {name: command(base, solver_file(base, name), MODELS[name].options) for name in ("sd15", "flux")}
     if not (base / "models" / MODELS["flux"].options[1]).exists():
@@ -90,8 +93,7 @@ def started(base, tmp_path_factory) -> Iterator[dict[str, Future[subprocess.Comp
     commands |= {
         "dry": sd3(base, base / "dry.safetensors", "--dry-run"),
         "sd2": command(base, base / "sd2" / "fitted.safetensors", sd2),
-        "prompts": sd3(base, base / "wrong.safetensors", "--conditioning", str(base / "other.safetensors")),
-        "size": sd3(base, base / "wrong.safetensors", "--size", "60x64"),
+        "refused": [str(python_of(CHECKOUT)), str(refused), *sd3(base, base / "wrong.safetensors")[2:]],
         "freed": [str(python_of(CHECKOUT)), str(freed)],
     }
     with ThreadPoolExecutor(2) as pool:
@@ -245,7 +247,10 @@ def begun(folder: Path) -> bool:
 @pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
 def test_an_interrupted_fit_goes_on_and_ends_with_the_same_file(base, whole, name):
     output = base / f"{name}.safetensors"
-    process = subprocess.Popen(sd3(base, output), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        sd3(base, output), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
     deadline = time.time() + 600
     while not begun(output.with_suffix(".fit")):
         assert process.poll() is None and time.time() < deadline
@@ -268,14 +273,45 @@ def test_two_processes_through_comfyui_find_what_one_finds(base, whole):
     torch.testing.assert_close(dict(both), dict(one), rtol=0, atol=1e-6)
 
 
-def test_prompts_encoded_for_another_model_are_refused(started):
-    told = started["prompts"].result()
-    assert told.returncode == 1 and "name another file with --conditioning" in told.stderr
+REFUSED = """
+import sys
+sys.path.append({training!r})
+import _as_package
+from learned_solvers.training.fit_weights import main
+
+for wrong in {wrong!r}:
+    try:
+        main([*sys.argv[1:], *wrong])
+    except SystemExit as stopped:
+        print(f"exit {{stopped.code}}", file=sys.stderr)
+"""
+WRONG: dict[str, tuple[Callable[[Path], list[str]], str]] = {
+    "prompts": (lambda base: ["--conditioning", f"{base}/other.safetensors"], "name another file with --conditioning"),
+    "size": (lambda base: ["--size", "60x64"], "--size must be multiples of 8 for SD3, got 60x64: 64x64"),
+    "kind": (
+        lambda base: ["--dry-run", "--clip", f"{base}/models/vae/tiny_taesd.safetensors"],
+        r"cannot load .*/tiny_taesd\.safetensors \(.*\): name the model's text encoders with --clip",
+    ),
+    "text encoder": (
+        lambda base: ["--dry-run", "--diffusion-model", f"{base}/models/diffusion_models/tiny_sd3.safetensors"],
+        r"first call .*: do the text encoders .*/tiny_clip_l\.pth belong to it\? Name its own with --clip",
+    ),
+    "vae": (
+        lambda base: ["--dry-run", "--vae", f"{base}/models/vae/tiny_taesd.safetensors"],
+        r"cannot load .*/tiny_taesd\.safetensors .*latents of 4 channels, those of SD3 have 16.*name the model's VAE",
+    ),
+    "model": (
+        lambda base: ["--dry-run", "--diffusion-model", f"{base}/models/vae/tiny_taesd.safetensors"],
+        r"cannot load .*/tiny_taesd\.safetensors .*: name a diffusion model with --diffusion-model",
+    ),
+}
 
 
-def test_a_size_that_is_no_whole_number_of_latent_pixels_is_refused(started):
-    told = started["size"].result()
-    assert told.returncode == 1 and "--size must be multiples of 8 for SD3, got 60x64: 64x64" in told.stderr
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_file_or_size_is_refused_with_its_name_and_the_remedy(started, name):
+    *told, rest = started["refused"].result().stderr.split("exit 1\n")
+    assert len(told) == len(WRONG) and not rest, told
+    assert re.search(WRONG[name][1], told[list(WRONG).index(name)])
 
 
 FREED = """

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 
+import matplotlib
 import pytest
 import torch
 from learned_solvers.samplers import FlowNoise, Grid, Solver
 from learned_solvers.samplers.card import Card, StepCard
 from learned_solvers.training import compare
+from learned_solvers.training.comparison import Row
 from learned_solvers.training.demo import demo_starts
 from learned_solvers.training.models.digits import load_digits
+from learned_solvers.training.plot import _draw_lines
 from learned_solvers.training.samples import Samples
 from learned_solvers.training.teacher import Teacher
+from matplotlib import pyplot
 from oracles import k_diffusion_module
 from PIL import Image
 
+matplotlib.use("Agg")
 SEED, SAMPLES = 5, 4
 GRID = Grid("flow_shift", {"shift": 1.0})
 QUICK = ["--samples", str(SAMPLES), "--seed", str(SEED), "--teacher-steps", "12", "--threads", "1"]
@@ -73,6 +79,47 @@ def test_the_record_says_what_was_measured(run):
     assert f"{error:.4f}" in next(line for line in table.splitlines() if line.startswith("| dpmpp_2m"))
 
 
+def test_the_cost_is_told_first_and_bounds_what_is_made(run, capsys, tmp_path):
+    compare.main(
+        ["--demo", *QUICK, "--steps", "3", "--grids", "shift 1", "shift 2", "--output", str(tmp_path), "--no-plot"]
+    )
+    told = capsys.readouterr().out
+    found = re.search(r"([\d,]+) network calls for the teacher .*, then at most ([\d,]+);", told)
+    assert found is not None
+    teacher, most = (int(number.replace(",", "")) for number in found.groups())
+    made = json.loads((tmp_path / "compare.json").read_text())["network_calls"]
+    assert teacher == 23 * SAMPLES and made - teacher <= most <= 1.2 * (made - teacher)
+    assert re.search(r"The teacher took \d+ s: at most \d+ minutes? more", told)
+
+
+def test_the_plot_has_the_best_peer_of_every_number_of_calls_and_every_solver_of_ours():
+    # Best on average: a, b, c, d, e; z is best at 5 calls alone.
+    ranks = {3: "abcdefz", 4: "abcdefz", 5: "zabcdef", 6: "abcdefz"}
+    rows = [Row(n, n, name, "g", 0.1 + i / 100, 1, False) for n, names in ranks.items() for i, name in enumerate(names)]
+    rows += [Row(n, n, name, "its own", 0.01, 1, True) for n in (3, 5) for name in ("one", "two")]
+    drawn = pyplot.figure().add_subplot()
+    labels = _draw_lines(drawn, rows)
+    assert {name for _, name, _ in labels} == {"a", "b", "c", "z", "one", "two"}
+    assert len({colour for *_, colour in labels}) == len(drawn.lines) == 6
+    pyplot.close("all")
+
+
+def test_a_solver_is_also_found_where_a_fit_writes_it(tmp_path, capsys):
+    (tmp_path / "comfy").mkdir()
+    (tmp_path / "comfy" / "sd.py").touch()
+    folder = tmp_path / "models" / "solver_weights"
+    folder.mkdir(parents=True)
+    (folder / "mine.safetensors").write_text("nothing")
+    model = ["--checkpoint", "absent.ckpt", "--comfyui", str(tmp_path), "--output", str(tmp_path / "out"), "--no-plot"]
+    for name, told in (
+        ("mine", f"{folder / 'mine.safetensors'}: not a"),
+        ("other", "other.safetensors does not exist"),
+    ):
+        with pytest.raises(SystemExit):
+            compare.main([*model, "--solver", f"{name}.safetensors"])
+        assert capsys.readouterr().err.startswith(told)
+
+
 def test_the_pictures_are_drawn(run):
     folder, _ = run
     for name in ("compare.png", "pictures.png"):
@@ -92,7 +139,7 @@ def test_files_that_exist_are_not_overwritten(run, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "name a model: --checkpoint FILE, --diffusion-model FILE, or --demo"),
+        ([], "name one model: --checkpoint FILE, or --diffusion-model FILE with"),
         (["--demo", "--samples", "0"], "must be a whole number of at least 1, got '0'"),
         (["--demo", "--steps", "4", "--grids", "none", *QUICK], "no solver and no peer has"),
         (["--checkpoint", "absent.safetensors", "--comfyui", "/nowhere"], "no ComfyUI in /nowhere"),

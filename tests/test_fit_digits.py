@@ -104,8 +104,10 @@ def test_gauss_newton_reaches_the_best_gradient_recipe_at_a_twentieth_of_its_cal
 def test_the_demo_writes_a_solver_a_table_and_a_picture(tmp_path):
     said = []
     result = run_demo(tmp_path, say=said.append)
+    told = (tmp_path / "demo.md").read_text()
+    assert "on 64 held-out starts" in told and "*Before* is what each fit started from (3 calls: " in told
     for steps, report in result.report.items():
-        assert f"| {steps} |" in (tmp_path / "demo.md").read_text()
+        assert f"| {steps} |" in told and f"{steps} calls: {report.start}" in told
         assert report.error_after < report.peers[0].error
     with Image.open(tmp_path / "demo.png") as picture:
         assert picture.width > 600 and len(picture.convert("L").getcolors(256) or []) > 20

@@ -15,10 +15,13 @@ from learned_solvers.training.demo import demo_starts
 from learned_solvers.training.fit_weights import main
 from learned_solvers.training.models.conditioning import read_conditioning, write_conditioning
 from learned_solvers.training.models.digits import load_digits
+from learned_solvers.training.models.loading import find_comfy
 from learned_solvers.training.options import PROMPTS
 from learned_solvers.training.output import Output
 from learned_solvers.training.progress import CallBar
 from learned_solvers.training.teacher import Teacher
+
+MODEL = ["--checkpoint", "absent.safetensors"]
 
 
 @pytest.fixture
@@ -40,16 +43,61 @@ def refused(capsys, *arguments: object) -> str:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--size", "512"], "must be WIDTHxHEIGHT in pixels, got '512': 512x512"),
+        (["--size", "512"], "must be WIDTHxHEIGHT in pixels, such as 512x512, got '512'"),
         (["--steps", "0"], "must be a whole number of at least 1, got '0'"),
         (["--samples", "-3"], "must be a whole number of at least 1, got '-3'"),
-        (["--steps", "4", "4"], "--steps names a count twice"),
-        (["--teacher-steps", "1"], "a teacher needs at least 2 steps, got 1"),
-        (["--comfyui", "/nowhere"], "no ComfyUI in /nowhere: name its folder with --comfyui, or set COMFYUI_PATH"),
+        (
+            ["--comfyui", "/nowhere"],
+            "name one model: --checkpoint FILE, or --diffusion-model FILE with --clip and --vae",
+        ),
+        (["--checkpoint", "a", "--diffusion-model", "b"], "; --demo runs the bundled small one, without ComfyUI"),
+        ([*MODEL, "--steps", "4", "4"], "--steps names a count twice"),
+        ([*MODEL, "--teacher-steps", "1"], "a teacher needs at least 2 steps, got 1"),
+        (
+            [*MODEL, "--comfyui", "/nowhere"],
+            "no ComfyUI in /nowhere: name its folder with --comfyui, or set COMFYUI_PATH",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_in_a_sentence(capsys, arguments, told):
     assert told in refused(capsys, *arguments)
+
+
+def test_outside_of_comfyui_the_message_says_where_it_was_looked_for(capsys, monkeypatch, tmp_path):
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    monkeypatch.setattr(find_comfy.__module__ + ".__file__", str(tmp_path / "1/2/3/4/comfy.py"))
+    told = refused(capsys, *MODEL)
+    assert told.startswith("no ComfyUI around this folder, which is in no custom_nodes") and "--comfyui" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        (
+            "x.pkl",
+            b"\x80\x04.",
+            r"published .pt, .pkl, .json files become solver files by python training/import_weights",
+        ),
+        ("x.pt", b"PK", "x.pt --output FOLDER"),
+        ("x.safetensors", b"\x08\0\0\0\0\0\0\0no json ", "x.safetensors: not a safetensors file"),
+        (
+            "dyweight_sd15",
+            None,
+            "dyweight_sd15 divides by the state's level or has an analytic step: start from a scan",
+        ),
+        ("ds_flow-sit", None, "ds_flow-sit is a ds solver for flow models: start a dyweight fit on flow noise"),
+        ("absent.safetensors", None, "cannot start from '"),
+        ("dpm++ 2m", None, "a classical solver (euler, lms, ipndm, ipndm_v, deis, dpmpp_2m"),
+    ],
+)
+def test_what_a_fit_cannot_start_from_is_refused_before_anything_is_loaded(
+    capsys, monkeypatch, tmp_path, name, content, told
+):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    # No host is there and no model: what would load one says so.
+    assert told in refused(capsys, "--checkpoint", "absent.ckpt", "--comfyui", "/nowhere", "--initial", name)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".md", ".png"])

@@ -1,12 +1,15 @@
-"""The published step lists and ComfyUI's beta grid, against scipy and the numbers that their sources print."""
+"""The published step lists and the hosts' grids, against scipy and what ComfyUI's own nodes and schedulers give."""
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
 
 import numpy as np
 import pytest
 import torch
+from comfy_host import HOSTS, WANTED, checkouts, python_of
 from learned_solvers.samplers import EDMNoise, FlowNoise, VPNoise
 from learned_solvers.training.published_grids import ALIGN_YOUR_STEPS, beta_levels, log_linear, published_grids
 from scipy import stats
@@ -61,3 +64,41 @@ def test_lists_are_offered_where_they_are_defined_and_descend_from_the_models_st
 def test_lists_without_so_few_or_so_many_steps_are_left_out():
     assert published_grids(VP)["GITS"](1) is None and published_grids(VP)["GITS"](21) is None
     assert published_grids(FlowNoise())["OSS FLUX"](2) is None
+
+
+MOST = 20  # steps; GITS interpolates its longest list beyond, which is no published one
+NONE = pytest.param(None, id="none", marks=pytest.mark.skip(reason=f"no ComfyUI: {WANTED}"))
+OFFERED = {  # levels of our grids are the host's but for the first of lists that start a little lower
+    **{name: VP for name in ("beta", "AYS SD1", "AYS SDXL", "GITS")},
+    "AYS SVD": EDMNoise(0.002, 700.0),
+    **{
+        name: FlowNoise()
+        for name in ("beta, shift 1", "beta, shift 3", "karras 7", "OSS FLUX", "OSS Wan", "OSS Chroma")
+    },
+}
+
+
+@pytest.fixture(scope="module", params=[pytest.param(path, id=path.name) for path in checkouts()] or [NONE])
+def hosts_lists(request, tmp_path_factory) -> dict[str, dict[str, list[float]]]:
+    """ComfyUI's levels by name and number of steps, from a process of its own."""
+    result = tmp_path_factory.mktemp("lists") / "lists.json"
+    command = [str(python_of(request.param)), str(HOSTS / "step_lists.py"), str(request.param), str(MOST), str(result)]
+    ran = subprocess.run(command, cwd=request.param, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return json.loads(result.read_text())
+
+
+@pytest.mark.comfy
+@pytest.mark.parametrize("name", OFFERED)
+def test_a_grid_is_that_of_comfyuis_own_node_or_scheduler(hosts_lists, name):
+    ours, theirs, compared = published_grids(OFFERED[name])[name], hosts_lists[name], 0
+    for steps in range(1, MOST + 1):
+        levels = ours(steps)
+        assert (levels is None) == (str(steps) not in theirs)
+        if levels is not None:
+            expected = torch.tensor(theirs[str(steps)], dtype=torch.float64)
+            if name.startswith("OSS"):
+                expected[0] = 1.0  # the sample starts there
+            torch.testing.assert_close(levels, expected, rtol=2e-6, atol=1e-7)
+            compared += 1
+    assert compared >= MOST - 2

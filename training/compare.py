@@ -16,6 +16,7 @@ import json
 import platform
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -34,11 +35,12 @@ if not __package__:  # run as a file
 from ..samplers import FlowNoise, Solver, load_solver
 from ..samplers.schedules import Noise
 from ..samplers.version import VERSION
-from .comparison import Entry, Row, compare, run_entry, solver_entries, table_entries
+from .comparison import Entry, Row, compare, most_compared, run_entry, solver_entries, table_entries
+from .cost import duration
 from .demo import GUIDANCE, demo_starts
-from .models.comfy import find_comfy
 from .models.comfy_samplers import host_entries
 from .models.digits import load_digits
+from .models.loading import check_one_model, find_comfy
 from .options import add_model_options, count_of, encoded_prompts, load_model, model_name, per_sample, prompts_of
 from .picture import Strip, save_strips
 from .plot import save_plot
@@ -60,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     try:
         _check(args)
-        solvers = [load_solver(path) for path in args.solver]
+        solvers = [load_solver(_solver_file(args, path)) for path in args.solver]
         if args.demo:
             _compare_demo(args, solvers)
         else:
@@ -74,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--demo", action="store_true", help="compare on the bundled small model")
     add_model_options(parser)
-    add("--solver", type=Path, nargs="+", default=[], help="solver files; without any, the peers alone")
+    add("--solver", type=Path, nargs="+", default=[], help="solver files, also of ComfyUI's models/solver_weights")
     add("--steps", type=count_of, nargs="+", help="numbers of network calls (the solvers' own, or 3 to 8)")
     add("--grids", nargs="+", help="try the peers on these grids alone, by the names that the table gives")
     add("--samples", type=count_of, default=32, help="starts")
@@ -102,13 +104,21 @@ class _Subject:
 
 
 def _check(args: argparse.Namespace) -> None:
+    if not args.demo:
+        check_one_model(args.checkpoint, args.diffusion_model)
     for name in FILES:
         if (args.output / name).exists() and not args.overwrite:
             raise FileExistsError(f"{args.output / name} exists already: choose another --output, or add --overwrite")
     if not args.no_plot and find_spec("matplotlib") is None:
         raise ValueError(f"the plot needs matplotlib: {sys.executable} -m pip install matplotlib, or add --no-plot")
-    if not args.demo and args.checkpoint is None and args.diffusion_model is None:
-        raise ValueError("name a model: --checkpoint FILE, --diffusion-model FILE, or --demo for the bundled one")
+
+
+def _solver_file(args: argparse.Namespace, path: Path) -> Path:
+    """Returns where a solver file is: as named, else under this name where a fit writes it by default."""
+    if args.demo or path.parent != Path(".") or path.is_file():
+        return path
+    fitted = find_comfy(args.comfyui) / "models" / "solver_weights" / path.name
+    return fitted if fitted.is_file() else path
 
 
 def _compare_demo(args: argparse.Namespace, solvers: list[Solver]) -> None:
@@ -117,7 +127,7 @@ def _compare_demo(args: argparse.Namespace, solvers: list[Solver]) -> None:
     name = f"the bundled digits model, guidance {GUIDANCE:g}"
     peers = lambda calls: table_entries(model, noise, calls)  # noqa: E731
     samples, best = Samples(x, extra_args, args.samples), "the best classical solver on its best grid"
-    _write(args, _Subject(name, model, noise, samples, peers, lambda ends: (ends + 1) / 2, best, {}), solvers)
+    _run(args, _Subject(name, model, noise, samples, peers, lambda ends: (ends + 1) / 2, best, {}), solvers)
 
 
 def _compare_model(args: argparse.Namespace, solvers: list[Solver]) -> None:
@@ -138,29 +148,47 @@ def _compare_model(args: argparse.Namespace, solvers: list[Solver]) -> None:
         best = "ComfyUI's best sampler on its best schedule"
         samples = Samples(x.to(device), {"prompt": prompts}, args.microbatch)
         peers = lambda calls: host_entries(model, own, calls)  # noqa: E731
-        _write(args, _Subject(name, own, model.noise(shape), samples, peers, model.decode, best, versions), solvers)
+        _run(args, _Subject(name, own, model.noise(shape), samples, peers, model.decode, best, versions), solvers)
 
     model.with_denoiser(work, conds, conds[0], guidance, embedded, [args.microbatch, *shape[1:]])
 
 
-def _write(args: argparse.Namespace, subject: _Subject, solvers: list[Solver]) -> None:
-    noise, model, samples = subject.noise, subject.model, subject.samples
+def _run(args: argparse.Namespace, subject: _Subject, solvers: list[Solver]) -> None:
+    """Measures, after saying what it takes, and writes the files."""
     for solver in solvers:
-        if solver.prediction != noise.kind:
-            raise ValueError(f"{solver.name} is for {solver.prediction} models, this one is {noise.kind}: leave it out")
+        if solver.prediction != subject.noise.kind:
+            raise ValueError(
+                f"{solver.name} is for {solver.prediction} models, this one is {subject.noise.kind}: leave it out"
+            )
+    entries, teacher = _entries(args, subject, solvers), Teacher(args.teacher, args.teacher_steps)
+    model, samples = subject.model, subject.samples
+    most = most_compared(entries, len(samples))
+    _say(
+        f"{subject.name}: {len(samples)} starts. {teacher.calls * len(samples):,} network calls for the teacher "
+        f"({args.teacher}, {teacher.calls} calls), then at most {most:,}; fewer --samples, --steps, --grids take fewer."
+    )
+    began = time.perf_counter()
+    ends = teacher.reference(model, samples, subject.noise).end
+    spent = time.perf_counter() - began
+    _say(f"The teacher took {spent:.0f} s: at most {duration(spent * most / model.calls)} more.")
+    _write(args, subject, teacher, compare(entries, model, samples, ends, _say), ends)
+
+
+def _entries(args: argparse.Namespace, subject: _Subject, solvers: list[Solver]) -> dict[int, list[Entry]]:
+    """Returns what is compared, by number of calls."""
     steps = args.steps or sorted({n for solver in solvers for n in solver.steps}) or list(range(3, 9))
-    teacher = Teacher(args.teacher, args.teacher_steps)
-    _say(f"{subject.name}: teacher {args.teacher}, {teacher.calls} calls, {len(samples)} starts")
-    ends = teacher.reference(model, samples, noise).end
-
-    def entries(calls: int) -> Iterable[Entry]:
-        yield from solver_entries(model, noise, solvers, calls)
-        yield from (entry for entry in subject.peers(calls) if not args.grids or entry.grid in args.grids)
-
-    found = compare(entries, sorted(set(steps)), model, samples, ends, _say)
-    rows = list(found)
-    if not rows:
+    found = {n: list(solver_entries(subject.model, subject.noise, solvers, n)) for n in sorted(set(steps))}
+    for n, entries in found.items():
+        entries += [entry for entry in subject.peers(n) if not args.grids or entry.grid in args.grids]
+    if not any(found.values()):
         raise ValueError(f"no solver and no peer has {steps} calls on the grids {args.grids}: see --steps and --grids")
+    return found
+
+
+def _write(
+    args: argparse.Namespace, subject: _Subject, teacher: Teacher, found: dict[Row, Entry], ends: Tensor
+) -> None:
+    rows = list(found)
     args.output.mkdir(parents=True, exist_ok=True)
     facts = {
         "command": args.command,
@@ -169,9 +197,9 @@ def _write(args: argparse.Namespace, subject: _Subject, solvers: list[Solver]) -
         | subject.versions,
         "model": subject.name,
         "teacher": {"method": args.teacher, "steps": args.teacher_steps, "calls": teacher.calls},
-        "samples": len(samples),
+        "samples": len(subject.samples),
         "seed": args.seed,
-        "network_calls": model.calls,
+        "network_calls": subject.model.calls,
     }
     table, record, plot, pictures = (args.output / name for name in FILES)
     table.write_text(_markdown(facts, rows), encoding="utf-8")
@@ -188,9 +216,11 @@ def _markdown(facts: dict[str, Any], rows: list[Row]) -> str:
     return (
         f"# Solvers compared: {facts['model']}\n\n{_table(rows)}\n\n"
         f"Root mean square distance to the ends of {teacher['method']} with {teacher['calls']} calls, over "
-        f"{facts['samples']} starts (seed {facts['seed']}). In brackets the peer's best grid, the one with the least "
-        "error on these very starts. Heun takes two calls a step and one in the last: of an even number it leaves one "
-        f"unused.\n\n`{facts['command']}`, {facts['date']}, {versions}; {facts['network_calls']:,} network calls.\n"
+        f"{facts['samples']} starts (seed {facts['seed']}); bold is the least. In brackets the peer's best grid, the "
+        "one with the least error on these very starts. Peers are ComfyUI's samplers of these names; those with an "
+        "order (ab 2, ipndm 3) keep it to the last step. Heun takes two calls a step and one in the last: of an even "
+        "number it leaves one unused. A dash: the solver has no such number of calls.\n\n"
+        f"`{facts['command']}`, {facts['date']}, {versions}; {facts['network_calls']:,} network calls.\n"
     )
 
 
@@ -227,13 +257,14 @@ def _draw(path: Path, subject: _Subject, found: dict[Row, Entry], ends: Tensor, 
             rows = [row for row in found if row.calls == n and row.ours == ours]
             if rows:
                 row = min(rows, key=lambda row: row.error)
-                remark = f"{row.used} calls, error {row.error:.4f}" + ("" if ours else f", {row.grid}")
+                remark = f"{row.used} calls{'' if ours else f' on {row.grid}'}: {row.error:.4f}"
                 strips.append((row.method, remark, run_entry(found[row], shown)))
     pictures = subject.pictures(torch.cat([end for _, _, end in strips]))
     parts: list[Strip] = [
         (name, remark, part) for (name, remark, _), part in zip(strips, pictures.split(len(shown)), strict=True)
     ]
-    save_strips(path, f"The same starts on {subject.name}", parts, size=96)
+    title = f"{subject.name}: the same starts, with the errors over all {len(subject.samples)}"
+    save_strips(path, title, parts, size=96)
 
 
 def _say(line: str) -> None:

@@ -14,7 +14,7 @@ from ..samplers.schedules import Noise
 from .samples import CountedDenoiser, Samples
 from .scan import candidates
 
-__all__ = ["Entry", "Row", "compare", "run_entry", "solver_entries", "table_entries"]
+__all__ = ["Entry", "Row", "compare", "most_compared", "run_entry", "solver_entries", "table_entries"]
 
 Run = Callable[[Tensor, Mapping[str, Any]], Tensor]
 _TRIED = 8  # samples that a method's grids are tried on
@@ -55,8 +55,7 @@ class Row:
 
 
 def compare(
-    entries: Callable[[int], Iterable[Entry]],
-    steps: Sequence[int],
+    entries: Mapping[int, Sequence[Entry]],
     model: CountedDenoiser,
     samples: Samples,
     ends: Tensor,
@@ -68,8 +67,7 @@ def compare(
     judged on all, so that the choice favours the peers.
 
     Args:
-        entries: The solvers on their grids that make at most so many calls.
-        steps: Numbers of calls.
+        entries: Per number of calls, the solvers on their grids that make at most so many.
         model: The denoiser that the entries run, for its count.
         samples: Starts.
         ends: The teacher's ends for them, shape [S, ...].
@@ -77,24 +75,41 @@ def compare(
     """
     found: dict[Row, Entry] = {}
     few = samples.rows(0, min(_TRIED, len(samples)))
-    for n in steps:
-        methods: dict[str, list[Entry]] = {}
-        for entry in entries(n):
-            methods.setdefault(entry.method, []).append(entry)
+    for n, solvers in entries.items():
         rows = []
-        for method, grids in methods.items():
+        for grids in _by_method(solvers).values():
             order = sorted(grids, key=lambda entry: _error(entry, few, ends[: len(few)])) if len(grids) > 1 else grids
-            judged = []
-            for entry in order[:_JUDGED]:
-                before = model.calls
-                error = _error(entry, samples, ends)
-                used = (model.calls - before) // len(samples)
-                judged.append((Row(n, used, method, entry.grid, error, len(grids), entry.ours), entry))
+            judged = [(_row(n, entry, len(grids), model, samples, ends), entry) for entry in order[:_JUDGED]]
             rows.append(min(judged, key=lambda pair: pair[0].error))
         rows.sort(key=lambda pair: (not pair[0].ours, pair[0].error))
         say(f"{n} calls: " + "; ".join(f"{row.method} {row.error:.4f}" for row, _ in rows[:3]))
         found.update(rows)
     return found
+
+
+def most_compared(entries: Mapping[int, Sequence[Entry]], samples: int) -> int:
+    """Returns the network calls that `compare` makes at most, one per sample and call."""
+    total = 0
+    for calls, solvers in entries.items():
+        for grids in _by_method(solvers).values():
+            tried = len(grids) * min(_TRIED, samples) if len(grids) > 1 else 0
+            total += calls * (tried + min(_JUDGED, len(grids)) * samples)
+    return total
+
+
+def _by_method(solvers: Iterable[Entry]) -> dict[str, list[Entry]]:
+    methods: dict[str, list[Entry]] = {}
+    for entry in solvers:
+        methods.setdefault(entry.method, []).append(entry)
+    return methods
+
+
+def _row(calls: int, entry: Entry, grids: int, model: CountedDenoiser, samples: Samples, ends: Tensor) -> Row:
+    """Returns the measurement of a solver on all samples."""
+    before = model.calls
+    error = _error(entry, samples, ends)
+    used = (model.calls - before) // len(samples)
+    return Row(calls, used, entry.method, entry.grid, error, grids, entry.ours)
 
 
 def run_entry(entry: Entry, samples: Samples) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -75,17 +74,17 @@ def _descent(
     return first + (most or settings.iterations) * (core * (jacobian + settings.tries * n) + judged * n) + beside
 
 
-def seconds_of_call(denoiser: Callable[..., Tensor], x: Tensor, prompts: list[list[int]], file: Path) -> float:
+def seconds_of_call(denoiser: Callable[..., Tensor], x: Tensor, prompts: list[list[int]], suspect: str) -> float:
     """Returns the seconds of one call for one sample, the faster of two microbatches after one to warm up.
 
     Args:
         denoiser: The model.
         x: A microbatch of starts, shape [B, ...].
         prompts: Its prompts' numbers.
-        file: Where the encoded prompts come from.
+        suspect: What to look at where the model fails, as it does on prompts that were encoded for another.
 
     Raises:
-        ValueError: The model fails, as it does on prompts that were encoded for another.
+        ValueError: The model fails.
     """
     seconds = []
     try:
@@ -96,15 +95,13 @@ def seconds_of_call(denoiser: Callable[..., Tensor], x: Tensor, prompts: list[li
     except torch.cuda.OutOfMemoryError:
         raise
     except (RuntimeError, KeyError) as error:
-        cause = "do the text encoders of --clip belong to it?"
-        if file.exists():
-            cause = f"where the prompts in {file} belong to another model, name another file with --conditioning"
-        raise ValueError(f"the model fails on its first call ({str(error).splitlines()[0]}): {cause}") from error
+        raise ValueError(f"the model fails on its first call ({str(error).splitlines()[0]}): {suspect}") from error
     return min(seconds[1:])
 
 
 def duration(seconds: float) -> str:
     """Returns a time for people."""
     if seconds < 5400:
-        return f"{max(1, round(seconds / 60))} minutes"
+        minutes = max(1, round(seconds / 60))
+        return f"{minutes} minute{'s' * (minutes > 1)}"
     return f"{seconds / 3600:.1f} hours"

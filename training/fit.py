@@ -25,7 +25,7 @@ from .processes import Processes
 from .samples import CountedDenoiser, Samples
 from .scan import SCANNED, Candidate, candidates, rank, rmse
 from .spaces import Space
-from .start import find_start
+from .start import find_start, resolve_initial
 from .task import Task
 from .teacher import Teacher
 
@@ -69,11 +69,13 @@ class FitResult:
         solver: Ready to save and to sample with.
         report: Per step count.
         teacher_calls: Network calls of the teacher, over all samples, shared by all step counts.
+        held_out: Samples that judged.
     """
 
     solver: Solver
     report: Mapping[int, StepReport]
     teacher_calls: int
+    held_out: int
 
 
 def fit_solver(
@@ -116,13 +118,15 @@ def fit_solver(
         initial: "scan" tries the classical solvers on many grids and starts from the best few; the name of one of
             them ("ipndm 3, shift 1"); or a solver (object, name or file) to go on from, its nearest step count.
         learn_grid: DyWeight: learn the grid's shift (flow) or rho (VP, EDM) too.
-        extra_args: For the model; tensors with S rows and lists of length S are per sample.
+        extra_args: For the model; tensors with S rows and lists of length S are per sample, all else goes to each call.
+            Tensors and lists have S rows or one.
         held_out: The last so many samples judge and are not fitted to. None: a quarter.
         microbatch: Samples per model call. None: all.
         seed: Of the order of samples in the gradient ways.
         progress: Told what happens, a line at a time.
         cache: Folder for the teacher's end states; give every model its own.
-        journal: File that keeps what has been found, so that a fit that was interrupted goes on; deleted by no one.
+        journal: File that keeps what has been found, so that a fit that was interrupted goes on and ends with the same
+            file, the day of its card included; deleted by no one.
         processes: This process's place among several, `join_processes()` under torchrun.
         card: Further card entries: model_family, checkpoint, guidance, resolution, source, licence, note.
 
@@ -133,19 +137,18 @@ def fit_solver(
     counted = CountedDenoiser(model, x.dtype)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     held = max(1, len(x) // 4) if held_out is None else held_out
-    if not 0 < held < len(x):
-        raise ValueError(f"held_out must leave samples on both sides of {len(x)}, got {held}")
-    if not steps or min(steps) < 1:
-        raise ValueError(f"steps must be counts of at least 1, got {list(steps)}")
+    _check(x, held, steps, extra_args or {})
     settings = {
         "family": family, "steps": list(steps), "history": history, "teacher": [teacher, teacher_steps],
         "optimizer": repr(optimizer), "loss": _name_of(loss), "noise": repr(noise),
         "initial": str(initial), "learn_grid": learn_grid,
         "samples": [list(x.shape), held], "seed": seed, "start": float(x.double().square().sum()), "version": VERSION,
     }  # fmt: skip
+    source = resolve_initial(initial, family, steps, noise)
     notes = Journal(journal, settings, processes.from_first, writes=processes.rank == 0)
     if notes.resumed:
         say(f"going on with the fit in {journal}")
+    day = _day(notes)
     chosen, objective, tutor = _optimizer(optimizer, seed), make_objective(loss), Teacher(teacher, teacher_steps)
     say(f"teacher: {teacher}, {teacher_steps} steps, {tutor.calls * len(x)} network calls")
 
@@ -156,22 +159,38 @@ def fit_solver(
 
     fitted, judged = problem(0, len(x) - held), problem(len(x) - held, len(x))
     task = Task(fitted, judged, noise, family, history, learn_grid, notes, say)
-    day = notes.get("date") or notes.put("date", {"day": torch.tensor(date.today().toordinal())})
+    facts = {
+        "model_family": "unknown", "checkpoint": "unknown", "date": day, "package_version": VERSION,
+        "source": "fitted with Learned Solvers", **(card or {}),
+    }  # fmt: skip
+    reference = {"teacher": teacher, "teacher_steps": teacher_steps}
     parameters, cards, reports = {}, {}, {}
     for n in sorted(set(steps)):
-        parameters[n], card_entry, reports[n] = _fit_steps(task, n, initial, chosen)
-        cards[n] = replace(
-            card_entry,
-            teacher=teacher,
-            teacher_steps=teacher_steps,
-            loss=loss if isinstance(loss, str) else "features",
-        )
-    facts = {
-        "model_family": "unknown", "checkpoint": "unknown", "date": date.fromordinal(int(day["day"])).isoformat(),
-        "package_version": VERSION, "source": "fitted with Learned Solvers", **(card or {}),
-    }  # fmt: skip
+        parameters[n], own, reports[n] = _fit_steps(task, n, source, chosen)
+        cards[n] = replace(own, loss=loss if isinstance(loss, str) else "features", **reference)
     solver = Solver(f"{family}_fitted", Card(family, noise.kind, steps=cards, **facts), parameters)
-    return FitResult(solver, reports, tutor.calls * len(x))
+    return FitResult(solver, reports, tutor.calls * len(x), held)
+
+
+def _check(x: Tensor, held: int, steps: Sequence[int], extra_args: Mapping[str, Any]) -> None:
+    if not 0 < held < len(x):
+        raise ValueError(f"held_out must leave samples on both sides of {len(x)}, got {held}")
+    if not steps or min(steps) < 1:
+        raise ValueError(f"steps must be counts of at least 1, got {list(steps)}")
+    for name, value in extra_args.items():
+        # A text or a mapping is no list of rows, a number or 0-d tensor has none.
+        rows = len(value) if isinstance(value, Tensor | list | tuple) and getattr(value, "ndim", 1) else 1
+        if rows not in (1, len(x)):
+            raise ValueError(
+                f"extra_args[{name!r}] must have a row per start, {len(x)}, or one for all, got {rows}: repeat its "
+                f"rows, or bind what all starts share to the model, functools.partial(model, {name}=...)"
+            )
+
+
+def _day(notes: Journal) -> str:
+    """Returns the day on which the fit began; an interrupted one keeps it, so that its file is the same to the byte."""
+    day = notes.get("date") or notes.put("date", {"day": torch.tensor(date.today().toordinal())})
+    return date.fromordinal(int(day["day"])).isoformat()
 
 
 def _name_of(loss: str | Callable[[Tensor], Tensor]) -> str:
@@ -190,18 +209,18 @@ def _optimizer(optimizer: str | GaussNewton | GradientDescent, seed: int) -> Gau
 
 
 def _fit_steps(
-    task: Task, n: int, initial: str | Path | Solver, optimizer: GaussNewton | GradientDescent
+    task: Task, n: int, initial: str | Solver, optimizer: GaussNewton | GradientDescent
 ) -> tuple[dict[str, Tensor], StepCard, StepReport]:
     """Returns parameters, card entry and report for n steps."""
     began, task.fitted.model.calls = time.monotonic(), 0
     order = _scanned(task, n)
-    peers = _peers(task, order)
+    peers = _peers(task, n, order)
     task.say(f"{n} steps: best classical solver {peers[0].name}, held-out error {peers[0].error:.4f}")
     start = find_start(task, n, order, initial)
-    before = rmse(task.judged, start.table)
+    before = task.error(f"{n}/before", task.judged, start.table)
     theta = _run(task, start.space, start.theta, optimizer, f"{n}/main")
     space, theta, note = _not_worse(task, n, order, start.space, theta, optimizer)
-    after = rmse(task.judged, space.table(theta))
+    after = task.error(f"{n}/after", task.judged, space.table(theta))
     ratio = peers[0].error / max(after, 1e-300)
     task.say(f"{n} steps: held-out error {before:.4f} -> {after:.4f}, 1/{ratio:.2f} of the best peer's")
     calls = task.calls()
@@ -223,28 +242,36 @@ def _scanned(task: Task, n: int) -> list[Candidate]:
     return [tried[i] for i in task.recorded(f"{n}/scan", work)["order"].tolist()]
 
 
-def _peers(task: Task, order: list[Candidate]) -> list[Peer]:
+def _peers(task: Task, n: int, order: list[Candidate]) -> list[Peer]:
     """Returns each method's best grid by the scan, judged on the held-out samples."""
     best: dict[str, Candidate] = {}
     for candidate in order:
         best.setdefault(candidate.name.partition(",")[0], candidate)
     # Close calls in the scan are judged too, so that the peer is not the weaker for the few scanned samples.
     shown = {c.name: c for c in [*best.values(), *order[:6]]}
-    return sorted((Peer(name, rmse(task.judged, c.table)) for name, c in shown.items()), key=lambda peer: peer.error)
+
+    def work() -> Record:
+        return {"errors": torch.tensor([rmse(task.judged, c.table) for c in shown.values()], dtype=torch.float64)}
+
+    errors = task.recorded(f"{n}/peers", work)["errors"].tolist()
+    return sorted((Peer(*pair) for pair in zip(shown, errors, strict=True)), key=lambda peer: peer.error)
 
 
 def _run(task: Task, space: Space, theta: Tensor, optimizer: GaussNewton | GradientDescent, name: str) -> Tensor:
-    """Returns the fitted parameters, going on from the journal."""
-    state = task.notes.get(name)
-    if state is not None:
-        task.count_from(state)
-        state = {key: value for key, value in state.items() if key != "calls"}
+    """Returns the fitted parameters, from the journal or going on from it."""
     problem, judge = task.on(space)
 
     def save(record: Record) -> None:
         task.keep(name, record)
 
-    return optimizer.fit(problem, theta, judge, task.say, state, save)[0]
+    def work() -> Record:
+        state = task.notes.get(name)
+        if state is not None:
+            task.count_from(state)
+            state = {key: value for key, value in state.items() if key != "calls"}
+        return {"theta": optimizer.fit(problem, theta, judge, task.say, state, save)[0]}
+
+    return task.recorded(f"{name}/result", work)["theta"]
 
 
 def _not_worse(
@@ -256,18 +283,17 @@ def _not_worse(
     models ends its grid above 0 and may still fall short: the note says so.
     """
     best = order[0]
-    bound = rmse(task.fitted, best.table)
-    if rmse(task.fitted, space.table(theta)) <= bound:
-        return space, theta, None
-    if task.can_start_from(best):
+    bound = task.error(f"{n}/best peer", task.fitted, best.table)
+    reached = task.error(f"{n}/main/reached", task.fitted, space.table(theta))
+    if reached > bound and task.can_start_from(best):
         wide = task.space(n, best, history=n)
         task.say(f"{n} steps: starting again from {best.name} with its whole history")
         again = _run(task, wide, wide.initial(best.table), optimizer, f"{n}/wide")
-        if rmse(task.fitted, wide.table(again)) < rmse(task.fitted, space.table(theta)):
-            space, theta = wide, again
-        if rmse(task.fitted, space.table(theta)) <= bound:
-            return space, theta, None
-    reached = rmse(task.fitted, space.table(theta))
+        error = task.error(f"{n}/wide/reached", task.fitted, wide.table(again))
+        if error < reached:
+            space, theta, reached = wide, again, error
+    if reached <= bound:
+        return space, theta, None
     note = (
         f"Error {reached:.4g} on the fit's samples; {best.name} has {bound:.4g}: use that one, or fit to more samples."
     )

@@ -111,7 +111,7 @@ class GaussNewton:
             held_out: Judges the iterations.
             progress: Told about each iteration.
             state: What `save` was given by an interrupted run of the same fit: goes on from there.
-            save: Called after each iteration with all that a continuation needs.
+            save: Called after each iteration, and each block of the pass, with all that a continuation needs.
         """
         core = problem.first(self.core)
         judge = held_out or core
@@ -126,17 +126,27 @@ class GaussNewton:
                 save(now.record())
         if core.total == problem.total:
             return now.best, now.best_loss
-        theta = self._pass(problem, now.best, now.difference, progress)
+        keep = None if save is None else lambda passed: save({**now.record(), **passed})
+        theta = self._pass(problem, now.best, now.difference, progress, state or {}, keep)
         return theta, (held_out or problem).loss(theta)
 
-    def _pass(self, problem: Problem, theta: Tensor, difference: float, progress: Progress | None) -> Tensor:
+    def _pass(
+        self,
+        problem: Problem,
+        theta: Tensor,
+        difference: float,
+        progress: Progress | None,
+        state: dict[str, Tensor],
+        save: Callable[[dict[str, Tensor]], None] | None,
+    ) -> Tensor:
         """Returns the parameters after a look at every sample, or those before it if they are better on all.
 
         Near the optimum the Jacobian hardly changes, so each block of samples is linearised once, where the fit stands
         then, and its normal equations are added to those of the blocks before (an extended Kalman filter's update).
         """
-        moved, seen = theta, 0
-        matrix, gradient = torch.zeros(len(theta), len(theta), dtype=torch.float64), torch.zeros_like(theta)
+        moved, seen = state.get("moved", theta), int(state.get("passed", 0))
+        matrix = state.get("matrix", torch.zeros(len(theta), len(theta), dtype=torch.float64))
+        gradient = state.get("gradient", torch.zeros_like(theta))
         while seen < problem.total:
             block = problem.between(seen, seen + self.core)
             normal = block.normal(moved, difference, difference > _COARSE)
@@ -145,6 +155,9 @@ class GaussNewton:
             if is_valid(problem.space, moved + step):
                 moved, gradient = moved + step, gradient + matrix @ step
             seen += block.total
+            if save is not None:
+                passed = torch.tensor(float(seen), dtype=torch.float64)
+                save({"moved": moved, "matrix": matrix, "gradient": gradient, "passed": passed})
         before, after = problem.loss(theta), problem.loss(moved)
         if progress is not None:
             progress(f"a pass over {seen} samples: loss {before:.3e} -> {after:.3e}")

@@ -89,31 +89,30 @@ class GradientDescent:
         """
         theta = (theta if state is None else state["theta"]).clone().requires_grad_(True)
         optimizer = OPTIMIZERS[self.optimizer]([theta], lr=self.rate, weight_decay=self.weight_decay)
-        per_epoch = max(1, problem.total // self.batch)
-        total, first = self.epochs * per_epoch, 0
+        first = 0
         if state is None:
             self._check_gradient(problem, theta)
         else:
             first = int(state["updates"])
             optimizer.load_state_dict(_unflatten(optimizer.state_dict(), state))
-        order = torch.Generator().manual_seed(self.seed)
-        for epoch in range(self.epochs):
-            rows = torch.randperm(problem.total, generator=order)
-            for k in range(per_epoch):
-                update = epoch * per_epoch + k
-                if update < first:
-                    continue
-                chosen = rows[k * self.batch : (k + 1) * self.batch]
-                own = problem.processes.places(chosen, problem.samples, problem.total)
-                loss = self._update(problem, theta, optimizer, own, update / total)
-                if (update + 1) % max(1, total // 20) == 0:
-                    if progress is not None:
-                        progress(f"update {update + 1} of {total}: loss {loss:.3e}")
-                    if save is not None:
-                        flat = _flatten(optimizer.state_dict())
-                        save({**flat, "theta": theta.detach(), "updates": torch.tensor(float(update + 1))})
+        batches = self._batches(problem.total)
+        for update, chosen in enumerate(batches[first:], first):
+            own = problem.processes.places(chosen, problem.samples, problem.total)
+            loss = self._update(problem, theta, optimizer, own, update / len(batches))
+            if (update + 1) % max(1, len(batches) // 20) == 0:
+                if progress is not None:
+                    progress(f"update {update + 1} of {len(batches)}: loss {loss:.3e}")
+                if save is not None:
+                    flat = _flatten(optimizer.state_dict())
+                    save({**flat, "theta": theta.detach(), "updates": torch.tensor(float(update + 1))})
         theta = theta.detach()
         return theta, (held_out or problem).loss(theta)
+
+    def _batches(self, total: int) -> list[Tensor]:
+        """Returns the sample numbers of every update, in an order of their own in each epoch."""
+        order, per_epoch = torch.Generator().manual_seed(self.seed), max(1, total // self.batch)
+        epochs = [torch.randperm(total, generator=order) for _ in range(self.epochs)]
+        return [rows[k * self.batch : (k + 1) * self.batch] for rows in epochs for k in range(per_epoch)]
 
     def _update(
         self, problem: Problem, theta: Tensor, optimizer: torch.optim.Optimizer, rows: Tensor, done: float

@@ -113,5 +113,5 @@ def count_of(text: str) -> int:
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{2,5})x(\d{2,5})", text)
     if not match:
-        raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT in pixels, got {text!r}: 512x512, 1024x1024")
+        raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT in pixels, such as 512x512, got {text!r}")
     return int(match[1]), int(match[2])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 from .comparison import Row
 
 __all__ = ["save_plot"]
 
-_PEERS = 4  # peers that have a line of their own
+_PEERS = 4  # peers that have a line of their own, more where another number of calls has another best one
 
 
 def save_plot(path: Path, title: str, rows: Sequence[Row], peer: str) -> None:
@@ -24,51 +26,68 @@ def save_plot(path: Path, title: str, rows: Sequence[Row], peer: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot, ticker
+    from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.6), dpi=100)
-    lines = _lines(rows)
-    names = sorted(lines, key=lambda name: (not lines[name][0].ours, _mean_rank(name, rows)))
-    ours = [name for name in names if lines[name][0].ours]
-    peers = [name for name in names if not lines[name][0].ours][:_PEERS]
-    calls = sorted({row.calls for row in rows})
-    labels: list[tuple[float, str, str]] = []
-    for name, colour in zip([*peers, *ours], [*_GREYS[: len(peers)], *(_OURS * len(ours))], strict=False):
-        own = lines[name]
-        marker, width, order = (7, 3.5, 3) if name in ours else (4, 1.4, 2)
-        x, y = [row.used for row in own], [row.error for row in own]
-        axes.plot(x, y, "o-", color=colour, markersize=marker, linewidth=width, zorder=order)
-        label = name.replace("_", " ") if name in ours else name
-        labels.append((own[-1].error, label, colour))
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
-    low, high = axes.get_ylim()
-    axes.set_yticks(
-        [
-            v
-            for p in range(-6, 3)
-            for v in (10.0**p, 2 * 10.0**p, 3 * 10.0**p, 5 * 10.0**p, 7 * 10.0**p)
-            if low <= v <= high
-        ]
-    )
-    axes.set_xticks(calls)
-    axes.set_xlim(calls[0] - 0.15, calls[-1] + 0.15)
+    labels = _draw_lines(axes, rows)
+    _scale(axes, sorted({row.calls for row in rows}))
     _label_ends(axes, labels)
-    axes.set_xlabel("network calls")
-    axes.set_ylabel("error to the teacher (RMSE)")
     message = _message(rows, peer)
     axes.set_title(f"{message}\n{title}" if message else title, loc="left", fontsize=11)
-    axes.grid(True, color="#e6e6e6")
-    axes.spines[["top", "right"]].set_visible(False)
     figure.subplots_adjust(left=0.1, right=0.76, top=0.88, bottom=0.12)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     pyplot.close(figure)
 
 
-_OURS = ["#d62728"]
-_GREYS = ["#1f4e79", "#4a86b8", "#7a7a7a", "#ababab"]
+_OURS = ("#d62728", "#e8820e", "#8e3bb0")
+_PEER_COLOURS = ("#1f4e79", "#4a86b8", "#7a7a7a", "#ababab", "#2f8f83", "#7fb7ae")
+
+
+def _draw_lines(axes: Any, rows: Sequence[Row]) -> list[tuple[float, str, str]]:
+    """Returns the last error, the name and the colour of every line, after drawing them."""
+    lines = _lines(rows)
+    names = sorted(lines, key=lambda name: _mean_rank(name, rows))
+    ours, peers = [name for name in names if lines[name][0].ours], _drawn_peers(names, lines)
+    colours = dict(zip(peers, cycle(_PEER_COLOURS), strict=False)) | dict(zip(ours, cycle(_OURS), strict=False))
+    labels: list[tuple[float, str, str]] = []
+    for name, colour in colours.items():
+        own = lines[name]
+        marker, width, order = (7, 3.5, 3) if name in ours else (4, 1.4, 2)
+        x, y = [row.used for row in own], [row.error for row in own]
+        axes.plot(x, y, "o-", color=colour, markersize=marker, linewidth=width, zorder=order)
+        label = name.replace("_", " ") if name in ours else name
+        labels.append((own[-1].error, label, colour))
+    return labels
+
+
+def _drawn_peers(names: Sequence[str], lines: dict[str, list[Row]]) -> list[str]:
+    """Returns the best peer of every number of calls, with which the title compares ours, and those best on average."""
+    peers = [name for name in names if not lines[name][0].ours]
+    best: dict[int, Row] = {}
+    for row in (row for name in peers for row in lines[name]):
+        best[row.calls] = min(row, best.get(row.calls, row), key=lambda row: row.error)
+    needed = {row.method for row in best.values()}
+    others = [name for name in peers if name not in needed][: max(0, _PEERS - len(needed))]
+    return [name for name in peers if name in needed or name in others]
+
+
+def _scale(axes: Any, calls: Sequence[int]) -> None:
+    """Gives the axes plain numbers, a grid and names."""
+    from matplotlib import ticker
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+    low, high = axes.get_ylim()
+    marks = (factor * 10.0**power for power in range(-6, 3) for factor in (1, 2, 3, 5, 7))
+    axes.set_yticks([mark for mark in marks if low <= mark <= high])
+    axes.set_xticks(calls)
+    axes.set_xlim(calls[0] - 0.15, calls[-1] + 0.15)
+    axes.set_xlabel("network calls")
+    axes.set_ylabel("error to the teacher (RMSE)")
+    axes.grid(True, color="#e6e6e6")
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _message(rows: Sequence[Row], peer: str) -> str:
@@ -100,7 +119,7 @@ def _mean_rank(name: str, rows: Sequence[Row]) -> float:
     return sum(places) / len(places)
 
 
-def _label_ends(axes, labels: list[tuple[float, str, str]]) -> None:  # noqa: ANN001 - matplotlib's
+def _label_ends(axes: Any, labels: list[tuple[float, str, str]]) -> None:
     """Writes names to the right of the plot at the height of their lines' ends, moved apart where they would touch."""
     heights = sorted(((float(axes.transAxes.inverted().transform(axes.transData.transform((0, y)))[1]), name, colour)
                       for y, name, colour in labels), reverse=True)  # fmt: skip

@@ -3,6 +3,7 @@
 Align Your Steps (arXiv 2404.14507) and Optimal Steps (arXiv 2503.21774) are lists for one step count, interpolated
 log-linearly to others; GITS (arXiv 2405.11326) is a list per step count. Numbers as in ComfyUI's nodes of these names;
 like there, the last level is 0. GITS is zju-pi/diff-sampler's (Apache-2.0), at ComfyUI's default coefficient 1.20.
+"beta" and a flow model's "karras 7" are ComfyUI's schedulers.
 """
 
 from __future__ import annotations

@@ -30,9 +30,11 @@ def table_of(result: FitResult) -> str:
             f"| {steps} | {peers} | {report.error_before:.4f} | **{report.error_after:.4f}** "
             f"| {report.peers[0].error / report.error_after:.2f} | {report.network_calls:,} | {report.seconds:.0f} |"
         )
+    starts = "; ".join(f"{steps} calls: {report.start}" for steps, report in result.report.items())
     lines.append("")
     lines.append(
-        "Errors are RMSE to the teacher's pictures on held-out starts. "
+        f"Errors are RMSE to the teacher's pictures on {result.held_out} held-out starts: nothing was fitted to them, "
+        f"but they told when to stop. *Before* is what each fit started from ({starts}). "
         f"The teacher took {result.teacher_calls:,} network calls, shared by all rows."
     )
     return "\n".join(lines)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..samplers import Solver, SolverTable, load_solver
+from ..samplers import FlowNoise, Solver, SolverTable, VPNoise, list_solvers, load_solver
+from ..samplers.card import StepCard
+from ..samplers.schedules import Noise
 from .gauss_newton import GaussNewton
 from .neighbour import resampled
-from .scan import Candidate
+from .scan import Candidate, candidates
 from .spaces import Space, make_space
 from .task import Task
 
-__all__ = ["KEPT", "STARTS", "TRIED", "Start", "find_start"]
+__all__ = ["KEPT", "STARTS", "TRIED", "Start", "find_start", "resolve_initial"]
 
 STARTS = 4  # candidates that a fit is started from, each on a grid of its own
 KEPT = 2  # of these go on after a first iteration
@@ -33,26 +36,87 @@ class Start:
     name: str
 
 
-def find_start(task: Task, steps: int, order: list[Candidate], initial: str | Path | Solver) -> Start:
+def resolve_initial(
+    initial: str | Path | Solver, family: str, steps: Sequence[int], noise: Noise | None = None
+) -> str | Solver:
+    """Returns the solver that `initial` names; its text where that is "scan" or the name of a classical solver.
+
+    Args:
+        initial: What a fit is to start from.
+        family: "dyweight" or "ds".
+        steps: Step counts that will be fitted.
+        noise: The model's schedule; None: not known yet, so what any kind of model has is accepted.
+
+    Raises:
+        ValueError: No such solver, one of another family or prediction type, or one that a fit cannot start from.
+        FileNotFoundError: The path does not exist.
+    """
+    if isinstance(initial, str) and not Path(initial).is_file() and initial not in list_solvers():
+        if initial != "scan":
+            _check_classical(initial, max(steps), [noise] if noise else [FlowNoise(), VPNoise.stable_diffusion()])
+        return initial
+    solver = initial if isinstance(initial, Solver) else load_solver(initial)
+    kind = solver.prediction if noise is None else noise.kind
+    if solver.family != family or solver.prediction != kind:
+        raise ValueError(
+            f"{solver.name} is a {solver.family} solver for {solver.prediction} models: start a {family} fit "
+            f"on {kind} noise from one of its kind"
+        )
+    for n in steps:
+        step = _nearest(solver, n)[1]
+        if step.analytic_first or (step.divisor == "state" and family == "dyweight"):
+            raise ValueError(f"{solver.name} divides by the state's level or has an analytic step: start from a scan")
+    return solver
+
+
+def _check_classical(name: str, steps: int, noises: Sequence[Noise]) -> None:
+    known = [candidate for noise in noises for candidate in candidates(steps, noise)]
+    if not any(_is_called(candidate, name) for candidate in known):
+        raise ValueError(
+            f"a fit cannot start from {name!r}: name scan, a classical solver ({', '.join(_methods(known))}), with or "
+            f"without a grid, a bundled solver ({', '.join(list_solvers())}) or a solver file that exists"
+        )
+
+
+def find_start(task: Task, steps: int, order: list[Candidate], initial: str | Solver) -> Start:
     """Returns where the fit for a step count starts.
 
     Args:
         task: The fit.
         steps: Network calls.
         order: The classical candidates, best first.
-        initial: "scan", a candidate's name ("ipndm 3, shift 1") or its beginning ("ipndm 3"), or a solver.
+        initial: As `resolve_initial` returned it; of a classical solver the name ("ipndm 3, shift 1") or its beginning
+            ("ipndm 3"), which means the best grid.
 
     Raises:
-        ValueError: A solver of another family or prediction type, or one that this family's space cannot hold.
+        ValueError: The family's space cannot hold the solver, or there is none of that name for this step count.
     """
     order = [candidate for candidate in order if task.can_start_from(candidate)]
+    if isinstance(initial, Solver):
+        return _from_solver(task, steps, initial)
     if initial == "scan":
         return _best_start(task, steps, order)
-    if isinstance(initial, str):
-        for candidate in order:
-            if candidate.name == initial or candidate.name.startswith(f"{initial},"):
-                return _from_candidate(task, steps, candidate)
-    return _from_solver(task, steps, initial if isinstance(initial, Solver) else load_solver(initial))
+    for candidate in order:
+        if _is_called(candidate, initial):
+            return _from_candidate(task, steps, candidate)
+    raise ValueError(
+        f"a {task.family} fit of {steps} steps cannot start from {initial!r}: name scan, or one of "
+        f"{', '.join(_methods(order))}"
+    )
+
+
+def _methods(known: Sequence[Candidate]) -> list[str]:
+    return list(dict.fromkeys(candidate.name.partition(",")[0] for candidate in known))
+
+
+def _is_called(candidate: Candidate, name: str) -> bool:
+    return candidate.name == name or candidate.name.startswith(f"{name},")
+
+
+def _nearest(solver: Solver, steps: int) -> tuple[int, StepCard]:
+    """Returns the solver's step count that is nearest, and its card entry."""
+    nearest = min(solver.steps, key=lambda k: (abs(k - steps), k))
+    return nearest, solver.card.steps[nearest]
 
 
 def _from_candidate(task: Task, steps: int, candidate: Candidate) -> Start:
@@ -63,15 +127,7 @@ def _from_candidate(task: Task, steps: int, candidate: Candidate) -> Start:
 
 def _from_solver(task: Task, steps: int, solver: Solver) -> Start:
     """Returns a solver's parameters at its nearest step count, resampled to this one."""
-    if solver.family != task.family or solver.prediction != task.noise.kind:
-        raise ValueError(
-            f"{solver.name} is a {solver.family} solver for {solver.prediction} models: start a {task.family} fit "
-            f"on {task.noise.kind} noise from one of its kind"
-        )
-    nearest = min(solver.steps, key=lambda k: (abs(k - steps), k))
-    step = solver.card.steps[nearest]
-    if step.analytic_first or (step.divisor == "state" and task.family == "dyweight"):
-        raise ValueError(f"{solver.name} divides by the state's level or has an analytic step: start from a scan")
+    nearest, step = _nearest(solver, steps)
     space = make_space(task.family, steps, task.noise, step.grid, task.history, task.learn_grid)
     theta = space.from_file(resampled(solver.parameters[nearest], steps))
     return Start(space, theta, space.table(theta), f"{solver.name} at {nearest} steps")

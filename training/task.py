@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..samplers import VPNoise
+from ..samplers import SolverTable, VPNoise
 from ..samplers.conversion import with_derivatives
 from ..samplers.schedules import Noise
 from .gauss_newton import Progress
 from .journal import Journal, Record
 from .problem import Problem
-from .scan import Candidate, carrier
+from .scan import Candidate, carrier, rmse
 from .spaces import Space, make_space
 
 __all__ = ["Task"]
@@ -81,6 +81,10 @@ class Task:
             return self.keep(name, work())
         self.count_from(record)
         return record
+
+    def error(self, name: str, problem: Problem, table: SolverTable) -> float:
+        """Returns a table's RMSE to the teacher, recorded under that name."""
+        return float(self.recorded(name, lambda: {"error": torch.tensor(rmse(problem, table)).double()})["error"])
 
     def keep(self, name: str, record: Record) -> Record:
         """Returns the record after writing it, with the network calls so far, to the journal."""

@@ -6,9 +6,7 @@ and memory are the host's own business.
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,31 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...samplers.host_models import model_family, noise_of, pixel_size
 from ...samplers.schedules import Noise
 from .conditioning import Cond
+from .loading import load_parts
 
-__all__ = ["ComfyModel", "find_comfy"]
-
-
-def find_comfy(folder: Path | None) -> Path:
-    """Returns ComfyUI's folder: the one given, COMFYUI_PATH, or the one whose custom_nodes we live in.
-
-    Raises:
-        FileNotFoundError: None of them is a ComfyUI.
-    """
-    here = Path(os.path.abspath(__file__)).parents[4]
-    places = [folder, *map(Path, os.environ.get("COMFYUI_PATH", "").split(os.pathsep)[:1]), here]
-    for place in places:
-        if place and (place / "comfy" / "sd.py").is_file():
-            return place.resolve()
-        if place is folder is not None:
-            break
-    raise FileNotFoundError(f"no ComfyUI in {folder or here}: name its folder with --comfyui, or set COMFYUI_PATH")
-
+__all__ = ["ComfyModel"]
 
 _SIZES = {"SD15": (512, 512), "SD15_instructpix2pix": (512, 512), "SD20": (768, 768)}
 _GUIDANCE = {"SD15": 7.5, "SD20": 7.5, "SDXL": 7.0, "SD3": 4.5, "FluxSchnell": 1.0}  # as their pipelines have it
@@ -75,33 +56,9 @@ class ComfyModel:
         """Returns a model loaded by ComfyUI's own loaders.
 
         Raises:
-            ValueError: Neither or both kinds of model file, or ComfyUI does not know the file.
+            ValueError: Neither or both kinds of model file, or one that ComfyUI cannot load.
         """
-        if (checkpoint is None) == (diffusion_model is None):
-            raise ValueError("name one model: --checkpoint FILE, or --diffusion-model FILE with --clip and --vae")
-        for file in (checkpoint, diffusion_model, vae, *clip):
-            if file is not None and not file.is_file():
-                raise ValueError(f"{file.absolute()} does not exist: name a model file")
-            if file is not None and file.suffix == ".safetensors":
-                _check_readable(file)
-        sd, utils = _host(comfy, "comfy.sd"), _host(comfy, "comfy.utils")
-        loaded_clip = loaded_vae = None
-        if checkpoint is not None:
-            patcher, loaded_clip, loaded_vae, _ = sd.load_checkpoint_guess_config(
-                str(checkpoint), output_vae=vae is None, output_clip=text_encoders and not clip
-            )
-        else:
-            patcher = sd.load_diffusion_model(str(diffusion_model))
-        if patcher is None:
-            raise ValueError(f"{checkpoint or diffusion_model}: ComfyUI finds no diffusion model in it")
-        if clip and text_encoders:
-            kind = {"Flux": "FLUX", "FluxSchnell": "FLUX", "SD3": "SD3"}.get(
-                model_family(patcher.model), "STABLE_DIFFUSION"
-            )
-            loaded_clip = sd.load_clip([str(c) for c in clip], clip_type=getattr(sd.CLIPType, kind))
-        if vae is not None:
-            loaded_vae = sd.VAE(sd=utils.load_torch_file(str(vae)))
-        return cls(patcher, loaded_clip, loaded_vae)
+        return cls(*load_parts(comfy, checkpoint, diffusion_model, clip, vae, text_encoders=text_encoders))
 
     @property
     def family(self) -> str:
@@ -269,14 +226,6 @@ def _differentiable(patcher: Any) -> Iterator[None]:
             management.in_training = before
 
 
-def _check_readable(file: Path) -> None:
-    try:
-        with safe_open(file, framework="pt"):
-            pass
-    except SafetensorError as error:
-        raise ValueError(f"{file} is no readable safetensors file ({error}): get it again") from error
-
-
 def _inside(
     samplers: Any, work: Callable[..., Any], conds: Sequence[Cond], negative: Cond, embedded: float | None
 ) -> Any:
@@ -337,16 +286,3 @@ def _joined(conds: Sequence[Cond], embedded: float | None) -> list[Any]:
 
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def _host(comfy: Path, name: str) -> Any:
-    """Returns a module of ComfyUI; on a machine without an accelerator it is told so first."""
-    if str(comfy) not in sys.path:
-        sys.path.insert(0, str(comfy))
-    options = importlib.import_module("comfy.cli_args")
-    accelerators = [torch.cuda, getattr(torch, "xpu", torch.cuda), torch.backends.mps]
-    if not any(a.is_available() for a in accelerators):
-        options.args.cpu = True
-    importlib.import_module("comfy.samplers")
-    importlib.import_module("comfy.sampler_helpers")
-    return importlib.import_module(name)
