@@ -22,6 +22,7 @@ from torch import Tensor
 from . import dyweight, searched
 from .card import Card, is_count
 from .family import Family
+from .names import check_name, has_suffix
 from .schedules import Noise
 from .table import SolverTable
 
@@ -125,11 +126,12 @@ class Solver:
 
         Raises:
             FileExistsError: The file exists and `overwrite` is False.
-            ValueError: The path does not end in .safetensors.
+            ValueError: The path does not end in .safetensors, or some system does not take its name.
         """
         path = Path(path)
-        if path.suffix != SUFFIX:
+        if not has_suffix(path, SUFFIX):
             raise ValueError(f"{path}: a solver file ends in {SUFFIX}; rename it")
+        check_name(path.name)
         tensors = {
             f"{nfe}/{name}": tensor.detach().cpu().double().clone().contiguous()
             for nfe, own in self.parameters.items()
@@ -162,7 +164,7 @@ def load_solver(solver: str | Path) -> Solver:
         FileNotFoundError: The path does not exist.
     """
     path = Path(solver)
-    if path.suffix != SUFFIX:
+    if not has_suffix(path, SUFFIX):
         path = BUNDLED / f"{solver}{SUFFIX}"
         if str(solver) not in list_solvers():
             raise ValueError(

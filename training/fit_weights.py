@@ -28,6 +28,7 @@ if not __package__:  # run as a file
     __package__ = _as_package.TRAINING
 
 from ..samplers import load_solver
+from ..samplers.names import check_name, has_suffix
 from ..samplers.schedules import Noise
 from .cost import duration, most_calls, seconds_of_call
 from .demo import run_demo
@@ -215,7 +216,8 @@ def _write(
 
 def _solver_file(args: argparse.Namespace, comfy: Path) -> Path:
     path = Path(args.output or f"{args.family}_{model_name(args)}")
-    if path.suffix != ".safetensors":
+    check_name(path.name)
+    if not has_suffix(path, ".safetensors"):
         path = path.with_name(path.name + ".safetensors")
     return path if path.parent != Path(".") else comfy / "models" / "solver_weights" / path.name
 
