@@ -169,7 +169,7 @@ def load_solver(solver: str | Path) -> Solver:
         if str(solver) not in list_solvers():
             raise ValueError(
                 f"no bundled solver is called {str(solver)!r}: choose one of {', '.join(list_solvers())}, or give the "
-                f"path of a {SUFFIX} file"
+                f"path of a {SUFFIX} file{_left_out(str(solver))}"
             )
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give the path of a solver file, or a bundled solver's name")
@@ -193,6 +193,16 @@ def load_solver(solver: str | Path) -> Solver:
 def list_solvers() -> list[str]:
     """Returns the names of the bundled solvers, sorted."""
     return sorted(path.stem for path in BUNDLED.glob(f"*{SUFFIX}"))
+
+
+def _left_out(name: str) -> str:
+    """Returns what to know where a packager left out the family of files that a name belongs to."""
+    family = name.partition("_")[0]
+    if family not in FAMILIES or any(own.startswith(f"{family}_") for own in list_solvers()):
+        return ""
+    return (
+        f" (this package leaves out {FAMILIES[family].title}'s published files: the project's own releases have them)"
+    )
 
 
 def _in_order(content: bytes) -> bytes:
