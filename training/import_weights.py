@@ -205,7 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _read_json(path: Path) -> list[Table]:
     if path.stat().st_size > LARGEST:
         raise ValueError(f"published figures have at most {LARGEST} bytes, this file {path.stat().st_size}")
-    content = json.loads(path.read_text("utf-8"))
+    content = json.loads(path.read_text())
     if not content["tables"]:
         raise ValueError("it holds no tables")
     tables: list[Table] = []
