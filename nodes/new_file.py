@@ -8,6 +8,7 @@ from typing import Any
 
 import folder_paths
 
+from ..samplers.names import check_name, has_suffix
 from ..samplers.solver_file import SUFFIX
 from .folder import FOLDER
 
@@ -20,7 +21,7 @@ def path_of_new(name: str, overwrite: bool) -> tuple[Path, str]:
     """Returns the path of a new file below models/solver_weights, and its drop-down entry.
 
     Raises:
-        ValueError: The name leads out of the folder.
+        ValueError: The name leads out of the folder, or some system does not take it.
         FileExistsError: The file exists and `overwrite` is False.
     """
     plain = PurePosixPath(name.strip().replace("\\", "/"))
@@ -28,7 +29,9 @@ def path_of_new(name: str, overwrite: bool) -> tuple[Path, str]:
         raise ValueError(
             f"file_name must be a name within models/{FOLDER}, got {name!r}: dyweight_my-model, mine/my-model"
         )
-    if plain.suffix != SUFFIX:
+    for part in plain.parts:
+        check_name(part)
+    if not has_suffix(plain, SUFFIX):
         plain = plain.with_name(plain.name + SUFFIX)
     path = Path(folder_paths.get_folder_paths(FOLDER)[0], *plain.parts)
     if path.exists() and not overwrite:

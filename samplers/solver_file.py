@@ -22,6 +22,7 @@ from torch import Tensor
 from . import dyweight, searched
 from .card import Card, is_count
 from .family import Family
+from .names import check_name, has_suffix
 from .schedules import Noise
 from .table import SolverTable
 
@@ -126,11 +127,12 @@ class Solver:
 
         Raises:
             FileExistsError: The file exists and `overwrite` is False.
-            ValueError: The path does not end in .safetensors.
+            ValueError: The path does not end in .safetensors, or some system does not take its name.
         """
         path = Path(path)
-        if path.suffix != SUFFIX:
+        if not has_suffix(path, SUFFIX):
             raise ValueError(f"{path}: a solver file ends in {SUFFIX}; rename it")
+        check_name(path.name)
         tensors = {
             f"{nfe}/{name}": tensor.detach().cpu().double().clone().contiguous()
             for nfe, own in self.parameters.items()
@@ -168,12 +170,12 @@ def load_solver(solver: str | Path) -> Solver:
             f"{path}: a solver file ends in {SUFFIX}; published {', '.join(_PUBLISHED)} files become solver files by "
             f"python training/import_weights.py {path} --output FOLDER"
         )
-    if path.suffix != SUFFIX:
+    if not has_suffix(path, SUFFIX):
         path = BUNDLED / f"{solver}{SUFFIX}"
         if str(solver) not in list_solvers():
             raise ValueError(
                 f"no bundled solver is called {str(solver)!r}: choose one of {', '.join(list_solvers())}, or give the "
-                f"path of a {SUFFIX} file"
+                f"path of a {SUFFIX} file{_left_out(str(solver))}"
             )
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give the path of a solver file, or a bundled solver's name")
@@ -197,6 +199,16 @@ def load_solver(solver: str | Path) -> Solver:
 def list_solvers() -> list[str]:
     """Returns the names of the bundled solvers, sorted."""
     return sorted(path.stem for path in BUNDLED.glob(f"*{SUFFIX}"))
+
+
+def _left_out(name: str) -> str:
+    """Returns what to know where a packager left out the family of files that a name belongs to."""
+    family = name.partition("_")[0]
+    if family not in FAMILIES or any(own.startswith(f"{family}_") for own in list_solvers()):
+        return ""
+    return (
+        f" (this package leaves out {FAMILIES[family].title}'s published files: the project's own releases have them)"
+    )
 
 
 def _in_order(content: bytes) -> bytes:

@@ -313,9 +313,9 @@ def wheel(tmp_path_factory):
 @pytest.mark.slow
 def test_the_wheel_holds_all_code_and_data_and_nothing_else(wheel):
     folders = [ROOT / name for name in ("nodes", "samplers", "training", "solver_weights", "webui_extension")]
-    files = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".safetensors")]
+    files = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".safetensors", ".txt")]
     expected = {path.relative_to(ROOT).as_posix() for path in files} | {"__init__.py"}
-    assert {"solver_weights/ds_flow-sit.safetensors", "training/models/digits.safetensors"} <= expected
+    assert {"solver_weights/ds_flow-sit.safetensors", "training/prompts.txt"} <= expected
     own = wheel / "learned_solvers"
     held = {path.relative_to(own).as_posix() for path in own.rglob("*") if path.is_file()}
     assert held - {"solver_weights/README.md"} == expected

@@ -49,7 +49,7 @@ def run_demo(output: Path, *, overwrite: bool = False, say: Callable[[str], None
     )  # fmt: skip
     result.solver.save(file, overwrite=overwrite)
     _draw(output / "demo.png", file, result)
-    (output / "demo.md").write_text(f"# A solver fitted to the bundled model\n\n{table_of(result)}\n")
+    (output / "demo.md").write_text(f"# A solver fitted to the bundled model\n\n{table_of(result)}\n", "utf-8")
     say(f"\n{table_of(result)}\n\nwritten: {file}, {output / 'demo.png'}, {output / 'demo.md'}")
     return result
 

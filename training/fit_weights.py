@@ -22,6 +22,7 @@ if not __package__:  # run as a file
 
     __package__ = _as_package.TRAINING
 
+from ..samplers.names import check_name, has_suffix
 from .demo import run_demo
 from .gauss_newton import GaussNewton
 from .gradient import OPTIMIZERS, GradientDescent
@@ -98,7 +99,8 @@ def _settings(args: argparse.Namespace) -> GaussNewton | GradientDescent:
 
 def _solver_file(args: argparse.Namespace, comfy: Path) -> Path:
     path = Path(args.output or f"{args.family}_{model_name(args)}")
-    if path.suffix != ".safetensors":
+    check_name(path.name)
+    if not has_suffix(path, ".safetensors"):
         path = path.with_name(path.name + ".safetensors")
     return path if path.parent != Path(".") else comfy / "models" / "solver_weights" / path.name
 

@@ -48,7 +48,7 @@ class Output:
         Raises:
             FileExistsError: One of the files exists, and is no unfinished delivery of the same command.
         """
-        if self.overwrite or (self._delivering.exists() and self._delivering.read_text() == self.command):
+        if self.overwrite or (self._delivering.exists() and self._delivering.read_text("utf-8") == self.command):
             return
         for file in reversed(self.files):
             if file.exists():
@@ -87,7 +87,7 @@ class Output:
     def deliver(self) -> None:
         """Moves the three files, made in the folder under their names, to their places, and deletes the folder."""
         self.check()
-        self._delivering.write_text(self.command)
+        self._delivering.write_text(self.command, "utf-8")
         for file in self.files:
             os.replace(self.folder / file.name, file)
 

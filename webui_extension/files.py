@@ -9,6 +9,7 @@ from pathlib import Path
 from modules.paths import data_path, models_path
 
 from ..samplers import Solver, list_solvers, load_solver
+from ..samplers.names import has_suffix
 from ..samplers.solver_file import FAMILIES, SUFFIX
 
 __all__ = ["FOLDER", "PLACE", "described", "named_solver", "readable_solvers", "solver_names"]
@@ -20,7 +21,7 @@ _log = logging.getLogger("learned_solvers")
 
 def solver_names() -> list[str]:
     """Returns the user's files (with sub-folder and ending), then the bundled solvers (without)."""
-    own = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob(f"*{SUFFIX}"))
+    own = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if has_suffix(path, SUFFIX))
     return [*own, *list_solvers()]
 
 
@@ -33,7 +34,7 @@ def named_solver(name: str) -> Solver:
     if name not in solver_names():
         known = ", ".join(solver_names())
         raise ValueError(f"no solver file is called {name!r}: choose one of {known}, or put the file into {PLACE}")
-    return replace(load_solver(FOLDER / name if name.endswith(SUFFIX) else name), name=name)
+    return replace(load_solver(FOLDER / name if has_suffix(name, SUFFIX) else name), name=name)
 
 
 def readable_solvers() -> list[Solver]:
