@@ -123,18 +123,18 @@ def _rows(table: SolverTable, x: Tensor) -> list[_Row]:
     """Returns the table's rows as Python floats (nothing waits for the device) or, for a gradient, as 0-d tensors."""
     n = table.steps
     if table.requires_grad:
-        used = torch.ones(n, n, dtype=torch.bool).tril()
+        used = [[j <= i for j in range(n)] for i in range(n)]
         cells = [t.to(x.dtype).to(x.device) for t in (table.sigmas, table.scale, table.coeffs)]
         sigmas, scale, coeffs = cells[0].unbind(), cells[1].unbind(), [row.unbind() for row in cells[2]]
     else:
-        used = table.coeffs != 0
         sigmas, scale, coeffs = table.sigmas.tolist(), table.scale.tolist(), table.coeffs.tolist()
-    last_use = [max((i for i in range(n) if used[i, j]), default=j) for j in range(n)]
+        used = [[coeff != 0 for coeff in row] for row in coeffs]
+    last_use = [max((i for i in range(n) if used[i][j]), default=j) for j in range(n)]
     return [
         _Row(
             sigmas[i],
             scale[i],
-            [(j, coeffs[i][j]) for j in range(i + 1) if used[i, j]],
+            [(j, coeffs[i][j]) for j in range(i + 1) if used[i][j]],
             [j for j in range(i + 1) if last_use[j] == i],
         )
         for i in range(n)
