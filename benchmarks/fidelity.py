@@ -90,7 +90,7 @@ def fidelity(name: str, guidance: float, steps: Sequence[int], sizes: Sizes, sol
         for file in subject.published:
             solver = load_solver(file)
             if n in solver.steps:
-                published[file] = _measured(name, unseen, solver.table(n, subject.noise))
+                published[file] = _measured(name, unseen, solver.table(n, subject.noise_with_tokens))
         records.append({"steps": n, "peers": peers, "ours": ours, "published": published})
         print(name, guidance, n, _line(records[-1]), flush=True)
     return {"network": name, "guidance": guidance, "records": records}

@@ -68,6 +68,11 @@ class Subject:
         return Samples(x, extra_args, microbatch)
 
     @property
+    def noise_with_tokens(self) -> Noise:
+        """The noise for published grids that shift with resolution: FLUX's, here of pictures of 16 tokens."""
+        return FlowNoise(tokens=16) if isinstance(self.noise, FlowNoise) else self.noise
+
+    @property
     def sigma_max(self) -> float:
         """The standard deviation of a start."""
         return 1.0 if isinstance(self.noise, FlowNoise) else float(self.noise.sigma_max)
