@@ -32,29 +32,34 @@ from .overhead import overhead
 from .precision import DTYPES, precision
 from .quick import quick
 from .savings import savings
-from .subjects import SUBJECTS
 
 HERE = Path(__file__).resolve().parent
 RESULTS, SOLVERS = HERE / "results", HERE / "results" / "solvers"
 Jobs = list[tuple[Callable[..., Any], tuple[Any, ...]]]
 
 
-def jobs_of(part: str, sizes: Sizes, cache: Path) -> Jobs:
+SIZES = {"digits": Sizes(), "patches": Sizes(unseen=512), "shapes": Sizes(unseen=512)}
+
+
+def jobs_of(part: str, cache: Path) -> Jobs:
     """Returns the calls that make a part's records, the longest first."""
     if part == "fidelity":
         order = [(name, g) for g in reversed(GUIDANCES) for name in ("patches", "shapes", "digits")]
-        return [(fidelity, (name, g, STEPS, sizes, SOLVERS, cache)) for name, g in order]
+        return [(fidelity, (name, g, STEPS, SIZES[name], SOLVERS, cache)) for name, g in order]
     if part == "savings":
-        return [(savings, (name, 3.0, sizes, SOLVERS, cache)) for name in SUBJECTS]
+        return [(savings, (name, 3.0, SIZES[name], SOLVERS, cache)) for name in ("patches", "shapes", "digits")]
     if part == "precision":
-        return [(precision, (name, d, 3.0, STEPS, sizes, cache)) for name in ("digits", "shapes") for d in DTYPES]
+        return [(precision, (name, d, 3.0, STEPS, SIZES[name], cache)) for name in ("shapes", "digits") for d in DTYPES]
     if part == "generalisation":
-        g = generalisation
-        jobs: Jobs = [(g.guidances, (name, sizes, cache)) for name in ("patches", "digits")]
-        jobs += [(g.sizes_of_pictures, ("shapes", sizes, cache)), (g.fine_tuned, (sizes,))]
+        g, digits, patches, shapes = generalisation, *SIZES.values()
         return [
-            *jobs,
-            *((work, (name, sizes, cache)) for work in (g.classes, g.seeds) for name in ("patches", "digits")),
+            (g.guidances, ("patches", patches, cache)),
+            (g.sizes_of_pictures, ("shapes", shapes, cache)),
+            (g.guidances, ("digits", digits, cache)),
+            (g.classes, ("patches", patches, cache)),
+            (g.classes, ("digits", digits, cache)),
+            (g.fine_tuned, (digits,)),
+            (g.seeds, ("digits", digits, cache)),
         ]
     if part == "cost":
         return [(cost.growth_with_samples, (cache,)), (cost.growth_with_size, ()), (cost.memory, ())]
@@ -74,16 +79,17 @@ def recorded(cache: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) 
     return json.loads(path.read_text())
 
 
-def run(part: str, workers: int, sizes: Sizes, cache: Path) -> None:
+def run(part: str, workers: int, cache: Path) -> None:
     """Writes a part's results file."""
-    jobs = jobs_of(part, sizes, cache)
+    jobs = jobs_of(part, cache)
     if part == "overhead":  # timed: nothing beside it
         workers = 1
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         records = [future.result() for future in [pool.submit(recorded, cache, *job) for job in jobs]]
     about = {
         "command": f"python -m benchmarks {part}", "date": date.today().isoformat(), "version": VERSION,
-        "torch": torch.__version__, "python": platform.python_version(), "workers": workers, "samples": vars(sizes),
+        "torch": torch.__version__, "python": platform.python_version(), "workers": workers,
+        "samples": {name: vars(sizes) for name, sizes in SIZES.items()},
     }  # fmt: skip
     path = RESULTS / f"{part}.json"
     path.write_text(json.dumps({"about": about, "records": records}, indent=1) + "\n")
@@ -110,7 +116,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for part in args.parts or PARTS:
             if part != "figures":
-                run(part, args.workers, Sizes(), args.cache or Path(folder))
+                run(part, args.workers, args.cache or Path(folder))
     if not args.parts or "figures" in args.parts:
         from .figures import draw
 

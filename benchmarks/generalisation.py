@@ -26,7 +26,7 @@ from .subjects import SUBJECTS, Subject
 __all__ = ["GUIDANCES", "classes", "fine_tuned", "guidances", "seeds", "sizes_of_pictures"]
 
 STEPS = 5
-GUIDANCES = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0)
+GUIDANCES = (1.0, 3.0, 5.0, 7.0, 10.0)
 
 
 def guidances(name: str, sizes: Sizes, cache: Path | None) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def sizes_of_pictures(name: str, sizes: Sizes, cache: Path | None) -> dict[str, 
     subject = SUBJECTS[name]
     places = {f"{side}x{side}": replace(subject, shape=(3, side, side)) for side in (8, 16, 24)}
     solvers = {label: fit(place, "dyweight", 3.0, (STEPS,), sizes).solver for label, place in places.items()}
-    used = {label: unseen_of(place, 3.0, sizes.unseen // 2, cache) for label, place in places.items()}
+    used = {label: unseen_of(place, 3.0, sizes.unseen, cache) for label, place in places.items()}
     return _ratios(f"{name}, size", subject, solvers, used, sizes)
 
 
