@@ -53,10 +53,9 @@ def draw(results: Path, figures: Path) -> None:
 
 def _per_call(results: Any, key: str, label: str, title: str) -> Figure:
     """Draws a measure against calls at guidance 3, a panel per network."""
-    figure, axes = plt.subplots(1, 3, figsize=(9.2, 3.6), layout="constrained")
-    for axis, name in zip(axes, TITLES, strict=True):
-        (found,) = (r for r in results["records"] if r["network"] == name and r["guidance"] == 3)
-        records = found["records"]
+    networks = {r["network"]: r["records"] for r in results["records"] if r["guidance"] == 3}
+    figure, axes = plt.subplots(1, len(networks), figsize=(3.1 * len(networks), 3.7), layout="constrained")
+    for axis, (name, records) in zip(np.atleast_1d(axes), networks.items(), strict=True):
         steps = [r["steps"] for r in records]
         axis.plot(
             steps,
@@ -80,8 +79,9 @@ def _per_call(results: Any, key: str, label: str, title: str) -> Figure:
         axis.set(title=TITLES[name], yscale="log", xlabel="network calls")
         axis.xaxis.set(major_locator=FixedLocator(steps), minor_locator=NullLocator())
         axis.grid(axis="y", alpha=0.3)
-    axes[0].set_ylabel(label)
-    handles, labels = axes[0].get_legend_handles_labels()
+    first = np.atleast_1d(axes)[0]
+    first.set_ylabel(label)
+    handles, labels = first.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=10)
     figure.suptitle(title, fontsize=13)
     return figure
