@@ -93,35 +93,48 @@ def continue_table(
                 denoised = x - row.sigma * entry
             else:
                 denoised = model(x.to(dtype), sigmas[i] * s_in, **extra_args).to(x.dtype)
-                entry = denoised if table.history == "denoised" else (x - denoised) / row.sigma
+                entry = denoised if table.history == "denoised" else (x - denoised).div_(row.sigma)
             if callback is not None:
                 callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
             known[i] = entry
-        # History first: the row refers to it.
-        x = row.scale * x
-        for j, coeff in row.terms:
-            x = x + coeff * known[j]
+        x = _combined(row, x, known)
         for j in row.expired:
             known.pop(j, None)
     return x.to(dtype)
+
+
+def _combined(row: _Row, x: Tensor, known: Mapping[int, Tensor]) -> Tensor:
+    """Returns scale * x plus the row's terms, in one new state and one pass over it per term.
+
+    A state that has been handed out (to the model, a callback, the caller) is never written to.
+    """
+    new = x if isinstance(row.scale, float) and row.scale == 1 else row.scale * x
+    for j, coeff in row.terms:
+        if isinstance(coeff, Tensor):
+            new = new + coeff * known[j]
+        elif new is x:
+            new = torch.add(x, known[j], alpha=coeff)
+        else:
+            new.add_(known[j], alpha=coeff)
+    return new
 
 
 def _rows(table: SolverTable, x: Tensor) -> list[_Row]:
     """Returns the table's rows as Python floats (nothing waits for the device) or, for a gradient, as 0-d tensors."""
     n = table.steps
     if table.requires_grad:
-        used = torch.ones(n, n, dtype=torch.bool).tril()
+        used = [[j <= i for j in range(n)] for i in range(n)]
         cells = [t.to(x.dtype).to(x.device) for t in (table.sigmas, table.scale, table.coeffs)]
         sigmas, scale, coeffs = cells[0].unbind(), cells[1].unbind(), [row.unbind() for row in cells[2]]
     else:
-        used = table.coeffs != 0
         sigmas, scale, coeffs = table.sigmas.tolist(), table.scale.tolist(), table.coeffs.tolist()
-    last_use = [max((i for i in range(n) if used[i, j]), default=j) for j in range(n)]
+        used = [[coeff != 0 for coeff in row] for row in coeffs]
+    last_use = [max((i for i in range(n) if used[i][j]), default=j) for j in range(n)]
     return [
         _Row(
             sigmas[i],
             scale[i],
-            [(j, coeffs[i][j]) for j in range(i + 1) if used[i, j]],
+            [(j, coeffs[i][j]) for j in range(i + 1) if used[i][j]],
             [j for j in range(i + 1) if last_use[j] == i],
         )
         for i in range(n)

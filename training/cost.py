@@ -41,7 +41,7 @@ def most_calls(
     Most fits stop long before: they take fewer iterations and rarely more than one damped step in each.
     """
     total = teacher.calls * (fitted + judged)
-    few, newton = min(TRIED, fitted), GaussNewton()
+    few, newton = min(2 * TRIED, fitted), GaussNewton()  # twice: half precision
     for n in sorted(set(steps)):
         tried = list(candidates(n, noise))
         grid = next(c.grid for c in tried if c.grid and (not learn_grid or c.grid.shape_parameter))

@@ -19,10 +19,10 @@ from torch import Tensor
 from .problem import Normal, Problem
 from .spaces import is_valid
 
-__all__ = ["GaussNewton", "Progress", "difference_step"]
+__all__ = ["COARSE", "GaussNewton", "Progress", "difference_step"]
 
 Progress = Callable[[str], None]
-_COARSE = 0.02  # larger differences are two-sided: the curvature would rule them, as in half precision
+COARSE = 0.02  # larger differences are two-sided: the curvature would rule them, as in half precision
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class GaussNewton:
         gradient = state.get("gradient", torch.zeros_like(theta))
         while seen < problem.total:
             block = problem.between(seen, seen + self.core)
-            normal = block.normal(moved, difference, difference > _COARSE)
+            normal = block.normal(moved, difference, difference > COARSE)
             matrix, gradient = matrix + block.total * normal.matrix, gradient + block.total * normal.gradient
             step = _damped(matrix, gradient, self.damping)
             if is_valid(problem.space, moved + step):
@@ -173,7 +173,7 @@ class GaussNewton:
         """Returns the state after one Jacobian and the first damped step that lowers the loss."""
         part = problem.first(now.count)
         whole = part.total == problem.total
-        normal = part.normal(now.theta, now.difference, now.difference > _COARSE)
+        normal = part.normal(now.theta, now.difference, now.difference > COARSE)
         moved, loss, damping = self._descend(part, now.theta, normal, now.damping)
         now = replace(now, iteration=now.iteration + 1, seen=part.total, loss=loss, damping=damping)
         if moved is not None:
@@ -227,4 +227,4 @@ def difference_step(problem: Problem, theta: Tensor) -> float:
     of_difference, of_state = problem.processes.sums(squares).tolist()
     noise = math.sqrt(of_difference / (6 * max(of_state, 1e-300)))
     forward = math.sqrt(noise)
-    return max(forward, 1e-4) if forward <= _COARSE else min(noise ** (1 / 3), 0.2)
+    return max(forward, 1e-4) if forward <= COARSE else min(noise ** (1 / 3), 0.2)

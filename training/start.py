@@ -12,7 +12,7 @@ from torch import Tensor
 from ..samplers import FlowNoise, Solver, SolverTable, VPNoise, list_solvers, load_solver
 from ..samplers.card import StepCard
 from ..samplers.schedules import Noise
-from .gauss_newton import GaussNewton
+from .gauss_newton import COARSE, GaussNewton, difference_step
 from .neighbour import resampled
 from .scan import Candidate, candidates
 from .spaces import Space, make_space
@@ -22,7 +22,7 @@ __all__ = ["KEPT", "STARTS", "TRIED", "Start", "find_start", "resolve_initial"]
 
 STARTS = 4  # candidates that a fit is started from, each on a grid of its own
 KEPT = 2  # of these go on after a first iteration
-TRIED = 12  # samples that starts are compared on
+TRIED = 12  # samples that starts are compared on; twice as many where the model's rounding blurs them
 ITERATIONS = (1, 2)  # of all starts, of the kept ones
 
 
@@ -144,20 +144,24 @@ def _best_start(task: Task, steps: int, order: list[Candidate]) -> Start:
         if len(chosen) < STARTS and grid not in chosen:
             chosen[grid] = _from_candidate(task, steps, candidate)
     tried = list(chosen.values())
+    difference = difference_step(task.on(tried[0].space)[0].first(TRIED), tried[0].theta)
     for turn, iterations in enumerate(ITERATIONS):
-        scored = [_improved(task, start, iterations, f"{steps}/start {turn} {start.name}") for start in tried]
+        scored = [
+            _improved(task, start, iterations, difference, f"{steps}/start {turn} {start.name}") for start in tried
+        ]
         for loss, start in scored:
             task.say(f"{steps} steps: start {start.name}, loss {loss:.3e}")
         tried = [start for _, start in sorted(scored, key=lambda pair: pair[0])[:KEPT]]
     return tried[0]
 
 
-def _improved(task: Task, start: Start, iterations: int, name: str) -> tuple[float, Start]:
+def _improved(task: Task, start: Start, iterations: int, difference: float, name: str) -> tuple[float, Start]:
     """Returns the loss after a few Gauss-Newton iterations, and the start with the parameters found."""
+    count = 2 * TRIED if difference > COARSE else TRIED
 
     def work() -> dict[str, Tensor]:
         problem, _ = task.on(start.space)
-        theta, loss = GaussNewton(iterations=iterations).fit(problem.first(TRIED), start.theta)
+        theta, loss = GaussNewton(iterations=iterations, difference=difference).fit(problem.first(count), start.theta)
         return {"theta": theta, "loss": torch.tensor(loss, dtype=torch.float64)}
 
     record = task.recorded(name, work)

@@ -92,12 +92,15 @@ class DigitsDenoiser(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor, sigma: Tensor, label: Tensor, guidance: float = 3.0) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, label: Tensor, guidance: float | Tensor = 3.0) -> Tensor:
         """Returns the guided denoised picture for x [B, 1, 8, 8], sigma [B] in (0, 1], label [B].
 
-        guidance 1 is one network call per step, any other value evaluates the label and the null label in one batch.
+        guidance 1 is one network call per step, any other value, or one per row, [B], evaluates the label and the null
+        label in one batch.
         """
-        if guidance == 1.0:
+        if isinstance(guidance, Tensor):
+            guidance = guidance.to(x).view(-1, 1, 1, 1)
+        elif guidance == 1.0:
             return x - sigma.view(-1, 1, 1, 1) * self.network(x, sigma, label)
         twice = torch.cat([label, torch.full_like(label, NULL_LABEL)])
         conditional, null = self.network(x.repeat(2, 1, 1, 1), sigma.repeat(2), twice).chunk(2)
@@ -114,7 +117,7 @@ class DigitsVPDenoiser(nn.Module):
         super().__init__()
         self.flow = flow
 
-    def forward(self, x: Tensor, sigma: Tensor, label: Tensor, guidance: float = 3.0) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, label: Tensor, guidance: float | Tensor = 3.0) -> Tensor:
         """Returns the guided denoised picture for x [B, 1, 8, 8], sigma [B] > 0, label [B]."""
         return self.flow((x / (1 + sigma).view(-1, 1, 1, 1)).to(x.dtype), sigma / (1 + sigma), label, guidance)
 

@@ -1,6 +1,6 @@
 """What a fit costs: Gauss-Newton against the papers' gradient recipe, same model, teacher and unseen starts.
 
-    python benchmarks/fit_cost.py            writes benchmarks/results/fit_cost.json; an hour on two idle cores
+    python benchmarks/recipe.py            writes benchmarks/results/recipe.json; an hour on two idle cores
 
 The recipe (DyWeight, arXiv 2603.11607, run.sh): 10,000 fresh starts, each with a Heun-35 teacher, one pass in batches
 of 16 (625 updates), Adam with warm-up, cosine and clipping, weights of iPNDM as the start, history 3. Its learning rate
@@ -43,7 +43,7 @@ FITTED = {3: 384, 5: 208, 7: 48}  # few steps are cheap and have few parameters,
 OWN_TEACHER = Teacher("ipndm", 40)  # as exact as Heun-35 here, see training/teacher.py, at 40 calls instead of 69
 RATES, SHIFTS = (3e-2, 1e-1), (0.7, 1.0)  # at 1e-2 it ends 20 % worse
 NOISE, OBJECTIVE = FlowNoise(), make_objective("l2")
-RESULTS = Path(__file__).resolve().parent / "results" / "fit_cost.json"
+RESULTS = Path(__file__).resolve().parent / "results" / "recipe.json"
 
 
 def problem_of(count: int, seed: int, teacher: Teacher = TEACHER) -> Problem:
@@ -119,7 +119,7 @@ def main() -> None:
         kept["recipe"] = recipes(fresh, unseen, TEACHER.calls * FRESH, time.perf_counter() - began)
     if args.only != "recipe":
         kept["gauss_newton"] = [gauss_newton(steps, unseen) for steps in STEPS]
-    about = {"command": "python benchmarks/fit_cost.py", "date": date.today().isoformat(), "version": VERSION}
+    about = {"command": "python benchmarks/recipe.py", "date": date.today().isoformat(), "version": VERSION}
     about |= {"torch": torch.__version__, "threads": args.threads}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"about": about, **kept}, indent=1) + "\n")

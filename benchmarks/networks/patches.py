@@ -1,0 +1,90 @@
+"""Natural-image patches as an eps model: Stable Diffusion's noise levels, class-conditional, with guidance.
+
+The data are 16x16 patches of scikit-learn's two sample photographs, at three zooms; a class is a photograph at a zoom.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from learned_solvers.samplers import VPNoise
+from PIL import Image
+from torch import Tensor, nn
+
+from . import guided
+from .unet import UNet
+
+__all__ = ["CLASSES", "NOISE", "PatchesDenoiser", "conditioning", "load_pictures", "patches_loss"]
+
+NOISE = VPNoise.stable_diffusion()
+CLASSES = 6
+_ZOOMS = ((1.5, 2.5), (2.5, 4.5), (4.5, 8.0))  # how many pixels of the photograph make one of a patch
+_BLUR = 0.1  # standard deviation of noise on the patches, see `load_pictures`
+
+
+def load_pictures(count: int = 60_000, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Returns patches [S, 3, 16, 16], about in [-1, 1], and their tokens [S, 1], 1 to CLASSES.
+
+    Two photographs are few: random zooms, mirrors and lights, and a little noise, keep a network from learning places
+    by heart. Its paths would turn sharply towards them, as those of no large model do.
+    """
+    from sklearn.datasets import load_sample_images
+
+    images: Any = load_sample_images()
+    generator = np.random.default_rng(seed)
+    pictures, tokens = [], []
+    for i, image in enumerate(images.images):
+        photograph = Image.fromarray(image)
+        for j, zooms in enumerate(_ZOOMS):
+            cuts = [_cut(photograph, generator.uniform(*zooms), generator) for _ in range(count // CLASSES)]
+            pictures.append(torch.from_numpy(np.stack(cuts)).permute(0, 3, 1, 2))
+            tokens.append(torch.full((len(cuts), 1), 1 + i * len(_ZOOMS) + j))
+    return torch.cat(pictures).contiguous(), torch.cat(tokens)
+
+
+def _cut(photograph: Image.Image, zoom: float, generator: np.random.Generator) -> np.ndarray:
+    """Returns a patch [16, 16, 3]: a square of 16 * zoom pixels at any place, perhaps mirrored, in any light."""
+    side = 16 * zoom
+    left, top = (generator.uniform(0, size - side) for size in photograph.size)
+    patch = photograph.resize((16, 16), Image.Resampling.BOX, (left, top, left + side, top + side))
+    pixels = np.asarray(patch, dtype=np.float32) / 127.5 - 1
+    if generator.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    light = generator.uniform(0.7, 1.1, 3) * pixels + generator.normal(0, 0.1)
+    return (light + _BLUR * generator.standard_normal(pixels.shape)).astype(np.float32)
+
+
+def conditioning(count: int, generator: torch.Generator) -> Tensor:
+    """Returns random classes as tokens [S, 1]."""
+    return torch.randint(1, CLASSES + 1, (count, 1), generator=generator)
+
+
+class PatchesDenoiser(nn.Module):
+    """Denoiser in VE coordinates, x = x0 + sigma * noise, from a network that predicts the noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = UNet(CLASSES + 1)
+
+    def forward(self, x: Tensor, sigma: Tensor, tokens: Tensor, guidance: float | Tensor = 3.0) -> Tensor:
+        """Returns the guided denoised picture for x [B, 3, 16, 16], sigma [B] > 0, tokens [B, 1]."""
+        return guided(self.denoised, x, sigma, tokens, guidance)
+
+    def denoised(self, x: Tensor, sigma: Tensor, tokens: Tensor) -> Tensor:
+        """Returns the denoised picture without guidance."""
+        return x - sigma.view(-1, 1, 1, 1).to(x.dtype) * self.eps(x, sigma, tokens)
+
+    def eps(self, x: Tensor, sigma: Tensor, tokens: Tensor) -> Tensor:
+        """Returns the noise."""
+        scaled = x / (sigma.square() + 1).sqrt().view(-1, 1, 1, 1)
+        return self.network(scaled.to(x.dtype), sigma.log() / 2, tokens)
+
+
+def patches_loss(model: PatchesDenoiser, x0: Tensor, tokens: Tensor) -> Tensor:
+    """Returns DDPM's simple loss (arXiv 2006.11239, equation 14), times even over the thousand."""
+    index = torch.randint(0, len(NOISE.times), (len(x0),))
+    sigma = torch.expm1(-2 * NOISE.log_alphas).sqrt().float()[index]
+    noise = torch.randn_like(x0)
+    return (model.eps(x0 + sigma.view(-1, 1, 1, 1) * noise, sigma, tokens) - noise).square().mean()

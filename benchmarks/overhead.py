@@ -1,0 +1,176 @@
+"""Overhead: what a step costs outside the network, ours against k-diffusion's Euler and ComfyUI's iPNDM.
+
+The network is a stand-in that hands its state back, so that only the samplers are timed, in turns, in one process; the
+figures are ratios. ComfyUI's samplers need its modules: where COMFYUI_PATH names a ComfyUI, its own Python
+(COMFYUI_PYTHON, else the venv folder in it) runs this file, and finds k-diffusion in ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+if not __package__:  # run as a file, by ComfyUI's Python
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
+    import _as_package  # noqa: F401
+
+from learned_solvers.samplers import FlowNoise, load_solver, sample_table
+from learned_solvers.samplers.dyweight import dyweight_table
+
+__all__ = ["SIZES", "measure", "overhead"]
+
+SIZES = {
+    "1x4x64x64": (1, 4, 64, 64),
+    "1x4x128x128": (1, 4, 128, 128),
+    "1x16x128x128": (1, 16, 128, 128),
+    "1x16x256x256": (1, 16, 256, 256),
+    "video 1x16x21x60x104": (1, 16, 21, 60, 104),
+}
+STEPS = 10
+
+
+def overhead(turns: int = 41) -> dict[str, Any]:
+    """Returns records per size; through ComfyUI's Python where there is a ComfyUI, else without its iPNDM."""
+    comfy = os.environ.get("COMFYUI_PATH")
+    if not comfy:
+        return measure(_samplers(), turns)
+    python = os.environ.get("COMFYUI_PYTHON") or str(Path(comfy) / "venv/bin/python")
+    beside = str(_folder_of_k_diffusion().parent)
+    command = [python, str(Path(__file__).resolve()), comfy, beside, str(turns)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd="/")
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _samplers() -> dict[str, Callable[[Tensor], Tensor]]:
+    """Returns Euler and our two families; both of ours use all of their history."""
+    euler = _k_diffusion_sampling().sample_euler
+    flow = FlowNoise(tokens=1024)
+    sigmas = torch.linspace(1, 0.05, STEPS + 1)
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(STEPS, STEPS, generator=generator, dtype=torch.float64).tril()
+    weights = (weights * torch.ones(STEPS, STEPS).triu(-2)).double()
+    weights = weights / weights.sum(1, keepdim=True)  # a window of 3, as fits have
+    ours = dyweight_table(weights, torch.ones(STEPS, dtype=torch.float64), sigmas.double(), divisor="call")
+    searched = load_solver("ds_flow-sit").table(STEPS, flow)
+    return {
+        "euler": lambda x: euler(_network, x, sigmas, disable=True),
+        "dyweight, history 3": lambda x: sample_table(_network, x, ours, disable=True),
+        "ds_flow-sit, whole history": lambda x: sample_table(_network, x, searched, disable=True),
+    }
+
+
+def _folder_of_k_diffusion() -> Path:
+    spec = find_spec("k_diffusion")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError("k-diffusion is measured too: pip install --no-deps k-diffusion==0.1.1.post1")
+    return Path(spec.submodule_search_locations[0])
+
+
+def _k_diffusion_sampling() -> Any:
+    """Returns k_diffusion.sampling without the package's own imports, which training needs and sampling does not."""
+    package = ModuleType("k_diffusion")
+    package.__path__ = [str(_folder_of_k_diffusion())]
+    sys.modules.setdefault("k_diffusion", package)
+    # Its own utils import torchvision; the samplers use this one function of them.
+    utils = ModuleType("k_diffusion.utils")
+    utils.append_dims = lambda x, dims: x[(...,) + (None,) * (dims - x.ndim)]  # pyright: ignore
+    sys.modules.setdefault("k_diffusion.utils", utils)
+    package.utils = utils  # pyright: ignore
+    return import_module("k_diffusion.sampling")
+
+
+def _with_comfy(comfy: str, beside: str) -> dict[str, Callable[[Tensor], Tensor]]:
+    sys.argv = [*sys.argv[:1], "--cpu"]
+    sys.path.insert(0, comfy)
+    sys.path.append(beside)
+    import_module("comfy.options").enable_args_parsing()
+    host = import_module("comfy.k_diffusion.sampling")
+
+    sigmas = torch.linspace(1, 0.05, STEPS + 1)
+    of_host = {"ipndm": lambda x: host.sample_ipndm(_network, x, sigmas, disable=True)}
+    return {**_samplers(), **of_host}
+
+
+def _network(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
+    """Returns the state itself: a network that costs nothing."""
+    return x
+
+
+def measure(samplers: dict[str, Callable[[Tensor], Tensor]], turns: int) -> dict[str, Any]:
+    """Returns seconds per step and peak bytes beside the state, per size and sampler; samplers take turns."""
+    torch.set_num_threads(1)
+    records: dict[str, Any] = {}
+    for label, shape in SIZES.items():
+        x = torch.randn(shape)
+        times: dict[str, list[float]] = {name: [] for name in samplers}
+        for turn in range(turns + 1):
+            for name, sample in samplers.items():
+                began = time.perf_counter()
+                sample(x)
+                if turn:  # the first warms up
+                    times[name].append((time.perf_counter() - began) / STEPS)
+        records[label] = {
+            name: {"seconds": median(times[name]), "states": _peak(lambda s=sample, x=x: s(x)) / x.nbytes}
+            for name, sample in samplers.items()
+        }
+    return records
+
+
+class _Storages(TorchDispatchMode):
+    """Adds up the bytes of the tensors that are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive, self.peak, self.known = 0, 0, set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                key = storage._cdata
+                if key not in self.known:
+                    self.known.add(key)
+                    self.alive += storage.nbytes()
+                    self.peak = max(self.peak, self.alive)
+                    weakref.finalize(tensor, self._gone, key, storage.nbytes())
+        return out
+
+    def _gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.alive -= size
+
+
+def _peak(run: Callable[[], Tensor]) -> int:
+    """Returns the bytes of tensors that were alive at once, those from before the run left out."""
+    with _Storages() as storages:
+        run()
+    return storages.peak
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("comfy")
+    parser.add_argument("beside")
+    parser.add_argument("turns", type=int)
+    args = parser.parse_args()
+    print(json.dumps(measure(_with_comfy(args.comfy, args.beside), args.turns)))

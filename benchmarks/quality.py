@@ -1,0 +1,117 @@
+"""How far a set of pictures is from the teacher's: RMSE, a Frechet distance, sharpness, the span bound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from learned_solvers.samplers import SolverTable
+from learned_solvers.training.problem import Problem
+from torch import Tensor, nn
+
+from .subjects import SUBJECTS
+
+__all__ = ["Quality", "classifier", "frechet", "quality_of", "sharpness", "span_error"]
+
+FEATURES = 32
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A solver's distance to the teacher over the unseen starts.
+
+    Args:
+        error: RMSE to the teacher's ends.
+        median: Root of the median of the starts' own mean squares: a few starts rule the first.
+        frechet: Frechet distance to the teacher's ends in a small classifier's features.
+        sharpness: Mean gradient magnitude, as a part of the teacher's.
+    """
+
+    error: float
+    median: float
+    frechet: float
+    sharpness: float
+
+
+class Classifier(nn.Module):
+    """A small convolutional network: `features` [S, 32], then a head per slot of the caption."""
+
+    def __init__(self, channels: int, size: int, classes: list[int]) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, padding=1), nn.ReLU(),
+            nn.Conv2d(32, 32, 3, 2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32 * (size // 4) ** 2, FEATURES),
+            nn.ReLU(),
+        )  # fmt: skip
+        self.heads = nn.ModuleList(nn.Linear(FEATURES, count) for count in classes)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        h = self.features(x)
+        return [head(h) for head in self.heads]
+
+
+@cache
+def classifier(name: str) -> Classifier:
+    """Returns a classifier of a subject's real pictures, trained here in seconds, always the same."""
+    pictures, classes = SUBJECTS[name].pictures()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Classifier(pictures.shape[1], pictures.shape[-1], (classes.amax(0) + 1).tolist())
+        optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+        for _ in range(400):
+            rows = torch.randint(len(pictures), (128,))
+            x = pictures[rows] + 0.1 * torch.randn(128, *pictures.shape[1:])
+            guesses = network(x)
+            loss = sum(nn.functional.cross_entropy(g, classes[rows, i]) for i, g in enumerate(guesses))
+            optimizer.zero_grad(set_to_none=True)
+            torch.as_tensor(loss).backward()
+            optimizer.step()
+    return network.requires_grad_(False).eval()
+
+
+def frechet(a: Tensor, b: Tensor) -> float:
+    """Returns |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) of features [S, F] (arXiv 1706.08500)."""
+    means = [t.double().mean(0).numpy() for t in (a, b)]
+    covariances = [np.cov(t.double().numpy(), rowvar=False) for t in (a, b)]
+    # The product of two covariances has real eigenvalues of at least 0, but for rounding.
+    root = np.sqrt(np.linalg.eigvals(covariances[0] @ covariances[1]).real.clip(min=0)).sum()
+    trace = np.trace(covariances[0] + covariances[1]) - 2 * root
+    return float(np.square(means[0] - means[1]).sum() + max(trace, 0.0))
+
+
+def sharpness(pictures: Tensor) -> float:
+    """Returns the mean magnitude of the gradient of pictures [S, C, H, W]."""
+    down, right = pictures.diff(dim=-2)[..., :-1], pictures.diff(dim=-1)[..., :-1, :]
+    return float((down.square() + right.square()).sqrt().mean())
+
+
+def quality_of(name: str, problem: Problem, ends: Tensor) -> Quality:
+    """Returns the quality of end states [S, C, H, W] beside the teacher's."""
+    truth = problem.reference.end
+    squares = (ends - truth).double().flatten(1).square().mean(1)
+    features = classifier(name).features
+    return Quality(
+        error=float(squares.mean().sqrt()),
+        median=float(squares.median().sqrt()),
+        frechet=frechet(features(ends.float()), features(truth.float())),
+        sharpness=sharpness(ends) / sharpness(truth),
+    )
+
+
+def span_error(problem: Problem, table: SolverTable) -> float:
+    """Returns the RMSE of the teacher's ends to their projections on the span of the run's start and gradients.
+
+    No linear multistep rule along this path can be nearer, not even one with coefficients of its own for every start.
+    """
+    total = torch.zeros((), dtype=torch.float64)
+    for start, batch in problem.samples.batches():
+        run = problem.run(table, batch)
+        basis = torch.stack([run.states[0], *run.entries], dim=1).flatten(2).double()  # [B, N + 1, D]
+        truth = problem.reference.rows(start, start + len(batch)).end.flatten(1).double()
+        _, sizes, axes = torch.linalg.svd(basis, full_matrices=False)
+        axes = axes * (sizes > 1e-5 * sizes[:, :1])[:, :, None]  # a smaller direction is the states' rounding
+        rest = truth - (axes.transpose(1, 2) @ (axes @ truth[:, :, None]))[:, :, 0]
+        total += rest.square().mean(1).sum()
+    return float(total / problem.total) ** 0.5

@@ -1,0 +1,37 @@
+"""The two-minute check: the benchmarks' own code on few samples, ratios asserted."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from .fidelity import Sizes, fidelity
+from .overhead import overhead
+
+__all__ = ["quick"]
+
+STEPS = (4, 6)
+LEAST_RATIO = 1.3  # of the best peer's error to ours; few samples, so far below what results/fidelity.json shows
+MOST_SPAN = 1.4
+
+
+def quick() -> int:
+    """Returns 0 where all ratios hold, else 1, after saying which do not."""
+    failed = []
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = Sizes(fitted=64, held_out=16, unseen=256, ranked=24)
+        found = fidelity("digits", 3.0, STEPS, sizes, Path(folder), None)
+    for record in found["records"]:
+        ours = record["ours"]["dyweight"]
+        peers = [peer["error"] for peer in record["peers"].values()]
+        if ours["error"] > min(peers) / LEAST_RATIO:
+            failed.append(f"{record['steps']} calls: {ours['error']:.4f} against the best peer's {min(peers):.4f}")
+        if not 1 <= ours["error"] / ours["span"] <= MOST_SPAN:
+            failed.append(f"{record['steps']} calls: {ours['error']:.4f} with a span bound of {ours['span']:.4f}")
+    for size, samplers in overhead(turns=15).items():
+        ours, peer = samplers["dyweight, history 3"], samplers.get("ipndm", samplers["euler"])
+        print(size, f"{ours['seconds'] / peer['seconds']:.2f} of the peer's time per step", flush=True)
+        if ours["seconds"] > peer["seconds"] or ours["states"] > peer["states"]:
+            failed.append(f"{size}: {ours} against {peer}")
+    print("\n".join(f"FAILED {line}" for line in failed) or "all ratios hold")
+    return int(bool(failed))

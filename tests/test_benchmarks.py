@@ -1,0 +1,91 @@
+"""The benchmarks' own measures against closed forms, their quick check, and the record that they leave."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from learned_solvers.samplers import FlowNoise, euler
+from learned_solvers.training.objective import make_objective
+from learned_solvers.training.problem import Problem
+from learned_solvers.training.samples import CountedDenoiser, Samples
+from learned_solvers.training.teacher import Reference
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))  # behind everything: nodes/ would shadow a host's module
+from benchmarks.overhead import _peak, _samplers  # noqa: E402
+from benchmarks.quality import frechet, sharpness, span_error  # noqa: E402
+from benchmarks.subjects import SUBJECTS  # noqa: E402
+
+
+def test_the_frechet_distance_of_gaussians_is_the_closed_form():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(200_000, 3, generator=generator, dtype=torch.float64)
+    scale, shift = torch.tensor([2.0, 0.5, 1.0]), torch.tensor([1.0, 0.0, -2.0])
+    b = a * scale + shift  # both covariances are diagonal: |shift|^2 + sum (scale - 1)^2
+    expected = float(shift.square().sum() + (scale - 1).square().sum())
+    assert frechet(a, b) == pytest.approx(expected, rel=0.02)
+    assert frechet(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_sharpness_of_a_ramp_is_its_slope():
+    down, right = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+    assert sharpness((3 * down + 4 * right)[None, None]) == pytest.approx(5)
+
+
+def span_problem(truth):
+    """One start in 4 dimensions and a denoiser that returns a constant: the span is x_0 and that constant."""
+    x, picture = torch.tensor([[1.0, 0, 0, 0]]), torch.tensor([[0, 1.0, 0, 0]])
+    model = CountedDenoiser(lambda x, sigma: picture.expand_as(x), torch.float32)
+    reference = Reference(torch.zeros(1), truth[None])
+    return Problem(model, None, Samples(x, {}, 1), reference, make_objective("l2"), 1)
+
+
+def test_the_span_bound_is_the_distance_to_the_span():
+    table = euler(torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64))
+    inside = span_problem(torch.tensor([[0.3, 0.7, 0.0, 0.0]]))
+    outside = span_problem(torch.tensor([[0.3, 0.7, 3.0, 4.0]]))
+    assert span_error(inside, table) == pytest.approx(0, abs=1e-6)
+    assert span_error(outside, table) == pytest.approx((25 / 4) ** 0.5)
+
+
+def test_a_step_holds_no_more_states_than_the_window_and_two():
+    x = torch.randn(1, 4, 16, 16)
+    samplers = _samplers()
+    # Three entries of the history, the state, the new state: all that a step with a window of 3 needs.
+    assert _peak(lambda: samplers["dyweight, history 3"](x)) / x.nbytes == pytest.approx(5, abs=0.05)
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_a_network_denoises_its_own_pictures_and_follows_its_guidance(name):
+    subject = SUBJECTS[name]
+    pictures, classes = subject.pictures()
+    rows = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))[:64]
+    x0, condition = pictures[rows], classes[rows].view(64, *subject.conditioning(1, torch.Generator()).shape[1:])
+    model, level = subject.model(), 0.3
+    kept = 1 - level if isinstance(subject.noise, FlowNoise) else 1.0
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
+    sigma, own = torch.full((64,), level), {subject.argument: condition}
+    denoised = model(kept * x0 + level * noise, sigma, guidance=1.0, **own)
+    assert (denoised - x0).square().mean() < 0.5 * (level / kept) ** 2
+    one, per_row = (model(x0, sigma, guidance=g, **own) for g in (5.0, torch.full((64,), 5.0)))
+    assert torch.equal(one, per_row)
+
+
+@pytest.mark.slow
+def test_the_quick_check_holds():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--quick"], cwd=ROOT, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all ratios hold" in done.stdout
+
+
+def test_the_record_says_how_it_was_made():
+    for path in (ROOT / "benchmarks/results").glob("*.json"):
+        about = json.loads(path.read_text())["about"]
+        assert about["command"].startswith("python") and about["date"] and about["version"] and about["torch"]
