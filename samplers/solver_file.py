@@ -65,8 +65,8 @@ class Solver:
                 )
         if set(self.parameters) != set(self.card.steps):
             raise ValueError(
-                f"the card lists steps {list(self.card.steps)}, the parameters are for {sorted(self.parameters)}: "
-                "both must name the same step counts"
+                f"the card lists steps {shown(str([*self.card.steps]), 200)}, the parameters are for "
+                f"{shown(str(sorted(self.parameters)), 200)}: both must name the same step counts"
             )
         for nfe, tensors in self.parameters.items():
             if set(tensors) != set(family.tensors):
