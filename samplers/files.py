@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["write_whole"]
@@ -35,7 +36,8 @@ def write_whole(path: Path, content: bytes, *, overwrite: bool = True) -> None:
         reason = f"{path} cannot be written ({error.strerror or error}): make room for it, or choose another place"
         raise type(error)(error.errno, f"{reason}. What stood there is unchanged") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _move_to_new(temporary: Path, path: Path) -> None:
