@@ -19,6 +19,7 @@ from .grid import Cell, Column, draw_grid
 from .inputs import (
     CATEGORY,
     cfg_input,
+    check_number,
     latent_input,
     model_input,
     negative_input,
@@ -118,6 +119,7 @@ class CompareSamplers:
         more_solvers: str = "",
     ) -> tuple[Tensor, str]:
         """Returns the grid of pictures and the table of errors."""
+        check_number("teacher_steps", teacher_steps, 2, 1000)
         counts, stock = counts_of(steps), _stock(samplers, scheduler)
         names = list(dict.fromkeys([solver, *_words(more_solvers)]))
         latent = fixed_latent(model, latent_image)

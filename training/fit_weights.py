@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -78,6 +79,10 @@ def main(arguments: list[str] | None = None) -> None:
         parser.exit(1, f"{error}\n")
     except KeyboardInterrupt:
         parser.exit(130, "\nstopped; nothing is lost: the same command goes on from here\n")
+    except Exception:  # the model's own: its traceback says more than we can
+        print("\nstopped by the error below; nothing is lost: once its cause is mended, the same command goes on",
+              file=sys.stderr)  # fmt: skip
+        raise
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -181,8 +186,6 @@ def _fit_model(args: argparse.Namespace, processes: Processes) -> None:
         batch = [args.microbatch, *shape[1:]]
         gradient = isinstance(settings, GradientDescent)
         model.with_denoiser(fit, conds, conds[0], guidance, embedded, batch, differentiable=gradient)
-    if first and not args.dry_run:
-        output.clear()
 
 
 def _settings(args: argparse.Namespace) -> GaussNewton | GradientDescent:
