@@ -58,7 +58,7 @@ def changed_figures(content: bytes, random: Random) -> bytes:
         if kind == 1:
             return with_duplicate_key(json.dumps(tree), random).encode("utf-8", "surrogatepass")
         if kind == 2:
-            return random.choice([nested(100_000).encode(), b'{"tables": ' + nested(50_000).encode() + b"}"])
+            return random.choice([nested(4000).encode(), b'{"tables": ' + nested(3000).encode() + b"}"])
         return json.dumps(changed_tree(tree, random)).encode("utf-8", "surrogatepass")
     except (ValueError, TypeError, RecursionError, KeyError, IndexError):
         return changed_bytes(content, random)
