@@ -284,6 +284,20 @@ def test_a_name_that_exists_is_refused_and_kept(tmp_path):
     assert (tmp_path / "a").read_text() == "dear" and os.listdir(tmp_path) == ["a"]
 
 
+def test_where_there_are_no_hard_links_the_name_is_claimed_first(tmp_path, monkeypatch):
+    def refuse(*names: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    write_whole(tmp_path / "a", b"new", overwrite=False)
+    with pytest.raises(FileExistsError):
+        write_whole(tmp_path / "a", b"newer", overwrite=False)
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(PermissionError, match=r"b cannot be written \(Operation not permitted\)"):
+        write_whole(tmp_path / "b", b"new", overwrite=False)
+    assert (tmp_path / "a").read_bytes() == b"new" and os.listdir(tmp_path) == ["a"]
+
+
 def test_a_claim_leaves_no_trace_but_what_was_put_there(tmp_path):
     with claimed(tmp_path / "a.fit", 0, name="a"):
         second = claimed(tmp_path / "a.fit", 0, name="a")

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import struct
 import time
@@ -104,19 +105,12 @@ SOLVER_FILES = {
 }
 
 
-@linux
-@pytest.mark.parametrize(("content", "rule"), SOLVER_FILES.values(), ids=SOLVER_FILES)
-def test_a_solver_file_that_is_a_bomb_is_refused(content, rule, tmp_path):
-    path = tmp_path / "bomb.safetensors"
-    path.write_bytes(content)
-    refused_cheaply(lambda: load_solver(path), rf"bomb\.safetensors: .*({rule})")
-
-
-def refused_cheaply(read, rule: str) -> None:
-    """Asserts that a reader refuses in little time, and in little memory beside that it had."""
+def refused_cheaply(read, path: Path, rule: str) -> None:
+    """Asserts that a reader refuses a file in little time, and in little memory beside that it had."""
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    with memory_limit(ROOM), watched() as seen, pytest.raises(ValueError, match=rule) as refused:
-        read()
+    told = rf"{re.escape(path.name)}: .*({rule})"
+    with memory_limit(ROOM), watched() as seen, pytest.raises(ValueError, match=told) as refused:
+        read(path)
     assert time.process_time() - began < SECONDS
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < ROOM / 1024
     assert not isinstance(refused.value.__cause__, MemoryError)
@@ -160,14 +154,6 @@ PICKLES = {
 }
 
 
-@linux
-@pytest.mark.parametrize(("content", "rule"), PICKLES.values(), ids=PICKLES)
-def test_a_pickle_that_is_a_bomb_is_refused(content, rule, tmp_path):
-    path = tmp_path / "bomb.pkl"
-    path.write_bytes(content)
-    refused_cheaply(lambda: read_tables(path), rf"bomb\.pkl: .*{rule}")
-
-
 def zipped(source: Path, compression: int = zipfile.ZIP_STORED, **changed: bytes) -> bytes:
     """Returns a torch file whose entries of the given endings are others."""
     target = io.BytesIO()
@@ -194,12 +180,19 @@ TORCH_FILES = {
 }
 
 
+BOMBS = [
+    *(pytest.param(load_solver, ".safetensors", *entry, id=name) for name, entry in SOLVER_FILES.items()),
+    *(pytest.param(read_tables, ".pkl", *entry, id=f"pickle: {name}") for name, entry in PICKLES.items()),
+    *(pytest.param(read_tables, ".pt", *entry, id=f"torch: {name}") for name, entry in TORCH_FILES.items()),
+]
+
+
 @linux
-@pytest.mark.parametrize(("content", "rule"), TORCH_FILES.values(), ids=TORCH_FILES)
-def test_a_torch_file_that_is_a_bomb_is_refused(content, rule, tmp_path):
-    path = tmp_path / "bomb.pt"
-    path.write_bytes(content(path))
-    refused_cheaply(lambda: read_tables(path), rf"bomb\.pt: .*{rule}")
+@pytest.mark.parametrize(("read", "suffix", "content", "rule"), BOMBS)
+def test_a_bomb_is_refused_in_little_time_and_memory(read, suffix, content, rule, tmp_path):
+    path = tmp_path / f"bomb{suffix}"
+    path.write_bytes(content(path) if callable(content) else content)
+    refused_cheaply(read, path, rule)
 
 
 # Names.
