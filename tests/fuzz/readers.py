@@ -16,7 +16,7 @@ from learned_solvers.training.import_weights import assemble, read_tables
 from safetensors.torch import save
 
 from .published_files import changed_figures, changed_pickle, changed_torch_file
-from .solver_files import changed_solver_file
+from .solver_files import changed_bytes, changed_solver_file
 from .watch import watched
 
 __all__ = ["READERS", "Finding", "Reader"]
@@ -49,7 +49,10 @@ class Reader:
     def spoilt(self, content: bytes, random: Random) -> bytes:
         """Returns a content after one to four changes, below 4 MB."""
         for _ in range(random.choice([1, 1, 1, 2, 4])):
-            content = self.change(content, random)
+            try:
+                content = self.change(content, random)
+            except (IndexError, KeyError, TypeError, ValueError):  # an earlier change left nothing of the kind
+                content = changed_bytes(content, random)
         return content[: 2**22]
 
     def accepts(self, content: bytes, folder: Path) -> bool:

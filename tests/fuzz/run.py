@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from datetime import date
 from pathlib import Path
 from random import Random
@@ -93,7 +94,7 @@ def _fuzz(name: str, work: Path, runs: int, seed: int) -> None:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)  # ends the process; the input is the file in the working folder
         counts["inputs"] += 1
         counts["accepted"] += reader.accepts(content, work)
-        if counts["inputs"] % 500 == 0 or counts["inputs"] >= runs:
+        if counts["inputs"] % 500 == 0 or counts["inputs"] == runs:
             counts["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
             (work / "counts.json").write_text(json.dumps(counts))
 
@@ -103,11 +104,22 @@ def _fuzz(name: str, work: Path, runs: int, seed: int) -> None:
             return atheris.Mutate(content, longest)
         return reader.spoilt(content or b"\0", random)[:longest]
 
+    def or_end(work: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            try:
+                return work(*arguments)
+            except BaseException:
+                traceback.print_exc()
+                sys.stderr.flush()
+                os._exit(1)  # libFuzzer's own exit may wait for Python for ever
+
+        return call
+
     (work / "counts.json").write_text(json.dumps(counts))
-    options = [f"-runs={runs}", f"-seed={seed}", "-timeout=0", "-max_len=65536", "-rss_limit_mb=0"]
+    options = [f"-runs={runs}", f"-seed={seed}", "-timeout=1000000", "-max_len=65536", "-rss_limit_mb=0"]
     options += [f"-artifact_prefix={work}/", "-len_control=0", str(corpus)]
     os.environ["OMP_NUM_THREADS"] = "1"
-    atheris.Setup([sys.argv[0], *options], one, custom_mutator=change)
+    atheris.Setup([sys.argv[0], *options], or_end(one), custom_mutator=or_end(change))
     atheris.Fuzz()
 
 
