@@ -43,14 +43,15 @@ def main() -> None:
     if args.child:
         _fuzz(args.child[0], Path(args.child[1]), args.runs, args.seed)
         return
-    record: dict[str, Any] = {"command": f"python tests/fuzz/run.py --runs {args.runs} --seed {args.seed}"}
-    record |= {"date": date.today().isoformat(), "python": sys.version.split()[0], "readers": {}}
+    found = {}
     for name in args.reader or NAMES:
-        record["readers"][name] = _run(name, args.runs, args.seed)
-        print(json.dumps({name: record["readers"][name]}), flush=True)
+        command = f"python tests/fuzz/run.py --reader {name} --runs {args.runs} --seed {args.seed}"
+        found[name] = {"command": command, "date": date.today().isoformat(), **_run(name, args.runs, args.seed)}
+        print(json.dumps({name: found[name]}), flush=True)
         if not args.no_record:
-            RECORD.write_text(json.dumps(record, indent=2) + "\n")
-    sys.exit(any(reader["finding"] for reader in record["readers"].values()))
+            before = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+            RECORD.write_text(json.dumps({**before, name: found[name]}, indent=2) + "\n")
+    sys.exit(any(reader["finding"] for reader in found.values()))
 
 
 def _run(name: str, runs: int, seed: int) -> dict[str, object]:
