@@ -32,8 +32,8 @@ def path_of_new(name: str, overwrite: bool) -> tuple[Path, str]:
         or max(len(part.encode()) for part in plain.parts) > _LONGEST or len(name) > 4 * _LONGEST
     ):  # fmt: skip
         raise ValueError(
-            f"file_name must be a name within models/{FOLDER}, of at most {_LONGEST} bytes, got "
-            f"{shown(repr(name), 200)}: dyweight_my-model, mine/my-model"
+            f"file_name must be a name within models/{FOLDER}, got {shown(repr(name), 200)}: dyweight_my-model, "
+            f"mine/my-model, at most {_LONGEST} bytes"
         )
     if plain.suffix != SUFFIX:
         plain = plain.with_name(plain.name + SUFFIX)
