@@ -20,6 +20,7 @@ from .inputs import (
     AUTO,
     CATEGORY,
     cfg_input,
+    check_number,
     latent_input,
     model_input,
     negative_input,
@@ -119,6 +120,7 @@ class CompareSamplers:
         more_solvers: str = "",
     ) -> tuple[Tensor, str]:
         """Returns the grid of pictures and the table of errors."""
+        check_number("teacher_steps", teacher_steps, 2, 1000)
         counts, stock = counts_of(steps), _stock(samplers, scheduler)
         names = list(dict.fromkeys([solver, *_more(more_solvers)]))
         latent = fixed_latent(model, latent_image)

@@ -21,6 +21,7 @@ from .inputs import (
     CATEGORY,
     SolverName,
     cfg_input,
+    check_number,
     latent_input,
     model_input,
     negative_input,
@@ -28,13 +29,14 @@ from .inputs import (
 )
 from .inside_guider import Denoiser, with_denoiser
 from .ksampler import fixed_latent
-from .new_file import guidance_of, model_file, path_of_new
+from .new_file import guidance_of, model_file, path_of_new, refuse_existing
 from .pictures import pictures_of
 
 __all__ = ["FitLearnedSolver", "counts_of"]
 
 FAMILIES = ("dyweight", "ds")
 TEACHERS = ("heun", "dpmpp_2m", "ipndm", "euler")
+_ROOM = 2**20  # bytes that must be free: a file has 100 kB
 _SHOWN = 3  # held-out starts in the picture
 _LINES = 4  # of what the fit says, on the node
 
@@ -141,21 +143,28 @@ class FitLearnedSolver:
         prompt: Any = None,
     ) -> dict[str, Any]:
         """Returns the file's drop-down entry, the comparison and the report, after writing the file."""
+        from .. import training  # not needed by a server that only samples: loaded with the first fit
+
+        check_number("samples", samples, 2, 4096)
+        check_number("teacher_steps", teacher_steps, 2, 1000)
+        check_number("cfg", cfg, 0, 100)
+        wanted = _Wanted(family, counts_of(steps), samples, teacher, teacher_steps, seed)
         checkpoint = model_file(prompt, node_id) or "unknown"
         path, entry = path_of_new(file_name.strip() or f"{family}_{checkpoint}", overwrite)
-        empty = _empty(model, latent)
-        wanted = _Wanted(family, counts_of(steps), samples, teacher, teacher_steps, seed)
-        card = {
-            "model_family": model_family(model.model),
-            "checkpoint": checkpoint,
-            "guidance": guidance_of(model.model, [entry[1] for entry in positive], cfg),
-            "resolution": pixel_size(model.model, empty.shape) or "",
-        }
-        fit = _Fit(model, empty, wanted, card, node_id)
-        result, ends = with_denoiser(
-            fit.run, model, positive, negative, cfg, empty, seed=seed, called=fit.called
-        )  # fmt: skip
-        result.solver.save(path, overwrite=overwrite)
+        with training.claimed(path.with_suffix(".fit"), _ROOM, name=entry, remedy="choose another file_name"):
+            refuse_existing(path, overwrite)  # by a fit that has just ended
+            empty = _empty(model, latent)
+            card = {
+                "model_family": model_family(model.model),
+                "checkpoint": checkpoint,
+                "guidance": guidance_of(model.model, [cond[1] for cond in positive], cfg),
+                "resolution": pixel_size(model.model, empty.shape) or "",
+            }
+            fit = _Fit(model, empty, wanted, card, node_id)
+            result, ends = with_denoiser(
+                fit.run, model, positive, negative, cfg, empty, seed=seed, called=fit.called
+            )  # fmt: skip
+            result.solver.save(path, overwrite=overwrite)
         report = f"{fit.report(result)}\n\nwritten: {path}"
         fit.say(f"written: {entry}")
         picture = _compared(f"{path.stem}: the same noise, the same model", model, ends, vae)
@@ -178,7 +187,7 @@ class _Fit:
     """One fit: what runs inside the guider, and what is told meanwhile."""
 
     def __init__(self, model: Any, empty: Tensor, wanted: _Wanted, card: dict[str, str], node_id: str | None) -> None:
-        from .. import training  # not needed by a server that only samples: loaded with the first fit
+        from .. import training
 
         self.training = training
         self.model, self.empty, self.wanted, self.card, self.node_id = model, empty, wanted, card, node_id

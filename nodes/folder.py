@@ -10,6 +10,7 @@ from pathlib import Path
 import folder_paths
 
 from ..samplers import Solver, list_solvers, load_solver
+from ..samplers.plain import shown
 from ..samplers.solver_file import BUNDLED, SUFFIX
 
 __all__ = ["FOLDER", "find_solver", "fingerprint", "loadable_solvers", "place_of", "solver_names"]
@@ -66,6 +67,13 @@ def fingerprint(name: str | None) -> str:
 
 
 def _path(name: str) -> Path:
+    """Returns the file of an entry of the drop-down; of nothing else, whatever a prompt may hold in its place."""
     if name in list_solvers():
         return BUNDLED / f"{name}{SUFFIX}"
-    return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
+    path = folder_paths.get_full_path(FOLDER, name) if name in folder_paths.get_filename_list(FOLDER) else None
+    if path is None:
+        raise FileNotFoundError(
+            f"no solver file is called {shown(repr(name), 200)}: choose one from the drop-down, or put it into "
+            f"models/{FOLDER}"
+        )
+    return Path(path)

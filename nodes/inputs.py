@@ -7,7 +7,7 @@ from typing import Any
 from .folder import solver_names
 
 __all__ = ["AUTO", "CATEGORY", "SolverName", "denoise_input", "latent_input", "model_input", "seed_input"]
-__all__ += ["cfg_input", "negative_input", "positive_input", "solver_input", "steps_input"]
+__all__ += ["cfg_input", "check_number", "negative_input", "positive_input", "solver_input", "steps_input"]
 
 AUTO = "auto"
 CATEGORY = "sampling/learned solvers"
@@ -20,6 +20,16 @@ class SolverName(str):
         return isinstance(other, str) and not {"STRING", "COMBO", "*"} & set(other.split(","))
 
     __hash__ = str.__hash__
+
+
+def check_number(name: str, value: float, lowest: float, highest: float) -> None:
+    """Refuses a number outside a widget's range, and NaN: the host checks what is typed, not what is wired.
+
+    Raises:
+        ValueError: It is outside.
+    """
+    if not lowest <= value <= highest:
+        raise ValueError(f"{name} must be from {lowest:g} to {highest:g}, got {value:g}")
 
 
 def model_input(tooltip: str = "The model that will be sampled.") -> tuple[str, dict[str, Any]]:

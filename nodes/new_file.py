@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import folder_paths
 
 from ..samplers.names import check_name, has_suffix
+from ..samplers.plain import shown
 from ..samplers.solver_file import SUFFIX
 from .folder import FOLDER
 
-__all__ = ["guidance_of", "model_file", "path_of_new"]
+__all__ = ["guidance_of", "model_file", "path_of_new", "refuse_existing"]
 
+_LONGEST = 200  # bytes of a name; the systems take 255, ending included
 _MODEL_WIDGETS = ("ckpt_name", "unet_name", "model_name", "gguf_name", "model_path")
 
 
@@ -25,18 +28,34 @@ def path_of_new(name: str, overwrite: bool) -> tuple[Path, str]:
         FileExistsError: The file exists and `overwrite` is False.
     """
     plain = PurePosixPath(name.strip().replace("\\", "/"))
-    if not plain.name or plain.is_absolute() or ".." in plain.parts or ":" in str(plain):
+    if (
+        not plain.name or plain.is_absolute() or ".." in plain.parts or ":" in str(plain) or not name.isprintable()
+        or max(len(part.encode()) for part in plain.parts) > _LONGEST or len(name) > 4 * _LONGEST
+    ):  # fmt: skip
         raise ValueError(
-            f"file_name must be a name within models/{FOLDER}, got {name!r}: dyweight_my-model, mine/my-model"
+            f"file_name must be a name within models/{FOLDER}, got {shown(repr(name), 200)}: dyweight_my-model, "
+            f"mine/my-model, at most {_LONGEST} bytes"
         )
     for part in plain.parts:
         check_name(part)
     if not has_suffix(plain, SUFFIX):
         plain = plain.with_name(plain.name + SUFFIX)
-    path = Path(folder_paths.get_folder_paths(FOLDER)[0], *plain.parts)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists already: choose another file_name, or switch overwrite on")
+    folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
+    path = folder.joinpath(*plain.parts)
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{path.parent} is a link that leads out of models/{FOLDER}: choose a file_name without it")
+    refuse_existing(path, overwrite)
     return path, str(Path(*plain.parts))
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Refuses the path of a new file where there is one.
+
+    Raises:
+        FileExistsError: The file exists, or a link does, and `overwrite` is False.
+    """
+    if os.path.lexists(path) and not overwrite:
+        raise FileExistsError(f"{path} exists already: choose another file_name, or switch overwrite on")
 
 
 def model_file(prompt: Mapping[str, Any] | None, node_id: str | None) -> str | None:

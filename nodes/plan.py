@@ -11,7 +11,7 @@ from ..samplers import Solver, SolverTable, choose_solver, part_of_table
 from ..samplers.host_models import model_family, noise_of, pixel_size
 from ..samplers.schedules import FlowNoise, Noise, VPNoise
 from .folder import find_solver, loadable_solvers, place_of
-from .inputs import AUTO
+from .inputs import AUTO, check_number
 
 __all__ = ["Plan", "find", "plan", "remarks"]
 
@@ -63,8 +63,9 @@ def plan(
         guidance: As a card would say it, where it is known.
 
     Raises:
-        ValueError: Nothing fits; the message lists what does.
+        ValueError: Nothing fits, where the message lists what does; or denoise is no part of a grid.
     """
+    check_number("denoise", denoise, 0.01, 1)
     base, sampling = model.model, model.get_model_object("model_sampling")
     noise = noise_of(base, sampling, shape)
     solver, hints = find(name, noise, steps, model_family(base))

@@ -7,13 +7,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
+from typing import Any
 
+from .plain import is_text, read_json
 from .schedules import Grid
 
 __all__ = ["FORMAT_VERSION", "Card", "StepCard", "is_count"]
 
 FORMAT_VERSION = "1"
 PREDICTIONS = ("flow", "vp", "edm")
+_NO_OBJECT = "the card's steps must be a JSON object of step counts"
+_LONGEST = 2000  # characters of a card's text
 
 
 def is_count(text: str) -> bool:
@@ -68,12 +72,12 @@ class StepCard:
                 raise ValueError(f"{name} must be a whole number, got {value!r:.40}")
         for name in ("error_before", "error_after", "error_best_peer"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int | float) or not -1e300 < value < 1e300):
+            if value is not None and (type(value) not in (int, float) or not -1e300 < value < 1e300):
                 raise ValueError(f"{name} must be a finite number, got {value!r:.40}")
         for name in ("teacher", "loss", "source_table", "best_peer", "note"):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, str):
-                raise ValueError(f"{name} must be text, got {value!r}")
+            if value is not None:
+                _check_text(name, value)
 
     def to_json(self) -> dict[str, object]:
         """Returns the entries that differ from the defaults, as plain JSON values."""
@@ -89,7 +93,8 @@ class StepCard:
             raise TypeError(f"{plain!r} is no object")
         known = {f.name for f in fields(cls)}
         if unknown := set(plain) - known:
-            raise ValueError(f"the card has entries that this version does not know: {', '.join(sorted(unknown))}")
+            names = ", ".join(sorted(unknown)[:5])
+            raise ValueError(f"the card has entries that this version does not know: {names}")
         values = dict(plain)
         if (grid := values.get("grid")) is not None:
             if not isinstance(grid, dict) or "rule" not in grid:
@@ -139,6 +144,9 @@ class Card:
             raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {self.prediction!r}")
         if not self.steps or any(n < 1 for n in self.steps):
             raise ValueError(f"a card needs step counts of at least 1, got {list(self.steps)}")
+        for field in fields(self):
+            if field.name not in ("steps", "transferable"):
+                _check_text(field.name, getattr(self, field.name))
         object.__setattr__(self, "steps", MappingProxyType(dict(sorted(self.steps.items()))))
 
     def to_metadata(self) -> dict[str, str]:
@@ -165,18 +173,32 @@ class Card:
         names = {f.name for f in fields(cls)}
         missing = {"family", "prediction", "model_family", "checkpoint", "steps"} - set(values)
         if missing or set(values) - names:
-            wrong = f"lacks {', '.join(sorted(missing))}" if missing else f"has unknown {set(values) - names}"
+            wrong = (
+                f"lacks {', '.join(sorted(missing))}" if missing else f"has unknown {sorted(set(values) - names)[:5]}"
+            )
             raise ValueError(f"the card {wrong}: write it again with this version of Learned Solvers")
         if (truth := metadata.get("transferable", "false")) not in ("true", "false"):
             raise ValueError(f"transferable must be true or false, got {truth!r}")
         values["transferable"] = truth == "true"
         try:
-            steps = json.loads(metadata["steps"])
+            steps = _json(metadata["steps"])
             if wrong := [n[:40] for n in steps if not is_count(n)]:
                 raise ValueError(f"the card's steps must be step counts from 1 to 9999, got {wrong}")
             values["steps"] = {int(n): StepCard.from_json(step) for n, step in steps.items()}
-        except (json.JSONDecodeError, AttributeError, TypeError, RecursionError) as error:
-            raise ValueError(
-                f"the card's steps must be a JSON object of step counts, got an error: {str(error)[:200]}"
-            ) from error
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"{_NO_OBJECT}, got an error: {str(error)[:200]}") from error
         return cls(**values)  # pyright: ignore[reportArgumentType]
+
+
+def _json(text: str) -> Any:
+    try:
+        return read_json(text)
+    except ValueError as error:
+        raise ValueError(f"{_NO_OBJECT}, got an error: {str(error)[:200]}") from error
+
+
+def _check_text(name: str, value: object) -> None:
+    if not is_text(value, _LONGEST):
+        raise ValueError(
+            f"{name} must be text of at most {_LONGEST} characters without control characters, got {str(value)!r:.40}"
+        )

@@ -9,20 +9,21 @@ from __future__ import annotations
 import json
 import os
 import struct
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from . import dyweight, searched
 from .card import Card, is_count
+from .container import read_container
 from .family import Family
+from .files import write_whole
 from .names import check_name, has_suffix
+from .plain import shown
 from .schedules import Noise
 from .table import SolverTable
 
@@ -32,7 +33,7 @@ FAMILIES: Mapping[str, Family] = {f.name: f for f in (dyweight.FAMILY, searched.
 BUNDLED = Path(__file__).resolve().parent.parent / "solver_weights"
 SUFFIX = ".safetensors"
 _PUBLISHED = (".pt", ".pkl", ".json")  # what training/import_weights.py reads
-_LARGEST = 4 * 2**20  # bytes; a solver of 100 calls is 80 kB
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # narrower ones hold no solver's numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +67,8 @@ class Solver:
                 )
         if set(self.parameters) != set(self.card.steps):
             raise ValueError(
-                f"the card lists steps {list(self.card.steps)}, the parameters are for {sorted(self.parameters)}: "
-                "both must name the same step counts"
+                f"the card lists steps {shown(str([*self.card.steps]), 200)}, the parameters are for "
+                f"{shown(str(sorted(self.parameters)), 200)}: both must name the same step counts"
             )
         for nfe, tensors in self.parameters.items():
             if set(tensors) != set(family.tensors):
@@ -138,22 +139,11 @@ class Solver:
             for nfe, own in self.parameters.items()
             for name, tensor in own.items()
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = _in_order(save(tensors, metadata=self.card.to_metadata()))
-        temporary, claimed = path.with_name(f".{path.stem}-{uuid.uuid4().hex}.part"), False
         try:
-            temporary.write_bytes(content)
-            if not overwrite:
-                path.open("xb").close()  # claims the name: of two writers one is refused
-                claimed = True
-            os.replace(temporary, path)
+            write_whole(path, content, overwrite=overwrite)
         except FileExistsError as error:
-            temporary.unlink(missing_ok=True)
             raise FileExistsError(f"{path} exists already: choose another name, or ask for an overwrite") from error
-        except BaseException:
-            for made in (temporary, *([path] if claimed else [])):
-                made.unlink(missing_ok=True)
-            raise
         return path
 
 
@@ -164,36 +154,29 @@ def load_solver(solver: str | Path) -> Solver:
         ValueError: Unknown name, or the file breaks a rule; the message names file, rule and remedy.
         FileNotFoundError: The path does not exist.
     """
-    path = Path(solver)
+    path, asked = Path(solver), shown(repr(str(solver)), 200)
     if path.suffix in _PUBLISHED:
+        name = shown(str(path), 1000)
         raise ValueError(
-            f"{path}: a solver file ends in {SUFFIX}; published {', '.join(_PUBLISHED)} files become solver files by "
-            f"python training/import_weights.py {path} --output FOLDER"
+            f"{name}: a solver file ends in {SUFFIX}; published {', '.join(_PUBLISHED)} files become solver files by "
+            f"python training/import_weights.py {name} --output FOLDER"
         )
     if not has_suffix(path, SUFFIX):
         path = BUNDLED / f"{solver}{SUFFIX}"
         if str(solver) not in list_solvers():
             raise ValueError(
-                f"no bundled solver is called {str(solver)!r}: choose one of {', '.join(list_solvers())}, or give the "
+                f"no bundled solver is called {asked}: choose one of {', '.join(list_solvers())}, or give the "
                 f"path of a {SUFFIX} file{_left_out(str(solver))}"
             )
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: give the path of a solver file, or a bundled solver's name")
-    if path.stat().st_size > _LARGEST:
-        raise ValueError(
-            f"{path}: a solver file has at most {_LARGEST} bytes, this one has {path.stat().st_size}: it is probably "
-            "a model; put it where models belong"
-        )
+    name = shown(str(path), 1000)
+    if not os.path.isfile(path):  # unlike Path's, False for every text that is no file's name
+        raise FileNotFoundError(f"{name} does not exist: give the path of a solver file, or a bundled solver's name")
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-        return _assemble(path.stem, metadata, tensors)
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file ({str(error)[:200]}); get the file again") from error
+        return _assemble(path.stem, *read_container(path))
     except ValueError as error:
-        remedy = "" if "update Learned Solvers" in str(error) else "; get the file again, or fit it again"
-        raise ValueError(f"{path}: {error}{remedy}") from error
+        told = shown(str(error))
+        remedy = "" if "update Learned Solvers" in told else "; get the file again, or fit it again"
+        raise ValueError(f"{name}: {told}{remedy}") from error
 
 
 def list_solvers() -> list[str]:
@@ -226,8 +209,8 @@ def _assemble(name: str, metadata: Mapping[str, str], tensors: Mapping[str, Tens
         count, _, tensor_name = key.partition("/")
         if not is_count(count) or not tensor_name:
             raise ValueError(f'tensors are called "<steps>/<name>", got {key[:40]!r}: this is not a solver file')
-        if not tensor.is_floating_point():
-            raise ValueError(f"{key} must hold floating-point numbers, got {tensor.dtype}")
+        if tensor.dtype not in _FLOATS:
+            raise ValueError(f"{key} must hold floating-point numbers of 16 bits or more, got {tensor.dtype}")
         parameters.setdefault(int(count), {})[tensor_name] = tensor.to(torch.float64, copy=True)  # off the file
     return Solver(name, card, parameters)
 

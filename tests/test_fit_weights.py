@@ -140,16 +140,16 @@ def test_a_delivery_that_was_killed_is_finished_by_the_same_command_only(tmp_pat
     with output.claimed(0):
         for file in output.files:
             (output.folder / file.name).write_text("new")
-    (output.folder / "delivering").write_text("one")
-    for file in output.files[:moved]:  # killed here
-        (output.folder / file.name).rename(file)
+        (output.folder / "delivering").write_text("one")
+        for file in output.files[:moved]:  # killed here
+            (output.folder / file.name).rename(file)
     if moved:
         with pytest.raises(FileExistsError):
             Output(output.solver, "another").check()
-    for file in output.files:
-        (output.folder / file.name).write_text("new")
-    output.deliver()
-    output.clear()
+    with output.claimed(0):
+        for file in output.files:
+            (output.folder / file.name).write_text("new")
+        output.deliver()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.md", "a.png", "a.safetensors"]
 
 

@@ -10,10 +10,10 @@ import subprocess
 import sys
 from collections import OrderedDict
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from authors_files import MASK, T_SCALE, WEIGHTS, Call, checkpoint, snapshot_bytes
 from learned_solvers.samplers import load_solver
 from learned_solvers.samplers.solver_file import BUNDLED
 from learned_solvers.training.import_weights import MODELS, assemble, main, read_tables
@@ -22,81 +22,19 @@ from learned_solvers.training.inert_pickle import LARGEST, read_inert_pickle
 ROOT = Path(__file__).resolve().parent.parent
 JSON = [ROOT / "tests" / "data" / name for name in ("dyweight.json", "ds_solver.json")]
 DATE = load_solver("ds_flow-sit").card.date
-WEIGHTS = torch.tensor([[1.1, 9, 9, 9], [-0.5, 1.5, 9, 9], [0.3, -1.3, 1.9, 9], [9, 0.4, -1.3, 1.8]])
-MASK = torch.ones(4, 4).tril().triu(-2)
-T_SCALE = torch.tensor([0.9, 1.05, 0.95])
-
-
-class Call:
-    """Pickles as a call of `function` with `arguments`."""
-
-    def __init__(self, function: object, *arguments: object) -> None:
-        self.call = (function, arguments)
-
-    def __reduce__(self) -> tuple:
-        return self.call
-
-
-# The authors' layouts.
-
-
-def stand_in(module: ModuleType, name: str) -> object:
-    """Returns a function that pickles as module.name."""
-
-    def function(*arguments: object) -> None:
-        raise AssertionError(f"{name} was called")
-
-    function.__module__, function.__name__, function.__qualname__ = module.__name__, name, name
-    setattr(module, name, function)
-    return function
 
 
 @pytest.fixture
-def snapshot(tmp_path, monkeypatch):
-    """Returns the path of a pickle in the authors' layout; its module_src would create the file `proof`."""
-    modules = {name: ModuleType(name) for name in ("torch_utils", "torch_utils.persistence", "solvers")}
+def snapshot(tmp_path):
+    """Returns a function that writes a pickle in the authors' layout; its source would create the file `proof`."""
     source = f"import torch\nopen({str(tmp_path / 'proof')!r}, 'w').close()\n"
 
-    def persistent(class_name: str, state: dict) -> Call:
-        meta = {"type": "class", "version": 6, "module_src": source, "class_name": class_name, "state": state}
-        return Call(reconstruct, meta)
-
     def write(folder: str = "00000-cifar-nfe3", **changed: object) -> Path:
-        parameters = {"hybrid_weights": torch.nn.Parameter(WEIGHTS), "t_scale": torch.nn.Parameter(T_SCALE)}
-        predictor = {
-            "training": False,
-            "_parameters": OrderedDict(parameters),
-            "_buffers": OrderedDict(mask=MASK),
-            "_non_persistent_buffers_set": set(),
-            "_backward_hooks": OrderedDict(),
-            "_is_full_backward_hook": None,
-            "num_steps": 5,
-            "max_history_steps": 3,
-            "afs": True,
-            "guidance_type": None,
-            "_init_args": (),
-            "_init_kwargs": {"num_steps": 5},
-        }
-        fit = {
-            "solver_stu": student,
-            "solver_tea": teacher,
-            "teacher_steps": 35,
-            "schedule_type": "polynomial",
-            "schedule_rho": 7.0,
-            "loss_type": "inception",
-            "dataset_name": "cifar10",
-        }
-        states = [{key: changed.get(key, value) for key, value in state.items()} for state in (predictor, fit)]
-        content = {"predictor": persistent("Predictor", states[0]), "loss_fn": persistent("Loss", states[1])}
         path = tmp_path / folder / "network-snapshot-000010.pkl"
         path.parent.mkdir()
-        path.write_bytes(pickle.dumps(content, protocol=4))
+        path.write_bytes(snapshot_bytes(source, **changed))
         return path
 
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    reconstruct = stand_in(modules["torch_utils.persistence"], "_reconstruct_persistent_obj")
-    student, teacher = (stand_in(modules["solvers"], name) for name in ("dyweight_sampler", "heun_sampler"))
     return write
 
 
@@ -160,19 +98,6 @@ def test_a_pickle_that_tampers_with_the_stand_ins_changes_no_other(snapshot, tmp
 def test_a_layout_that_is_not_the_authors_is_refused_by_name(changed, snapshot):
     with pytest.raises(ValueError, match=r"network-snapshot-000010\.pkl: "):
         read_tables(snapshot(**changed))
-
-
-def checkpoint(path: Path, **changed: object) -> Path:
-    """Writes a FLUX checkpoint in the authors' layout."""
-    content = {
-        "window_size": 2,
-        "dyweight_weights_raw": torch.tensor([[0.9, 0, 0], [-0.1, 1.0, 0], [0, -0.2, 0.96]]),
-        "dyweight_t_scales": torch.tensor([1.01, 0.98, 0.95]),
-        "dyweight_meta": {"K": 3, "tscale_low": 0.5, "tscale_high": 1.5},
-        "dyweight_params": {"theta": torch.zeros(3, 3), "phi": torch.zeros(3)},
-    }
-    torch.save({**content, **changed}, path)
-    return path
 
 
 def test_a_flux_checkpoint_gives_its_figures(tmp_path):

@@ -175,10 +175,8 @@ def test_another_ending_is_refused(name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def write_half(path: Path, content: bytes) -> None:
-    """Stands for `Path.write_bytes` in a process that is stopped in the middle."""
-    with path.open("wb") as file:
-        file.write(content[: len(content) // 2])
+def stop(*_: object) -> None:
+    """Stands for `os.fsync` in a process that is stopped before all is on the disk."""
     raise KeyboardInterrupt
 
 
@@ -186,7 +184,7 @@ def write_half(path: Path, content: bytes) -> None:
 def test_an_interrupted_write_leaves_nothing_behind(existing, path, monkeypatch):
     if existing:
         path.write_bytes(existing)
-    monkeypatch.setattr("pathlib.Path.write_bytes", write_half)
+    monkeypatch.setattr("os.fsync", stop)
     with pytest.raises(KeyboardInterrupt):
         ds_solver(5).save(path, overwrite=True)
     assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == (

@@ -1,5 +1,6 @@
 """Fitting solvers and importing published ones; run its scripts as files or with python -m."""
 
+from .claim import claimed
 from .cost import most_calls
 from .fit import FitResult, Peer, StepReport, fit_solver
 from .gauss_newton import GaussNewton
@@ -18,6 +19,7 @@ __all__ = [
     "Teacher",
     "better_peers",
     "candidates",
+    "claimed",
     "fit_solver",
     "most_calls",
     "table_of",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from ..samplers.schedules import Noise
 from .gauss_newton import GaussNewton
 from .gradient import GradientDescent
+from .room import is_out_of_memory
 from .scan import SCANNED, candidates, scan_calls
 from .spaces import make_space
 from .start import ITERATIONS, KEPT, STARTS, TRIED
@@ -92,9 +92,12 @@ def seconds_of_call(denoiser: Callable[..., Tensor], x: Tensor, prompts: list[li
             began = time.perf_counter()
             float(denoiser(x, 0.5 * x.new_ones([len(x)]), prompt=prompts).flatten()[0])  # waits for the device
             seconds.append((time.perf_counter() - began) / len(x))
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, MemoryError) as error:
+        if is_out_of_memory(error):
+            if len(x) == 1:
+                raise
+            half = len(x) // 2  # the fit will do the same
+            return seconds_of_call(denoiser, x[:half], prompts[:half], suspect)
         raise ValueError(f"the model fails on its first call ({str(error).splitlines()[0]}): {suspect}") from error
     return min(seconds[1:])
 

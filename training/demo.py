@@ -35,11 +35,12 @@ def run_demo(output: Path, *, overwrite: bool = False, say: Callable[[str], None
     """Returns the fit's result after writing dyweight_digits.safetensors, demo.png and demo.md.
 
     Raises:
-        FileExistsError: The solver file exists and `overwrite` is False.
+        FileExistsError: One of the files exists and `overwrite` is False.
     """
     file = output / "dyweight_digits.safetensors"
-    if file.exists() and not overwrite:
-        raise FileExistsError(f"{file} exists already: choose another --output, or add --overwrite")
+    for path in (file, output / "demo.png", output / "demo.md"):
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists already: choose another --output, or add --overwrite")
     model, noise = load_digits(), FlowNoise()
     x, extra_args = demo_starts(128)
     card = {"model_family": "digits", "checkpoint": "training/models/digits.safetensors", "guidance": "3"}

@@ -134,7 +134,7 @@ def fit_solver(
         ValueError: A setting breaks a rule; the message names it and the remedy.
     """
     processes, say = processes or Processes(), progress or (lambda line: None)
-    counted = CountedDenoiser(model, x.dtype)
+    counted = CountedDenoiser(model, x.dtype, say)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     held = max(1, len(x) // 4) if held_out is None else held_out
     _check(x, held, steps, extra_args or {})

@@ -13,6 +13,7 @@ Interrupt it as you like: the same command goes on where it was. Several GPUs: t
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -55,6 +56,10 @@ def main(arguments: list[str] | None = None) -> None:
         parser.exit(1, f"{error}\n")
     except KeyboardInterrupt:
         parser.exit(130, "\nstopped; nothing is lost: the same command goes on from here\n")
+    except Exception:  # the model's own: its traceback says more than we can
+        print("\nstopped by the error below; nothing is lost: once its cause is mended, the same command goes on",
+              file=sys.stderr)  # fmt: skip
+        raise
 
 
 def _parser() -> argparse.ArgumentParser:

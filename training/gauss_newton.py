@@ -219,11 +219,15 @@ def difference_step(problem: Problem, theta: Tensor) -> float:
     """
     probe = problem.first(16).samples
     tables = [problem.space.table(theta + k * 1e-3) for k in (-1, 0, 1)]
-    squares = torch.zeros(2, dtype=torch.float64)
-    for _, batch in probe.batches():
+
+    def squares_of(start: int, stop: int) -> Tensor:
+        batch = probe.rows(start, stop)
         ends = [problem.run(table, batch).states[-1].double() for table in tables]
         second = ends[0] - 2 * ends[1] + ends[2]
-        squares += torch.stack([second.square().sum(), ends[1].square().sum()]).cpu()
+        return torch.stack([second.square().sum(), ends[1].square().sum()]).cpu()
+
+    parts = list(problem.model.room.each(len(probe), probe.microbatch, squares_of))
+    squares = torch.stack(parts).sum(0) if parts else torch.zeros(2, dtype=torch.float64)
     of_difference, of_state = problem.processes.sums(squares).tolist()
     noise = math.sqrt(of_difference / (6 * max(of_state, 1e-300)))
     forward = math.sqrt(noise)

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .gauss_newton import Progress, difference_step
 from .problem import Problem
+from .room import is_out_of_memory
 from .samples import CountedDenoiser
 
 __all__ = ["OPTIMIZERS", "GradientDescent", "Lion"]
@@ -120,14 +121,32 @@ class GradientDescent:
         for group in optimizer.param_groups:
             group["lr"] = self.rate * self._schedule(done)
         optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(problem, theta, rows)
-        (gradient,) = torch.autograd.grad(loss, theta)
+        gradient, loss = self._gradient(problem, theta, rows)
         # One sum over processes for gradient, loss and count: some may have none of the update's samples.
-        sums = problem.processes.sums(torch.cat([gradient, loss.detach()[None], loss.new_tensor([len(rows)])]))
+        sums = problem.processes.sums(torch.cat([gradient, loss[None], loss.new_tensor([len(rows)])]))
         theta.grad = sums[:-2] / sums[-1]
         torch.nn.utils.clip_grad_norm_([theta], self.clip)
         optimizer.step()
         return float(sums[-2] / sums[-1])
+
+    def _gradient(self, problem: Problem, theta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns gradient and value of the sum of some samples' losses, in as many parts as fit into memory."""
+
+        def of_part(start: int, stop: int) -> tuple[Tensor, Tensor]:
+            loss = self._loss(problem, theta, rows[start:stop])
+            return torch.autograd.grad(loss, theta)[0], loss.detach()
+
+        gradient, value = torch.zeros_like(theta), theta.new_zeros(())
+        for part, loss in problem.model.room.each(len(rows), max(1, len(rows)), of_part):
+            gradient, value = gradient + part, value + loss
+        return gradient.detach(), value
+
+    def _value(self, problem: Problem, theta: Tensor, rows: Tensor) -> Tensor:
+        """Returns the sum of some samples' losses, in as many parts as fit into memory."""
+        parts = problem.model.room.each(
+            len(rows), max(1, len(rows)), lambda start, stop: self._loss(problem, theta, rows[start:stop])
+        )
+        return sum(parts, theta.new_zeros(()))
 
     def _schedule(self, done: float) -> float:
         if done < self.warm_up:
@@ -152,15 +171,17 @@ class GradientDescent:
         direction = torch.ones_like(theta) / math.sqrt(len(theta))
         step = difference_step(problem, theta.detach())
         try:
-            (gradient,) = torch.autograd.grad(self._loss(few, theta, rows), theta)
+            gradient, _ = self._gradient(few, theta, rows)
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             raise ValueError(
                 f"this model does not differentiate ({error}): use the optimizer gauss-newton, which needs no gradient"
             ) from error
         along, differences = float(sums(gradient @ direction)) / few.total, []
         for size in (step, step / 10, step / 100, step / 1000):  # small ones drown in rounding, large ones in curvature
             with torch.no_grad():
-                ahead, behind = (sums(self._loss(few, theta + sign * size * direction, rows)) for sign in (1, -1))
+                ahead, behind = (sums(self._value(few, theta + sign * size * direction, rows)) for sign in (1, -1))
             differences.append(float(ahead - behind) / (2 * size * few.total))
             if abs(along - differences[-1]) <= 0.05 * max(abs(along), abs(differences[-1]), 1e-12) + 10 * size * size:
                 return

@@ -10,8 +10,8 @@ tables share a count of network calls, the one whose loss the paper's code has i
 from __future__ import annotations
 
 import argparse
-import json
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
@@ -27,97 +27,20 @@ if not __package__:  # run as a file
     __package__ = _as_package.TRAINING
 
 from ..samplers.card import Card, StepCard
+from ..samplers.plain import read_json, shown
 from ..samplers.schedules import Grid
 from ..samplers.solver_file import Solver
 from ..samplers.version import VERSION
 from .inert_pickle import LARGEST, read_inert_pickle
+from .pickle_stream import check_pickles
+from .published_models import MODELS
 
 __all__ = ["Table", "assemble", "main", "read_tables"]
 
 _LOSSES = ("l2", "l1", "huber", "inception", "trajectory")  # that the papers' released code has
-_DYWEIGHT = {
-    "source": "https://github.com/Westlake-AGI-Lab/DyWeight",
-    "citation": "DyWeight: Dynamic Gradient Weighting for Few-Step Diffusion Sampling, arXiv 2603.11607",
-    "licence": "none named by its authors; figures published with the paper (CC BY 4.0)",
-}
-_DS = {
-    "source": "https://github.com/MCG-NJU/NeuralSolver",
-    "citation": "Differentiable Solver Search for Fast Diffusion Sampling, arXiv 2505.21114 (ICML 2025)",
-    "licence": "MIT",
-}
+_KINDS = {"dataset": str, "schedule": str, "loss": str, "teacher": str, "history": int, "teacher_steps": int}
+_MOST = 10_000  # numbers in a table: 100 calls
 _FLUX_GRID = Grid("flux_shift", {"base_tokens": 256, "base_mu": 0.5, "max_tokens": 4096, "max_mu": 1.15})
-
-
-def _pixel(checkpoint: str, size: int) -> dict[str, Any]:
-    facts = {"prediction": "edm", "model_family": "EDM", "checkpoint": checkpoint, "resolution": f"{size}x{size}"}
-    return {**_DYWEIGHT, **facts, "guidance": "none"}
-
-
-# What the tables' sources say about the models, by the sources' own names for them.
-MODELS: Mapping[str, dict[str, Any]] = {
-    "cifar10": {"name": "dyweight_cifar10", **_pixel("edm-cifar10-32x32-uncond-vp", 32)},
-    "ffhq": {"name": "dyweight_ffhq64", **_pixel("edm-ffhq-64x64-uncond-vp", 64)},
-    "afhqv2": {"name": "dyweight_afhqv2-64", **_pixel("edm-afhqv2-64x64-uncond-vp", 64)},
-    "imagenet64": {"name": "dyweight_imagenet64", **_pixel("edm-imagenet-64x64-cond-adm", 64)},
-    "lsun_bedroom_ldm": {
-        "name": "dyweight_lsun-bedroom-ldm",
-        "prediction": "vp",
-        "model_family": "LDM",
-        "checkpoint": "latent diffusion LSUN Bedroom 256 (betas 0.0015 to 0.0195)",
-        "resolution": "256x256",
-        "guidance": "none",
-        **_DYWEIGHT,
-    },
-    "ms_coco": {
-        "name": "dyweight_sd15",
-        "prediction": "vp",
-        "model_family": "SD15",
-        "checkpoint": "v1-5-pruned-emaonly",
-        "resolution": "512x512",
-        "guidance": "7.5",
-        **_DYWEIGHT,
-    },
-    "flux1-dev": {
-        "name": "dyweight_flux1-dev",
-        "prediction": "flow",
-        "model_family": "Flux",
-        "checkpoint": "FLUX.1-dev",
-        "resolution": "512x512",
-        "guidance": "3.5 (distilled, CFG 1)",
-        "note": "The last row sums to 0.76-0.78: the fit's squared error shrinks the end of the path.",
-        **_DYWEIGHT,
-    },
-    "flow-sit": {
-        "name": "ds_flow-sit",
-        "prediction": "flow",
-        "model_family": "SiT",
-        "checkpoint": "SiT-XL/2 256x256",
-        "resolution": "256x256",
-        "guidance": "1 (shown at 1.375)",
-        "transferable": True,
-        **_DS,
-    },
-    "flow-flowdcn": {
-        "name": "ds_flow-flowdcn",
-        "prediction": "flow",
-        "model_family": "FlowDCN",
-        "checkpoint": "FlowDCN-B/2 256x256",
-        "resolution": "256x256",
-        "guidance": "1 (shown at 1.375)",
-        "note": "Coefficients down to -8.2: unsafe in low precision and for image-to-image; prefer ds_flow-sit.",
-        **_DS,
-    },
-    "vp-dit": {
-        "name": "ds_vp-dit",
-        "prediction": "vp",
-        "model_family": "DiT",
-        "checkpoint": "DiT-XL/2 256x256",
-        "resolution": "256x256",
-        "guidance": "1 (shown at 1.5)",
-        "transferable": True,
-        **_DS,
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -125,7 +48,7 @@ class Table:
     """One published table: parameters for one count of network calls.
 
     Args:
-        model: A key of MODELS.
+        model: A key of `MODELS`.
         nfe: Network calls.
         tensors: The family's parameters.
         step: Its card entry.
@@ -148,10 +71,12 @@ def read_tables(path: Path) -> list[Table]:
         raise ValueError(f"{path}: must be one of {', '.join(readers)}; name the published file itself")
     try:
         return readers[path.suffix](path)
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, RecursionError, OverflowError) as error:
-        if str(path) in str(error):
+    except OSError:
+        raise
+    except Exception as error:  # what a hostile file makes of lists, numbers and tensors may raise anything
+        if str(error).startswith(f"{path}: "):
             raise
-        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        reason = f"{type(error).__name__}: {shown(str(error), 200)}"
         raise ValueError(f"{path}: not the published layout, {reason}; name the published file itself") from error
 
 
@@ -161,7 +86,7 @@ def assemble(tables: Iterable[Table], day: str) -> list[Solver]:
     tables = list(tables)
     if unknown := {table.model for table in tables} - set(MODELS):
         raise ValueError(
-            f"no facts are known about {', '.join(sorted(unknown))}: add them to MODELS in import_weights.py"
+            f"no facts are known about {shown(', '.join(sorted(unknown)), 200)}: add them to published_models.py"
         )
     for model, facts in MODELS.items():
         kept: dict[int, Table] = {}
@@ -205,7 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _read_json(path: Path) -> list[Table]:
     if path.stat().st_size > LARGEST:
         raise ValueError(f"published figures have at most {LARGEST} bytes, this file {path.stat().st_size}")
-    content = json.loads(path.read_text())
+    content = read_json(path.read_text("utf-8"))
     if not content["tables"]:
         raise ValueError("it holds no tables")
     tables: list[Table] = []
@@ -232,6 +157,9 @@ def _dyweight_table(name: str, entry: Mapping[str, Any]) -> Table:
         "discrete": Grid("uniform_time", {"end": 1e-3}),
         "flux_shift": _FLUX_GRID,
     }
+    for key, kind in _KINDS.items():
+        if not isinstance(entry[key], kind) or entry[key] != entry[key]:
+            raise ValueError(f"{key} must be of type {kind.__name__}")  # without its value: its text may have no end
     step = StepCard(
         grid=grids[entry["schedule"]],
         analytic_first=bool(entry["afs"]),
@@ -253,10 +181,12 @@ def _read_flux_checkpoint(path: Path) -> list[Table]:
     if path.stat().st_size > LARGEST:
         raise ValueError(f"{path}: a DyWeight .pt has at most {LARGEST} bytes, this one {path.stat().st_size}: refused")
     try:
+        _check_zip(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and runtime errors of a broken or hostile file
-        raise ValueError(f"{path}: refused by torch.load(weights_only=True): {error}") from error
-    weights, t_scale = content["dyweight_weights_raw"], content["dyweight_t_scales"]
+        reason = shown(str(error) or type(error).__name__, 300)
+        raise ValueError(f"{path}: refused by torch.load(weights_only=True) or before it: {reason}") from error
+    weights, t_scale = _numbers(content["dyweight_weights_raw"]), _numbers(content["dyweight_t_scales"])
     entry = {
         "dataset": "flux1-dev",
         "schedule": "flux_shift",
@@ -265,29 +195,49 @@ def _read_flux_checkpoint(path: Path) -> list[Table]:
         "teacher": "euler",
         "teacher_steps": 28,
         "loss": "l2",
-        "weights": weights.tolist(),
-        "t_scale": t_scale.tolist(),
+        "weights": weights,
+        "t_scale": t_scale,
     }
     return [_dyweight_table(f"flux1-dev-nfe{len(t_scale)}", entry)]
+
+
+def _check_zip(path: Path) -> None:
+    """Refuses what torch.load would unpack without bounds: entries beyond the file's own size, a pickle that hangs."""
+    with zipfile.ZipFile(path) as file:
+        entries = file.infolist()
+        names = [entry.filename for entry in entries]
+        pickles = [name for name in names if name.endswith(".pkl")]
+        if len(pickles) != 1 or len(set(names)) < len(names):
+            raise ValueError("it must be a torch zip with one pickle, and no name twice")
+        if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size > LARGEST for entry in entries):
+            raise ValueError("its entries must not be compressed, nor larger than the file")
+        check_pickles(file.read(pickles[0]))
+
+
+def _numbers(tensor: Tensor) -> list:
+    """Returns a tensor's numbers as lists."""
+    if not isinstance(tensor, Tensor) or tensor.numel() > _MOST:  # one of stride 0 may stand for any number of them
+        raise ValueError(f"a table's parameters must be tensors of at most {_MOST} numbers")
+    return tensor.tolist()
 
 
 def _read_snapshot(path: Path) -> list[Table]:
     """Reads a snapshot of the pixel, latent and SD code; its grid has one point more than the solver has steps."""
     content = read_inert_pickle(path)
     predictor, fit = content["predictor"], content["loss_fn"]
-    weights = (predictor["_parameters"]["hybrid_weights"] * predictor["_buffers"]["mask"]).double()
-    t_scale = predictor["_parameters"]["t_scale"].double()
+    own, mask = predictor["_parameters"], predictor["_buffers"]["mask"]
+    weights = torch.tensor(_numbers(own["hybrid_weights"])) * torch.tensor(_numbers(mask))
     entry = {
         "dataset": fit["dataset_name"],
         "schedule": fit["schedule_type"],
         "rho": fit["schedule_rho"],
         "afs": predictor["afs"],
         "history": predictor["max_history_steps"],
-        "teacher": fit["solver_tea"].removesuffix("_sampler"),
+        "teacher": str.removesuffix(fit["solver_tea"], "_sampler"),
         "teacher_steps": fit["teacher_steps"],
         "loss": fit["loss_type"],
         "weights": weights.tolist(),
-        "t_scale": t_scale.tolist(),
+        "t_scale": _numbers(own["t_scale"]),
     }
     name = path.parent.name if re.fullmatch(r"\d+-.+", path.parent.name) else path.stem
     return [_dyweight_table(name, entry)]

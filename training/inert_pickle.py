@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import math
 import pickle
-import pickletools
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,6 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.storage import TypedStorage
+
+from ..samplers.plain import shown
+from .pickle_stream import check_pickles
 
 __all__ = ["LARGEST", "read_inert_pickle"]
 
@@ -38,11 +41,11 @@ def read_inert_pickle(path: Path) -> dict[str, Any]:
         )
     try:
         data = path.read_bytes()
-        if any(opcode.name.startswith("EXT") for opcode, _, _ in pickletools.genops(data)):
-            raise ValueError("it names something by an extension code")
+        check_pickles(data)
         content = _InertUnpickler(io.BytesIO(data)).load()
     except Exception as error:  # a hostile pickle may raise anything; none of it is code of the file
-        raise ValueError(f"{path}: refused, {error}. Import the authors' original file") from error
+        reason = shown(str(error) or type(error).__name__, 300)
+        raise ValueError(f"{path}: refused, {reason}. Import the authors' original file") from error
     if not isinstance(content, dict):
         raise ValueError(
             f"{path}: must hold a dictionary, got {type(content).__name__}: import the authors' original file"
@@ -63,14 +66,19 @@ class _InertUnpickler(pickle.Unpickler):
         return self._allowed[module_name, global_name]
 
     def persistent_load(self, pid: Any) -> Any:
-        raise ValueError(f"it refers to outside storage {pid!r}")
+        raise ValueError(
+            f"it refers to outside storage {pid[:40]!r}" if isinstance(pid, str) else "it refers to another"
+        )
 
 
 def _stand_ins() -> dict[tuple[str, str], Callable[..., Any] | str | type]:
     """Returns the allow-list. Fresh closures, so that a pickle that sets attributes on them changes no other load."""
 
     def persistent_object(meta: dict[str, Any]) -> dict[str, Any]:
-        return dict(meta["state"], class_name=str(meta["class_name"]))
+        state, name = meta["state"], meta["class_name"]
+        if not isinstance(name, str):
+            raise ValueError("a class's name must be a text")
+        return dict(state, class_name=name)
 
     def parameter(data: Tensor, requires_grad: bool, hooks: Any) -> Tensor:
         return data
@@ -78,9 +86,14 @@ def _stand_ins() -> dict[tuple[str, str], Callable[..., Any] | str | type]:
     def storage(content: bytes) -> Tensor:
         if not isinstance(content, bytes):
             raise ValueError("a storage must be bytes")
+        if content.startswith(b"PK"):
+            raise ValueError("a storage must be in torch's old layout")
+        check_pickles(content, count=5)  # magic number, protocol, system, storage, keys
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # TypedStorage is deprecated; these files hold nothing else
             typed = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            if not isinstance(typed, TypedStorage):  # a tensor of stride 0 has any number of entries
+                raise ValueError("a storage must be nothing but that")
             return torch.tensor(typed.tolist(), dtype=typed.dtype)
 
     def tensor(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .files import write_tensors
@@ -26,7 +26,7 @@ class Journal:
         writes: Whether this process writes.
 
     Raises:
-        ValueError: The file belongs to a fit with other settings.
+        ValueError: The file belongs to a fit with other settings, or is damaged.
     """
 
     def __init__(
@@ -55,6 +55,16 @@ class Journal:
         return record
 
     def _read(self) -> dict[str, Record]:
+        assert self.path is not None
+        try:
+            return self._records_of_file()
+        except SafetensorError as error:
+            raise ValueError(
+                f"{self.path} cannot be read ({str(error)[:200]}), so the fit cannot go on with it: delete the file to "
+                "start anew"
+            ) from error
+
+    def _records_of_file(self) -> dict[str, Record]:
         assert self.path is not None
         records: dict[str, Record] = {}
         with safe_open(self.path, framework="pt") as file:

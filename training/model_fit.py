@@ -155,8 +155,6 @@ def fit_model(
             lambda denoiser, device: _run(plan, conds, per_sample(denoiser), device, processes, say),
             conds, conds[0], plan.guidance, plan.embedded, batch, differentiable=plan.differentiable,
         )  # fmt: skip
-    if first and not args.dry_run:
-        output.clear()
 
 
 def _planned(

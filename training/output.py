@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+
+from .claim import claimed, empty
 
 __all__ = ["Output"]
 
@@ -56,53 +56,27 @@ class Output:
 
     @contextmanager
     def claimed(self, needed: int) -> Iterator[None]:
-        """Holds the folder for this process, after making sure that it can be written and has room.
+        """Holds the folder for this process; refuses files that appeared since `check`, by a fit that has just ended.
 
         Args:
             needed: Bytes that the fit will write.
 
         Raises:
+            FileExistsError: One of the files exists.
             OSError: The folder cannot be written, has no room, or another process is at work in it.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / "lock").open("w")
-        except OSError as error:
-            raise OSError(f"{self.folder} cannot be written ({error.strerror}): choose another --output") from error
-        with lock:
-            try:
-                _lock(lock)
-            except OSError as error:
-                raise OSError(
-                    f"another process is fitting {self.solver}: wait for it, or choose another --output"
-                ) from error
-            free = shutil.disk_usage(self.folder).free
-            if free < needed:
-                raise OSError(
-                    f"{self.folder} has {free / 2**20:.0f} MB free, the fit writes up to {needed / 2**20:.0f} MB: make "
-                    "room, or choose another --output"
-                )
+        with claimed(self.folder, needed, name=str(self.solver), remedy="choose another --output"):
+            self.check()
             yield
 
     def deliver(self) -> None:
-        """Moves the three files, made in the folder under their names, to their places, and deletes the folder."""
+        """Moves the three files, made in the folder under their names, to their places; empties the folder.
+
+        The folder must be claimed still: a process that comes next must not lose its own.
+        """
         self.check()
         self._delivering.write_text(self.command, "utf-8")
         for file in self.files:
             os.replace(self.folder / file.name, file)
-
-    def clear(self) -> None:
-        """Deletes the folder."""
-        shutil.rmtree(self.folder)
-
-
-def _lock(file: IO[str]) -> None:
-    """Locks an open file until it is closed or the process ends, however it ends; OSError where it is locked."""
-    if os.name == "nt":
-        import msvcrt
-
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # pyright: ignore
-    else:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._delivering.unlink()  # from here on they are files like any other
+        empty(self.folder)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from .spaces import Restart, Space, is_valid
 from .teacher import Reference
 
 __all__ = ["Normal", "Problem", "Run"]
+
+_Result = TypeVar("_Result")
 
 
 class Normal(NamedTuple):
@@ -73,19 +76,19 @@ class Problem:
             return float("inf")
         table = self.space.table(theta)
         total = torch.zeros((), dtype=torch.float64)
-        for start, batch in self.samples.batches():
-            total += self._rho(table, self.run(table, batch).states, start, len(batch))
+        for part in self._each(lambda start, batch: self._rho(table, self.run(table, batch).states, start, len(batch))):
+            total += part
         mean = float(self.processes.sums(total)) / self.total
         return mean if mean == mean else float("inf")
 
     def errors(self, table: SolverTable) -> Tensor:
         """Returns the mean square distance to the teacher's end of each of this process's samples, shape [S]."""
-        parts = []
-        for start, batch in self.samples.batches():
+
+        def errors(start: int, batch: Samples) -> Tensor:
             end = sample_table(self.model, batch.x, table, batch.extra_args, disable=True)
-            parts.append(
-                (end - self.reference.rows(start, start + len(batch)).end).double().flatten(1).square().mean(1)
-            )
+            return (end - self.reference.rows(start, start + len(batch)).end).double().flatten(1).square().mean(1)
+
+        parts = list(self._each(errors))
         return torch.cat(parts).cpu() if parts else torch.zeros(0, dtype=torch.float64)
 
     def normal(self, theta: Tensor, difference: float, two_sided: bool = False) -> Normal:
@@ -100,7 +103,8 @@ class Problem:
         steps = [self._step(theta, unit * difference, two_sided) for unit in torch.eye(size, dtype=torch.float64)]
         ahead = [self.space.table(theta + step) for step in steps]
         behind = [self.space.table(theta - step) for step in steps] if two_sided else None
-        for start, batch in self.samples.batches():
+
+        def sums(start: int, batch: Samples) -> tuple[Tensor, Tensor, Tensor]:
             reference = self.reference.rows(start, start + len(batch))
             run = self.run(base, batch)
             residual = self._residual(base, run.states, reference)
@@ -116,12 +120,22 @@ class Problem:
                 jacobian[k] = root * column
             # Means over the entries of a sample, sums over samples: the same scale as the loss.
             scale, flat = 1.0 / residual[0].numel(), jacobian.flatten(1)
-            matrix += scale * (flat @ flat.T).double().cpu()
-            gradient += scale * (flat @ (root * residual).flatten()).double().cpu()
-            loss += self.objective.rho(residual).double().sum().cpu()
+            return (
+                scale * (flat @ flat.T).double().cpu(),
+                scale * (flat @ (root * residual).flatten()).double().cpu(),
+                self.objective.rho(residual).double().sum().cpu(),
+            )
+
+        for parts in self._each(sums):
+            matrix, gradient, loss = matrix + parts[0], gradient + parts[1], loss + parts[2]
         # One sum over processes for all three.
         together = self.processes.sums(torch.cat([matrix.flatten(), gradient, loss[None]])) / self.total
         return Normal(together[: size * size].view(size, size), together[size * size : -1], float(together[-1]))
+
+    def _each(self, work: Callable[[int, Samples], _Result]) -> Iterator[_Result]:
+        """Yields `work(first row, microbatch)` of microbatches that fit into memory."""
+        size, rows = self.samples.microbatch, self.samples.rows
+        return self.model.room.each(len(self.samples), size, lambda start, stop: work(start, rows(start, stop)))
 
     def _step(self, theta: Tensor, step: Tensor, two_sided: bool) -> Tensor:
         """Returns a step of one parameter, halved until the tables that it leads to are valid."""

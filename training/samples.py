@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .room import Room
+
 __all__ = ["CountedDenoiser", "Samples"]
+
+_FAR_OUT = 30  # times the size of noise and picture: no state on a sampler's way from one to the other
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,19 +61,41 @@ class Samples:
 class CountedDenoiser:
     """A denoiser that counts network calls, one per sample and call, and hides half precision from the fit.
 
-    The fit's states are float32; a model in half precision gets them in its own dtype.
+    The fit's states are float32; a model in half precision gets them in its own dtype. `room` is how many samples a
+    call may have.
     """
 
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype, say: Callable[[str], None] = lambda line: None) -> None:
         self.model = model
         self.dtype = dtype
         self.calls = 0
+        self.room = Room(say)
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
-        """Returns the denoised state in x's dtype."""
+        """Returns the denoised state in x's dtype.
+
+        Raises:
+            ValueError: It is not finite, for a state of ordinary size.
+        """
         self.calls += len(x)
         return self.uncounted(x, sigma, **extra_args)
 
     def uncounted(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
         """Returns the same without counting."""
-        return self.model(x.to(self.dtype), sigma, **extra_args).to(x.dtype)
+        denoised = self.model(x.to(self.dtype), sigma, **extra_args).to(x.dtype)
+        if not bool(torch.isfinite(denoised).all()):
+            self._refuse_unless_far_out(x.detach(), sigma.detach(), denoised.detach())
+        return denoised
+
+    def _refuse_unless_far_out(self, x: Tensor, sigma: Tensor, denoised: Tensor) -> None:
+        """Raises ValueError, but where the state is one that a bad table led to: that table's loss is infinite then."""
+        size = x.double().square().mean().sqrt().item()
+        level = sigma.double().max().item()
+        if not size <= _FAR_OUT * math.sqrt(1 + level**2):
+            return
+        wrong = int((~torch.isfinite(denoised)).sum())
+        raise ValueError(
+            f"the network returned {wrong} numbers of {denoised.numel()} that are not finite, in network call "
+            f"{self.calls}, at sigma {level:.4g}, from a state of ordinary size ({size:.3g}): run the model in "
+            "bfloat16 or float32 (ComfyUI: --bf16-unet, --fp32-unet) in place of float16, or get the checkpoint again"
+        )

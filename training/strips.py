@@ -13,6 +13,7 @@ from ..samplers.multistep import Denoiser
 from ..samplers.schedules import Noise
 from .fit import FitResult
 from .picture import Strip
+from .room import Room
 from .samples import Samples
 from .scan import candidates
 from .teacher import Teacher
@@ -56,4 +57,8 @@ def strips_of(
 
 
 def _run(starts: Samples, run: Callable[[Tensor, Mapping[str, Any]], Tensor]) -> Tensor:
-    return torch.cat([run(batch.x, batch.extra_args) for _, batch in starts.batches()])
+    def of_part(start: int, stop: int) -> Tensor:
+        batch = starts.rows(start, stop)
+        return run(batch.x, batch.extra_args)
+
+    return torch.cat(list(Room().each(len(starts), starts.microbatch, of_part)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,11 +19,13 @@ from ..samplers import EDMNoise, FlowNoise, Grid, VPNoise, dpmpp_2m, euler, ipnd
 from ..samplers.multistep import Denoiser
 from ..samplers.schedules import Noise
 from .files import write_tensors
-from .samples import Samples
+from .room import Room
+from .samples import CountedDenoiser, Samples
 
 __all__ = ["TEACHERS", "Reference", "Teacher", "teacher_grid"]
 
 TEACHERS = ("euler", "heun", "dpmpp_2m", "ipndm")
+_log = logging.getLogger("learned_solvers")
 _TABLES = {"euler": euler, "dpmpp_2m": dpmpp_2m, "ipndm": lambda sigmas: ipndm(sigmas, 4)}
 
 
@@ -97,18 +101,21 @@ class Teacher:
             progress: Called with the number of samples done after each microbatch.
         """
         levels = teacher_grid(noise, self.steps)
-        parts = []
-        for start, batch in samples.batches():
+
+        def states_of(start: int, stop: int) -> Tensor:
+            batch = samples.rows(start, stop)
             path = None if cache is None else cache / f"{_digest(self, batch, levels, trajectory)}.safetensors"
-            if path is not None and path.exists():
-                states = load_file(path)["states"].to(batch.x.device)
-            else:
+            states = _cached(path, batch)
+            if states is None:
                 states = self._run(model, batch, levels, trajectory)
                 if path is not None:
                     write_tensors(path, {"states": states})
-            parts.append(states)
             if progress is not None:
-                progress(start + len(batch))
+                progress(stop)
+            return states
+
+        room = model.room if isinstance(model, CountedDenoiser) else Room()
+        parts = list(room.each(len(samples), samples.microbatch, states_of))
         return Reference(levels if trajectory else levels[-1:], torch.cat(parts, dim=1))
 
     def end_of(self, model: Denoiser, x: Tensor, extra_args: Mapping[str, Any], noise: Noise) -> Tensor:
@@ -137,6 +144,21 @@ def teacher_grid(noise: Noise, steps: int) -> Tensor:
         return Grid("flux_shift", rule).levels(steps, noise)
     assert isinstance(noise, VPNoise | EDMNoise)
     return Grid("karras", {"rho": 7.0}).levels(steps, noise)
+
+
+def _cached(path: Path | None, batch: Samples) -> Tensor | None:
+    """Returns the states of a cache file; None where there is none, or it is damaged, which the log tells."""
+    if path is None or not path.exists():
+        return None
+    try:
+        states = load_file(path)["states"]
+        if states.shape[1:] == batch.x.shape:
+            return states.to(batch.x.device)
+        reason = f"its states have shape {list(states.shape)}"
+    except (SafetensorError, KeyError) as error:
+        reason = str(error)
+    _log.warning("%s is damaged (%s): the teacher runs again", path, reason[:200])
+    return None
 
 
 def _heun(model: Denoiser, batch: Samples, levels: Tensor, states: list[Tensor]) -> Tensor:

@@ -62,6 +62,8 @@ def make_plan(
         ValueError: No solver for this model or these steps; the message lists what there is.
     """
     calls = None if part is None else part.calls
+    if part is not None and not 0 <= p.denoising_strength <= 1:
+        raise ValueError(f"denoising strength must be from 0 to 1, got {p.denoising_strength}")
     if part is not None and part.derived:
         fitting = [first] if first else fitting_solvers(p, family, noise, architecture)
         counts = {count for solver in fitting for count in solver.steps}

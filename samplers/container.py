@@ -1,0 +1,55 @@
+"""The container of a solver file, a safetensors file: read whole, and checked before anything is made of it.
+
+Read into memory, not mapped: a mapped file that another program cuts short while it is read would end the process.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from .plain import read_json
+
+__all__ = ["LARGEST", "read_container"]
+
+LARGEST = 4 * 2**20  # bytes; a solver of 100 calls is 80 kB
+_LONGEST_HEADER = 2**20  # bytes; a card of 100 step counts has 50 kB
+
+
+def read_container(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Returns metadata and tensors of a file.
+
+    Raises:
+        ValueError: Too large, not a safetensors file, or a name stands twice in its header.
+    """
+    with path.open("rb") as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(
+            f"a solver file has at most {LARGEST} bytes, this one has {path.stat().st_size}: it is probably a model; "
+            "put it where models belong"
+        )
+    try:
+        metadata = _metadata(content)
+        return metadata, load(content)
+    # Beside its own error the library raises what torch and Python say to shapes and types that nobody has.
+    except (SafetensorError, ValueError, RuntimeError, KeyError, TypeError, AssertionError, OverflowError) as error:
+        raise ValueError(f"not a safetensors file ({str(error)[:200] or type(error).__name__})") from error
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """Returns the header's metadata."""
+    length = struct.unpack("<Q", content[:8])[0] if len(content) >= 8 else 0
+    if not 2 <= length <= min(len(content) - 8, _LONGEST_HEADER):
+        raise ValueError(
+            f"a header of {length} bytes in a file of {len(content)}; it has 2 to {_LONGEST_HEADER}, within the file"
+        )
+    header = read_json(content[8 : 8 + length].decode())
+    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its header is no object with texts as metadata")
+    return metadata

@@ -1,0 +1,58 @@
+"""Files that are whole or not there: written beside their place, then moved to it in one step."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = ["write_whole"]
+
+
+def write_whole(path: Path, content: bytes, *, overwrite: bool = True) -> None:
+    """Writes a file, or leaves what was there, also when killed or without room; makes the folder.
+
+    Who reads the path meanwhile finds the old file, none, or the new one. A link is replaced, not followed.
+
+    Raises:
+        FileExistsError: The path exists and `overwrite` is False; of two writers at once one is refused.
+        OSError: It cannot be written; the message names the path.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # a name that outlives a power failure must not stand for an empty file
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _move_to_new(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        reason = f"{path} cannot be written ({error.strerror or error}): make room for it, or choose another place"
+        raise type(error)(error.errno, f"{reason}. What stood there is unchanged") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _move_to_new(temporary: Path, path: Path) -> None:
+    """Moves a file to a name that must not exist, FileExistsError where it does."""
+    if os.name == "nt":
+        os.rename(temporary, path)  # which refuses an existing name there
+        return
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: the name is claimed first, empty for a moment
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise

@@ -1,0 +1,46 @@
+"""What a file says, made safe to work with: JSON in which no name stands twice, texts that can be shown."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from typing import Any
+
+__all__ = ["is_text", "read_json", "shown"]
+
+
+def read_json(text: str) -> Any:
+    """Returns the value of a JSON text.
+
+    Raises:
+        ValueError: Not JSON, nested too deeply, or a name stands twice in one object (which of the two counts?).
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def is_text(value: object, longest: int) -> bool:
+    """Whether a value is a text of at most so many characters that can be shown and stored as it is.
+
+    Line breaks and tabs may be in it, other control characters and halves of surrogate pairs not.
+    """
+    if not isinstance(value, str) or len(value) > longest:
+        return False
+    return all(c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") for c in value)
+
+
+def shown(text: str, longest: int = 800) -> str:
+    """Returns a text for a message: one line, cut where it is long, escapes in the place of what cannot be shown."""
+    cut = text if len(text) <= longest else f"{text[:longest]} ..."
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1) if len(names) < 1000 else "one of many"
+        raise ValueError(f"{twice[:40]!r} stands twice in one object")
+    return found

@@ -1,0 +1,99 @@
+"""One fit per name: a folder that a process holds while it works, and loses however it ends."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+__all__ = ["claimed", "empty"]
+
+_LOCK = "lock"
+_log = logging.getLogger("learned_solvers")
+
+
+@contextmanager
+def claimed(folder: Path, needed: int, *, name: str, remedy: str = "choose another name") -> Iterator[None]:
+    """Holds a folder for this process, after making sure that it can be written and has room.
+
+    A folder in which nothing but the lock is left in the end is deleted.
+
+    Args:
+        folder: The folder; made where it is missing.
+        needed: Bytes that will be written.
+        name: What is fitted, for the refusal of a second process.
+        remedy: What the user can do about it.
+
+    Raises:
+        OSError: The folder cannot be written, has no room, or another process is at work in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / _LOCK).open("w")
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written ({error.strerror}): {remedy}") from error
+    with lock:
+        if not _locked(lock) or not _is_at(lock, folder / _LOCK):
+            raise OSError(f"another process is fitting {name}: wait for it, or {remedy}")
+        try:
+            free = shutil.disk_usage(folder).free
+            if free < needed:
+                raise OSError(
+                    f"{folder} has {free / 2**20:.0f} MB free, the fit writes up to {needed / 2**20:.0f} MB: make "
+                    f"room, or {remedy}"
+                )
+            yield
+        finally:
+            _tidy(folder)  # while it is held: a lock that is deleted later may be another process's
+    if os.name == "nt":  # which deletes no open file, and no other process's
+        _tidy(folder)
+
+
+def empty(folder: Path) -> None:
+    """Deletes what is in a claimed folder, but for the lock."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != _LOCK:
+            path.unlink()
+
+
+def _tidy(folder: Path) -> None:
+    with suppress(OSError):
+        if os.listdir(folder) == [_LOCK]:
+            (folder / _LOCK).unlink()
+            folder.rmdir()
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether an open file is the one at a path, not one that its last holder deleted when it had done."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except OSError:
+        return False
+
+
+def _locked(file: IO[str]) -> bool:
+    """Locks an open file until it is closed or the process ends, however it ends; False where it is locked.
+
+    A network folder that knows no locks is worked in without one, which the log tells.
+    """
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # pyright: ignore
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK):
+            return False
+        _log.warning("%s cannot be locked (%s): do not start a second fit to this name", file.name, error.strerror)
+    return True
