@@ -220,7 +220,7 @@ def test_a_solver_is_loaded_by_path(kind):
 
 
 @pytest.mark.parametrize(
-    "name", ["nothing", "", "../solver_weights/ds_flow-sit", "/etc/hostname", "ds_flow-sit.pt", "ds_flow-sit/"]
+    "name", ["nothing", "", "../solver_weights/ds_flow-sit", "/etc/hostname", "ds_flow-sit.bin", "ds_flow-sit/"]
 )
 def test_an_unknown_name_is_refused_with_the_known_ones(name):
     with pytest.raises(ValueError, match=r"choose one of ds_flow-flowdcn, ds_flow-sit, .*or give the path") as refused:
