@@ -144,7 +144,7 @@ def _best_start(task: Task, steps: int, order: list[Candidate]) -> Start:
         if len(chosen) < STARTS and grid not in chosen:
             chosen[grid] = _from_candidate(task, steps, candidate)
     tried = list(chosen.values())
-    difference = difference_step(task.on(tried[0].space)[0].first(TRIED), tried[0].theta)
+    difference = _difference(task, steps, tried[0])
     for turn, iterations in enumerate(ITERATIONS):
         scored = [
             _improved(task, start, iterations, difference, f"{steps}/start {turn} {start.name}") for start in tried
@@ -153,6 +153,16 @@ def _best_start(task: Task, steps: int, order: list[Candidate]) -> Start:
             task.say(f"{steps} steps: start {start.name}, loss {loss:.3e}")
         tried = [start for _, start in sorted(scored, key=lambda pair: pair[0])[:KEPT]]
     return tried[0]
+
+
+def _difference(task: Task, steps: int, start: Start) -> float:
+    """Returns the size of differences that the model's rounding asks for."""
+
+    def work() -> dict[str, Tensor]:
+        problem, _ = task.on(start.space)
+        return {"size": torch.tensor(difference_step(problem.first(TRIED), start.theta), dtype=torch.float64)}
+
+    return float(task.recorded(f"{steps}/difference", work)["size"])
 
 
 def _improved(task: Task, start: Start, iterations: int, difference: float, name: str) -> tuple[float, Start]:
