@@ -11,89 +11,15 @@ Every worker is a process with one thread.
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import os
-import platform
 import sys
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from datetime import date
 from pathlib import Path
-from typing import Any
 
 import torch
-from learned_solvers.samplers.version import VERSION
 
-from . import cost, generalisation
-from .fidelity import GUIDANCES, STEPS, Sizes, fidelity
-from .overhead import overhead
-from .precision import DTYPES, precision
+from .jobs import PARTS, RESULTS, run
 from .quick import quick
-from .savings import savings
-
-HERE = Path(__file__).resolve().parent
-RESULTS, SOLVERS = HERE / "results", HERE / "results" / "solvers"
-Jobs = list[tuple[Callable[..., Any], tuple[Any, ...]]]
-
-
-SIZES = {"digits": Sizes(), "patches": Sizes(unseen=512), "shapes": Sizes(unseen=512)}
-
-
-def jobs_of(part: str, cache: Path) -> Jobs:
-    """Returns the calls that make a part's records, the longest first."""
-    if part == "fidelity":
-        order = [(name, g) for g in reversed(GUIDANCES) for name in ("patches", "shapes", "digits")]
-        return [(fidelity, (name, g, STEPS, SIZES[name], SOLVERS, cache)) for name, g in order]
-    if part == "savings":
-        return [(savings, (name, 3.0, SIZES[name], SOLVERS, cache)) for name in ("patches", "shapes", "digits")]
-    if part == "precision":
-        return [(precision, (name, d, 3.0, STEPS, SIZES[name], cache)) for name in ("shapes", "digits") for d in DTYPES]
-    if part == "generalisation":
-        g, digits, patches, shapes = generalisation, *SIZES.values()
-        return [
-            (g.guidances, ("patches", patches, cache)),
-            (g.sizes_of_pictures, ("shapes", shapes, cache)),
-            (g.guidances, ("digits", digits, cache)),
-            (g.classes, ("patches", patches, cache)),
-            (g.classes, ("digits", digits, cache)),
-            (g.fine_tuned, (digits,)),
-            (g.seeds, ("digits", digits, cache)),
-        ]
-    if part == "cost":
-        return [(cost.growth_with_samples, (cache,)), (cost.growth_with_size, ()), (cost.memory, ())]
-    return [(overhead, ())]
-
-
-PARTS = ("fidelity", "savings", "generalisation", "precision", "cost", "overhead")
-
-
-def recorded(cache: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """Returns a job's record, from the cache if it was found before."""
-    named = "-".join(str(a) for a in (work.__name__, *arguments) if isinstance(a, str | float))
-    path = cache / f"{named}.json"
-    if not path.exists():
-        record = work(*arguments)
-        path.write_text(json.dumps(record))
-    return json.loads(path.read_text())
-
-
-def run(part: str, workers: int, cache: Path) -> None:
-    """Writes a part's results file."""
-    jobs = jobs_of(part, cache)
-    if part == "overhead":  # timed: nothing beside it
-        workers = 1
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        records = [future.result() for future in [pool.submit(recorded, cache, *job) for job in jobs]]
-    about = {
-        "command": f"python -m benchmarks {part}", "date": date.today().isoformat(), "version": VERSION,
-        "torch": torch.__version__, "python": platform.python_version(), "workers": workers,
-        "samples": {name: vars(sizes) for name, sizes in SIZES.items()},
-    }  # fmt: skip
-    path = RESULTS / f"{part}.json"
-    path.write_text(json.dumps({"about": about, "records": records}, indent=1) + "\n")
-    print(f"written: {path}", flush=True)
 
 
 def main() -> None:
@@ -110,7 +36,6 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # the workers'
     if args.quick:
         sys.exit(quick())
-    SOLVERS.mkdir(parents=True, exist_ok=True)
     if args.cache is not None:
         args.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +45,7 @@ def main() -> None:
     if not args.parts or "figures" in args.parts:
         from .figures import draw
 
-        draw(RESULTS, HERE / "figures")
+        draw(RESULTS, RESULTS.parent / "figures")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,7 @@ from learned_solvers.training.teacher import Reference
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT))  # behind everything: nodes/ would shadow a host's module
-from benchmarks.overhead import _peak, _samplers  # noqa: E402
+from benchmarks.overhead import SIZES, _peak, _samplers  # noqa: E402
 from benchmarks.quality import frechet, sharpness, span_error  # noqa: E402
 from benchmarks.subjects import SUBJECTS  # noqa: E402
 
@@ -90,3 +92,19 @@ def test_the_record_says_how_it_was_made():
     for path in (path for path in (ROOT / "benchmarks/results").glob("*.json") if path.name not in others):
         about = json.loads(path.read_text())["about"]
         assert about["command"].startswith("python") and about["date"] and about["version"] and about["torch"]
+
+
+@pytest.mark.slow
+def test_the_command_shares_its_jobs_out_and_writes_a_record(tmp_path):
+    own = tmp_path / "checkout"
+    shutil.copytree(ROOT, own, ignore=shutil.ignore_patterns(".git", ".*_cache", "__pycache__", "tests", "docs"))
+    (own / "benchmarks/results/overhead.json").unlink(missing_ok=True)
+    environment = {key: value for key, value in os.environ.items() if key != "COMFYUI_PATH"}
+    command = [sys.executable, "-m", "benchmarks", "overhead"]
+    done = subprocess.run(command, cwd=own, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((own / "benchmarks/results/overhead.json").read_text())
+    assert found["about"]["command"] == "python -m benchmarks overhead"
+    (sizes,) = found["records"]
+    assert list(sizes) == list(SIZES)
+    assert all(samplers["dyweight, history 3"]["seconds"] > 0 for samplers in sizes.values())
