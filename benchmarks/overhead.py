@@ -16,10 +16,8 @@ import time
 import weakref
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -28,11 +26,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 if not __package__:  # run as a file, by ComfyUI's Python
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
-    import _as_package  # noqa: F401
+    sys.path.append(str(Path(__file__).resolve().parent.parent))
+    __package__ = "benchmarks"
+    import_module(__package__)
 
 from learned_solvers.samplers import FlowNoise, load_solver, sample_table
 from learned_solvers.samplers.dyweight import dyweight_table
+from learned_solvers.training.models.loading import find_comfy, host_module
+
+from .k_diffusion_modules import k_diffusion_folder, k_diffusion_module
 
 __all__ = ["SIZES", "measure", "overhead"]
 
@@ -48,12 +50,11 @@ STEPS = 10
 
 def overhead(turns: int = 41) -> dict[str, Any]:
     """Returns records per size; through ComfyUI's Python where there is a ComfyUI, else without its iPNDM."""
-    comfy = os.environ.get("COMFYUI_PATH")
-    if not comfy:
+    if not os.environ.get("COMFYUI_PATH"):
         return measure(_samplers(), turns)
-    python = os.environ.get("COMFYUI_PYTHON") or str(Path(comfy) / "venv/bin/python")
-    beside = str(_folder_of_k_diffusion().parent)
-    command = [python, str(Path(__file__).resolve()), comfy, beside, str(turns)]
+    comfy = find_comfy(None)
+    python = os.environ.get("COMFYUI_PYTHON") or str(comfy / "venv/bin/python")
+    command = [python, str(Path(__file__).resolve()), str(comfy), str(k_diffusion_folder().parent), str(turns)]
     done = subprocess.run(command, capture_output=True, text=True, cwd="/")
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
@@ -62,7 +63,7 @@ def overhead(turns: int = 41) -> dict[str, Any]:
 
 def _samplers() -> dict[str, Callable[[Tensor], Tensor]]:
     """Returns Euler and our two families; both of ours use all of their history."""
-    euler = _k_diffusion_sampling().sample_euler
+    euler = k_diffusion_module("sampling").sample_euler
     flow = FlowNoise(tokens=1024)
     sigmas = torch.linspace(1, 0.05, STEPS + 1)
     generator = torch.Generator().manual_seed(0)
@@ -78,36 +79,11 @@ def _samplers() -> dict[str, Callable[[Tensor], Tensor]]:
     }
 
 
-def _folder_of_k_diffusion() -> Path:
-    spec = find_spec("k_diffusion")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError("k-diffusion is measured too: pip install --no-deps k-diffusion==0.1.1.post1")
-    return Path(spec.submodule_search_locations[0])
-
-
-def _k_diffusion_sampling() -> Any:
-    """Returns k_diffusion.sampling without the package's own imports, which training needs and sampling does not."""
-    package = ModuleType("k_diffusion")
-    package.__path__ = [str(_folder_of_k_diffusion())]
-    sys.modules.setdefault("k_diffusion", package)
-    # Its own utils import torchvision; the samplers use this one function of them.
-    utils = ModuleType("k_diffusion.utils")
-    utils.append_dims = lambda x, dims: x[(...,) + (None,) * (dims - x.ndim)]  # pyright: ignore
-    sys.modules.setdefault("k_diffusion.utils", utils)
-    package.utils = utils  # pyright: ignore
-    return import_module("k_diffusion.sampling")
-
-
-def _with_comfy(comfy: str, beside: str) -> dict[str, Callable[[Tensor], Tensor]]:
-    sys.argv = [*sys.argv[:1], "--cpu"]
-    sys.path.insert(0, comfy)
+def _with_comfy(comfy: Path, beside: str) -> dict[str, Callable[[Tensor], Tensor]]:
     sys.path.append(beside)
-    import_module("comfy.options").enable_args_parsing()
-    host = import_module("comfy.k_diffusion.sampling")
-
+    host = host_module(comfy, "comfy.k_diffusion.sampling")
     sigmas = torch.linspace(1, 0.05, STEPS + 1)
-    of_host = {"ipndm": lambda x: host.sample_ipndm(_network, x, sigmas, disable=True)}
-    return {**_samplers(), **of_host}
+    return {**_samplers(), "ipndm": lambda x: host.sample_ipndm(_network, x, sigmas, disable=True)}
 
 
 def _network(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
@@ -169,7 +145,7 @@ def _peak(run: Callable[[], Tensor]) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("comfy")
+    parser.add_argument("comfy", type=Path)
     parser.add_argument("beside")
     parser.add_argument("turns", type=int)
     args = parser.parse_args()

@@ -22,6 +22,7 @@ if NAME not in sys.modules:
     assert spec is not None and spec.loader is not None
     sys.modules[NAME] = module_from_spec(spec)
     spec.loader.exec_module(sys.modules[NAME])
+sys.path.append(str(ROOT))  # for benchmarks; behind everything, as nodes/ would shadow a host's module
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 
 import pytest
@@ -177,19 +174,10 @@ def dyweight_solver(*steps: int, name: str = "dyweight_test", **card: object) ->
 
 
 def k_diffusion_module(name: str) -> ModuleType:
-    """Returns k-diffusion's real module `name`, without the training requirements that its package imports.
+    """Returns k-diffusion's real module `name`; skips the test where k-diffusion is not installed."""
+    from benchmarks import k_diffusion_modules
 
-    Skips the test where k-diffusion is not installed.
-    """
-    package = "k_diffusion_without_requirements"
-    if package not in sys.modules:
-        spec = find_spec("k_diffusion")
-        if spec is None or spec.submodule_search_locations is None:
-            pytest.skip("k-diffusion is not installed: pip install --no-deps k-diffusion")
-        sys.modules[package] = ModuleType(package)
-        sys.modules[package].__path__ = list(spec.submodule_search_locations)
-        # Its own utils import torchvision; the samplers and wrappers use this one function of them.
-        utils = sys.modules[f"{package}.utils"] = ModuleType(f"{package}.utils")
-        sys.modules[package].utils = utils
-        utils.append_dims = lambda x, target_dims: x[(...,) + (None,) * (target_dims - x.ndim)]
-    return import_module(f"{package}.{name}")
+    try:
+        return k_diffusion_modules.k_diffusion_module(name)
+    except ImportError as error:
+        pytest.skip(str(error))

@@ -17,11 +17,11 @@ from learned_solvers.training.problem import Problem
 from learned_solvers.training.samples import CountedDenoiser, Samples
 from learned_solvers.training.teacher import Reference
 
+from benchmarks.overhead import SIZES, _peak, _samplers
+from benchmarks.quality import frechet, sharpness, span_error
+from benchmarks.subjects import SUBJECTS
+
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT))  # behind everything: nodes/ would shadow a host's module
-from benchmarks.overhead import SIZES, _peak, _samplers  # noqa: E402
-from benchmarks.quality import frechet, sharpness, span_error  # noqa: E402
-from benchmarks.subjects import SUBJECTS  # noqa: E402
 
 
 def test_the_frechet_distance_of_gaussians_is_the_closed_form():

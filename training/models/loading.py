@@ -16,8 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from ...samplers.host_models import model_family
 
-__all__ = ["Parts", "check_one_model", "find_comfy", "load_parts"]
-
+__all__ = ["Parts", "check_one_model", "find_comfy", "host_module", "load_parts"]
 
 _ENCODERS = {"Flux": "FLUX", "FluxSchnell": "FLUX", "SD3": "SD3"}  # ComfyUI's CLIPType of architectures
 
@@ -76,7 +75,7 @@ def load_parts(
     """
     check_one_model(checkpoint, diffusion_model)
     _check_files([file for file in (checkpoint, diffusion_model, vae, *clip) if file is not None])
-    sd, utils = _host(comfy, "comfy.sd"), _host(comfy, "comfy.utils")
+    sd, utils = host_module(comfy, "comfy.sd"), host_module(comfy, "comfy.utils")
     encoders = own_vae = None
     if checkpoint is not None:
         with _loading("a checkpoint with --checkpoint", checkpoint):
@@ -90,9 +89,7 @@ def load_parts(
     if patcher is None:
         raise ValueError(f"{checkpoint or diffusion_model}: ComfyUI finds no diffusion model in it")
     if clip and text_encoders:
-        kind = {"Flux": "FLUX", "FluxSchnell": "FLUX", "SD3": "SD3"}.get(
-            model_family(patcher.model), "STABLE_DIFFUSION"
-        )
+        kind = _ENCODERS.get(model_family(patcher.model), "STABLE_DIFFUSION")
         with _loading("the model's text encoders with --clip", *clip):
             encoders = sd.load_clip([str(file) for file in clip], clip_type=getattr(sd.CLIPType, kind))
     if vae is not None:
@@ -140,7 +137,7 @@ def _check_files(files: Sequence[Path]) -> None:
                 raise ValueError(f"{file} is no readable safetensors file ({error}): get it again") from error
 
 
-def _host(comfy: Path, name: str) -> Any:
+def host_module(comfy: Path, name: str) -> Any:
     """Returns a module of ComfyUI; on a machine without an accelerator it is told so first."""
     if str(comfy) not in sys.path:
         sys.path.insert(0, str(comfy))
