@@ -13,14 +13,25 @@ from learned_solvers.training import fit_solver
 from learned_solvers.training.fit import FitResult
 from learned_solvers.training.objective import make_objective
 from learned_solvers.training.problem import Problem
-from learned_solvers.training.scan import candidates, rank
+from learned_solvers.training.scan import Candidate, best_of_methods, candidates, rank, rmse
 from learned_solvers.training.teacher import Teacher
 from torch import Tensor
 
 from .quality import quality_of, span_error
 from .subjects import SUBJECTS, Subject
 
-__all__ = ["GUIDANCES", "STEPS", "TEACHER", "Sizes", "ends_of", "fidelity", "fit", "unseen_of"]
+__all__ = [
+    "GUIDANCES",
+    "STEPS",
+    "TEACHER",
+    "Sizes",
+    "best_peers",
+    "ends_of",
+    "fidelity",
+    "fit",
+    "least_error",
+    "unseen_of",
+]
 
 STEPS = (3, 4, 5, 6, 8, 10)
 GUIDANCES = (1.0, 3.0, 7.0)
@@ -48,9 +59,10 @@ def fit(
     steps: Sequence[int],
     sizes: Sizes,
     dtype: torch.dtype = torch.float32,
+    seed: int = 0,
 ) -> FitResult:
     """Returns a fit with default settings, but for the teacher, on starts of its own."""
-    starts = subject.starts(sizes.fitted + sizes.held_out, 0, guidance)
+    starts = subject.starts(sizes.fitted + sizes.held_out, seed, guidance)
     shown = f"{guidance:g}" if isinstance(guidance, float) else "several"
     card = {"model_family": subject.name, "checkpoint": subject.about, "guidance": shown, "licence": "MIT"}
     return fit_solver(
@@ -101,12 +113,24 @@ def _peers(subject: Subject, unseen: Problem, steps: int, sizes: Sizes) -> dict[
 
     Close calls of the ranking are judged too, so that no peer is the weaker for the few.
     """
-    order = [c for _, c in rank(unseen.first(sizes.ranked), list(candidates(steps, subject.noise)))]
-    best: dict[str, Any] = {}
-    for candidate in order:
-        best.setdefault(candidate.name.partition(",")[0], candidate)
-    chosen = {c.name: c for c in [*order[:3], *list(best.values())[:5]]}
+    order = ranked(subject, unseen, steps, sizes)
+    chosen = {c.name: c for c in [*order[:3], *best_of_methods(order)[:5]]}
     return {label: _measured(subject.name, unseen, c.table) for label, c in chosen.items()}
+
+
+def ranked(subject: Subject, unseen: Problem, steps: int, sizes: Sizes) -> list[Candidate]:
+    """Returns the classical solvers on all grids, best first on a few of the starts."""
+    return [c for _, c in rank(unseen.first(sizes.ranked), list(candidates(steps, subject.noise)))]
+
+
+def best_peers(subject: Subject, unseen: Problem, steps: int, sizes: Sizes) -> list[SolverTable]:
+    """Returns the tables of the three best classical solvers by the few starts: one of them is the best on all."""
+    return [candidate.table for candidate in ranked(subject, unseen, steps, sizes)[:3]]
+
+
+def least_error(problem: Problem, tables: Sequence[SolverTable]) -> float:
+    """Returns the error of the best of some tables over all starts."""
+    return min(rmse(problem, table) for table in tables)
 
 
 def _measured(name: str, unseen: Problem, table: SolverTable) -> dict[str, Any]:

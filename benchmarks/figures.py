@@ -185,6 +185,6 @@ def _recipe(results: Any) -> Figure:
         minor_locator=NullLocator(),
     )
     handles, labels = axis.get_legend_handles_labels()
-    axis.legend(handles[:2], labels[:2], fontsize=10, loc="center")
+    axis.legend(handles[:2], labels[:2], fontsize=10, loc="center", bbox_to_anchor=(0.45, 0.7))
     axis.set_title("The same error at a twentieth of the calls")
     return figure

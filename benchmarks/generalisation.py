@@ -12,15 +12,13 @@ from typing import Any
 
 import torch
 from learned_solvers.samplers import Solver
-from learned_solvers.training import fit_solver
 from learned_solvers.training.models.digits import DigitsDenoiser, DigitsTransformer, load_digits
 from learned_solvers.training.problem import Problem
-from learned_solvers.training.samples import Samples
-from learned_solvers.training.scan import candidates, rank, rmse
-from learned_solvers.training.train_digits import load_pictures
+from learned_solvers.training.scan import rmse
+from learned_solvers.training.train_digits import flow_loss, load_pictures
 from torch import Tensor
 
-from .fidelity import TEACHER, Sizes, fit, unseen_of
+from .fidelity import Sizes, best_peers, fit, least_error, unseen_of
 from .subjects import SUBJECTS, Subject
 
 __all__ = ["GUIDANCES", "classes", "fine_tuned", "guidances", "seeds", "sizes_of_pictures"]
@@ -45,7 +43,7 @@ def guidances(name: str, sizes: Sizes, cache: Path | None) -> dict[str, Any]:
 def seeds(name: str, sizes: Sizes, cache: Path | None) -> dict[str, Any]:
     """Returns the ratios of solvers fitted on three other sets of starts."""
     subject = SUBJECTS[name]
-    solvers = {f"starts {seed}": _fitted(subject, _starts(subject, sizes, seed), sizes) for seed in (0, 1, 2)}
+    solvers = {f"starts {n}": fit(subject, "dyweight", 3.0, (STEPS,), sizes, seed=n).solver for n in (0, 1, 2)}
     return _ratios(f"{name}, starts", subject, solvers, {"unseen": unseen_of(subject, 3.0, sizes.unseen, cache)}, sizes)
 
 
@@ -92,25 +90,13 @@ def _spread(values: tuple[float, ...], count: int) -> Tensor:
     return torch.tensor(values).repeat(-(-count // len(values)))[:count]
 
 
-def _starts(subject: Subject, sizes: Sizes, seed: int) -> Samples:
-    return subject.starts(sizes.fitted + sizes.held_out, seed, 3.0)
-
-
-def _fitted(subject: Subject, starts: Samples, sizes: Sizes) -> Solver:
-    return fit_solver(
-        subject.model().model, starts.x, noise=subject.noise, steps=(STEPS,), teacher=TEACHER.method,
-        teacher_steps=TEACHER.steps, held_out=sizes.held_out, extra_args=starts.extra_args,
-    ).solver  # fmt: skip
-
-
 def _ratios(
     label: str, subject: Subject, solvers: Mapping[str, Solver], used: Mapping[str, Problem], sizes: Sizes
 ) -> dict[str, Any]:
     """Returns best peer / ours, by solver and by place of use."""
     ratios: dict[str, dict[str, float]] = {name: {} for name in solvers}
     for place, unseen in used.items():
-        order = rank(unseen.first(sizes.ranked), list(candidates(STEPS, subject.noise)))
-        peer = min(rmse(unseen, candidate.table) for _, candidate in order[:3])
+        peer = least_error(unseen, best_peers(subject, unseen, STEPS, sizes))
         for name, solver in solvers.items():
             ratios[name][place] = peer / rmse(unseen, solver.table(STEPS, subject.noise))
     print(label, {n: {p: round(r, 2) for p, r in row.items()} for n, row in ratios.items()}, flush=True)
@@ -126,13 +112,7 @@ def _trained_further(steps: int) -> DigitsDenoiser:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for _ in range(steps):
-            rows = torch.randint(len(pictures), (128,))
-            x0 = pictures[rows] + 0.15 * torch.randn(128, *pictures.shape[1:])
-            label = torch.where(torch.rand(128) < 0.1, 10, labels[rows])
-            noise, sigma = torch.randn_like(x0), torch.sigmoid(1.2 * torch.randn(128))
-            x = torch.lerp(x0, noise, sigma.view(-1, 1, 1, 1))
-            loss = (network(x, sigma, label) - (noise - x0)).square().mean()
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            flow_loss(network, pictures, labels, 128, blur=0.15).backward()
             optimizer.step()
     return DigitsDenoiser(network.eval()).requires_grad_(False)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learned_solvers.training.scan import candidates, rank, rmse
+from learned_solvers.training.scan import rmse
 
-from .fidelity import Sizes, fit, unseen_of
+from .fidelity import Sizes, best_peers, fit, least_error, unseen_of
 from .subjects import SUBJECTS
 
 __all__ = ["precision"]
@@ -28,10 +28,9 @@ def precision(
     result = fit(subject, "dyweight", guidance, steps, sizes, DTYPES[dtype])
     records = []
     for n in steps:
-        order = rank(unseen.first(sizes.ranked), list(candidates(n, subject.noise)))
-        table, peers = result.solver.table(n, subject.noise), [candidate.table for _, candidate in order[:3]]
-        record = {"steps": n, "ours": rmse(unseen, table), "peer": min(rmse(unseen, peer) for peer in peers)}
-        on_copy = {"ours": rmse(copied, table), "peer": min(rmse(copied, peer) for peer in peers)}
+        table, peers = result.solver.table(n, subject.noise), best_peers(subject, unseen, n, sizes)
+        record = {"steps": n, "ours": rmse(unseen, table), "peer": least_error(unseen, peers)}
+        on_copy = {"ours": rmse(copied, table), "peer": least_error(copied, peers)}
         records.append({**record, "on_copy": on_copy})
         print(name, dtype, n, f"1/{record['peer'] / record['ours']:.2f}", on_copy, flush=True)
     return {"network": name, "dtype": dtype, "guidance": guidance, "records": records}

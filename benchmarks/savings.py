@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from learned_solvers.samplers import load_solver
-from learned_solvers.training.scan import candidates, rank, rmse
+from learned_solvers.training.scan import rmse
 
-from .fidelity import Sizes, unseen_of
+from .fidelity import Sizes, best_peers, least_error, unseen_of
 from .subjects import SUBJECTS
 
 __all__ = ["CALLS", "savings"]
@@ -27,14 +26,9 @@ def savings(name: str, guidance: float, sizes: Sizes, solvers: Path, cache: Path
     peers: dict[int, float] = {}
 
     def reaches(calls: int) -> bool:
-        order = rank(unseen.first(sizes.ranked), list(candidates(calls, subject.noise)))
-        peers[calls] = min(rmse(unseen, candidate.table) for _, candidate in order[:3])
+        peers[calls] = least_error(unseen, best_peers(subject, unseen, calls, sizes))
         return peers[calls] <= ours
 
-    found = next((calls for calls in _counts() if reaches(calls)), None)
+    found = next((calls for calls in range(CALLS, _MOST + 1) if reaches(calls)), None)
     print(name, guidance, f"our error at {CALLS}: {ours:.4f}, the best peer's at {found} calls", flush=True)
     return {"network": name, "guidance": guidance, "ours": ours, "peers": peers, "calls": found}
-
-
-def _counts() -> Iterator[int]:
-    yield from range(CALLS, _MOST + 1)

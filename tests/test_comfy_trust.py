@@ -119,7 +119,7 @@ def test_a_guidance_that_is_no_number_is_refused(server):
 
 
 @pytest.mark.parametrize(
-    "name", ["/tmp/outside", "a/../../outside", "C:outside", "a\0b", "x" * 300, "é" * 120, "a\nb", ".."]
+    "name", ["/outside/name", "a/../../outside", "C:outside", "a\0b", "x" * 300, "é" * 120, "a\nb", ".."]
 )
 def test_a_fit_is_never_written_elsewhere(server, name):
     assert "file_name must be a name within models/solver_weights" in error_of(

@@ -125,8 +125,7 @@ def _error(entry: Entry, samples: Samples, ends: Tensor) -> float:
 def table_entries(model: CountedDenoiser, noise: Noise, calls: int) -> Iterable[Entry]:
     """Returns the peers as our own tables: the methods and the grids of a fit's scan."""
     for candidate in candidates(calls, noise):
-        method, _, grid = candidate.name.partition(", ")
-        yield Entry(method, grid, _run_of(model, candidate.table))
+        yield Entry(candidate.method, candidate.grid_name, _run_of(model, candidate.table))
 
 
 def solver_entries(model: CountedDenoiser, noise: Noise, solvers: Sequence[Solver], calls: int) -> Iterable[Entry]:

@@ -23,7 +23,7 @@ from .objective import make_objective
 from .problem import Problem
 from .processes import Processes
 from .samples import CountedDenoiser, Samples
-from .scan import SCANNED, Candidate, candidates, rank, rmse
+from .scan import SCANNED, Candidate, best_of_methods, candidates, rank, rmse
 from .spaces import Space
 from .start import find_start, resolve_initial
 from .task import Task
@@ -244,11 +244,8 @@ def _scanned(task: Task, n: int) -> list[Candidate]:
 
 def _peers(task: Task, n: int, order: list[Candidate]) -> list[Peer]:
     """Returns each method's best grid by the scan, judged on the held-out samples."""
-    best: dict[str, Candidate] = {}
-    for candidate in order:
-        best.setdefault(candidate.name.partition(",")[0], candidate)
     # Close calls in the scan are judged too, so that the peer is not the weaker for the few scanned samples.
-    shown = {c.name: c for c in [*best.values(), *order[:6]]}
+    shown = {c.name: c for c in [*best_of_methods(order), *order[:6]]}
 
     def work() -> Record:
         return {"errors": torch.tensor([rmse(task.judged, c.table) for c in shown.values()], dtype=torch.float64)}

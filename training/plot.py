@@ -12,6 +12,8 @@ from .comparison import Row
 __all__ = ["save_plot"]
 
 _PEERS = 4  # peers that have a line of their own, more where another number of calls has another best one
+_OURS = ("#d62728", "#e8820e", "#8e3bb0")
+_PEER_COLOURS = ("#1f4e79", "#4a86b8", "#7a7a7a", "#ababab", "#2f8f83", "#7fb7ae")
 
 
 def save_plot(path: Path, title: str, rows: Sequence[Row], peer: str) -> None:
@@ -38,10 +40,6 @@ def save_plot(path: Path, title: str, rows: Sequence[Row], peer: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     pyplot.close(figure)
-
-
-_OURS = ("#d62728", "#e8820e", "#8e3bb0")
-_PEER_COLOURS = ("#1f4e79", "#4a86b8", "#7a7a7a", "#ababab", "#2f8f83", "#7fb7ae")
 
 
 def _draw_lines(axes: Any, rows: Sequence[Row]) -> list[tuple[float, str, str]]:

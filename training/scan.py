@@ -36,6 +36,7 @@ __all__ = [
     "HOST_METHODS",
     "SCANNED",
     "Candidate",
+    "best_of_methods",
     "candidates",
     "carrier",
     "grids_of",
@@ -75,6 +76,16 @@ class Candidate:
     name: str
     grid: Grid | None
     table: SolverTable
+
+    @property
+    def method(self) -> str:
+        """Its name without the grid's."""
+        return self.name.partition(", ")[0]
+
+    @property
+    def grid_name(self) -> str:
+        """Its grid's name."""
+        return self.name.partition(", ")[2]
 
 
 def grids_of(noise: Noise) -> list[tuple[str, Grid]]:
@@ -175,16 +186,21 @@ def rank(problem: Problem, tried: Sequence[Candidate]) -> list[tuple[float, Cand
 
 def _kept(order: list[Candidate]) -> set[Candidate]:
     """Returns the best third, and the best of each method, of candidates in order."""
+    return {*order[: -(-len(order) // _KEPT)], *best_of_methods(order)}
+
+
+def best_of_methods(order: Sequence[Candidate]) -> list[Candidate]:
+    """Returns the first of each method, of candidates in order: each method at its best grid, the best one first."""
     best: dict[str, Candidate] = {}
     for candidate in order:
-        best.setdefault(candidate.name.partition(",")[0], candidate)
-    return {*order[: -(-len(order) // _KEPT)], *best.values()}
+        best.setdefault(candidate.method, candidate)
+    return list(best.values())
 
 
 def scan_calls(tried: Sequence[Candidate], samples: int) -> int:
     """Returns an upper bound of the network calls of `rank` on so many samples, one per sample and call."""
     calls = max(candidate.table.nfe for candidate in tried)
-    methods = len({candidate.name.partition(",")[0] for candidate in tried})
+    methods = len(best_of_methods(tried))
     total, going, seen = 0, len(tried), 0
     for stop in [*(count for count in _FEW if count < samples), samples]:
         total += going * (stop - seen) * calls

@@ -14,7 +14,7 @@ from ..samplers.card import StepCard
 from ..samplers.schedules import Noise
 from .gauss_newton import COARSE, GaussNewton, difference_step
 from .neighbour import resampled
-from .scan import Candidate, candidates
+from .scan import Candidate, best_of_methods, candidates
 from .spaces import Space, make_space
 from .task import Task
 
@@ -106,7 +106,7 @@ def find_start(task: Task, steps: int, order: list[Candidate], initial: str | So
 
 
 def _methods(known: Sequence[Candidate]) -> list[str]:
-    return list(dict.fromkeys(candidate.name.partition(",")[0] for candidate in known))
+    return [candidate.method for candidate in best_of_methods(known)]
 
 
 def _is_called(candidate: Candidate, name: str) -> bool:
@@ -140,9 +140,8 @@ def _best_start(task: Task, steps: int, order: list[Candidate]) -> Start:
     """
     chosen: dict[str, Start] = {}
     for candidate in order:  # one per grid: the same grid leads to the same minimum
-        grid = candidate.name.partition(", ")[2]
-        if len(chosen) < STARTS and grid not in chosen:
-            chosen[grid] = _from_candidate(task, steps, candidate)
+        if len(chosen) < STARTS and candidate.grid_name not in chosen:
+            chosen[candidate.grid_name] = _from_candidate(task, steps, candidate)
     tried = list(chosen.values())
     difference = _difference(task, steps, tried[0])
     for turn, iterations in enumerate(ITERATIONS):

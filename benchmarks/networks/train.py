@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from learned_solvers.training.files import write_tensors
+from learned_solvers.training.train_digits import averaged
 from torch import Tensor
 
 from . import patches, shapes
@@ -28,24 +29,13 @@ def train(kind: str, steps: int, batch: int, rate: float, seed: int) -> dict[str
     make, load, loss_of = KINDS[kind]
     pictures, tokens = load()
     model = make()
-    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
-    running = 0.0
-    for i in range(1, steps + 1):
+
+    def loss_of_batch() -> Tensor:
         rows = torch.randint(len(pictures), (batch,))
         kept = (torch.rand(batch, 1) >= 0.1).long()
-        loss = loss_of(model, pictures[rows], tokens[rows] * kept)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        average.update_parameters(model)
-        running += (loss.item() - running) / min(i, 200)
-        if i % 250 == 0:
-            print(f"step {i:6d}  loss {running:.4f}", flush=True)
-    return {name: value.half() for name, value in average.module.state_dict().items()}
+        return loss_of(model, pictures[rows], tokens[rows] * kept)
+
+    return {name: value.half() for name, value in averaged(model, loss_of_batch, steps, rate).items()}
 
 
 def main() -> None:
