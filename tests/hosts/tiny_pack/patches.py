@@ -11,12 +11,20 @@ import torch
 SEEN = {}
 
 
-class TinySampling:
-    """The model with the model_sampling of another prediction type, by its name in comfy.model_base.ModelType."""
+class _Patch:
+    """A node from a MODEL to a MODEL."""
 
     RETURN_TYPES = ("MODEL",)
     FUNCTION = "patch"
     CATEGORY = "tiny"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+
+class TinySampling(_Patch):
+    """The model with the model_sampling of another prediction type, by its name in comfy.model_base.ModelType."""
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -29,16 +37,8 @@ class TinySampling:
         return (model,)
 
 
-class TinyContinuousTime:
+class TinyContinuousTime(_Patch):
     """An eps model that hands its network the interpolated index of a noise level, not the nearest one."""
-
-    RETURN_TYPES = ("MODEL",)
-    FUNCTION = "patch"
-    CATEGORY = "tiny"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"model": ("MODEL",)}}
 
     def patch(self, model):
         model = model.clone()
@@ -58,12 +58,8 @@ class TinyContinuousTime:
         return (model,)
 
 
-class TinyWatch:
+class TinyWatch(_Patch):
     """The model, noting the sigma of every call and the timestep that its network sees."""
-
-    RETURN_TYPES = ("MODEL",)
-    FUNCTION = "patch"
-    CATEGORY = "tiny"
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -88,19 +84,11 @@ class TinyWatch:
         return (model,)
 
 
-class TinyOffload:
+class TinyOffload(_Patch):
     """The model as a card that is too small for it holds it: no weight stays loaded, patches are added in each call.
 
     The host itself offloads on a GPU only; --lowvram and --novram do nothing on the CPU.
     """
-
-    RETURN_TYPES = ("MODEL",)
-    FUNCTION = "patch"
-    CATEGORY = "tiny"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"model": ("MODEL",)}}
 
     def patch(self, model):
         model = model.clone()
@@ -114,16 +102,8 @@ class TinyOffload:
         return (model,)
 
 
-class TinyConstant:
+class TinyConstant(_Patch):
     """The model with three numbers that its network is told as they are, whatever the batch."""
-
-    RETURN_TYPES = ("MODEL",)
-    FUNCTION = "patch"
-    CATEGORY = "tiny"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"model": ("MODEL",)}}
 
     def patch(self, model):
         conds, numbers = model.model.extra_conds, torch.arange(3)
@@ -139,7 +119,7 @@ class TinyConstant:
         return (model,)
 
 
-class TinySeen:
+class TinySeen(_Patch):
     """What a TinyWatch noted until a latent was sampled, as JSON."""
 
     RETURN_TYPES = ("STRING",)
@@ -154,7 +134,7 @@ class TinySeen:
         return (json.dumps(SEEN[name]),)
 
 
-class TinyAudioLatent:
+class TinyAudioLatent(_Patch):
     """An empty LTX audio latent [B, 8, T, 16], to go beside a video's."""
 
     RETURN_TYPES = ("LATENT",)

@@ -1,0 +1,133 @@
+"""Fits that are interrupted, and go on: nothing is lost, and the result is the same file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import date
+
+import pytest
+import torch
+from learned_solvers.training import GaussNewton, Teacher, fit_solver
+from learned_solvers.training.samples import CountedDenoiser, Samples
+from learned_solvers.training.spaces import make_space
+from safetensors import safe_open
+from test_fit import FLOW, GRIDS, curved, starts
+from torch.testing import assert_close
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 6, 8])
+def test_an_interrupted_fit_goes_on_and_ends_with_the_same_file(tmp_path, stop_after):
+    x = starts("flow", 32)
+    settings = {"noise": FLOW, "steps": (3, 4), "teacher_steps": 10, "cache": tmp_path / "cache"}
+    whole = fit_solver(curved, x, **settings).solver.save(tmp_path / "whole.safetensors")
+    lines: list[str] = []
+
+    def stop(line: str) -> None:
+        lines.append(line)
+        if len(lines) > stop_after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_solver(curved, x, journal=tmp_path / "journal", progress=stop, **settings)
+    said: list[str] = []
+    resumed = fit_solver(curved, x, journal=tmp_path / "journal", progress=said.append, **settings)
+    assert resumed.solver.save(tmp_path / "resumed.safetensors").read_bytes() == whole.read_bytes()
+    assert any("going on with the fit" in line for line in said) == (tmp_path / "journal").exists()
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_a_fit_that_was_killed_in_its_pass_goes_on_there(tmp_path, blocks):
+    x, journal, calls = starts("flow", 44), tmp_path / "journal", 0
+
+    def passed() -> float:
+        if not journal.exists():
+            return 0.0
+        with safe_open(journal, framework="pt") as file:
+            return float(file.get_tensor("3/main|passed")) if "3/main|passed" in file.keys() else 0.0  # noqa: SIM118
+
+    def killed(x, sigma):
+        if passed() >= 8 * blocks:
+            raise KeyboardInterrupt
+        return curved(x, sigma)
+
+    def counted(x, sigma):
+        nonlocal calls
+        calls += len(x)
+        return curved(x, sigma)
+
+    settings = {"noise": FLOW, "steps": (3,), "teacher_steps": 10, "initial": "euler, shift 1", "cache": tmp_path}
+    settings["optimizer"] = GaussNewton(core=8, first=4)  # 33 samples in 5 blocks
+    whole = fit_solver(counted, x, **settings)
+    file, needed = whole.solver.save(tmp_path / "whole.safetensors"), calls
+    with pytest.raises(KeyboardInterrupt):
+        fit_solver(killed, x, journal=journal, **settings)
+    assert passed() == 8 * blocks
+    calls = 0
+    resumed = fit_solver(counted, x, journal=journal, **settings)
+    assert resumed.solver.save(tmp_path / "resumed.safetensors").read_bytes() == file.read_bytes()
+    # What is left: the other samples' blocks, one Jacobian each, and the judgements.
+    jacobian = 3 + sum(
+        3 - restart.known for restart in make_space("dyweight", 3, FLOW, GRIDS["flow"], 3, False).restart
+    )
+    assert (33 - 8 * blocks) * jacobian <= calls <= (33 - 8 * blocks) * jacobian + 3 * (5 * 33 + 2 * 11)
+    assert calls < needed - 33 * jacobian
+
+
+def test_resuming_a_finished_fit_makes_no_call(tmp_path):
+    x, calls = starts("flow", 24), 0
+
+    def counted(x, sigma):
+        nonlocal calls
+        calls += len(x)
+        return curved(x, sigma)
+
+    settings = {"noise": FLOW, "steps": (2, 3), "teacher_steps": 10, "cache": tmp_path, "journal": tmp_path / "journal"}
+    settings["optimizer"] = GaussNewton(core=8, first=4)  # 10 samples are beside the core
+    first, made = fit_solver(counted, x, **settings), calls
+    again = fit_solver(counted, x, **settings)
+    assert made > 0 and calls == made
+    files = [r.solver.save(tmp_path / f"{i}.safetensors").read_bytes() for i, r in enumerate((first, again))]
+    assert files[0] == files[1]
+    for n in (2, 3):
+        assert replace(again.report[n], seconds=0.0) == replace(first.report[n], seconds=0.0)
+
+
+def test_a_fit_that_goes_on_after_midnight_keeps_the_day_on_which_it_began(tmp_path, monkeypatch):
+    x = starts("flow", 16)
+    settings = {"noise": FLOW, "steps": (2,), "teacher_steps": 5, "optimizer": GaussNewton(iterations=1)}
+
+    def on(day: int) -> None:
+        monkeypatch.setattr(
+            fit_solver.__module__ + ".date", type("Day", (date,), {"today": lambda: date(2030, 12, day)})
+        )
+
+    def stopped(x, sigma):
+        raise KeyboardInterrupt
+
+    on(31)
+    whole = fit_solver(curved, x, **settings).solver.save(tmp_path / "whole.safetensors")
+    with pytest.raises(KeyboardInterrupt):  # at the first call of the teacher
+        fit_solver(stopped, x, journal=tmp_path / "journal", **settings)
+    on(1)
+    resumed = fit_solver(curved, x, journal=tmp_path / "journal", **settings).solver
+    assert resumed.card.date == "2030-12-31"
+    assert resumed.save(tmp_path / "resumed.safetensors").read_bytes() == whole.read_bytes()
+    assert fit_solver(curved, x, **settings).solver.card.date == "2030-12-01"
+
+
+def test_a_journal_of_other_settings_is_refused(tmp_path):
+    x = starts("flow", 24)
+    fit_solver(curved, x, noise=FLOW, steps=(3,), teacher_steps=10, journal=tmp_path / "journal")
+    with pytest.raises(ValueError, match="belongs to a fit with other settings"):
+        fit_solver(curved, x, noise=FLOW, steps=(4,), teacher_steps=10, journal=tmp_path / "journal")
+
+
+def test_cached_trajectories_spare_the_teacher(tmp_path):
+    model, samples = CountedDenoiser(curved, torch.float64), Samples(starts("flow"), {}, 4)
+    first = Teacher("heun", 10).reference(model, samples, FLOW, cache=tmp_path)
+    assert model.calls == 19 * len(samples)
+    again = Teacher("heun", 10).reference(model, samples, FLOW, cache=tmp_path)
+    assert model.calls == 19 * len(samples)
+    assert_close(again.end, first.end, rtol=0, atol=0)
+    Teacher("heun", 11).reference(model, samples, FLOW, cache=tmp_path)
+    assert model.calls == (19 + 21) * len(samples)
