@@ -288,7 +288,7 @@ def compared(server, model, **widgets):
     ("widgets", "message"),
     [
         ({"samplers": "eular"}, "'eular' names none of euler, "),
-        ({"more_solvers": "ds_flow"}, "more_solvers: 'ds_flow' is none of auto, ds_flow-flowdcn, ds_flow-sit, "),
+        ({"more_solvers": "ds_flow"}, "more_solvers: 'ds_flow' is none of auto, "),
         ({"solver": "dyweight_flux1-dev"}, "dyweight_flux1-dev was fitted for flow models, this model is vp"),
         ({"steps": "20"}, "choose the steps of dyweight_sd15 (4, 6, 8, 10 steps)"),
     ],
