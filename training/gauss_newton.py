@@ -46,7 +46,7 @@ class _State:
     loss: float
     judged: float
     first_loss: float  # the start's, held out
-    whole: bool = False  # whether the last step was made on the whole core
+    whole: bool = False  # whether `best` was found on the whole core
 
     def record(self) -> dict[str, Tensor]:
         """Returns tensors that `of` understands."""
@@ -74,7 +74,9 @@ class GaussNewton:
 
     Args:
         iterations: At most so many Jacobians, those of parts of the core included.
-        patience: Stop after so many iterations on the whole core without a better held-out loss.
+        patience: Stop after so many iterations on the whole core without a better held-out loss that gained little.
+        gain: An iteration gains little if it lowers the loss by less than this part. While it falls faster, the few
+            held-out samples are no judge yet: one that tips over to another picture rules them.
         tolerance: Stop when an iteration on the whole core lowers the loss by less than this part.
         damping: First damping, relative to the diagonal of J^T J.
         tries: Damped steps tried per Jacobian before giving up.
@@ -84,8 +86,9 @@ class GaussNewton:
         core: Samples that are iterated on.
     """
 
-    iterations: int = 12
+    iterations: int = 20
     patience: int = 2
+    gain: float = 0.1
     tolerance: float = 2e-2
     damping: float = 1e-3
     tries: int = 10
@@ -178,11 +181,15 @@ class GaussNewton:
         now = replace(now, iteration=now.iteration + 1, seen=part.total, loss=loss, damping=damping)
         if moved is not None:
             judged = loss if whole and judge is problem else judge.loss(moved)
-            # What a part of the samples led to must not win by the luck of few held-out ones.
+            # What a part of the samples led to must not win by the luck of few held-out ones: it only ranks before
+            # there is a point on the whole core that is better than the start.
             better = judged < (now.first_loss if whole and not now.whole else now.best_loss)
             best, best_loss = (moved, judged) if better else (now.best, now.best_loss)
-            stale = now.stale + 1 if whole and not better else 0
-            now = replace(now, theta=moved, best=best, best_loss=best_loss, judged=judged, stale=stale, whole=whole)
+            stale = 0
+            if whole and not better:
+                stale = now.stale + int(loss > (1 - self.gain) * normal.loss)
+            found = now.whole or (whole and better)
+            now = replace(now, theta=moved, best=best, best_loss=best_loss, judged=judged, stale=stale, whole=found)
         little = moved is None or loss > (1 - (self.tolerance if whole else self.enough)) * normal.loss
         if whole:
             return replace(now, done=little or now.stale >= self.patience)
