@@ -12,10 +12,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-__all__ = ["draw"]
+__all__ = ["draw", "least"]
 
 OURS, SEARCHED, PEER, PUBLISHED, BOUND = "#d1495b", "#edae49", "#30638e", "#8d96a3", "#222222"
 TITLES = {
@@ -37,6 +38,7 @@ def draw(results: Path, figures: Path) -> None:
     drawn: dict[str, tuple[str, Callable[[Any], Figure]]] = {
         "error": ("fidelity", lambda r: _per_call(r, *error)),
         "frechet": ("fidelity", lambda r: _per_call(r, *frechet)),
+        "closer": ("fidelity", _closer),
         "savings": ("savings", _savings),
         "generalisation": ("generalisation", _generalisation),
         "overhead": ("overhead", _overhead),
@@ -59,7 +61,7 @@ def _per_call(results: Any, key: str, label: str, title: str) -> Figure:
         steps = [r["steps"] for r in records]
         axis.plot(
             steps,
-            [min(p[key] for p in r["peers"].values()) for r in records],
+            [least(r, key) for r in records],
             "o-",
             color=PEER,
             label="best peer at its best grid",
@@ -87,6 +89,42 @@ def _per_call(results: Any, key: str, label: str, title: str) -> Figure:
     return figure
 
 
+def _closer(results: Any) -> Figure:
+    """Draws a heat map per network: the best peer's error over DyWeight's, by guidance and calls."""
+    names = list(dict.fromkeys(r["network"] for r in results["records"]))
+    figure, axes = plt.subplots(1, len(names), figsize=(3.1 * len(names), 2.6), layout="constrained", squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        rows = sorted((r for r in results["records"] if r["network"] == name), key=lambda r: r["guidance"])
+        steps = [r["steps"] for r in rows[0]["records"]]
+        _heat_map(
+            axis,
+            [[least(r, "error") / r["ours"]["dyweight"]["error"] for r in row["records"]] for row in rows],
+            [f"{row['guidance']:g}" for row in rows],
+            list(map(str, steps)),
+        )
+        axis.set(title=TITLES[name], xlabel="network calls")
+    axes[0][0].set_ylabel("guidance")
+    figure.suptitle("How many times closer to the teacher than the best peer (RMSE)", fontsize=13)
+    return figure
+
+
+def least(record: Any, key: str) -> float:
+    """Returns the best peer's measure in a record of fidelity."""
+    return min(peer[key] for peer in record["peers"].values())
+
+
+def _heat_map(axis: Axes, ratios: list[list[float]], rows: list[str], columns: list[str]) -> None:
+    """Draws ratios with their numbers: blue above 1, red below."""
+    values = np.array(ratios)
+    axis.imshow(np.log2(values), cmap="RdBu", vmin=-1.5, vmax=1.5, aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        color = "white" if abs(np.log2(value)) > 1 else "black"
+        axis.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=10, color=color)
+    axis.set_xticks(range(len(columns)), columns, fontsize=9)
+    axis.set_yticks(range(len(rows)), rows, fontsize=9)
+    axis.spines[:].set_visible(False)
+
+
 def _savings(results: Any) -> Figure:
     """Draws the calls that the best peer needs for our error at five."""
     figure, axis = plt.subplots(figsize=(7, 2.3), layout="constrained")
@@ -111,22 +149,8 @@ def _generalisation(results: Any) -> Figure:
     figure, axes = plt.subplots(2, 3, figsize=(10.5, 6), layout="constrained")
     for axis, record in zip(axes.flat, records, strict=False):
         rows, columns = list(record["ratios"]), list(next(iter(record["ratios"].values())))
-        values = np.array([[record["ratios"][row][column] for column in columns] for row in rows])
-        axis.imshow(np.log2(values), cmap="RdBu", vmin=-1.5, vmax=1.5, aspect="auto")
-        for (i, j), value in np.ndenumerate(values):
-            axis.text(
-                j,
-                i,
-                f"{value:.1f}",
-                ha="center",
-                va="center",
-                fontsize=10,
-                color="white" if abs(np.log2(value)) > 1 else "black",
-            )
-        axis.set_xticks(range(len(columns)), columns, fontsize=9)
-        axis.set_yticks(range(len(rows)), rows, fontsize=9)
+        _heat_map(axis, [[record["ratios"][row][column] for column in columns] for row in rows], rows, columns)
         axis.set(title=record["what"], xlabel="used", ylabel="fitted")
-        axis.spines[:].set_visible(False)
     for axis in list(axes.flat)[len(records) :]:
         axis.set_axis_off()
     figure.suptitle("Used elsewhere: the best peer's error / ours at 5 calls (above 1, blue: still ahead)", fontsize=13)
