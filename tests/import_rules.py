@@ -22,7 +22,7 @@ MAY_IMPORT = {  # project folder (or root file): the project folders that it may
     "webui_extension": {"webui_extension", "samplers"},
     "scripts": {"webui_extension"},
 }
-DOORS = {("nodes/fit.py", "training")}  # the one file of a folder that may go where the others may not
+DOORS = {("nodes/fitting.py", "training")}  # the one file of a folder that may go where the others may not
 HOSTS_OF = {"nodes": COMFY_MODULES, "webui_extension": WEBUI_MODULES, "scripts": WEBUI_MODULES}
 CORE_REQUIREMENTS = {"torch", "safetensors", "tqdm", "numpy", *sys.stdlib_module_names}
 

@@ -6,7 +6,7 @@ from .fit import FitResult, Peer, StepReport, fit_solver
 from .gauss_newton import GaussNewton
 from .gradient import GradientDescent
 from .report import better_peers, table_of
-from .scan import candidates
+from .scan import candidate_named
 from .teacher import TEACHERS, Teacher
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
     "StepReport",
     "Teacher",
     "better_peers",
-    "candidates",
+    "candidate_named",
     "claimed",
     "fit_solver",
     "most_calls",
