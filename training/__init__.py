@@ -2,10 +2,10 @@
 
 from .claim import claimed
 from .cost import most_calls
-from .fit import FitResult, Peer, StepReport, fit_solver
+from .fit import fit_solver
 from .gauss_newton import GaussNewton
 from .gradient import GradientDescent
-from .report import better_peers, table_of
+from .report import FitResult, Peer, StepReport, better_peers, table_of
 from .scan import candidate_named
 from .teacher import TEACHERS, Teacher
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..samplers import Solver, SolverTable, sample_table
 from ..samplers.multistep import Denoiser
 from ..samplers.schedules import Noise
-from .fit import FitResult
 from .picture import Strip
+from .report import FitResult
 from .room import Room
 from .samples import Samples
 from .scan import candidate_named
