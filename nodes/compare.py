@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import comfy.sample
 import comfy.samplers
 import comfy.utils
 from torch import Tensor
 
-from .fit import counts_of
+from .bench import Bench, Run
 from .folder import fingerprint, solver_names
 from .grid import Cell, Column, draw_grid
 from .inputs import (
@@ -21,6 +18,7 @@ from .inputs import (
     CATEGORY,
     cfg_input,
     check_number,
+    counts_of,
     latent_input,
     model_input,
     negative_input,
@@ -30,12 +28,8 @@ from .inputs import (
 )
 from .ksampler import fixed_latent
 from .pictures import pictures_of
-from .plan import Plan, plan
-from .sampling import sample_learned_solver
 
 __all__ = ["CompareSamplers"]
-
-_log = logging.getLogger("learned_solvers")
 
 
 class CompareSamplers:
@@ -129,7 +123,7 @@ class CompareSamplers:
                 "a latent that holds picture and sound together cannot be compared with one error: wire the picture's "
                 "latent alone"
             )
-        bench = _Bench(model, positive, negative, cfg, seed, latent)
+        bench = Bench(model, positive, negative, cfg, seed, latent)
         plans = {(count, entry): bench.plan(entry, count) for count in counts for entry in names}
         if all(isinstance(made, str) for made in plans.values()):
             raise ValueError(next(iter(plans.values())))  # before a minute is spent on the teacher
@@ -145,92 +139,6 @@ class CompareSamplers:
                 runs.append((count, bench.stock(sampler, own, count, count)))
                 bar.update(1)
         return _grid(model, vae, goal, runs, len(names) + len(stock)), _table(goal, runs)
-
-
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """One sampler's result: end states in the model's scale, or why there are none."""
-
-    name: str
-    calls: int
-    states: Tensor | None
-    ours: bool = False
-    refusal: str = ""
-    file: str = ""  # which solver file `auto` took
-
-    def errors(self, goal: Tensor) -> list[float]:
-        """Returns the root mean square distance of each picture to the goal."""
-        if self.states is None:
-            return []
-        return (self.states - goal).double().flatten(1).square().mean(1).sqrt().tolist()
-
-    def error(self, goal: Tensor) -> float:
-        """Returns the root mean square distance over all pictures."""
-        return float("inf") if self.states is None else float((self.states - goal).double().square().mean().sqrt())
-
-
-class _TooManyCalls(Exception):
-    pass
-
-
-class _CountingGuider(comfy.samplers.CFGGuider):
-    """The stock guider; counts model calls, and stops where they are too many."""
-
-    calls = 0
-    most: int | None = None
-
-    def predict_noise(self, *args: Any, **kwargs: Any) -> Tensor:
-        if self.calls == self.most:
-            raise _TooManyCalls
-        self.calls += 1
-        return super().predict_noise(*args, **kwargs)
-
-
-class _Bench:
-    """The same noise, model and conditioning for every sampler."""
-
-    def __init__(self, model: Any, positive: Any, negative: Any, cfg: float, seed: int, latent: dict[str, Any]) -> None:
-        self.model, self.positive, self.negative, self.cfg, self.seed = model, positive, negative, cfg, seed
-        self.latent = latent["samples"]
-        self.noise = comfy.sample.prepare_noise(self.latent, seed, latent.get("batch_index"))
-
-    def plan(self, entry: str, steps: int) -> Plan | str:
-        """Returns what a solver file, or the automatic choice, would run, or why it cannot."""
-        try:
-            return plan(self.model, entry, steps, shape=self.latent.shape)
-        except ValueError as error:
-            return str(error)
-
-    def learned(self, entry: str, made: Plan | str) -> _Run:
-        """Returns the result of what was planned for a drop-down entry."""
-        if isinstance(made, str):
-            return _Run(entry, 0, None, ours=True, refusal=made)
-        sampler = comfy.samplers.KSAMPLER(sample_learned_solver, made.options)
-        states, calls = self._run(sampler, made.table.levels.float(), None)
-        return _Run(entry, calls, states, ours=True, file="" if entry == made.solver.name else made.solver.name)
-
-    def stock(self, sampler: str, scheduler: str, steps: int, most: int | None) -> _Run:
-        """Returns the result of a stock sampler: with as many steps as make at most so many model calls."""
-        tried = [steps] if most is None else dict.fromkeys([steps, steps - 1, (steps + 1) // 2, (steps + 2) // 3, 1])
-        for count in (n for n in tried if n > 0):
-            host = comfy.samplers.KSampler(
-                self.model, count, self.model.load_device, sampler, scheduler, 1.0, self.model.model_options
-            )
-            try:
-                states, calls = self._run(comfy.samplers.sampler_object(sampler), host.sigmas, most)
-            except _TooManyCalls:
-                continue
-            if calls > 0:  # dpm_adaptive makes none where its first level is its last
-                return _Run(f"{sampler}/{scheduler}", calls, states)
-        return _Run(f"{sampler}/{scheduler}", 0, None, refusal=f"cannot sample in {most} model calls")
-
-    def _run(self, sampler: Any, sigmas: Tensor, most: int | None) -> tuple[Tensor, int]:
-        guider = _CountingGuider(self.model)
-        guider.most = most
-        guider.set_conds(self.positive, self.negative)
-        guider.set_cfg(self.cfg)
-        end = guider.sample(self.noise, self.latent, sampler, sigmas, disable_pbar=True, seed=self.seed)
-        return self.model.model.process_latent_in(end.float().cpu()), guider.calls
 
 
 def _words(text: str) -> list[str]:
@@ -269,7 +177,7 @@ def _stock(text: str, scheduler: str) -> list[tuple[str, str]]:
     return list(dict.fromkeys(pairs))
 
 
-def _grid(model: Any, vae: Any, goal: _Run, runs: Sequence[tuple[int, _Run]], width: int) -> Tensor:
+def _grid(model: Any, vae: Any, goal: Run, runs: Sequence[tuple[int, Run]], width: int) -> Tensor:
     """Returns the grid: the teacher first, then `width` samplers, in every row."""
     assert goal.states is not None
     teacher = [Cell(p, f"{goal.calls} calls") for p in pictures_of(model, goal.states, vae)]
@@ -282,7 +190,7 @@ def _grid(model: Any, vae: Any, goal: _Run, runs: Sequence[tuple[int, _Run]], wi
     return draw_grid("The same noise, the same model: who comes closest to the teacher?", columns, rows)
 
 
-def _cells(model: Any, vae: Any, goal: Tensor, run: _Run, count: int) -> list[Cell]:
+def _cells(model: Any, vae: Any, goal: Tensor, run: Run, count: int) -> list[Cell]:
     if run.states is None:
         return [Cell(None, run.refusal)] * len(goal)
     remark = f" ({run.calls} calls)" if run.calls != count else f", {run.file}" if run.file else ""
@@ -290,7 +198,7 @@ def _cells(model: Any, vae: Any, goal: Tensor, run: _Run, count: int) -> list[Ce
     return [Cell(p, f"error {e:.4f}{remark}") for p, e in zip(pictures, run.errors(goal), strict=True)]
 
 
-def _table(goal: _Run, runs: Sequence[tuple[int, _Run]]) -> str:
+def _table(goal: Run, runs: Sequence[tuple[int, Run]]) -> str:
     """Returns the Markdown table, best first within each step count."""
     end = goal.states
     assert end is not None

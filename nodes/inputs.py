@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from .folder import solver_names
 
 __all__ = ["AUTO", "CATEGORY", "SolverName", "denoise_input", "latent_input", "model_input", "seed_input"]
-__all__ += ["cfg_input", "check_number", "negative_input", "positive_input", "solver_input", "steps_input"]
+__all__ += ["cfg_input", "check_number", "counts_of", "negative_input", "positive_input", "solver_input", "steps_input"]
 
 AUTO = "auto"
 CATEGORY = "sampling/learned solvers"
@@ -30,6 +31,18 @@ def check_number(name: str, value: float, lowest: float, highest: float) -> None
     """
     if not lowest <= value <= highest:
         raise ValueError(f"{name} must be from {lowest:g} to {highest:g}, got {value:g}")
+
+
+def counts_of(text: str) -> tuple[int, ...]:
+    """Returns the step counts of a widget's text, ascending.
+
+    Raises:
+        ValueError: There is something else in it than counts from 1 to 100.
+    """
+    words = re.split(r"[\s,;]+", text.strip())
+    if not all(re.fullmatch(r"[1-9]\d?|100", word) for word in words):
+        raise ValueError(f"steps must be numbers of model calls from 1 to 100, such as 4 6 8, got {text!r}")
+    return tuple(sorted({int(word) for word in words}))
 
 
 def model_input(tooltip: str = "The model that will be sampled.") -> tuple[str, dict[str, Any]]:

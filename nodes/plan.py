@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..samplers import Solver, SolverTable, choose_solver, part_of_table
+from ..samplers.choose import runs_on
 from ..samplers.host_models import model_family, noise_of, pixel_size
 from ..samplers.schedules import FlowNoise, Noise, VPNoise
 from .folder import find_solver, loadable_solvers, place_of
@@ -91,7 +92,7 @@ def find(name: str, noise: Noise, steps: int, family: str, only: str | None = No
     if name != AUTO:
         return find_solver(name), []
     solvers = loadable_solvers()
-    fitting = [s for s in solvers if _makes_table(s, noise, steps)]
+    fitting = [s for s in solvers if runs_on(s, _shown(noise), steps)]
     chosen = choose_solver(fitting, noise.kind, steps, model_family=family, family=only)
     if chosen.card.model_family == family:
         return chosen, []
@@ -132,18 +133,6 @@ def remarks(
             "the latent before you split these sigmas"
         )
     return [*told, *(note for note in (card.note, step.note) if note)]
-
-
-def _makes_table(solver: Solver, noise: Noise, steps: int) -> bool:
-    """Whether a solver can run on a noise schedule; one without the step count stays, to be named in a refusal."""
-    if solver.prediction != noise.kind or steps not in solver.steps:
-        return True
-    try:
-        solver.table(steps, _shown(noise))
-    except ValueError as error:
-        _log.info("left out of the automatic choice: %s", error)
-        return False
-    return True
 
 
 def _shown(noise: Noise) -> Noise:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
+from .schedules import Noise
 from .solver_file import Solver
 
-__all__ = ["choose_solver"]
+__all__ = ["choose_solver", "runs_on"]
+
+_log = logging.getLogger("learned_solvers")
 
 
 def choose_solver(
@@ -52,3 +56,18 @@ def choose_solver(
     raise ValueError(
         f"no {which} for {model_family or 'this'} ({prediction}) model has {steps} steps: {'; or '.join(ways)}"
     )
+
+
+def runs_on(solver: Solver, noise: Noise, steps: int) -> bool:
+    """Whether a solver makes a table on a noise schedule, else the log says why not.
+
+    One of another prediction type or without the step count is no candidate anyway, and stays to be named in a refusal.
+    """
+    if solver.prediction != noise.kind or steps not in solver.steps:
+        return True
+    try:
+        solver.table(steps, noise)
+    except ValueError as error:
+        _log.info("left out of the automatic choice: %s", error)
+        return False
+    return True

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["EDMNoise", "FlowNoise", "Grid", "Noise", "VPNoise"]
+__all__ = ["FLUX_GRID", "EDMNoise", "FlowNoise", "Grid", "Noise", "VPNoise"]
 
 
 _LARGEST = 1e9  # of a grid's parameters: all of them are numbers around 1 to 10000
@@ -254,6 +254,9 @@ _RULES = {
     "flow_shift": (("flow",), ("shift",), _flow_shift),
     "flux_shift": (("flow",), ("base_tokens", "base_mu", "max_tokens", "max_mu"), _flux_shift),
 }
+
+FLUX_GRID = Grid("flux_shift", {"base_tokens": 256, "base_mu": 0.5, "max_tokens": 4096, "max_mu": 1.15})
+"""FLUX's own, as its samplers shift it: by e^0.5 at 256 latent tokens (256x256 pixels), e^1.15 at 4096 (1024x1024)."""
 
 
 def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:

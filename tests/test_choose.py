@@ -5,7 +5,9 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-from learned_solvers.samplers import Solver, choose_solver, list_solvers, load_solver
+import torch
+from learned_solvers.samplers import FlowNoise, Solver, VPNoise, choose_solver, list_solvers, load_solver
+from learned_solvers.samplers.choose import runs_on
 from oracles import ds_solver, dyweight_solver
 
 EXACT = ds_solver(5, 6, name="exact", model_family="Flux")
@@ -126,3 +128,27 @@ def test_a_host_with_the_bundled_solvers_gets(prediction, model_family, steps, c
 )
 def test_a_host_with_the_bundled_solvers_is_told_what_there_is(prediction, model_family, steps, offered):
     assert offered in refusal(bundled(), prediction, steps, model_family=model_family)
+
+
+def zero_snr() -> VPNoise:
+    """Returns Stable Diffusion's schedule with zero terminal SNR (arXiv 2305.08891, algorithm 1), as hosts hold it."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
+    roots = (1 - betas).cumprod(0).sqrt()
+    roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
+    alphas = torch.cat([roots[:-1].square(), torch.tensor([4.8973451890853435e-08], dtype=torch.float64)])
+    return VPNoise.from_sigmas(((1 - alphas) / alphas).sqrt())
+
+
+@pytest.mark.parametrize(
+    ("steps", "noise", "runs"),
+    [
+        pytest.param(4, zero_snr(), False, id="its learned steps lead below 0"),
+        pytest.param(4, VPNoise.stable_diffusion(), True, id="the schedule it was fitted on"),
+        pytest.param(5, zero_snr(), True, id="no such count: a refusal names it"),
+        pytest.param(4, FlowNoise(), True, id="another prediction type: never chosen"),
+    ],
+)
+def test_a_solver_that_makes_no_table_on_a_schedule_is_no_candidate(steps, noise, runs, caplog):
+    with caplog.at_level("INFO", logger="learned_solvers"):
+        assert runs_on(load_solver("dyweight_sd15"), noise, steps) is runs
+    assert ("dyweight_sd15: its learned steps do not fit" in caplog.text) is not runs

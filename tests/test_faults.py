@@ -70,7 +70,7 @@ def test_the_allocators_own_errors_are_known_as_such():
     with memory_limit(2**30), pytest.raises(RuntimeError) as refused:
         torch.empty(2**40)
     assert is_out_of_memory(refused.value)
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
     assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 18 GB)"))
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x3 and 4x3)"))

@@ -181,6 +181,12 @@ def test_image_to_image_of_a_flow_model_mixes_noise_and_picture(forge):
     close(job.latents[-1], by_hand(table, x, [guided(flow, "a cat", 1.0)], 2))
 
 
+@pytest.mark.parametrize("strength", [1.5, -0.25])
+def test_a_strength_that_no_part_of_a_grid_has_is_refused(forge, strength):
+    job = forge.run("img2img", **image_to_image(steps=6, denoising_strength=strength))  # the page's slider ends at 0, 1
+    assert f"denoising strength must be from 0 to 1, got {strength}" in job.error
+
+
 def test_inpainting_keeps_the_masked_region_and_samples_the_rest(forge):
     mask = Image.new("L", (64, 64), 0)
     mask.paste(255, (0, 0, 32, 64))

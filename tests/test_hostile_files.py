@@ -87,7 +87,8 @@ SOLVER_FILES = {
     "a header of 8 exabytes": (with_header(b"{}" * 46, length=2**63), "a header of 9223372036854775808 bytes"),
     "a header of 16 exabytes": (with_header(b"{}" * 46, length=2**64 - 1), "a header of 18446744073709551615 bytes"),
     "a header as long as the file": (with_header(b"{" + b" " * 3_000_000 + b"}"), "a header of 3000002 bytes"),
-    "a tensor of 2^63 columns": (sized([0, 2**63 - 1]), "must have timedeltas, coeffs"),
+    # Of the library's versions the old ones refuse it, the new ones make a tensor without entries.
+    "a tensor of 2^63 columns": (sized([0, 2**63 - 1]), "must have timedeltas, coeffs|not a safetensors file"),
     "a tensor of 2^124 entries": (sized([2**62, 2**62]), "not a safetensors file"),
     "a tensor of negative size": (sized([-1, 8]), "not a safetensors file"),
     "numbers of 4 bits": (sized([2, 0], "F4"), "not a safetensors file"),

@@ -1,8 +1,7 @@
-"""One folder as ComfyUI node pack, pip package and pytest root: loading, import graph, wheel, what git tracks."""
+"""One folder as ComfyUI node pack, pip package and pytest root: loading, wheel, what git tracks."""
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -13,11 +12,12 @@ import zipfile
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import ModuleType
 from unittest.mock import MagicMock
 
 import pytest
+from import_rules import COMFY_MODULES
 from learned_solvers.samplers.version import VERSION
 
 if sys.version_info >= (3, 11):
@@ -133,113 +133,6 @@ def test_an_error_inside_the_nodes_reaches_comfyui(pack, load_custom_node):
     (pack / "nodes" / "sampler.py").write_text("import no_such_module")
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         load_custom_node(str(pack))
-
-
-# ---- import graph
-
-COMFY_MODULES = {
-    *("comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview"),
-    *("node_helpers", "nodes", "server", "aiohttp"),
-}
-WEBUI_MODULES = {"modules", "modules_forge", "backend", "ldm_patched", "gradio"}
-OWN_FOLDERS = {"nodes", "samplers", "scripts", "solver_weights", "tests", "training", "webui_extension"}
-MAY_IMPORT = {  # project folder (or root file): the project folders that it may import
-    "__init__.py": {"nodes"},
-    "samplers": {"samplers"},
-    "nodes": {"nodes", "samplers"},
-    "training": {"training", "samplers"},
-    "webui_extension": {"webui_extension", "samplers"},
-    "scripts": {"webui_extension"},
-}
-DOORS = {("nodes/fit.py", "training")}  # the one file of a folder that may go where the others may not
-HOSTS_OF = {"nodes": COMFY_MODULES, "webui_extension": WEBUI_MODULES, "scripts": WEBUI_MODULES}
-CORE_REQUIREMENTS = {"torch", "safetensors", "tqdm", "numpy", *sys.stdlib_module_names}
-SOURCES = [path for folder in MAY_IMPORT for path in (ROOT / folder, *(ROOT / folder).rglob("*.py")) if path.is_file()]
-
-
-def imports_against_the_rules(file: str, source: str) -> list[str]:
-    """Returns the imports of a file, named by its path from the root, that point in a forbidden direction."""
-    tree = ast.parse(source)
-    plain = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    wrong = [name for name in plain if not _may_import(file, name, 0)]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            # `from .. import x` may name folders, `from ..x import y` names one.
-            names = [node.module] if node.module else [alias.name for alias in node.names]
-            wrong += ["." * node.level + name for name in names if not _may_import(file, name, node.level)]
-    return wrong
-
-
-def _may_import(file: str, name: str, dots: int) -> bool:
-    home, *_ = parts = PurePosixPath(file).parts
-    if dots:  # relative: resolved to the folder below the root
-        if home == "scripts" or dots > len(parts) or (home == "samplers" and dots > 1):
-            return False
-        target = [*parts[: len(parts) - dots], *name.split(".")]
-        # Through a door only to the folder's own face, which says what it offers.
-        return target[0] in MAY_IMPORT[home] or ((file, target[0]) in DOORS and len(target) == 1)
-    top, _, below = name.partition(".")
-    if top == "learned_solvers":  # only WebUI's scripts, which belong to no package, know the folder by a name
-        return home == "scripts" and below.partition(".")[0] in {"", *MAY_IMPORT[home]}
-    if home == "samplers":
-        return top in CORE_REQUIREMENTS
-    if home == "nodes":
-        return top in CORE_REQUIREMENTS | COMFY_MODULES | {"PIL"}  # what the host has
-    return top in HOSTS_OF.get(home, ()) or top not in COMFY_MODULES | WEBUI_MODULES | OWN_FOLDERS
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_imports_point_from_the_edges_to_the_engine(path):
-    assert not imports_against_the_rules(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize(
-    ("file", "line"),
-    [
-        ("samplers/part.py", "import comfy.utils"),
-        ("samplers/part.py", "from ..nodes import host"),
-        ("samplers/part.py", "from ..samplers import table"),
-        ("samplers/part.py", "from learned_solvers.samplers import table"),
-        ("samplers/part.py", "def late():\n    import scipy.integrate"),
-        ("nodes/sampler.py", "from ..training import teacher"),
-        ("nodes/sampler.py", "from .. import training"),
-        ("nodes/fit.py", "from ..training.teacher import Teacher"),
-        ("nodes/sampler.py", "from modules import shared"),
-        ("nodes/sampler.py", "import samplers"),
-        ("nodes/plot.py", "import matplotlib.pyplot"),
-        ("training/teacher.py", "from ..nodes.host import noise_of"),
-        ("training/teacher.py", "if True:\n    import folder_paths"),
-        ("training/models/comfy.py", "from ...nodes import host"),
-        ("training/models/comfy.py", "from ....nodes import host"),
-        ("training/models/comfy.py", "import comfy.sd"),
-        ("webui_extension/sampler.py", "import comfy.utils"),
-        ("webui_extension/sampler.py", "from ..nodes import host"),
-        ("webui_extension/sampler.py", "from learned_solvers.samplers import table"),
-        ("scripts/webui.py", "from learned_solvers.nodes import host"),
-        ("scripts/webui.py", "from .other import something"),
-        ("scripts/webui.py", "import samplers"),
-        ("__init__.py", "from . import training"),
-    ],
-)
-def test_a_forbidden_import_is_noticed(file, line):
-    assert len(imports_against_the_rules(file, f"import math\n{line}")) == 1
-
-
-@pytest.mark.parametrize(
-    ("file", "line"),
-    [
-        ("nodes/sampler.py", "from .. import samplers"),
-        ("nodes/sampler.py", "import comfy.utils, nodes"),
-        ("nodes/fit.py", "def late():\n    from .. import training"),
-        ("nodes/fit.py", "def late():\n    from ..training import fit_solver"),
-        ("training/models/comfy.py", "from ...samplers import load_solver"),
-        ("training/models/comfy.py", "from ..teacher import teach"),
-        ("webui_extension/sampler.py", "import gradio\nfrom modules import shared\nfrom ..samplers import table"),
-        ("scripts/webui.py", "from modules import shared\nfrom learned_solvers.webui_extension import register"),
-    ],
-)
-def test_an_allowed_import_is_let_through(file, line):
-    assert imports_against_the_rules(file, line) == []
 
 
 # ---- importing

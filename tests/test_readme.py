@@ -1,4 +1,4 @@
-"""What the documents say: their commands and Python run, their links lead somewhere.
+"""What the documents say: their commands and Python run, their links within the repository lead somewhere.
 
 The two commands for a fresh machine are run whole by .ci/readme; here each of their parts is held to what exists.
 """
@@ -152,7 +152,9 @@ def test_no_link_within_the_repository_is_dead(document):
         assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), f"no heading for {link}"
 
 
-EXTERNAL = {  # all that the documents lead to: looked at by hand, as tests open no connection
+# All that the documents lead out to, so that a new or a misspelt one is noticed. That they answer is checked nowhere:
+# tests open no connection.
+EXTERNAL = {
     "https://arxiv.org/abs/2505.21114",
     "https://arxiv.org/abs/2603.11607",
     "https://github.com/AUTOMATIC1111/stable-diffusion-webui",

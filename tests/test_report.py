@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from learned_solvers.training import better_peers
-from learned_solvers.training.fit import Peer, StepReport
+from learned_solvers.training import Peer, StepReport, better_peers
 
 
 def step(after: float) -> StepReport:

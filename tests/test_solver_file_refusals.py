@@ -134,7 +134,10 @@ REFUSED = {
         for rho in (-7, 0, INF, NAN, "7", True, None, 10**400)
     },
     # The tensors.
-    "no tensors": (save({}, metadata=METADATA), r"lists steps \[3\], the parameters are for \[\]"),
+    "no tensors": (
+        with_header(json.dumps({"__metadata__": METADATA}).encode()),
+        r"lists steps \[3\], the parameters are for \[\]",
+    ),
     "tensor missing": (save({"3/weights": TENSORS["3/weights"]}, metadata=METADATA), "must have weights, t_scale, got"),
     "tensor too many": (content({"3/bias": torch.ones(1)}), "3 steps must have weights, t_scale, got .*bias"),
     "tensor of other steps": (content({"5/weights": torch.eye(5)}), r"lists steps \[3\], .* for \[3, 5\]"),

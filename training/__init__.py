@@ -2,11 +2,11 @@
 
 from .claim import claimed
 from .cost import most_calls
-from .fit import FitResult, Peer, StepReport, fit_solver
+from .fit import fit_solver
 from .gauss_newton import GaussNewton
 from .gradient import GradientDescent
-from .report import better_peers, table_of
-from .scan import candidates
+from .report import FitResult, Peer, StepReport, better_peers, table_of
+from .scan import candidate_named
 from .teacher import TEACHERS, Teacher
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
     "StepReport",
     "Teacher",
     "better_peers",
-    "candidates",
+    "candidate_named",
     "claimed",
     "fit_solver",
     "most_calls",

@@ -12,17 +12,12 @@ from the same starts. Choose a --seed that the solvers were not fitted with.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from datetime import date
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,24 +28,18 @@ if not __package__:  # run as a file
     __package__ = _as_package.TRAINING
 
 from ..samplers import FlowNoise, Solver, load_solver
-from ..samplers.schedules import Noise
-from ..samplers.version import VERSION
-from .comparison import Entry, Row, compare, most_compared, run_entry, solver_entries, table_entries
+from .comparison import Entry, Subject, compare, most_compared, solver_entries, table_entries
+from .comparison_files import FILES, write_files
 from .cost import duration
 from .demo import GUIDANCE, demo_starts
 from .models.comfy_samplers import host_entries
 from .models.digits import load_digits
 from .models.loading import check_one_model, find_comfy
 from .options import add_model_options, count_of, encoded_prompts, load_model, model_name, per_sample, prompts_of
-from .picture import Strip, save_strips
-from .plot import save_plot
 from .samples import CountedDenoiser, Samples
 from .teacher import TEACHERS, Teacher
 
 __all__ = ["main"]
-
-FILES = ("compare.md", "compare.json", "compare.png", "pictures.png")
-_SHOWN = 6  # starts in the picture grid
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -89,20 +78,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-@dataclass(frozen=True, eq=False)
-class _Subject:
-    """What solvers are compared on: a counted denoiser with starts, a name and a way to see the ends."""
-
-    name: str
-    model: CountedDenoiser
-    noise: Noise
-    samples: Samples
-    peers: Callable[[int], Iterable[Entry]]
-    pictures: Callable[[Tensor], Tensor]
-    best_peer: str
-    versions: dict[str, str]
-
-
 def _check(args: argparse.Namespace) -> None:
     if not args.demo:
         check_one_model(args.checkpoint, args.diffusion_model)
@@ -127,7 +102,7 @@ def _compare_demo(args: argparse.Namespace, solvers: list[Solver]) -> None:
     name = f"the bundled digits model, guidance {GUIDANCE:g}"
     peers = lambda calls: table_entries(model, noise, calls)  # noqa: E731
     samples, best = Samples(x, extra_args, args.samples), "the best classical solver on its best grid"
-    _run(args, _Subject(name, model, noise, samples, peers, lambda ends: (ends + 1) / 2, best, {}), solvers)
+    _run(args, Subject(name, model, noise, samples, peers, lambda ends: (ends + 1) / 2, best, {}), solvers)
 
 
 def _compare_model(args: argparse.Namespace, solvers: list[Solver]) -> None:
@@ -148,12 +123,12 @@ def _compare_model(args: argparse.Namespace, solvers: list[Solver]) -> None:
         best = "ComfyUI's best sampler on its best schedule"
         samples = Samples(x.to(device), {"prompt": prompts}, args.microbatch)
         peers = lambda calls: host_entries(model, own, calls)  # noqa: E731
-        _run(args, _Subject(name, own, model.noise(shape), samples, peers, model.decode, best, versions), solvers)
+        _run(args, Subject(name, own, model.noise(shape), samples, peers, model.decode, best, versions), solvers)
 
     model.with_denoiser(work, conds, conds[0], guidance, embedded, [args.microbatch, *shape[1:]])
 
 
-def _run(args: argparse.Namespace, subject: _Subject, solvers: list[Solver]) -> None:
+def _run(args: argparse.Namespace, subject: Subject, solvers: list[Solver]) -> None:
     """Measures, after saying what it takes, and writes the files."""
     for solver in solvers:
         if solver.prediction != subject.noise.kind:
@@ -171,10 +146,11 @@ def _run(args: argparse.Namespace, subject: _Subject, solvers: list[Solver]) -> 
     ends = teacher.reference(model, samples, subject.noise).end
     spent = time.perf_counter() - began
     _say(f"The teacher took {spent:.0f} s: at most {duration(spent * most / model.calls)} more.")
-    _write(args, subject, teacher, compare(entries, model, samples, ends, _say), ends)
+    found = compare(entries, model, samples, ends, _say)
+    _say("\n" + write_files(args, subject, teacher, found, ends))
 
 
-def _entries(args: argparse.Namespace, subject: _Subject, solvers: list[Solver]) -> dict[int, list[Entry]]:
+def _entries(args: argparse.Namespace, subject: Subject, solvers: list[Solver]) -> dict[int, list[Entry]]:
     """Returns what is compared, by number of calls."""
     steps = args.steps or sorted({n for solver in solvers for n in solver.steps}) or list(range(3, 9))
     found = {n: list(solver_entries(subject.model, subject.noise, solvers, n)) for n in sorted(set(steps))}
@@ -183,88 +159,6 @@ def _entries(args: argparse.Namespace, subject: _Subject, solvers: list[Solver])
     if not any(found.values()):
         raise ValueError(f"no solver and no peer has {steps} calls on the grids {args.grids}: see --steps and --grids")
     return found
-
-
-def _write(
-    args: argparse.Namespace, subject: _Subject, teacher: Teacher, found: dict[Row, Entry], ends: Tensor
-) -> None:
-    rows = list(found)
-    args.output.mkdir(parents=True, exist_ok=True)
-    facts = {
-        "command": args.command,
-        "date": date.today().isoformat(),
-        "versions": {"learned_solvers": VERSION, "torch": torch.__version__, "python": platform.python_version()}
-        | subject.versions,
-        "model": subject.name,
-        "teacher": {"method": args.teacher, "steps": args.teacher_steps, "calls": teacher.calls},
-        "samples": len(subject.samples),
-        "seed": args.seed,
-        "network_calls": subject.model.calls,
-    }
-    table, record, plot, pictures = (args.output / name for name in FILES)
-    table.write_text(_markdown(facts, rows), encoding="utf-8")
-    record.write_text(json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n", encoding="utf-8")
-    if not args.no_plot:
-        save_plot(plot, f"Error to a {teacher.calls}-call teacher: {subject.name}", rows, subject.best_peer)
-    _draw(pictures, subject, found, ends, f"{args.teacher}, {teacher.calls} calls")
-    written = [table, record, *([] if args.no_plot else [plot]), pictures]
-    _say(f"\n{_table(rows)}\n\nwritten: {', '.join(map(str, written))}")
-
-
-def _markdown(facts: dict[str, Any], rows: list[Row]) -> str:
-    teacher, versions = facts["teacher"], ", ".join(f"{k} {v}" for k, v in facts["versions"].items())
-    return (
-        f"# Solvers compared: {facts['model']}\n\n{_table(rows)}\n\n"
-        f"Root mean square distance to the ends of {teacher['method']} with {teacher['calls']} calls, over "
-        f"{facts['samples']} starts (seed {facts['seed']}); bold is the least. In brackets the peer's best grid, the "
-        "one with the least error on these very starts. Peers are ComfyUI's samplers of these names; those with an "
-        "order (ab 2, ipndm 3) keep it to the last step. Heun takes two calls a step and one in the last: of an even "
-        "number it leaves one unused. A dash: the solver has no such number of calls.\n\n"
-        f"`{facts['command']}`, {facts['date']}, {versions}; {facts['network_calls']:,} network calls.\n"
-    )
-
-
-def _table(rows: list[Row]) -> str:
-    """Returns a Markdown table: a line per solver, ours first, a column per number of calls."""
-    steps = sorted({row.calls for row in rows})
-    cells = {(row.method, row.calls): row for row in rows}
-    best = {n: min(row.error for row in rows if row.calls == n) for n in steps}
-    ours = [m for m in dict.fromkeys(row.method for row in rows if row.ours)]
-    peers = sorted(
-        dict.fromkeys(row.method for row in rows if not row.ours),
-        key=lambda m: min((cells[m, n].error / best[n] for n in steps if (m, n) in cells), default=0),
-    )
-
-    def cell(method: str, n: int) -> str:
-        row = cells.get((method, n))
-        if row is None:
-            return "-"
-        error = f"**{row.error:.4f}**" if row.error == best[n] else f"{row.error:.4f}"
-        return error if row.ours else f"{error} ({row.grid})"
-
-    lines = ["| calls | " + " | ".join(map(str, steps)) + " |", "|---" * (len(steps) + 1) + "|"]
-    lines += [f"| {method} | " + " | ".join(cell(method, n) for n in steps) + " |" for method in [*ours, *peers]]
-    return "\n".join(lines)
-
-
-def _draw(path: Path, subject: _Subject, found: dict[Row, Entry], ends: Tensor, teacher: str) -> None:
-    """Draws a few starts: the teacher, and of up to three numbers of calls the best peer and the best of ours."""
-    shown = subject.samples.rows(0, min(_SHOWN, len(subject.samples)))
-    strips: list[tuple[str, str, Tensor]] = [(teacher, "the teacher", ends[: len(shown)])]
-    steps = sorted({row.calls for row in found})
-    for n in steps if len(steps) <= 3 else (steps[0], steps[len(steps) // 2], steps[-1]):
-        for ours in (False, True):
-            rows = [row for row in found if row.calls == n and row.ours == ours]
-            if rows:
-                row = min(rows, key=lambda row: row.error)
-                remark = f"{row.used} calls{'' if ours else f' on {row.grid}'}: {row.error:.4f}"
-                strips.append((row.method, remark, run_entry(found[row], shown)))
-    pictures = subject.pictures(torch.cat([end for _, _, end in strips]))
-    parts: list[Strip] = [
-        (name, remark, part) for (name, remark, _), part in zip(strips, pictures.split(len(shown)), strict=True)
-    ]
-    title = f"{subject.name}: the same starts, with the errors over all {len(subject.samples)}"
-    save_strips(path, title, parts, size=96)
 
 
 def _say(line: str) -> None:

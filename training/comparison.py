@@ -14,7 +14,7 @@ from ..samplers.schedules import Noise
 from .samples import CountedDenoiser, Samples
 from .scan import candidates
 
-__all__ = ["Entry", "Row", "compare", "most_compared", "run_entry", "solver_entries", "table_entries"]
+__all__ = ["Entry", "Row", "Subject", "compare", "most_compared", "run_entry", "solver_entries", "table_entries"]
 
 Run = Callable[[Tensor, Mapping[str, Any]], Tensor]
 _TRIED = 8  # samples that a method's grids are tried on
@@ -52,6 +52,31 @@ class Row:
     error: float
     grids: int
     ours: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What solvers are compared on.
+
+    Args:
+        name: For people.
+        model: The denoiser, for its count of calls.
+        noise: Its schedule.
+        samples: The starts.
+        peers: Returns the peers that make at most so many calls.
+        pictures: Turns end states into pictures [B, C, H, W] in [0, 1].
+        best_peer: What to call the best of the peers.
+        versions: Of what else took part, by name.
+    """
+
+    name: str
+    model: CountedDenoiser
+    noise: Noise
+    samples: Samples
+    peers: Callable[[int], Iterable[Entry]]
+    pictures: Callable[[Tensor], Tensor]
+    best_peer: str
+    versions: dict[str, str]
 
 
 def compare(

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..samplers import FlowNoise, load_solver
-from .fit import FitResult, fit_solver
+from .fit import fit_solver
 from .models.digits import SHAPE, load_digits
 from .picture import save_strips
-from .report import table_of
+from .report import FitResult, table_of
 from .samples import Samples
 from .strips import strips_of
 from .teacher import Teacher

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from .journal import Journal, Record
 from .objective import make_objective
 from .problem import Problem
 from .processes import Processes
+from .report import FitResult, Peer, StepReport
 from .samples import CountedDenoiser, Samples
 from .scan import SCANNED, Candidate, best_of_methods, candidates, rank, rmse
 from .spaces import Space
@@ -29,53 +30,7 @@ from .start import find_start, resolve_initial
 from .task import Task
 from .teacher import Teacher
 
-__all__ = ["FitResult", "Peer", "StepReport", "fit_solver"]
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A classical solver: its name with its grid, and its error on the held-out samples."""
-
-    name: str
-    error: float
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What a fit found for one step count; errors are RMSE to the teacher's end over held-out samples.
-
-    Args:
-        error_before: Of the start of the fit.
-        error_after: Of the fitted solver.
-        peers: Classical solvers at equal calls, each at its best grid, best first.
-        network_calls: Samples times calls of this step count, with the scan, without the teacher.
-        seconds: Spent by this process.
-        start: What the fit started from.
-    """
-
-    error_before: float
-    error_after: float
-    peers: tuple[Peer, ...]
-    network_calls: int
-    seconds: float
-    start: str
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """A fitted solver and how it was found.
-
-    Args:
-        solver: Ready to save and to sample with.
-        report: Per step count.
-        teacher_calls: Network calls of the teacher, over all samples, shared by all step counts.
-        held_out: Samples that judged.
-    """
-
-    solver: Solver
-    report: Mapping[int, StepReport]
-    teacher_calls: int
-    held_out: int
+__all__ = ["fit_solver"]
 
 
 def fit_solver(

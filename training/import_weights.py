@@ -28,7 +28,7 @@ if not __package__:  # run as a file
 
 from ..samplers.card import Card, StepCard
 from ..samplers.plain import read_json, shown
-from ..samplers.schedules import Grid
+from ..samplers.schedules import FLUX_GRID, Grid
 from ..samplers.solver_file import Solver
 from ..samplers.version import VERSION
 from .inert_pickle import LARGEST, read_inert_pickle
@@ -40,7 +40,6 @@ __all__ = ["Table", "assemble", "main", "read_tables"]
 _LOSSES = ("l2", "l1", "huber", "inception", "trajectory")  # that the papers' released code has
 _KINDS = {"dataset": str, "schedule": str, "loss": str, "teacher": str, "history": int, "teacher_steps": int}
 _MOST = 10_000  # numbers in a table: 100 calls
-_FLUX_GRID = Grid("flux_shift", {"base_tokens": 256, "base_mu": 0.5, "max_tokens": 4096, "max_mu": 1.15})
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ def _dyweight_table(name: str, entry: Mapping[str, Any]) -> Table:
     grids = {
         "polynomial": Grid("polynomial", {"rho": entry.get("rho", 7.0)}),
         "discrete": Grid("uniform_time", {"end": 1e-3}),
-        "flux_shift": _FLUX_GRID,
+        "flux_shift": FLUX_GRID,
     }
     for key, kind in _KINDS.items():
         if not isinstance(entry[key], kind) or entry[key] != entry[key]:

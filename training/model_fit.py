@@ -1,33 +1,30 @@
-"""One run of the command on a model of ComfyUI's: what it will do, the fit, the three files."""
+"""One run of the command on a model of ComfyUI's: the fit, and the three files."""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..samplers import load_solver
-from ..samplers.schedules import Noise
-from .cost import duration, most_calls, seconds_of_call
-from .fit import FitResult, fit_solver
+from .cost import duration, seconds_of_call
+from .fit import fit_solver
+from .fit_plan import FitPlan, planned
 from .gauss_newton import GaussNewton, Progress
 from .gradient import GradientDescent
 from .memory import peak_memory
-from .models.comfy import ComfyModel
 from .models.conditioning import Cond
-from .options import encoded_prompts, load_model, model_name, per_sample, prompts_of, texts_of
+from .options import encoded_prompts, per_sample, prompts_of
 from .output import Output
 from .picture import save_strips
 from .processes import Processes
 from .progress import CallBar
-from .report import table_of
+from .report import FitResult, table_of
 from .samples import Samples
 from .strips import strips_of
 from .teacher import Teacher
@@ -35,96 +32,6 @@ from .teacher import Teacher
 __all__ = ["fit_model"]
 
 _SHOWN = 4  # held-out samples in the picture
-
-
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """What a run will do.
-
-    Args:
-        args: The command's options.
-        model: The model, loaded.
-        output: Where the files go.
-        prompts: File of the encoded prompts.
-        reused: Whether it is there; else it is to be written.
-        teacher: The reference.
-        settings: The optimizer's.
-        shape: Of one latent.
-        noise: The model's schedule.
-        guidance: CFG; 1 makes one pass per call.
-        embedded: Guidance that is an input of the model, or None.
-    """
-
-    args: argparse.Namespace
-    model: ComfyModel
-    output: Output
-    prompts: Path
-    reused: bool
-    teacher: Teacher
-    settings: GaussNewton | GradientDescent
-    shape: list[int]
-    noise: Noise
-    guidance: float
-    embedded: float | None
-
-    @property
-    def held(self) -> int:
-        """Samples that judge."""
-        return _held(self.args)
-
-    @property
-    def count(self) -> int:
-        """All samples."""
-        return self.args.samples + self.held
-
-    @property
-    def most(self) -> int:
-        """Network calls at most, of all processes."""
-        return most_calls(
-            self.args.steps, self.args.samples, self.held, self.noise, family=self.args.family,
-            history=self.args.history, learn_grid=self.args.learn_grid, teacher=self.teacher, settings=self.settings,
-        )  # fmt: skip
-
-    @property
-    def bytes_written(self) -> int:
-        """Room that the teacher's states need, twice for safety, and the journal."""
-        states = self.teacher.steps + 1 if self.args.loss == "trajectory" else 1
-        return 2 * 4 * self.count * math.prod(self.shape) * states + 2**24
-
-    @property
-    def differentiable(self) -> bool:
-        """Whether gradients go through the model."""
-        return isinstance(self.settings, GradientDescent)
-
-    def told(self) -> str:
-        """Returns what will be done, for people."""
-        args, cfg = self.args, self.guidance
-        return (
-            f"{self.model.family} ({self.noise.kind}), {self.model.pixels(self.shape)}, "
-            + (f"CFG {cfg:g}" if self.embedded is None else f"embedded guidance {self.embedded:g}")
-            + f": {args.family} solvers of {', '.join(map(str, args.steps))} steps from {args.samples} pictures, "
-            f"judged on {self.held} more.\nAt most {self.most:,} network calls"
-            + (" of two passes each (CFG)" if cfg != 1 else "")
-            + f", an eighth to a seventh of it is usual; result: {self.output.solver}"
-        )
-
-    def suspect(self) -> str:
-        """Returns what to look at where the model cannot be run on its prompts."""
-        if self.reused:
-            return f"where the prompts in {self.prompts} belong to another model, name another file with --conditioning"
-        if self.args.clip:
-            return f"do the text encoders {', '.join(map(str, self.args.clip))} belong to it? Name its own with --clip"
-        return "does ComfyUI itself sample with this checkpoint? Its own text encoders made the prompts"
-
-    def card(self) -> dict[str, str]:
-        """Returns what the solver file says of model and samples."""
-        return {
-            "model_family": self.model.family,
-            "checkpoint": model_name(self.args),
-            "guidance": f"{self.guidance:g}" if self.embedded is None else f"{self.embedded:g} (distilled, CFG 1)",
-            "resolution": self.model.pixels(self.shape),
-            "note": f"fitted to {self.args.samples} samples, judged on {self.held}, seed {self.args.seed}",
-        }
 
 
 def fit_model(
@@ -145,7 +52,7 @@ def fit_model(
     say: Progress = (lambda line: print(line, flush=True)) if first else (lambda line: None)
     if first:
         output.check()
-    plan = _planned(args, comfy, output, teacher, settings, first)
+    plan = planned(args, comfy, output, teacher, settings, first)
     say(plan.told())
     with output.claimed(plan.bytes_written) if first and not args.dry_run else nullcontext():
         conds = processes.from_first(_encoded(plan, say) if first else None)
@@ -157,34 +64,7 @@ def fit_model(
         )  # fmt: skip
 
 
-def _planned(
-    args: argparse.Namespace,
-    comfy: Path,
-    output: Output,
-    teacher: Teacher,
-    settings: GaussNewton | GradientDescent,
-    first: bool,
-) -> _Plan:
-    """Returns the plan, after loading the model; the first process loads text encoders too where they are needed."""
-    texts = texts_of(args, args.samples + _held(args))
-    prompts = args.conditioning or output.folder / f"prompts-{_hash(texts, _stat(args))}.safetensors"
-    reused = prompts.exists()
-    model = load_model(args, comfy, encode=first and not reused)
-    shape = model.latent_shape(*(args.size or model.size))
-    noise, (guidance, embedded) = model.noise(shape), model.guidance(args.guidance)
-    if isinstance(settings, GradientDescent) and noise.kind == "vp":
-        raise ValueError(
-            f"ComfyUI rounds the model time of {model.family} to whole numbers, so no gradient reaches the noise "
-            "levels: use --optimizer gauss-newton"
-        )
-    return _Plan(args, model, output, prompts, reused, teacher, settings, shape, noise, guidance, embedded)
-
-
-def _held(args: argparse.Namespace) -> int:
-    return math.ceil(args.samples / 3)
-
-
-def _encoded(plan: _Plan, say: Progress) -> list[Cond]:
+def _encoded(plan: FitPlan, say: Progress) -> list[Cond]:
     """Returns the encoded prompts; a dry run without a file of them encodes one, and writes none."""
     sparing = plan.args.dry_run and not plan.reused
     number, file = (1, None) if sparing else (plan.count, plan.prompts)
@@ -192,7 +72,7 @@ def _encoded(plan: _Plan, say: Progress) -> list[Cond]:
 
 
 def _run(
-    plan: _Plan,
+    plan: FitPlan,
     conds: list[Cond],
     denoiser: Callable[..., Tensor],
     device: torch.device,
@@ -210,8 +90,7 @@ def _run(
     )
     if args.dry_run:
         return
-    work = plan.output.folder / _hash(conds, _stat(args), plan.guidance, plan.embedded, plan.shape)
-    result = _fitted(plan, denoiser, x, prompts, work, processes)
+    result = _fitted(plan, denoiser, x, prompts, plan.work(conds), processes)
     if processes.rank == 0:
         some = -min(_SHOWN, plan.held)
         shown = Samples(x[some:], {"prompt": prompts[some:]}, args.microbatch)
@@ -221,7 +100,7 @@ def _run(
 
 
 def _fitted(
-    plan: _Plan,
+    plan: FitPlan,
     denoiser: Callable[..., Tensor],
     x: Tensor,
     prompts: list[list[int]],
@@ -241,7 +120,7 @@ def _fitted(
     return result
 
 
-def _write(plan: _Plan, result: FitResult, facts: str, denoiser: Callable[..., Tensor], shown: Samples) -> None:
+def _write(plan: FitPlan, result: FitResult, facts: str, denoiser: Callable[..., Tensor], shown: Samples) -> None:
     """Writes solver file, report and picture: made in the output's folder, then moved together."""
     output, decode = plan.output, plan.model.decode
     png, md, solver = (output.folder / file.name for file in output.files)
@@ -253,22 +132,3 @@ def _write(plan: _Plan, result: FitResult, facts: str, denoiser: Callable[..., T
     save_strips(png, f"{solver.stem}: the same held-out starts", strips, size=160)
     md.write_text(f"# {solver.stem}\n\n{facts}\n\n{table_of(result)}\n\n![the same starts]({png.name})\n", "utf-8")
     output.deliver()
-
-
-def _stat(args: argparse.Namespace) -> list[tuple[str, int, int]]:
-    """Returns what tells the model's files from others: paths, sizes, times."""
-    files = [file for file in (args.checkpoint, args.diffusion_model, *args.clip) if file is not None and file.exists()]
-    return [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-
-
-def _hash(*values: object) -> str:
-    """Returns a name for values: numbers, texts, encoded prompts."""
-    digest = hashlib.sha256()
-    for value in values:
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            for cond in value:
-                for key in sorted(cond):
-                    digest.update(key.encode() + cond[key].float().numpy().tobytes())
-        else:
-            digest.update(repr(value).encode())
-    return digest.hexdigest()[:16]

@@ -1,10 +1,59 @@
-"""What a fit says about itself: a table for the terminal and a Markdown file."""
+"""What a fit found, and how it says so: a table for the terminal and a Markdown file."""
 
 from __future__ import annotations
 
-from .fit import FitResult
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-__all__ = ["better_peers", "table_of"]
+from ..samplers import Solver
+
+__all__ = ["FitResult", "Peer", "StepReport", "better_peers", "table_of"]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A classical solver: its name with its grid, and its error on the held-out samples."""
+
+    name: str
+    error: float
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a fit found for one step count; errors are RMSE to the teacher's end over held-out samples.
+
+    Args:
+        error_before: Of the start of the fit.
+        error_after: Of the fitted solver.
+        peers: Classical solvers at equal calls, each at its best grid, best first.
+        network_calls: Samples times calls of this step count, with the scan, without the teacher.
+        seconds: Spent by this process.
+        start: What the fit started from.
+    """
+
+    error_before: float
+    error_after: float
+    peers: tuple[Peer, ...]
+    network_calls: int
+    seconds: float
+    start: str
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A fitted solver and how it was found.
+
+    Args:
+        solver: Ready to save and to sample with.
+        report: Per step count.
+        teacher_calls: Network calls of the teacher, over all samples, shared by all step counts.
+        held_out: Samples that judged.
+    """
+
+    solver: Solver
+    report: Mapping[int, StepReport]
+    teacher_calls: int
+    held_out: int
 
 
 def better_peers(result: FitResult) -> list[str]:

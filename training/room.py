@@ -62,4 +62,5 @@ class Room:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that there is no memory left: a GPU's, the CPU allocator's, or Python's own."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(said in str(error).lower() for said in _SAID)
+    no_room = MemoryError, torch.cuda.OutOfMemoryError  # which is torch.OutOfMemoryError, from torch 2.5 on
+    return isinstance(error, no_room) or any(said in str(error).lower() for said in _SAID)

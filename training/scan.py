@@ -37,6 +37,7 @@ __all__ = [
     "SCANNED",
     "Candidate",
     "best_of_methods",
+    "candidate_named",
     "candidates",
     "carrier",
     "grids_of",
@@ -135,6 +136,11 @@ def candidates(steps: int, noise: Noise) -> Iterator[Candidate]:
         short = levels_of(fewer) if fewer > 1 else None
         if short is not None:
             yield Candidate(f"heun, {grid_name}", None, heun(short))
+
+
+def candidate_named(name: str, steps: int, noise: Noise) -> Candidate:
+    """Returns the candidate of a name that `candidates` gave."""
+    return next(candidate for candidate in candidates(steps, noise) if candidate.name == name)
 
 
 def heun_steps(calls: int, levels: Tensor) -> int:

@@ -11,11 +11,11 @@ from torch import Tensor
 from ..samplers import Solver, SolverTable, sample_table
 from ..samplers.multistep import Denoiser
 from ..samplers.schedules import Noise
-from .fit import FitResult
 from .picture import Strip
+from .report import FitResult
 from .room import Room
 from .samples import Samples
-from .scan import candidates
+from .scan import candidate_named
 from .teacher import Teacher
 
 __all__ = ["strips_of"]
@@ -51,7 +51,7 @@ def strips_of(
 
     for steps in solver.steps:
         best = result.report[steps].peers[0].name
-        add(best, steps, next(c.table for c in candidates(steps, noise) if c.name == best))
+        add(best, steps, candidate_named(best, steps, noise).table)
         add("Learned Solvers", steps, solver.table(steps, noise))
     return strips
 

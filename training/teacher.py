@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..samplers import EDMNoise, FlowNoise, Grid, VPNoise, dpmpp_2m, euler, ipndm, sample_table
 from ..samplers.multistep import Denoiser
-from ..samplers.schedules import Noise
+from ..samplers.schedules import FLUX_GRID, Noise
 from .files import write_tensors
 from .room import Room
 from .samples import CountedDenoiser, Samples
@@ -140,8 +140,7 @@ def teacher_grid(noise: Noise, steps: int) -> Tensor:
     if isinstance(noise, FlowNoise):
         if noise.tokens is None:
             return Grid("flow_shift", {"shift": 1.0}).levels(steps, noise)
-        rule = {"base_tokens": 256, "base_mu": 0.5, "max_tokens": 4096, "max_mu": 1.15}
-        return Grid("flux_shift", rule).levels(steps, noise)
+        return FLUX_GRID.levels(steps, noise)
     assert isinstance(noise, VPNoise | EDMNoise)
     return Grid("karras", {"rho": 7.0}).levels(steps, noise)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from typing import Any
 
 from modules import shared
 
 from ..samplers import Solver, choose_solver
+from ..samplers.choose import runs_on
 from ..samplers.schedules import Noise
 from ..samplers.solver_file import FAMILIES
 from .files import named_solver, readable_solvers
@@ -17,7 +17,6 @@ __all__ = ["AS_SET", "AUTO", "fitting_solvers", "nearest", "solver_for", "wants_
 
 AUTO = "auto"
 AS_SET = "as in Settings"
-_log = logging.getLogger("learned_solvers")
 
 
 def wished_file(p: Any) -> str:
@@ -42,7 +41,7 @@ def solver_for(p: Any, family: str, noise: Noise, architecture: str | None, step
     name = wished_file(p)
     if name != AUTO:
         return _of_family(named_solver(name), family)
-    solvers = [s for s in readable_solvers() if _runs(s, steps, noise)]
+    solvers = [s for s in readable_solvers() if runs_on(s, noise, steps)]
     return choose_solver(solvers, noise.kind, steps, model_family=architecture, family=family)
 
 
@@ -76,14 +75,3 @@ def _of_family(solver: Solver, family: str) -> Solver:
             f" for it, or choose another file for {FAMILIES[family].title}"
         )
     return solver
-
-
-def _runs(solver: Solver, steps: int, noise: Noise) -> bool:
-    """Whether a solver makes a table on a noise schedule; one without the steps stays, to be named in a refusal."""
-    if solver.prediction == noise.kind and steps in solver.steps:
-        try:
-            solver.table(steps, noise)
-        except ValueError as error:
-            _log.info("left out of the automatic choice: %s", error)
-            return False
-    return True

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torch.utils.serialization  # torch.load would load it while it is watched
 
 __all__ = ["memory_limit", "watched"]
 
