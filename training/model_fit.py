@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..samplers import load_solver
+from ..samplers.guidance import listed, of_samples, spread
 from ..samplers.schedules import Noise
 from .cost import duration, most_calls, seconds_of_call
 from .fit import FitResult, fit_solver
@@ -51,8 +52,7 @@ class _Plan:
         settings: The optimizer's.
         shape: Of one latent.
         noise: The model's schedule.
-        guidance: CFG; 1 makes one pass per call.
-        embedded: Guidance that is an input of the model, or None.
+        guidance: CFG, or what the model embeds; the samples have these in turn.
     """
 
     args: argparse.Namespace
@@ -64,8 +64,7 @@ class _Plan:
     settings: GaussNewton | GradientDescent
     shape: list[int]
     noise: Noise
-    guidance: float
-    embedded: float | None
+    guidance: tuple[float, ...]
 
     @property
     def held(self) -> int:
@@ -98,15 +97,24 @@ class _Plan:
 
     def told(self) -> str:
         """Returns what will be done, for people."""
-        args, cfg = self.args, self.guidance
+        args, embeds = self.args, self.model.embeds_guidance
         return (
             f"{self.model.family} ({self.noise.kind}), {self.model.pixels(self.shape)}, "
-            + (f"CFG {cfg:g}" if self.embedded is None else f"embedded guidance {self.embedded:g}")
-            + f": {args.family} solvers of {', '.join(map(str, args.steps))} steps from {args.samples} pictures, "
-            f"judged on {self.held} more.\nAt most {self.most:,} network calls"
-            + (" of two passes each (CFG)" if cfg != 1 else "")
-            + f", an eighth to a seventh of it is usual; result: {self.output.solver}"
+            f"{'embedded guidance' if embeds else 'CFG'} {listed(self.guidance)}"
+            f": {args.family} solvers of {', '.join(map(str, args.steps))} steps from {args.samples} pictures, "
+            f"judged on {self.held} more.\nAt most {self.most:,} network calls{self._passes()}"
+            f", an eighth to a seventh of it is usual; result: {self.output.solver}"
         )
+
+    def _passes(self) -> str:
+        if self.model.embeds_guidance or self.guidance == (1,):
+            return ""
+        return " of two passes each (CFG)" if 1 not in self.guidance else " of two passes each (CFG), one where it is 1"
+
+    def samples(self, x: Tensor, conds: list[Cond]) -> Samples:
+        """Returns the starts with prompt and guidance."""
+        own = {"prompt": prompts_of(conds, self.count), "guidance": of_samples(self.guidance, self.count)}
+        return Samples(x, own, self.args.microbatch)
 
     def suspect(self) -> str:
         """Returns what to look at where the model cannot be run on its prompts."""
@@ -121,7 +129,7 @@ class _Plan:
         return {
             "model_family": self.model.family,
             "checkpoint": model_name(self.args),
-            "guidance": f"{self.guidance:g}" if self.embedded is None else f"{self.embedded:g} (distilled, CFG 1)",
+            "guidance": listed(self.guidance) + (" (distilled, CFG 1)" if self.model.embeds_guidance else ""),
             "resolution": self.model.pixels(self.shape),
             "note": f"fitted to {self.args.samples} samples, judged on {self.held}, seed {self.args.seed}",
         }
@@ -153,7 +161,7 @@ def fit_model(
         batch = [args.microbatch, *plan.shape[1:]]
         plan.model.with_denoiser(
             lambda denoiser, device: _run(plan, conds, per_sample(denoiser), device, processes, say),
-            conds, conds[0], plan.guidance, plan.embedded, batch, differentiable=plan.differentiable,
+            conds, conds[0], batch, differentiable=plan.differentiable,
         )  # fmt: skip
 
 
@@ -171,13 +179,25 @@ def _planned(
     reused = prompts.exists()
     model = load_model(args, comfy, encode=first and not reused)
     shape = model.latent_shape(*(args.size or model.size))
-    noise, (guidance, embedded) = model.noise(shape), model.guidance(args.guidance)
+    noise, guidance = model.noise(shape), _guidance(args, model)
     if isinstance(settings, GradientDescent) and noise.kind == "vp":
         raise ValueError(
             f"ComfyUI rounds the model time of {model.family} to whole numbers, so no gradient reaches the noise "
             "levels: use --optimizer gauss-newton"
         )
-    return _Plan(args, model, output, prompts, reused, teacher, settings, shape, noise, guidance, embedded)
+    return _Plan(args, model, output, prompts, reused, teacher, settings, shape, noise, guidance)
+
+
+def _guidance(args: argparse.Namespace, model: ComfyModel) -> tuple[float, ...]:
+    """Returns the guidances of a fit: those that are named, or what is usual and, where it is CFG, a third around it.
+
+    A solver that was fitted at one CFG loses at others; one that was fitted to samples of several holds at all of them.
+    Raises ValueError where there are fewer samples.
+    """
+    usual = model.usual_guidance
+    values = tuple(args.guidance or ((usual,) if model.embeds_guidance else spread(usual, 1 / 3)))
+    of_samples(values, args.samples)
+    return values
 
 
 def _held(args: argparse.Namespace) -> int:
@@ -200,9 +220,10 @@ def _run(
     say: Progress,
 ) -> None:
     """Times the model, fits unless this is a dry run, and writes the files: what is done while the model is loaded."""
-    args, prompts = plan.args, prompts_of(conds, plan.count)
-    x = plan.model.starts(plan.shape, plan.count, args.seed).to(device)
-    seconds = seconds_of_call(denoiser, x[: args.microbatch], prompts[: args.microbatch], plan.suspect())
+    args = plan.args
+    samples = plan.samples(plan.model.starts(plan.shape, plan.count, args.seed).to(device), conds)
+    dear = next((i for i, value in enumerate(plan.guidance) if value != 1), 0)  # of two passes
+    seconds = seconds_of_call(denoiser, samples.rows(dear, dear + args.microbatch), plan.suspect())
     sampling = peak_memory(device)
     say(
         f"One call takes {seconds:.2f} s here: at most {duration(seconds * plan.most / processes.count)}.\n"
@@ -210,11 +231,10 @@ def _run(
     )
     if args.dry_run:
         return
-    work = plan.output.folder / _hash(conds, _stat(args), plan.guidance, plan.embedded, plan.shape)
-    result = _fitted(plan, denoiser, x, prompts, work, processes)
+    work = plan.output.folder / _hash(conds, _stat(args), plan.guidance, plan.shape)
+    result = _fitted(plan, denoiser, samples, work, processes)
     if processes.rank == 0:
-        some = -min(_SHOWN, plan.held)
-        shown = Samples(x[some:], {"prompt": prompts[some:]}, args.microbatch)
+        shown = samples.rows(plan.count - min(_SHOWN, plan.held), plan.count)
         facts = f"{plan.output.command}\n\nPeak memory: {peak_memory(device)}; plain sampling: {sampling}."
         _write(plan, result, facts, denoiser, shown)
         say(f"\n{table_of(result)}\n\nwritten: {', '.join(map(str, reversed(plan.output.files)))}")
@@ -223,17 +243,16 @@ def _run(
 def _fitted(
     plan: _Plan,
     denoiser: Callable[..., Tensor],
-    x: Tensor,
-    prompts: list[list[int]],
+    samples: Samples,
     work: Path,
     processes: Processes,
 ) -> FitResult:
     """Returns the fit's result, going on from what is in the folder `work`, under a progress bar."""
     args, bar = plan.args, CallBar(math.ceil(plan.most / processes.count), silent=processes.rank > 0)
     result = fit_solver(
-        bar.counted(denoiser), x, noise=plan.noise, family=args.family, steps=args.steps, history=args.history,
+        bar.counted(denoiser), samples.x, noise=plan.noise, family=args.family, steps=args.steps, history=args.history,
         teacher=args.teacher, teacher_steps=args.teacher_steps, optimizer=plan.settings, loss=args.loss,
-        initial=args.initial, learn_grid=args.learn_grid, extra_args={"prompt": prompts}, held_out=plan.held,
+        initial=args.initial, learn_grid=args.learn_grid, extra_args=samples.extra_args, held_out=plan.held,
         microbatch=args.microbatch, seed=args.seed, progress=bar, cache=work / "teacher",
         journal=work / "journal.safetensors", processes=processes, card=plan.card(),
     )  # fmt: skip
