@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..samplers import sample_table
+from ..samplers.guidance import of_samples, spread
 from ..samplers.host_models import model_family, noise_of, pixel_size
 from .grid import Cell, Column, draw_grid
 from .host_text import show_text
@@ -36,6 +37,7 @@ __all__ = ["FitLearnedSolver", "counts_of"]
 
 FAMILIES = ("dyweight", "ds")
 TEACHERS = ("heun", "dpmpp_2m", "ipndm", "euler")
+CFG_RANGE = 0.33  # of cfg, to both sides
 _ROOM = 2**20  # bytes that must be free: a file has 100 kB
 _SHOWN = 3  # held-out starts in the picture
 _LINES = 4  # of what the fit says, on the node
@@ -77,7 +79,7 @@ class FitLearnedSolver:
                 "latent": latent_input(
                     "Only its size counts. Its batch is how many samples one model call has: 1 takes the least memory."
                 ),
-                "cfg": cfg_input("The guidance that the solver is to be used at; 1 for FLUX and its like."),
+                "cfg": cfg_input("The guidance that the solver is to be used at, or near; 1 for FLUX and its like."),
                 "family": (
                     list(FAMILIES),
                     {"tooltip": "dyweight learns more numbers and is usually the better; ds has the simpler form."},
@@ -119,6 +121,17 @@ class FitLearnedSolver:
             },
             "optional": {
                 "vae": ("VAE", {"tooltip": "For the comparison's pictures; without it they are latent previews."}),
+                "cfg_range": (
+                    "FLOAT",
+                    {
+                        "default": CFG_RANGE,
+                        "min": 0.0,
+                        "max": 0.9,
+                        "step": 0.01,
+                        "tooltip": "How far the solver is to hold around cfg: 0.33 fits to samples at two thirds of "
+                        "it, at cfg and at four thirds, in turn. 0: at cfg alone, best there and worse at all others.",
+                    },
+                ),
             },
             "hidden": {"node_id": "UNIQUE_ID", "prompt": "PROMPT"},
         }
@@ -139,6 +152,7 @@ class FitLearnedSolver:
         file_name: str,
         overwrite: bool,
         vae: Any = None,
+        cfg_range: float = CFG_RANGE,
         node_id: str | None = None,
         prompt: Any = None,
     ) -> dict[str, Any]:
@@ -148,6 +162,9 @@ class FitLearnedSolver:
         check_number("samples", samples, 2, 4096)
         check_number("teacher_steps", teacher_steps, 2, 1000)
         check_number("cfg", cfg, 0, 100)
+        check_number("cfg_range", cfg_range, 0, 0.9)
+        cfgs = spread(cfg, cfg_range)
+        of_samples(cfgs, samples)  # refuses too few
         wanted = _Wanted(family, counts_of(steps), samples, teacher, teacher_steps, seed)
         checkpoint = model_file(prompt, node_id) or "unknown"
         path, entry = path_of_new(file_name.strip() or f"{family}_{checkpoint}", overwrite)
@@ -157,12 +174,12 @@ class FitLearnedSolver:
             card = {
                 "model_family": model_family(model.model),
                 "checkpoint": checkpoint,
-                "guidance": guidance_of(model.model, [cond[1] for cond in positive], cfg),
+                "guidance": guidance_of(model.model, [cond[1] for cond in positive], *cfgs),
                 "resolution": pixel_size(model.model, empty.shape) or "",
             }
             fit = _Fit(model, empty, wanted, card, node_id)
             result, ends = with_denoiser(
-                fit.run, model, positive, negative, cfg, empty, seed=seed, called=fit.called
+                fit.run, model, positive, negative, cfgs, empty, seed=seed, called=fit.called
             )  # fmt: skip
             result.solver.save(path, overwrite=overwrite)
         report = f"{fit.report(result)}\n\nwritten: {path}"
