@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,11 @@ def remarks_on(*arguments):
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.remarks_on(*arguments)
+
+
+def with_guidance(name, guidance):
+    solver = load_solver(name)
+    return replace(solver, card=replace(solver.card, guidance=guidance))
 
 
 @pytest.mark.parametrize(
@@ -114,8 +120,7 @@ def test_rows_run_apart_are_those_of_their_own_guidance_in_their_order(values):
     ],
 )
 def test_the_webui_remarks_on_a_guidance_outside_those_of_the_fit(guidance, here, told):
-    solver = load_solver("dyweight_sd15")
-    object.__setattr__(solver.card, "guidance", guidance)
+    solver = with_guidance("dyweight_sd15", guidance)
     job = SimpleNamespace(is_hr_pass=False, width=512, height=512, cfg_scale=here, distilled_cfg_scale=9.0)
     remarks = [r for r in remarks_on(solver, 6, job, VPNoise.stable_diffusion(), "SD15") if "guidance" in r]
     assert remarks == ([] if told is None else [f"dyweight_sd15 {told}"])
@@ -123,8 +128,7 @@ def test_the_webui_remarks_on_a_guidance_outside_those_of_the_fit(guidance, here
 
 @pytest.mark.parametrize(("here", "wanted"), [(2.5, 0), (6.0, 1)])
 def test_the_webui_compares_a_distilled_guidance_with_its_own_scale(here, wanted):
-    solver = load_solver("dyweight_flux1-dev")
-    object.__setattr__(solver.card, "guidance", "2, 3.5, 5 (distilled, CFG 1)")
+    solver = with_guidance("dyweight_flux1-dev", "2, 3.5, 5 (distilled, CFG 1)")
     job = SimpleNamespace(is_hr_pass=False, width=512, height=512, cfg_scale=1.0, distilled_cfg_scale=here)
     told = " ".join(remarks_on(solver, 7, job, FlowNoise(1024), "Flux"))
     assert told.count(f"distilled CFG scale here is {here:g}") == wanted
