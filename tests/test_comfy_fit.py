@@ -238,6 +238,7 @@ def test_the_command_writes_a_solver_a_report_and_a_picture(base, whole):
     assert load_solver(whole).table(2, FlowNoise()).nfe == 2
     report = whole.with_suffix(".md").read_text()
     assert "| 2 |" in report and "sd3.png" in report and "Peak memory" in report
+    assert "Guidance of the samples: 1, 2, 3." in report
     with Image.open(whole.with_suffix(".png")) as picture:
         assert len(picture.convert("L").getcolors(256) or []) > 20
     assert not whole.with_suffix(".fit").exists()

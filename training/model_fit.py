@@ -235,7 +235,10 @@ def _run(
     result = _fitted(plan, denoiser, samples, work, processes)
     if processes.rank == 0:
         shown = samples.rows(plan.count - min(_SHOWN, plan.held), plan.count)
-        facts = f"{plan.output.command}\n\nPeak memory: {peak_memory(device)}; plain sampling: {sampling}."
+        facts = (
+            f"{plan.output.command}\n\nGuidance of the samples: {plan.card()['guidance']}. "
+            f"Peak memory: {peak_memory(device)}; plain sampling: {sampling}."
+        )
         _write(plan, result, facts, denoiser, shown)
         say(f"\n{table_of(result)}\n\nwritten: {', '.join(map(str, reversed(plan.output.files)))}")
 
