@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..samplers.guidance import of_samples, spread
 from ..samplers.host_models import model_family, pixel_size
 from .fitting import Fit, Wanted, claimed
 from .grid import Cell, Column, draw_grid
@@ -30,6 +31,7 @@ __all__ = ["FitLearnedSolver"]
 
 FAMILIES = ("dyweight", "ds")
 TEACHERS = ("heun", "dpmpp_2m", "ipndm", "euler")
+CFG_RANGE = 0.33  # of cfg, to both sides
 
 
 class FitLearnedSolver:
@@ -68,7 +70,7 @@ class FitLearnedSolver:
                 "latent": latent_input(
                     "Only its size counts. Its batch is how many samples one model call has: 1 takes the least memory."
                 ),
-                "cfg": cfg_input("The guidance that the solver is to be used at; 1 for FLUX and its like."),
+                "cfg": cfg_input("The guidance that the solver is to be used at, or near; 1 for FLUX and its like."),
                 "family": (
                     list(FAMILIES),
                     {"tooltip": "dyweight learns more numbers and is usually the better; ds has the simpler form."},
@@ -110,6 +112,17 @@ class FitLearnedSolver:
             },
             "optional": {
                 "vae": ("VAE", {"tooltip": "For the comparison's pictures; without it they are latent previews."}),
+                "cfg_range": (
+                    "FLOAT",
+                    {
+                        "default": CFG_RANGE,
+                        "min": 0.0,
+                        "max": 0.9,
+                        "step": 0.01,
+                        "tooltip": "How far the solver is to hold around cfg: 0.33 fits to samples at two thirds of "
+                        "it, at cfg and at four thirds, in turn. 0: at cfg alone, best there and worse at all others.",
+                    },
+                ),
             },
             "hidden": {"node_id": "UNIQUE_ID", "prompt": "PROMPT"},
         }
@@ -130,6 +143,7 @@ class FitLearnedSolver:
         file_name: str,
         overwrite: bool,
         vae: Any = None,
+        cfg_range: float = CFG_RANGE,
         node_id: str | None = None,
         prompt: Any = None,
     ) -> dict[str, Any]:
@@ -137,6 +151,9 @@ class FitLearnedSolver:
         check_number("samples", samples, 2, 4096)
         check_number("teacher_steps", teacher_steps, 2, 1000)
         check_number("cfg", cfg, 0, 100)
+        check_number("cfg_range", cfg_range, 0, 0.9)
+        cfgs = spread(cfg, cfg_range)
+        of_samples(cfgs, samples)  # refuses too few
         wanted = Wanted(family, counts_of(steps), samples, teacher, teacher_steps, seed)
         checkpoint = model_file(prompt, node_id) or "unknown"
         path, entry = path_of_new(file_name.strip() or f"{family}_{checkpoint}", overwrite)
@@ -146,11 +163,11 @@ class FitLearnedSolver:
             card = {
                 "model_family": model_family(model.model),
                 "checkpoint": checkpoint,
-                "guidance": guidance_of(model.model, [cond[1] for cond in positive], cfg),
+                "guidance": guidance_of(model.model, [cond[1] for cond in positive], *cfgs),
                 "resolution": pixel_size(model.model, empty.shape) or "",
             }
             fit = Fit(model, empty, wanted, card, node_id)
-            result, ends = with_denoiser(fit.run, model, positive, negative, cfg, empty, seed=seed, called=fit.called)
+            result, ends = with_denoiser(fit.run, model, positive, negative, cfgs, empty, seed=seed, called=fit.called)
             result.solver.save(path, overwrite=overwrite)
         report = f"{fit.report(result)}\n\nwritten: {path}"
         fit.say(f"written: {entry}")

@@ -15,6 +15,8 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
+from ..samplers.guidance import apart
+
 __all__ = ["with_denoiser"]
 
 Denoiser = Callable[..., Tensor]
@@ -23,8 +25,11 @@ Denoiser = Callable[..., Tensor]
 class _Inside(comfy.samplers.Sampler):
     """A Sampler whose `sample` does some other work with the model."""
 
-    def __init__(self, work: Callable[[Denoiser, torch.device], Any], called: Callable[[int], None]) -> None:
+    def __init__(
+        self, work: Callable[[Denoiser, torch.device], Any], cfgs: Sequence[float], called: Callable[[int], None]
+    ) -> None:
         self.work = work
+        self.cfgs = cfgs
         self.called = called
         self.result: Any = None
 
@@ -35,9 +40,13 @@ class _Inside(comfy.samplers.Sampler):
         conds = guider.conds
 
         def denoiser(x: Tensor, sigma: Tensor, row: Sequence[int]) -> Tensor:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            guider.conds = _of_rows(conds, row)
-            denoised = guider(x, sigma, **extra_args)
+            def at(cfg: float, places: list[int], x: Tensor, sigma: Tensor) -> Tensor:
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                guider.conds = _of_rows(conds, [row[place] for place in places])
+                guider.set_cfg(cfg)
+                return guider(x, sigma, **extra_args)
+
+            denoised = apart([self.cfgs[i % len(self.cfgs)] for i in row], x, sigma, at)
             self.called(len(x))
             return denoised
 
@@ -50,7 +59,7 @@ def with_denoiser(
     model: Any,
     positive: Any,
     negative: Any,
-    cfg: float,
+    cfgs: Sequence[float],
     latent: Tensor,
     *,
     seed: int,
@@ -60,22 +69,22 @@ def with_denoiser(
 
     The denoiser is `denoiser(x, sigma, row) -> denoised`, guidance applied, in the model's own latent space. `row` has
     the number of each sample: conditioning that is a batch of P prompts gives sample i prompt i % P, as the host does
-    within one batch. Several entries of a conditioning are combined, as in sampling.
+    within one batch, and so do several guidances, each of which is a call of its own to the host. Several entries of a
+    conditioning are combined, as in sampling.
 
     Args:
         work: What to do with it.
         model: ComfyUI's ModelPatcher.
         positive: Conditioning.
         negative: Conditioning.
-        cfg: Classifier-free guidance; 1 makes one conditional pass.
+        cfgs: Classifier-free guidances; 1 makes one conditional pass.
         latent: An empty latent of as many samples as one call will have at most, [B, C, ..., H, W].
         seed: For conditioning that draws noise of its own.
         called: Told the number of samples after each call.
     """
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
-    guider.set_cfg(cfg)
-    inside = _Inside(work, called)
+    inside = _Inside(work, cfgs, called)
     sigmas = torch.tensor([float(model.get_model_object("model_sampling").sigma_max), 0.0])
     guider.sample(torch.zeros_like(latent), latent, inside, sigmas, disable_pbar=True, seed=seed)
     return inside.result

@@ -9,6 +9,7 @@ from typing import Any
 
 import folder_paths
 
+from ..samplers.guidance import listed
 from ..samplers.names import check_name, has_suffix
 from ..samplers.plain import shown
 from ..samplers.solver_file import SUFFIX
@@ -70,17 +71,18 @@ def model_file(prompt: Mapping[str, Any] | None, node_id: str | None) -> str | N
     return next((PurePosixPath(n.replace("\\", "/")).stem for n in named if isinstance(n, str) and n), None)
 
 
-def guidance_of(base: Any, conds: Iterable[Mapping[str, Any]], cfg: float) -> str:
+def guidance_of(base: Any, conds: Iterable[Mapping[str, Any]], *cfgs: float) -> str:
     """Returns what a card says about guidance: CFG, or the guidance that is part of the conditioning.
 
     Args:
         base: ComfyUI's BaseModel.
         conds: The entries of the positive conditioning, without their tensors.
-        cfg: Classifier-free guidance.
+        cfgs: Classifier-free guidance, or several.
     """
+    cfg = listed(cfgs)
     own = next((cond["guidance"] for cond in conds if cond.get("guidance") is not None), None)
     if own is not None:
-        return f"{own:g} (distilled, CFG {cfg:g})"
+        return f"{own:g} (distilled, CFG {cfg})"
     if getattr(base.model_config, "unet_config", {}).get("guidance_embed"):
-        return f"the host's default (distilled, CFG {cfg:g})"
-    return f"{cfg:g}"
+        return f"the host's default (distilled, CFG {cfg})"
+    return cfg

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..samplers import Solver, SolverTable, choose_solver, part_of_table
 from ..samplers.choose import runs_on
+from ..samplers.guidance import among
 from ..samplers.host_models import model_family, noise_of, pixel_size
 from ..samplers.schedules import FlowNoise, Noise, VPNoise
 from .folder import find_solver, loadable_solvers, place_of
@@ -114,7 +115,7 @@ def remarks(
     told = []
     if card.model_family != model_family(base):
         told.append(f"fitted for {card.checkpoint}, this model is {model_family(base)}: a transfer, compare it")
-    if card.guidance not in ("", "none", guidance):
+    if card.guidance not in ("", "none") and not (guidance is not None and among(guidance, card.guidance)):
         here = "yours is not visible here" if guidance is None else f"here it is {guidance}"
         told.append(f"fitted at guidance {card.guidance}, {here}")
     if isinstance(noise, VPNoise) and abs(noise.sigma_max / _SD_SIGMA_MAX - 1) > 0.01:

@@ -15,7 +15,7 @@ TINY = {  # input: value on tiny models
     "vae_name": "tiny_taef1.safetensors",
     "width": 64,
     "height": 64,
-    "samples": 2,
+    "samples": 3,
     "teacher_steps": 4,
     "file_name": "dyweight_example",
 }

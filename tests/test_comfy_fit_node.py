@@ -38,7 +38,7 @@ def fit(server, model, *, name, batch=4, size=32, **widgets):
     """Returns a prompt that fits, with the report and the picture as outputs."""
     prompt = model_nodes(server, model, width=size, height=size, batch=batch)
     own = {"cfg": 2.0, "family": "dyweight", "steps": "2", "samples": 3, "teacher": "dpmpp_2m", "teacher_steps": 6}
-    own |= {"seed": 3, "file_name": name, "overwrite": False, **widgets}
+    own |= {"seed": 3, "file_name": name, "overwrite": False, "cfg_range": 0.0, **widgets}
     wires = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent": ["4", 0]}
     prompt["fit"] = node("FitLearnedSolver", **wires, **own)
     prompt["picture"] = node("SaveImage", images=["fit", 1], filename_prefix=name.replace("/", "-") or "empty")
@@ -134,6 +134,29 @@ def test_the_result_does_not_depend_on_how_many_samples_a_call_has_nor_mixes_the
     assert four.error_best_peer == pytest.approx(one.error_best_peer, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("widgets", "guidance"),
+    [({"cfg_range": None}, "1.34, 2, 2.66"), ({"cfg_range": 0.5, "cfg": 3.0}, "1.5, 3, 4.5"), ({"cfg": 1.0}, "1")],
+)
+def test_the_samples_are_spread_around_the_guidance_unless_the_range_is_nothing(server, widgets, guidance):
+    prompt = fit(server, "sd3", name="spread", samples=3, steps="1", teacher="euler", **widgets)
+    if widgets.get("cfg_range", 0) is None:
+        del prompt["fit"]["inputs"]["cfg_range"]  # as in a workflow from before there was such a widget
+    succeeded(server.submit(prompt))
+    assert load_solver(folder(server) / "spread.safetensors").card.guidance == guidance
+
+
+def test_a_call_of_samples_at_several_guidances_finds_what_calls_of_one_find(server):
+    cards = []
+    for batch in (1, 3):
+        name = f"several{batch}"
+        prompt = fit(server, "sd3", name=name, batch=batch, samples=3, steps="1", teacher="euler", cfg_range=0.5)
+        succeeded(server.submit(prompt))
+        cards.append(load_solver(folder(server) / f"{name}.safetensors").card.steps[1])
+    one, three = cards
+    assert three.error_best_peer == pytest.approx(one.error_best_peer, rel=1e-3)
+
+
 def test_what_is_no_batch_of_prompts_reaches_the_network_whole(server):
     prompt = fit(server, "sd3", name="constant", cfg=1.0, samples=2, steps="1", teacher="euler")
     prompt["told"] = node("TinyConstant", model=["1", 0])
@@ -156,6 +179,7 @@ def test_a_file_that_exists_is_kept_unless_the_widget_says_otherwise(server):
     [
         ({"name": "../outside"}, "must be a name within models/solver_weights, got '../outside'"),
         ({"name": "x", "steps": "2 6"}, "dpmpp_2m with 6 steps makes 6 model calls, the solver is to make 6"),
+        ({"name": "x", "samples": 2, "cfg_range": 0.5}, "2 samples are too few for guidances 1, 2, 3: take 3"),
         ({"name": "x", "steps": "4 six"}, "steps must be numbers of model calls from 1 to 100, such as 4 6 8"),
     ],
 )

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -188,6 +189,22 @@ def test_another_guidance_than_that_of_the_fit_is_said(server, model, solver, fi
     assert "here it is 3\n" in outputs["othertold"]["text"][0] + "\n"
     assert ("guidance" in outputs["sametold"]["text"][0]) == (model == "sd3")
     assert "here it is 3.25" in server.log
+
+
+def test_a_guidance_within_those_of_the_fit_is_not_remarked_on(server):
+    solver = load_solver("dyweight_sd15")
+    path = server.base / "models" / "solver_weights" / "several.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(solver, card=replace(solver.card, guidance="5, 7.5, 10")).save(path)
+    prompt = model_nodes(server, "sd15")
+    for cfg in (3.0, 5.0, 8.0, 10.0):
+        prompt = saved(prompt, **{f"at{cfg:g}": one_node(path.name, 4, cfg=cfg)})
+        prompt[f"told{cfg:g}"] = node("PreviewAny", source=[f"at{cfg:g}", 1])
+    outputs = succeeded(server.submit(prompt))["outputs"]
+    path.unlink()
+    told = {cfg: outputs[f"told{cfg}"]["text"][0] for cfg in (3, 5, 8, 10)}
+    assert "fitted at guidance 5, 7.5, 10, here it is 3" in told[3]
+    assert [cfg for cfg, text in told.items() if "guidance" in text] == [3]
 
 
 @pytest.mark.parametrize(("model", "solver"), [("sd15", "ds_vp-dit"), ("sd3", "ds_flow-sit")])

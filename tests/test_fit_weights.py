@@ -52,6 +52,7 @@ def refused(capsys, *arguments: object) -> str:
         ),
         (["--checkpoint", "a", "--diffusion-model", "b"], "; --demo runs the bundled small one, without ComfyUI"),
         ([*MODEL, "--steps", "4", "4"], "--steps names a count twice"),
+        ([*MODEL, "--guidance", "5", "5"], "--guidance names a value twice"),
         ([*MODEL, "--teacher-steps", "1"], "a teacher needs at least 2 steps, got 1"),
         (
             [*MODEL, "--comfyui", "/nowhere"],

@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--demo", action="store_true", help="compare on the bundled small model")
     add_model_options(parser)
+    add("--guidance", type=float, help="CFG; on FLUX the embedded guidance, with CFG 1 (usual for the architecture)")
     add("--solver", type=Path, nargs="+", default=[], help="solver files, also of ComfyUI's models/solver_weights")
     add("--steps", type=count_of, nargs="+", help="numbers of network calls (the solvers' own, or 3 to 8)")
     add("--grids", nargs="+", help="try the peers on these grids alone, by the names that the table gives")
@@ -112,20 +113,20 @@ def _compare_model(args: argparse.Namespace, solvers: list[Solver]) -> None:
     shape = model.latent_shape(width, height)
     conds = encoded_prompts(args, model, args.samples, file, _say)
     model.free_text_encoders()
-    guidance, embedded = model.guidance(args.guidance)
-    x, prompts = model.starts(shape, args.samples, args.seed), prompts_of(conds, args.samples)
-    shown = guidance if embedded is None else embedded
-    name = f"{model_name(args)}, {width}x{height}, guidance {shown:g}"
+    guidance = model.usual_guidance if args.guidance is None else args.guidance
+    extra_args = {"prompt": prompts_of(conds, args.samples), "guidance": [guidance] * args.samples}
+    x = model.starts(shape, args.samples, args.seed)
+    name = f"{model_name(args)}, {width}x{height}, guidance {guidance:g}"
     versions = {"comfyui": getattr(sys.modules.get("comfyui_version"), "__version__", "unknown")}
 
     def work(denoiser: Callable[..., Tensor], device: torch.device) -> None:
         own = CountedDenoiser(per_sample(denoiser), torch.float32)
         best = "ComfyUI's best sampler on its best schedule"
-        samples = Samples(x.to(device), {"prompt": prompts}, args.microbatch)
+        samples = Samples(x.to(device), extra_args, args.microbatch)
         peers = lambda calls: host_entries(model, own, calls)  # noqa: E731
         _run(args, Subject(name, own, model.noise(shape), samples, peers, model.decode, best, versions), solvers)
 
-    model.with_denoiser(work, conds, conds[0], guidance, embedded, [args.microbatch, *shape[1:]])
+    model.with_denoiser(work, conds, conds[0], [args.microbatch, *shape[1:]])
 
 
 def _run(args: argparse.Namespace, subject: Subject, solvers: list[Solver]) -> None:

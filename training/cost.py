@@ -11,6 +11,7 @@ from ..samplers.schedules import Noise
 from .gauss_newton import GaussNewton
 from .gradient import GradientDescent
 from .room import is_out_of_memory
+from .samples import Samples
 from .scan import SCANNED, candidates, scan_calls
 from .spaces import make_space
 from .start import ITERATIONS, KEPT, STARTS, TRIED
@@ -74,30 +75,29 @@ def _descent(
     return first + (most or settings.iterations) * (core * (jacobian + settings.tries * n) + judged * n) + beside
 
 
-def seconds_of_call(denoiser: Callable[..., Tensor], x: Tensor, prompts: list[list[int]], suspect: str) -> float:
+def seconds_of_call(denoiser: Callable[..., Tensor], batch: Samples, suspect: str) -> float:
     """Returns the seconds of one call for one sample, the faster of two microbatches after one to warm up.
 
     Args:
         denoiser: The model.
-        x: A microbatch of starts, shape [B, ...].
-        prompts: Its prompts' numbers.
+        batch: A microbatch of starts.
         suspect: What to look at where the model fails, as it does on prompts that were encoded for another.
 
     Raises:
         ValueError: The model fails.
     """
-    seconds = []
+    seconds, x = [], batch.x
     try:
         for _ in range(3):
             began = time.perf_counter()
-            float(denoiser(x, 0.5 * x.new_ones([len(x)]), prompt=prompts).flatten()[0])  # waits for the device
+            float(denoiser(x, 0.5 * x.new_ones([len(x)]), **batch.extra_args).flatten()[0])  # waits for the device
             seconds.append((time.perf_counter() - began) / len(x))
     except (RuntimeError, KeyError, MemoryError) as error:
         if is_out_of_memory(error):
             if len(x) == 1:
                 raise
-            half = len(x) // 2  # the fit will do the same
-            return seconds_of_call(denoiser, x[:half], prompts[:half], suspect)
+            # The fit will do the same.
+            return seconds_of_call(denoiser, batch.rows(0, len(x) // 2), suspect)
         raise ValueError(f"the model fails on its first call ({str(error).splitlines()[0]}): {suspect}") from error
     return min(seconds[1:])
 

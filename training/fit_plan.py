@@ -8,14 +8,18 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
+from ..samplers.guidance import listed, of_samples, spread
 from ..samplers.schedules import Noise
 from .cost import most_calls
 from .gauss_newton import GaussNewton
 from .gradient import GradientDescent
 from .models.comfy import ComfyModel
 from .models.conditioning import Cond
-from .options import load_model, model_name, texts_of
+from .options import load_model, model_name, prompts_of, texts_of
 from .output import Output
+from .samples import Samples
 from .teacher import Teacher
 
 __all__ = ["FitPlan", "planned"]
@@ -35,8 +39,7 @@ class FitPlan:
         settings: The optimizer's.
         shape: Of one latent.
         noise: The model's schedule.
-        guidance: CFG; 1 makes one pass per call.
-        embedded: Guidance that is an input of the model, or None.
+        guidance: CFG, or what the model embeds; the samples have these in turn.
     """
 
     args: argparse.Namespace
@@ -48,8 +51,7 @@ class FitPlan:
     settings: GaussNewton | GradientDescent
     shape: list[int]
     noise: Noise
-    guidance: float
-    embedded: float | None
+    guidance: tuple[float, ...]
 
     @property
     def held(self) -> int:
@@ -82,19 +84,28 @@ class FitPlan:
 
     def work(self, conds: list[Cond]) -> Path:
         """Returns the folder of what a fit on these prompts goes on from."""
-        return self.output.folder / _hash(conds, _stat(self.args), self.guidance, self.embedded, self.shape)
+        return self.output.folder / _hash(conds, _stat(self.args), self.guidance, self.shape)
 
     def told(self) -> str:
         """Returns what will be done, for people."""
-        args, cfg = self.args, self.guidance
+        args, embeds = self.args, self.model.embeds_guidance
         return (
             f"{self.model.family} ({self.noise.kind}), {self.model.pixels(self.shape)}, "
-            + (f"CFG {cfg:g}" if self.embedded is None else f"embedded guidance {self.embedded:g}")
-            + f": {args.family} solvers of {', '.join(map(str, args.steps))} steps from {args.samples} pictures, "
-            f"judged on {self.held} more.\nAt most {self.most:,} network calls"
-            + (" of two passes each (CFG)" if cfg != 1 else "")
-            + f", an eighth to a seventh of it is usual; result: {self.output.solver}"
+            f"{'embedded guidance' if embeds else 'CFG'} {listed(self.guidance)}"
+            f": {args.family} solvers of {', '.join(map(str, args.steps))} steps from {args.samples} pictures, "
+            f"judged on {self.held} more.\nAt most {self.most:,} network calls{self._passes()}"
+            f", an eighth to a seventh of it is usual; result: {self.output.solver}"
         )
+
+    def _passes(self) -> str:
+        if self.model.embeds_guidance or self.guidance == (1,):
+            return ""
+        return " of two passes each (CFG)" if 1 not in self.guidance else " of two passes each (CFG), one where it is 1"
+
+    def samples(self, x: Tensor, conds: list[Cond]) -> Samples:
+        """Returns the starts with prompt and guidance."""
+        own = {"prompt": prompts_of(conds, self.count), "guidance": of_samples(self.guidance, self.count)}
+        return Samples(x, own, self.args.microbatch)
 
     def suspect(self) -> str:
         """Returns what to look at where the model cannot be run on its prompts."""
@@ -109,7 +120,7 @@ class FitPlan:
         return {
             "model_family": self.model.family,
             "checkpoint": model_name(self.args),
-            "guidance": f"{self.guidance:g}" if self.embedded is None else f"{self.embedded:g} (distilled, CFG 1)",
+            "guidance": listed(self.guidance) + (" (distilled, CFG 1)" if self.model.embeds_guidance else ""),
             "resolution": self.model.pixels(self.shape),
             "note": f"fitted to {self.args.samples} samples, judged on {self.held}, seed {self.args.seed}",
         }
@@ -129,13 +140,25 @@ def planned(
     reused = prompts.exists()
     model = load_model(args, comfy, encode=first and not reused)
     shape = model.latent_shape(*(args.size or model.size))
-    noise, (guidance, embedded) = model.noise(shape), model.guidance(args.guidance)
+    noise, guidance = model.noise(shape), _guidance(args, model)
     if isinstance(settings, GradientDescent) and noise.kind == "vp":
         raise ValueError(
             f"ComfyUI rounds the model time of {model.family} to whole numbers, so no gradient reaches the noise "
             "levels: use --optimizer gauss-newton"
         )
-    return FitPlan(args, model, output, prompts, reused, teacher, settings, shape, noise, guidance, embedded)
+    return FitPlan(args, model, output, prompts, reused, teacher, settings, shape, noise, guidance)
+
+
+def _guidance(args: argparse.Namespace, model: ComfyModel) -> tuple[float, ...]:
+    """Returns the guidances of a fit: those that are named, or what is usual and, where it is CFG, a third around it.
+
+    A solver that was fitted at one CFG loses at others; one that was fitted to samples of several holds at all of them.
+    Raises ValueError where there are fewer samples.
+    """
+    usual = model.usual_guidance
+    values = tuple(args.guidance or ((usual,) if model.embeds_guidance else spread(usual, 1 / 3)))
+    of_samples(values, args.samples)
+    return values
 
 
 def _held(args: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
     python training/fit_weights.py --demo                the whole path on the bundled small model, any CPU
 
-    python training/fit_weights.py --checkpoint sd15.safetensors --steps 4 6 8 --guidance 7.5 --size 512x512
+    python training/fit_weights.py --checkpoint sd15.safetensors --steps 4 6 8 --size 512x512
     python training/fit_weights.py --diffusion-model flux1-dev.safetensors --clip clip_l.safetensors \\
         t5xxl.safetensors --vae ae.safetensors --steps 4 6 8 --guidance 3.5 --size 1024x1024
 
@@ -67,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--demo", action="store_true", help="fit the bundled small model and draw the result")
     add_model_options(parser)
+    add("--guidance", type=float, nargs="+", metavar="G",
+        help="CFG; several: each sample has one of them in turn (two thirds, one and four thirds of what is usual for "
+             "the architecture); on FLUX the embedded guidance, with CFG 1 (the usual one)")  # fmt: skip
     add("--steps", type=count_of, nargs="+", default=[4, 6, 8], help="step counts, in network calls")
     add("--samples", type=count_of, default=64, help="pictures to fit to; a third as many more judge")
     add("--family", choices=("dyweight", "ds"), default="dyweight")
@@ -89,6 +92,8 @@ def _fit_model(args: argparse.Namespace, processes: Processes) -> None:
     check_one_model(args.checkpoint, args.diffusion_model)
     if len(args.steps) != len(set(args.steps)):
         raise ValueError(f"--steps names a count twice: {args.steps}")
+    if len(args.guidance or ()) != len(set(args.guidance or ())):
+        raise ValueError(f"--guidance names a value twice: {args.guidance}")
     resolve_initial(args.initial, args.family, args.steps)
     teacher, settings, comfy = Teacher(args.teacher, args.teacher_steps), _settings(args), find_comfy(args.comfyui)
     output = Output(_solver_file(args, comfy), _identity(args), args.overwrite)

@@ -19,7 +19,7 @@ from .gauss_newton import GaussNewton, Progress
 from .gradient import GradientDescent
 from .memory import peak_memory
 from .models.conditioning import Cond
-from .options import encoded_prompts, per_sample, prompts_of
+from .options import encoded_prompts, per_sample
 from .output import Output
 from .picture import save_strips
 from .processes import Processes
@@ -60,7 +60,7 @@ def fit_model(
         batch = [args.microbatch, *plan.shape[1:]]
         plan.model.with_denoiser(
             lambda denoiser, device: _run(plan, conds, per_sample(denoiser), device, processes, say),
-            conds, conds[0], plan.guidance, plan.embedded, batch, differentiable=plan.differentiable,
+            conds, conds[0], batch, differentiable=plan.differentiable,
         )  # fmt: skip
 
 
@@ -80,9 +80,10 @@ def _run(
     say: Progress,
 ) -> None:
     """Times the model, fits unless this is a dry run, and writes the files: what is done while the model is loaded."""
-    args, prompts = plan.args, prompts_of(conds, plan.count)
-    x = plan.model.starts(plan.shape, plan.count, args.seed).to(device)
-    seconds = seconds_of_call(denoiser, x[: args.microbatch], prompts[: args.microbatch], plan.suspect())
+    args = plan.args
+    samples = plan.samples(plan.model.starts(plan.shape, plan.count, args.seed).to(device), conds)
+    dear = next((i for i, value in enumerate(plan.guidance) if value != 1), 0)  # of two passes
+    seconds = seconds_of_call(denoiser, samples.rows(dear, dear + args.microbatch), plan.suspect())
     sampling = peak_memory(device)
     say(
         f"One call takes {seconds:.2f} s here: at most {duration(seconds * plan.most / processes.count)}.\n"
@@ -90,11 +91,13 @@ def _run(
     )
     if args.dry_run:
         return
-    result = _fitted(plan, denoiser, x, prompts, plan.work(conds), processes)
+    result = _fitted(plan, denoiser, samples, plan.work(conds), processes)
     if processes.rank == 0:
-        some = -min(_SHOWN, plan.held)
-        shown = Samples(x[some:], {"prompt": prompts[some:]}, args.microbatch)
-        facts = f"{plan.output.command}\n\nPeak memory: {peak_memory(device)}; plain sampling: {sampling}."
+        shown = samples.rows(plan.count - min(_SHOWN, plan.held), plan.count)
+        facts = (
+            f"{plan.output.command}\n\nGuidance of the samples: {plan.card()['guidance']}. "
+            f"Peak memory: {peak_memory(device)}; plain sampling: {sampling}."
+        )
         _write(plan, result, facts, denoiser, shown)
         say(f"\n{table_of(result)}\n\nwritten: {', '.join(map(str, reversed(plan.output.files)))}")
 
@@ -102,17 +105,16 @@ def _run(
 def _fitted(
     plan: FitPlan,
     denoiser: Callable[..., Tensor],
-    x: Tensor,
-    prompts: list[list[int]],
+    samples: Samples,
     work: Path,
     processes: Processes,
 ) -> FitResult:
     """Returns the fit's result, going on from what is in the folder `work`, under a progress bar."""
     args, bar = plan.args, CallBar(math.ceil(plan.most / processes.count), silent=processes.rank > 0)
     result = fit_solver(
-        bar.counted(denoiser), x, noise=plan.noise, family=args.family, steps=args.steps, history=args.history,
+        bar.counted(denoiser), samples.x, noise=plan.noise, family=args.family, steps=args.steps, history=args.history,
         teacher=args.teacher, teacher_steps=args.teacher_steps, optimizer=plan.settings, loss=args.loss,
-        initial=args.initial, learn_grid=args.learn_grid, extra_args={"prompt": prompts}, held_out=plan.held,
+        initial=args.initial, learn_grid=args.learn_grid, extra_args=samples.extra_args, held_out=plan.held,
         microbatch=args.microbatch, seed=args.seed, progress=bar, cache=work / "teacher",
         journal=work / "journal.safetensors", processes=processes, card=plan.card(),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The options that say which model is run, on which prompts, at which guidance and size; and what follows from them."""
+"""The options that say which model is run, on which prompts and at which size; and what follows from them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--prompts", type=Path, default=PROMPTS, help="text file, a prompt per line (200 of our own)")
     add("--negative", help="negative prompt (empty)")
     add("--conditioning", type=Path, help="file of encoded prompts: reused where it exists, else written")
-    add("--guidance", type=float, help="CFG; on FLUX the embedded guidance, with CFG 1 (usual for the architecture)")
     add("--size", type=_size, help="WIDTHxHEIGHT in pixels (what the architecture was trained on)")
     add("--microbatch", type=count_of, default=1, help="pictures per model call, as memory allows")
     add("--threads", type=count_of, help="CPU threads")
@@ -99,8 +98,8 @@ def prompts_of(conds: Sequence[Cond], count: int) -> list[list[int]]:
 
 
 def per_sample(denoiser: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Returns a ComfyModel's denoiser for prompts as `prompts_of` has them."""
-    return lambda x, sigma, prompt: denoiser(x, sigma, [p[0] for p in prompt])
+    """Returns a ComfyModel's denoiser for prompts as `prompts_of` has them, and a guidance per sample."""
+    return lambda x, sigma, prompt, guidance: denoiser(x, sigma, [p[0] for p in prompt], guidance)
 
 
 def count_of(text: str) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from ..samplers import Solver, VPNoise
+from ..samplers.guidance import values_of
 from ..samplers.schedules import Noise
 
 __all__ = ["remarks_on"]
@@ -46,13 +46,13 @@ def _notes(solver: Solver, steps: int) -> list[str]:
 
 
 def _other_guidance(fitted: str, p: Any) -> str | None:
-    """Returns what this job's guidance is, where the card names a number and it is another one."""
-    number = re.match(r"[0-9.]+", fitted)
-    if number is None:
+    """Returns what this job's guidance is, where the card names numbers and it is not within them."""
+    values = values_of(fitted)
+    if not values:
         return None
     distilled = "distilled" in fitted
     own = _guidance(p, distilled)
-    if own is None or abs(own - float(number[0])) < 1e-6:
+    if own is None or min(values) - 1e-6 < own < max(values) + 1e-6:
         return None
     return f"{'distilled CFG scale' if distilled else 'CFG scale'} here is {own:g}"
 

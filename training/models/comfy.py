@@ -11,12 +11,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...samplers.guidance import apart
 from ...samplers.host_models import model_family, noise_of, pixel_size
 from ...samplers.schedules import Noise
 from .conditioning import Cond
@@ -104,14 +106,15 @@ class ComfyModel:
         """Width and height in pixels that the architecture was trained on, as far as it is known."""
         return _SIZES.get(self.family, (1024, 1024))
 
-    def guidance(self, wanted: float | None) -> tuple[float, float | None]:
-        """Returns (CFG, guidance that is an input of the model or None), for what the user wants or the usual.
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether guidance is distilled into an input of the model, as in FLUX and its kind; then CFG is 1."""
+        return bool(getattr(getattr(self.patcher.model.diffusion_model, "params", None), "guidance_embed", False))
 
-        FLUX and its kind have guidance distilled into an input; then CFG is 1.
-        """
-        if getattr(getattr(self.patcher.model.diffusion_model, "params", None), "guidance_embed", False):
-            return 1.0, 3.5 if wanted is None else wanted
-        return _GUIDANCE.get(self.family, 5.0) if wanted is None else wanted, None
+    @property
+    def usual_guidance(self) -> float:
+        """Guidance that the architecture is usually run at, embedded or CFG."""
+        return 3.5 if self.embeds_guidance else _GUIDANCE.get(self.family, 5.0)
 
     def latent_shape(self, width: int, height: int) -> list[int]:
         """Returns the shape of one latent, with one frame for video models.
@@ -158,29 +161,25 @@ class ComfyModel:
         work: Callable[[Callable[..., Tensor], torch.device], Any],
         conds: Sequence[Cond],
         negative: Cond,
-        guidance: float,
-        embedded: float | None,
         shape: Sequence[int],
         differentiable: bool = False,
     ) -> Any:
         """Returns `work(denoiser, device)`, called while the model is loaded.
 
-        The denoiser takes `prompt`, a list of one index into `conds` per sample, and applies the guidance.
+        The denoiser takes `prompt` and `guidance`, lists of one index into `conds` and one guidance per sample: CFG,
+        where 1 makes one conditional pass, or what the model embeds. Each guidance is a call of its own to ComfyUI.
 
         Args:
             work: What to do with it.
             conds: Encoded prompts.
             negative: Encoded negative prompt.
-            guidance: Classifier-free guidance; 1 makes one conditional pass.
-            embedded: Guidance as an input of the model (FLUX), or None.
             shape: Shape of a microbatch of latents, by which ComfyUI reckons the memory it needs.
             differentiable: Let gradients through the model; otherwise it runs in inference mode, as ComfyUI samples.
         """
         samplers = sys.modules["comfy.samplers"]
-        run = _inside(samplers, work, conds, negative, embedded)
+        run = _inside(samplers, work, conds, negative, embeds_guidance=self.embeds_guidance)
         guider = samplers.CFGGuider(self.patcher)
-        guider.set_conds(_joined([conds[0]], embedded), _joined([negative], embedded))
-        guider.set_cfg(guidance)
+        guider.set_conds(_joined([conds[0]], None), _joined([negative], None))
         latent, sigmas = torch.zeros(list(shape)), torch.tensor([float(self._sampling.sigma_max), 0.0])
         with _differentiable(self.patcher) if differentiable else torch.inference_mode():
             guider.sample(torch.zeros_like(latent), latent, run, sigmas, disable_pbar=True, seed=0)
@@ -227,7 +226,7 @@ def _differentiable(patcher: Any) -> Iterator[None]:
 
 
 def _inside(
-    samplers: Any, work: Callable[..., Any], conds: Sequence[Cond], negative: Cond, embedded: float | None
+    samplers: Any, work: Callable[..., Any], conds: Sequence[Cond], negative: Cond, *, embeds_guidance: bool
 ) -> Any:
     """Returns a Sampler whose `sample` does the work."""
 
@@ -235,29 +234,49 @@ def _inside(
         def sample(
             self, guider: Any, sigmas: Tensor, extra_args: dict, callback: Any, noise: Tensor, *_: Any, **__: Any
         ) -> Tensor:
-            ready: dict[tuple[int, ...], Any] = {}
+            def processed(prompts: Sequence[int], value: float, x: Tensor) -> Any:
+                embedded = value if embeds_guidance else None
+                own = {
+                    "positive": _joined([conds[i] for i in prompts], embedded),
+                    "negative": _joined([negative], embedded),
+                }
+                return _processed(samplers, guider.inner_model, own, x)
 
-            def denoiser(x: Tensor, sigma: Tensor, prompt: Sequence[int]) -> Tensor:
-                key = tuple(prompt)
-                if key not in ready:
-                    ready.clear()  # a microbatch is finished with before the next begins
-                    own = {
-                        "positive": _joined([conds[i] for i in key], embedded),
-                        "negative": _joined([negative], embedded),
-                    }
-                    ready[key] = _processed(samplers, guider.inner_model, own, x)
-                own = ready[key]
+            def guided(own: Any, value: float, x: Tensor, sigma: Tensor) -> Tensor:
+                guider.conds = own
+                guider.set_cfg(1.0 if embeds_guidance else value)
+                return guider(x, sigma, **extra_args)
 
-                def run(x: Tensor, sigma: Tensor) -> Tensor:
-                    guider.conds = own
-                    return guider(x, sigma, **extra_args)
-
-                return _Replayed.apply(run, x, sigma) if torch.is_grad_enabled() else run(x, sigma)  # pyright: ignore
-
-            self.result = work(denoiser, noise.device)
+            self.result = work(_denoiser(processed, guided), noise.device)
             return noise
 
     return Inside()
+
+
+def _denoiser(processed: Callable[..., Any], guided: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Returns the denoiser of a microbatch's prompts and guidances.
+
+    Args:
+        processed: Makes the conditioning of prompts, of one guidance, for states.
+        guided: Runs the model with that, at that guidance, on states and levels.
+    """
+    ready: dict[tuple[float, ...], dict[float, Any]] = {}
+
+    def denoiser(x: Tensor, sigma: Tensor, prompt: Sequence[int], guidance: Sequence[float]) -> Tensor:
+        key = (*prompt, *guidance)
+        if key not in ready:
+            ready.clear()  # a microbatch is finished with before the next begins
+        own = ready.setdefault(key, {})
+
+        def at(value: float, rows: list[int], x: Tensor, sigma: Tensor) -> Tensor:
+            if value not in own:
+                own[value] = processed([prompt[row] for row in rows], value, x)
+            run = partial(guided, own[value], value)
+            return _Replayed.apply(run, x, sigma) if torch.is_grad_enabled() else run(x, sigma)  # pyright: ignore
+
+        return apart(guidance, x, sigma, at)
+
+    return denoiser
 
 
 def _processed(samplers: Any, model: Any, conds: dict[str, Any], x: Tensor) -> Any:

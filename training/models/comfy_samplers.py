@@ -65,8 +65,8 @@ def _run_of(model: ComfyModel, denoiser: Callable[..., Tensor], method: str, sig
     class Wrapped(SimpleNamespace):
         """What samplers get from ComfyUI: a denoiser whose `inner_model` is the guider."""
 
-        def __call__(self, x: Tensor, sigma: Tensor, prompt: Any, **_: Any) -> Tensor:
-            return denoiser(x, sigma, prompt=prompt)
+        def __call__(self, x: Tensor, sigma: Tensor, prompt: Any, guidance: Any, **_: Any) -> Tensor:
+            return denoiser(x, sigma, prompt=prompt, guidance=guidance)
 
     wrapped = Wrapped(inner_model=guider)
 
