@@ -1,6 +1,6 @@
 """`python -m benchmarks`: measures what the README claims and writes results/*.json and figures/*.png beside this file.
 
-    python -m benchmarks                     everything but the recipe; under an hour on two idle cores
+    python -m benchmarks                     everything but the recipe: hours
     python -m benchmarks fidelity figures    some parts
     python -m benchmarks --quick             two minutes: asserts ratios on small samples, writes nothing
     python benchmarks/recipe.py              the papers' gradient recipe, which takes most of an hour alone
@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two minutes, assertions only, writes nothing")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each (2)")
     parser.add_argument("--cache", type=Path, help="folder that keeps finished jobs and teachers' ends: a run goes on")
+    parser.add_argument("--only", nargs="+", default=[], help="jobs whose name holds one of these, such as digits-3.0")
     args = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # the workers'
@@ -41,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for part in args.parts or PARTS:
             if part != "figures":
-                run(part, args.workers, args.cache or Path(folder))
+                run(part, args.workers, args.cache or Path(folder), args.only)
     if not args.parts or "figures" in args.parts:
         from .figures import draw
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
@@ -57,26 +57,44 @@ def jobs_of(part: str, cache: Path) -> Jobs:
 PARTS = ("fidelity", "savings", "generalisation", "precision", "cost", "overhead")
 
 
+def name_of(work: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
+    """Returns a job's name, such as "fidelity-digits-3.0"."""
+    return "-".join(str(a) for a in (work.__name__, *arguments) if isinstance(a, str | float))
+
+
 def recorded(cache: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """Returns a job's record, from the cache if it was found before."""
-    named = "-".join(str(a) for a in (work.__name__, *arguments) if isinstance(a, str | float))
-    path = cache / f"{named}.json"
+    path = cache / f"{name_of(work, arguments)}.json"
     if not path.exists():
         record = work(*arguments)
         path.write_text(json.dumps(record))
     return json.loads(path.read_text())
 
 
-def run(part: str, workers: int, cache: Path) -> None:
-    """Writes a part's results file."""
+def run(part: str, workers: int, cache: Path, only: Sequence[str] = ()) -> None:
+    """Writes a part's results file.
+
+    Args:
+        part: One of PARTS.
+        workers: Processes that share the jobs.
+        cache: Folder of the jobs' own records.
+        only: Jobs whose name holds one of these texts; empty: all. The record names them.
+
+    Raises:
+        ValueError: No job has such a name.
+    """
     SOLVERS.mkdir(parents=True, exist_ok=True)
-    jobs = jobs_of(part, cache)
+    every = jobs_of(part, cache)
+    jobs = [job for job in every if not only or any(text in name_of(*job) for text in only)]
+    if not jobs:
+        raise ValueError(f"--only {' '.join(only)} names none of {', '.join(name_of(*job) for job in every)}")
     if part == "overhead":  # timed: nothing beside it
         workers = 1
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         records = [future.result() for future in [pool.submit(recorded, cache, *job) for job in jobs]]
+    command = " ".join(["python -m benchmarks", part, *(["--only", *only] if only else [])])
     about = {
-        "command": f"python -m benchmarks {part}", "date": date.today().isoformat(), "version": VERSION,
+        "command": command, "date": date.today().isoformat(), "version": VERSION,
         "torch": torch.__version__, "python": platform.python_version(), "workers": workers,
         "samples": {name: vars(sizes) for name, sizes in SIZES.items()},
     }  # fmt: skip
