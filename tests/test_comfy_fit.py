@@ -362,7 +362,7 @@ sys.path.append({training!r})
 import _as_package, torch
 from argparse import Namespace
 from pathlib import Path
-from learned_solvers.training.model_fit import _guidance
+from learned_solvers.training.fit_plan import _guidance
 from learned_solvers.training.models.comfy import ComfyModel
 
 def stock(model, conds, prompt, guidance, x, sigma):
