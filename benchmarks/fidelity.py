@@ -30,6 +30,7 @@ __all__ = [
     "fidelity",
     "fit",
     "least_error",
+    "of_best_peer",
     "unseen_of",
 ]
 
@@ -137,9 +138,14 @@ def _measured(name: str, unseen: Problem, table: SolverTable) -> dict[str, Any]:
     return asdict(quality_of(name, unseen, ends_of(unseen, table)))
 
 
+def of_best_peer(record: dict[str, Any], key: str) -> float:
+    """Returns the best peer's measure in a record."""
+    return min(peer[key] for peer in record["peers"].values())
+
+
 def _line(record: dict[str, Any]) -> str:
     """Returns what a record says, for the log: ratios to the best peer, error and Frechet; error over span."""
-    least = {key: min(peer[key] for peer in record["peers"].values()) for key in ("error", "frechet")}
+    least = {key: of_best_peer(record, key) for key in ("error", "frechet")}
     return "; ".join(
         f"{family}: error {mine['error']:.4f} 1/{least['error'] / mine['error']:.2f}, "
         f"frechet 1/{least['frechet'] / max(mine['frechet'], 1e-12):.1f}, span x{mine['error'] / mine['span']:.2f}"

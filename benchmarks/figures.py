@@ -16,7 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-__all__ = ["draw", "least"]
+from .fidelity import of_best_peer
+
+__all__ = ["draw"]
 
 OURS, SEARCHED, PEER, PUBLISHED, BOUND = "#d1495b", "#edae49", "#30638e", "#8d96a3", "#222222"
 TITLES = {
@@ -61,7 +63,7 @@ def _per_call(results: Any, key: str, label: str, title: str) -> Figure:
         steps = [r["steps"] for r in records]
         axis.plot(
             steps,
-            [least(r, key) for r in records],
+            [of_best_peer(r, key) for r in records],
             "o-",
             color=PEER,
             label="best peer at its best grid",
@@ -98,7 +100,7 @@ def _closer(results: Any) -> Figure:
         steps = [r["steps"] for r in rows[0]["records"]]
         _heat_map(
             axis,
-            [[least(r, "error") / r["ours"]["dyweight"]["error"] for r in row["records"]] for row in rows],
+            [[of_best_peer(r, "error") / r["ours"]["dyweight"]["error"] for r in row["records"]] for row in rows],
             [f"{row['guidance']:g}" for row in rows],
             list(map(str, steps)),
         )
@@ -106,11 +108,6 @@ def _closer(results: Any) -> Figure:
     axes[0][0].set_ylabel("guidance")
     figure.suptitle("How many times closer to the teacher than the best peer (RMSE)", fontsize=13)
     return figure
-
-
-def least(record: Any, key: str) -> float:
-    """Returns the best peer's measure in a record of fidelity."""
-    return min(peer[key] for peer in record["peers"].values())
 
 
 def _heat_map(axis: Axes, ratios: list[list[float]], rows: list[str], columns: list[str]) -> None:

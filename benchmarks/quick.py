@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from .fidelity import Sizes, fidelity
+from .fidelity import Sizes, fidelity, of_best_peer
 from .overhead import overhead
 
 __all__ = ["quick"]
@@ -22,10 +22,9 @@ def quick() -> int:
         sizes = Sizes(fitted=64, held_out=16, unseen=256, ranked=24)
         found = fidelity("digits", 3.0, STEPS, sizes, Path(folder), None)
     for record in found["records"]:
-        ours = record["ours"]["dyweight"]
-        peers = [peer["error"] for peer in record["peers"].values()]
-        if ours["error"] > min(peers) / LEAST_RATIO:
-            failed.append(f"{record['steps']} calls: {ours['error']:.4f} against the best peer's {min(peers):.4f}")
+        ours, best = record["ours"]["dyweight"], of_best_peer(record, "error")
+        if ours["error"] > best / LEAST_RATIO:
+            failed.append(f"{record['steps']} calls: {ours['error']:.4f} against the best peer's {best:.4f}")
         if not 1 <= ours["error"] / ours["span"] <= MOST_SPAN:
             failed.append(f"{record['steps']} calls: {ours['error']:.4f} with a span bound of {ours['span']:.4f}")
     for size, samplers in overhead(turns=15).items():

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfy_host import ROOT, WANTED, Server, checkouts, make_base, python_of
+from comfy_host import HOSTS, ROOT, WANTED, Server, checkouts, make_base, python_of
 from comfy_prompts import Prompt, node, saved_latent
 from host_process import free_port
 from learned_solvers.samplers import FlowNoise, VPNoise, load_solver
@@ -86,13 +86,9 @@ def started(base, tmp_path_factory) -> Iterator[dict[str, Future[subprocess.Comp
         "--conditioning",
         str(base / "sd2.safetensors"),
     )
-    freed = tmp_path_factory.mktemp("freed") / "freed.py"
-    checkpoint = str(base / "models" / MODELS["sd15"].options[1])
-    freed.write_text(FREED.format(training=str(ROOT / "training"), comfy=str(CHECKOUT), checkpoint=checkpoint))
-    refused = freed.with_name("refused.py")
+    refused = tmp_path_factory.mktemp("refused") / "refused.py"
     refused.write_text(REFUSED.format(training=str(ROOT / "training"), wrong=[w(base) for w, _ in WRONG.values()]))
-    apart = freed.with_name("apart.py")
-    apart.write_text(APART.format(training=str(ROOT / "training"), comfy=str(CHECKOUT), models=str(base / "models")))
+    models = base / "models"
     commands = {"sd3": sd3(base, solver_file(base, "sd3"))}
     commands |= {
         name: command(base, solver_file(base, name), MODELS[name].options, *guided(name)) for name in ("sd15", "flux")
@@ -103,8 +99,8 @@ def started(base, tmp_path_factory) -> Iterator[dict[str, Future[subprocess.Comp
         "dry": command(base, base / "dry.safetensors", MODELS["sd3"].options, "--dry-run"),
         "sd2": command(base, base / "sd2" / "fitted.safetensors", sd2),
         "refused": [str(python_of(CHECKOUT)), str(refused), *sd3(base, base / "wrong.safetensors")[2:]],
-        "apart": [str(python_of(CHECKOUT)), str(apart)],
-        "freed": [str(python_of(CHECKOUT)), str(freed)],
+        "apart": in_comfyui("rows_apart.py", models),
+        "freed": in_comfyui("freed_encoders.py", models / MODELS["sd15"].options[1]),
     }
     with ThreadPoolExecutor(2) as pool:
         yield {name: pool.submit(run, arguments) for name, arguments in commands.items()}
@@ -125,6 +121,11 @@ def write_random(path: Path, family: str, tokens: int, dim: int, pooled: int) ->
         if pooled:
             cond["pooled_output"] = torch.randn(1, pooled, generator=generator)
     write_conditioning(path, conds, [str(i) for i in range(5)], family)
+
+
+def in_comfyui(script: str, *arguments: Path) -> list[str]:
+    """Returns the command of a script of tests/hosts in ComfyUI's Python."""
+    return [str(python_of(CHECKOUT)), str(HOSTS / script), str(CHECKOUT), *map(str, arguments)]
 
 
 def command(base: Path, output: Path, options: tuple[str, ...], *more: str) -> list[str]:
@@ -333,70 +334,8 @@ def test_a_wrong_file_or_size_is_refused_with_its_name_and_the_remedy(started, n
     assert re.search(WRONG[name][1], told[list(WRONG).index(name)])
 
 
-FREED = """
-import sys
-sys.path.append({training!r})
-import _as_package, gc, torch
-from pathlib import Path
-from learned_solvers.training.models.comfy import ComfyModel
-
-def held():
-    tensors = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor)]
-    return sum({{t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}}.values()) / 2**20
-
-model = ComfyModel.load(Path({comfy!r}), checkpoint=Path({checkpoint!r}))
-model.encode(["a cat"], print)
-before = held()
-model.free_text_encoders()
-print(before - held())
-"""
-
-
 def test_freed_text_encoders_are_held_by_nothing(started):
     assert float(ran_well(started["freed"].result()).split()[-1]) > 200  # MB; 123 M parameters
-
-
-APART = """
-import sys
-sys.path.append({training!r})
-import _as_package, torch
-from argparse import Namespace
-from pathlib import Path
-from learned_solvers.training.fit_plan import _guidance
-from learned_solvers.training.models.comfy import ComfyModel
-
-def stock(model, conds, prompt, guidance, x, sigma):
-    samplers = sys.modules["comfy.samplers"]
-    cfg, own = (1.0, {{"guidance": guidance}}) if model.embeds_guidance else (guidance, {{}})
-    entries = [[[c["context"], {{"pooled_output": c["pooled_output"], **own}}]] for c in (conds[prompt], conds[0])]
-    guider, found = samplers.CFGGuider(model.patcher), []
-    guider.set_conds(*entries)
-    guider.set_cfg(cfg)
-    look = lambda run, noise, sigmas, extra_args, callback, disable: found.append(run(x, sigma, **extra_args)) or noise
-    guider.sample(torch.zeros_like(x), torch.zeros_like(x), samplers.KSAMPLER(look), torch.tensor([1.0, 0.0]), seed=0)
-    return found[0]
-
-for name, dim, pooled in (("sd3", 64, 32), ("flux", 64, 768)):
-    file = Path({models!r}) / "diffusion_models" / f"tiny_{{name}}.safetensors"
-    if not file.exists():
-        continue
-    model = ComfyModel.load(Path({comfy!r}), diffusion_model=file)
-    generator = torch.Generator().manual_seed(0)
-    made = lambda *shape: torch.randn(*shape, generator=generator)
-    conds = [{{"context": made(1, 8, dim), "pooled_output": made(1, pooled)}} for _ in range(4)]
-    x, sigma, prompts, guidances = made(3, 16, 8, 8), torch.tensor([0.3, 0.6, 0.9]), [3, 1, 2], [5.0, 1.0, 2.5]
-    rows = list(zip(prompts, guidances, x.split(1), sigma.split(1)))
-    with torch.inference_mode():
-        wanted = torch.cat([stock(model, conds, *row) for row in rows])
-    def compare(denoiser, device):
-        for order in ([0, 1, 2], [2, 0, 1], [1, 1, 0]):
-            own, goal = [rows[i] for i in order], wanted[order]
-            one = torch.cat([denoiser(x, sigma, [prompt], [guidance]) for prompt, guidance, x, sigma in own])
-            three = denoiser(x[order], sigma[order], [row[0] for row in own], [row[1] for row in own])
-            print(name, *(float((found - goal).abs().max() / goal.abs().max()) for found in (one, three)))
-    model.with_denoiser(compare, conds, conds[0], [3, 16, 8, 8])
-    print("default", name, *_guidance(Namespace(guidance=None, samples=64), model))
-"""
 
 
 @pytest.mark.parametrize(("name", "usual"), [("sd3", ["3.0", "4.5", "6.0"]), ("flux", ["3.5"])])

@@ -22,7 +22,7 @@ from .output import Output
 from .samples import Samples
 from .teacher import Teacher
 
-__all__ = ["FitPlan", "planned"]
+__all__ = ["FitPlan", "guidances", "planned"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +140,7 @@ def planned(
     reused = prompts.exists()
     model = load_model(args, comfy, encode=first and not reused)
     shape = model.latent_shape(*(args.size or model.size))
-    noise, guidance = model.noise(shape), _guidance(args, model)
+    noise, guidance = model.noise(shape), guidances(args, model)
     if isinstance(settings, GradientDescent) and noise.kind == "vp":
         raise ValueError(
             f"ComfyUI rounds the model time of {model.family} to whole numbers, so no gradient reaches the noise "
@@ -149,11 +149,11 @@ def planned(
     return FitPlan(args, model, output, prompts, reused, teacher, settings, shape, noise, guidance)
 
 
-def _guidance(args: argparse.Namespace, model: ComfyModel) -> tuple[float, ...]:
+def guidances(args: argparse.Namespace, model: ComfyModel) -> tuple[float, ...]:
     """Returns the guidances of a fit: those that are named, or what is usual and, where it is CFG, a third around it.
 
-    A solver that was fitted at one CFG loses at others; one that was fitted to samples of several holds at all of them.
-    Raises ValueError where there are fewer samples.
+    Raises:
+        ValueError: There are fewer samples.
     """
     usual = model.usual_guidance
     values = tuple(args.guidance or ((usual,) if model.embeds_guidance else spread(usual, 1 / 3)))

@@ -1,0 +1,67 @@
+"""Print how far a ComfyModel's denoiser, on rows that differ in guidance, is from ComfyUI's own guider row by row.
+
+    <ComfyUI's python> rows_apart.py COMFYUI_PATH MODELS_FOLDER
+
+Lines of "<model> <error of one row per call> <error of three rows>", and of the default guidances.
+"""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "training"))
+import _as_package  # noqa: F401 - makes the folder the package learned_solvers
+from learned_solvers.training.fit_plan import guidances
+from learned_solvers.training.models.comfy import ComfyModel
+
+SHAPE = (3, 16, 8, 8)
+comfy, models = map(Path, sys.argv[1:])
+
+
+def stock(model, conds, prompt, guidance, x, sigma):
+    """Returns what ComfyUI's guider makes of one row."""
+    samplers = sys.modules["comfy.samplers"]
+    cfg, own = (1.0, {"guidance": guidance}) if model.embeds_guidance else (guidance, {})
+    entries = [[[c["context"], {"pooled_output": c["pooled_output"], **own}]] for c in (conds[prompt], conds[0])]
+    guider, found = samplers.CFGGuider(model.patcher), []
+    guider.set_conds(*entries)
+    guider.set_cfg(cfg)
+
+    def look(run, noise, sigmas, extra_args, callback, disable):
+        found.append(run(x, sigma, **extra_args))
+        return noise
+
+    guider.sample(torch.zeros_like(x), torch.zeros_like(x), samplers.KSAMPLER(look), torch.tensor([1.0, 0.0]), seed=0)
+    return found[0]
+
+
+def compare(name, model, dim, pooled):
+    generator = torch.Generator().manual_seed(0)
+
+    def made(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    conds = [{"context": made(1, 8, dim), "pooled_output": made(1, pooled)} for _ in range(4)]
+    x, sigma, prompts, values = made(*SHAPE), torch.tensor([0.3, 0.6, 0.9]), [3, 1, 2], [5.0, 1.0, 2.5]
+    rows = list(zip(prompts, values, x.split(1), sigma.split(1), strict=True))
+    with torch.inference_mode():
+        wanted = torch.cat([stock(model, conds, *row) for row in rows])
+
+    def work(denoiser, device):
+        for order in ([0, 1, 2], [2, 0, 1], [1, 1, 0]):
+            own, goal = [rows[i] for i in order], wanted[order]
+            one = torch.cat([denoiser(x, sigma, [prompt], [guidance]) for prompt, guidance, x, sigma in own])
+            three = denoiser(x[order], sigma[order], [row[0] for row in own], [row[1] for row in own])
+            print(name, *(float((found - goal).abs().max() / goal.abs().max()) for found in (one, three)))
+
+    model.with_denoiser(work, conds, conds[0], list(SHAPE))
+
+
+for name, dim, pooled in (("sd3", 64, 32), ("flux", 64, 768)):
+    file = models / "diffusion_models" / f"tiny_{name}.safetensors"
+    if file.exists():
+        model = ComfyModel.load(comfy, diffusion_model=file)
+        compare(name, model, dim, pooled)
+        print("default", name, *guidances(Namespace(guidance=None, samples=64), model))
