@@ -120,7 +120,7 @@ class FitLearnedSolver:
                         "max": 0.9,
                         "step": 0.01,
                         "tooltip": "How far the solver is to hold around cfg: 0.33 fits to samples at two thirds of "
-                        "it, at cfg and at four thirds, in turn. 0: at cfg alone, best there and worse at all others.",
+                        "it, at cfg and at four thirds, in turn. 0: at cfg alone.",
                     },
                 ),
             },
