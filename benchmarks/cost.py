@@ -27,7 +27,7 @@ _STEPS = 5
 def growth_with_samples(cache: Any) -> list[dict[str, Any]]:
     """Returns calls, seconds and the error on unseen starts of fits for the digits, by number of samples."""
     subject, records = SUBJECTS["digits"], []
-    unseen = unseen_of(subject, 3.0, 1024, cache)
+    unseen = unseen_of(subject, 3.0, 512, cache)
     for samples in (8, 16, 32, 64, 128, 256):
         result = fit(subject, "dyweight", 3.0, (_STEPS,), Sizes(samples, 32))
         ends = unseen.errors(result.solver.table(_STEPS, subject.noise))

@@ -42,7 +42,7 @@ TEACHER = Teacher("ipndm", 60)
 class Sizes:
     """How many starts a measurement takes: `fitted` and `held_out` for a fit, `unseen` to judge, `ranked` for peers."""
 
-    def __init__(self, fitted: int = 96, held_out: int = 32, unseen: int = 1024, ranked: int = 48) -> None:
+    def __init__(self, fitted: int = 96, held_out: int = 32, unseen: int = 512, ranked: int = 48) -> None:
         self.fitted, self.held_out, self.unseen, self.ranked = fitted, held_out, unseen, ranked
 
 

@@ -43,6 +43,7 @@ def draw(results: Path, figures: Path) -> None:
         "closer": ("fidelity", _closer),
         "savings": ("savings", _savings),
         "generalisation": ("generalisation", _generalisation),
+        "precision": ("precision", _precision),
         "overhead": ("overhead", _overhead),
         "recipe": ("recipe", _recipe),
     }
@@ -151,6 +152,19 @@ def _generalisation(results: Any) -> Figure:
     for axis in list(axes.flat)[len(records) :]:
         axis.set_axis_off()
     figure.suptitle("Used elsewhere: the best peer's error / ours at 5 calls (above 1, blue: still ahead)", fontsize=13)
+    return figure
+
+
+def _precision(results: Any) -> Figure:
+    """Draws a heat map per network: best peer's error over ours, both run on the copy in half precision."""
+    names = list(dict.fromkeys(r["network"] for r in results["records"]))
+    figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 2.2), layout="constrained", squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        rows = [r for r in results["records"] if r["network"] == name]
+        ratios = [[r["on_copy"]["peer"] / r["on_copy"]["ours"] for r in row["records"]] for row in rows]
+        _heat_map(axis, ratios, [row["dtype"] for row in rows], [f"{r['steps']}" for r in rows[0]["records"]])
+        axis.set(title=TITLES[name], xlabel="network calls")
+    figure.suptitle("Fitted and run in half precision: the best peer's error / ours", fontsize=13)
     return figure
 
 

@@ -26,28 +26,29 @@ RESULTS = Path(__file__).resolve().parent / "results"
 SOLVERS = RESULTS / "solvers"
 Jobs = list[tuple[Callable[..., Any], tuple[Any, ...]]]
 
-SIZES = {"digits": Sizes(), "patches": Sizes(unseen=512), "shapes": Sizes(unseen=512)}
+NETWORKS = ("patches", "shapes", "digits")  # the longest first
+WHOLE, FEW = Sizes(), Sizes(fitted=64, held_out=16, unseen=256, ranked=32)
+SOME_STEPS = (4, 6, 8)
 
 
 def jobs_of(part: str, cache: Path) -> Jobs:
     """Returns the calls that make a part's records, the longest first."""
     if part == "fidelity":
-        order = [(name, g) for g in reversed(GUIDANCES) for name in ("patches", "shapes", "digits")]
-        return [(fidelity, (name, g, STEPS, SIZES[name], SOLVERS, cache)) for name, g in order]
+        order = [(name, g) for g in reversed(GUIDANCES) for name in NETWORKS]
+        return [(fidelity, (name, g, STEPS, WHOLE, SOLVERS, cache)) for name, g in order]
     if part == "savings":
-        return [(savings, (name, 3.0, SIZES[name], SOLVERS, cache)) for name in ("patches", "shapes", "digits")]
+        return [(savings, (name, 3.0, WHOLE, SOLVERS, cache)) for name in NETWORKS]
     if part == "precision":
-        return [(precision, (name, d, 3.0, STEPS, SIZES[name], cache)) for name in ("shapes", "digits") for d in DTYPES]
+        return [(precision, (name, d, 3.0, SOME_STEPS, FEW, cache)) for name in ("shapes", "digits") for d in DTYPES]
     if part == "generalisation":
-        g, digits, patches, shapes = generalisation, *SIZES.values()
         return [
-            (g.guidances, ("patches", patches, cache)),
-            (g.sizes_of_pictures, ("shapes", shapes, cache)),
-            (g.guidances, ("digits", digits, cache)),
-            (g.classes, ("patches", patches, cache)),
-            (g.classes, ("digits", digits, cache)),
-            (g.fine_tuned, (digits,)),
-            (g.seeds, ("digits", digits, cache)),
+            (generalisation.guidances, ("patches", FEW, cache)),
+            (generalisation.sizes_of_pictures, ("shapes", FEW, cache)),
+            (generalisation.guidances, ("digits", FEW, cache)),
+            (generalisation.classes, ("patches", FEW, cache)),
+            (generalisation.classes, ("digits", FEW, cache)),
+            (generalisation.fine_tuned, (FEW,)),
+            (generalisation.seeds, ("digits", FEW, cache)),
         ]
     if part == "cost":
         return [(cost.growth_with_samples, (cache,)), (cost.growth_with_size, ()), (cost.memory, ())]
@@ -96,7 +97,7 @@ def run(part: str, workers: int, cache: Path, only: Sequence[str] = ()) -> None:
     about = {
         "command": command, "date": date.today().isoformat(), "version": VERSION,
         "torch": torch.__version__, "python": platform.python_version(), "workers": workers,
-        "samples": {name: vars(sizes) for name, sizes in SIZES.items()},
+        "samples": next((vars(value) for _, given in jobs for value in given if isinstance(value, Sizes)), None),
     }  # fmt: skip
     path = RESULTS / f"{part}.json"
     path.write_text(json.dumps({"about": about, "records": records}, indent=1) + "\n")

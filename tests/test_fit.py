@@ -21,11 +21,14 @@ from learned_solvers.samplers import (
 from learned_solvers.samplers.conversion import with_denoised, with_derivatives
 from learned_solvers.training import GaussNewton, GradientDescent, fit_solver
 from learned_solvers.training.gauss_newton import difference_step
+from learned_solvers.training.journal import Journal
 from learned_solvers.training.objective import make_objective
 from learned_solvers.training.problem import Problem
 from learned_solvers.training.samples import CountedDenoiser, Samples
 from learned_solvers.training.scan import candidates, rank, rmse
-from learned_solvers.training.spaces import make_space
+from learned_solvers.training.spaces import DyWeightSpace, make_space
+from learned_solvers.training.start import Start, find_start
+from learned_solvers.training.task import Task
 from learned_solvers.training.teacher import Reference, Teacher, teacher_grid
 from oracles import k_diffusion_module
 from torch import Tensor
@@ -222,6 +225,23 @@ def test_a_fit_is_never_worse_than_the_best_classical_solver_on_its_samples(kind
         assert ours <= rmse(own, possible[0].table) or (kind, family) == ("vp", "ds")
         assert (ours > order[0][0]) == (result.solver.card.steps[steps].note is not None)
         assert result.report[steps].error_after <= result.report[steps].error_before
+
+
+@pytest.mark.parametrize("kind", ["flow", "vp"])
+def test_many_steps_start_where_ds_solver_would(kind):
+    order = [c for _, c in rank(problem(kind, "ds", 8).first(4), list(candidates(8, NOISES[kind])))]
+
+    def start(family: str) -> Start:
+        own = problem(kind, family, 8)
+        fitted, judged = own.between(0, 8), own.between(8, 12)
+        task = Task(fitted, judged, NOISES[kind], family, 8, False, Journal(None, {}), lambda line: None)
+        return find_start(task, 8, order, "scan")
+
+    ours, searched = start("dyweight"), start("ds")
+    assert isinstance(ours.space, DyWeightSpace) and ours.name == searched.name
+    ends = [sample_table(curved, starts(kind), s.space.table(s.theta), disable=True) for s in (ours, searched)]
+    assert_close(ends[0], ends[1], rtol=1e-9, atol=1e-9)
+    assert rmse(problem(kind, "ds", 8), searched.space.table(searched.theta)) < rmse(problem(kind, "ds", 8), ours.table)
 
 
 def test_the_report_counts_every_network_call():
