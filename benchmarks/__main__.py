@@ -1,6 +1,6 @@
 """`python -m benchmarks`: measures what the README claims and writes results/*.json and figures/*.png beside this file.
 
-    python -m benchmarks                     everything but the recipe: hours
+    python -m benchmarks                     everything but the recipe: an hour of two cores
     python -m benchmarks fidelity figures    some parts
     python -m benchmarks --quick             two minutes: asserts ratios on small samples, writes nothing
     python benchmarks/recipe.py              the papers' gradient recipe, which takes most of an hour alone
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from .jobs import PARTS, RESULTS, run
+from .jobs import PARTS, RESULTS, chosen, run
 from .quick import quick
 
 
@@ -40,9 +40,14 @@ def main() -> None:
     if args.cache is not None:
         args.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        for part in args.parts or PARTS:
-            if part != "figures":
-                run(part, args.workers, args.cache or Path(folder), args.only)
+        cache = args.cache or Path(folder)
+        parts = [part for part in args.parts or PARTS if part != "figures"]
+        try:
+            jobs_of_parts = chosen(parts, cache, args.only) if parts else {}
+        except ValueError as error:
+            parser.error(str(error))
+        for part, jobs in jobs_of_parts.items():
+            run(part, jobs, args.workers, cache, args.only)
     if not args.parts or "figures" in args.parts:
         from .figures import draw
 

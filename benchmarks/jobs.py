@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import platform
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date
@@ -20,7 +21,7 @@ from .overhead import overhead
 from .precision import DTYPES, precision
 from .savings import savings
 
-__all__ = ["PARTS", "RESULTS", "jobs_of", "run"]
+__all__ = ["PARTS", "RESULTS", "chosen", "run"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SOLVERS = RESULTS / "solvers"
@@ -72,23 +73,35 @@ def recorded(cache: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) 
     return json.loads(path.read_text())
 
 
-def run(part: str, workers: int, cache: Path, only: Sequence[str] = ()) -> None:
+def chosen(parts: Sequence[str], cache: Path, only: Sequence[str]) -> dict[str, Jobs]:
+    """Returns the jobs of each part whose name holds one of the texts `only`; all if there are none.
+
+    Raises:
+        ValueError: No part has such a job.
+    """
+    every = {part: jobs_of(part, cache) for part in parts}
+    found = {
+        part: [job for job in jobs if not only or any(text in name_of(*job) for text in only)]
+        for part, jobs in every.items()
+    }
+    if not any(found.values()):
+        names = [name_of(*job) for jobs in every.values() for job in jobs]
+        raise ValueError(f"--only {' '.join(only)} names no job: take a text that is in one of {', '.join(names)}")
+    return {part: jobs for part, jobs in found.items() if jobs}
+
+
+def run(part: str, jobs: Jobs, workers: int, cache: Path, only: Sequence[str] = ()) -> None:
     """Writes a part's results file.
 
     Args:
         part: One of PARTS.
+        jobs: What to do of it.
         workers: Processes that share the jobs.
         cache: Folder of the jobs' own records.
-        only: Jobs whose name holds one of these texts; empty: all. The record names them.
-
-    Raises:
-        ValueError: No job has such a name.
+        only: How the jobs were chosen, for the record.
     """
     SOLVERS.mkdir(parents=True, exist_ok=True)
-    every = jobs_of(part, cache)
-    jobs = [job for job in every if not only or any(text in name_of(*job) for text in only)]
-    if not jobs:
-        raise ValueError(f"--only {' '.join(only)} names none of {', '.join(name_of(*job) for job in every)}")
+    began = time.monotonic()
     if part == "overhead":  # timed: nothing beside it
         workers = 1
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
@@ -97,6 +110,7 @@ def run(part: str, workers: int, cache: Path, only: Sequence[str] = ()) -> None:
     about = {
         "command": command, "date": date.today().isoformat(), "version": VERSION,
         "torch": torch.__version__, "python": platform.python_version(), "workers": workers,
+        "seconds": round(time.monotonic() - began),
         "samples": next((vars(value) for _, given in jobs for value in given if isinstance(value, Sizes)), None),
     }  # fmt: skip
     path = RESULTS / f"{part}.json"

@@ -30,11 +30,13 @@ class Run:
         """Returns the root mean square distance of each picture to the goal."""
         if self.states is None:
             return []
-        return (self.states - goal).double().flatten(1).square().mean(1).sqrt().tolist()
+        return (self.states - goal).cpu().double().flatten(1).square().mean(1).sqrt().tolist()
 
     def error(self, goal: Tensor) -> float:
         """Returns the root mean square distance over all pictures."""
-        return float("inf") if self.states is None else float((self.states - goal).double().square().mean().sqrt())
+        return (
+            float("inf") if self.states is None else float((self.states - goal).cpu().double().square().mean().sqrt())
+        )
 
 
 class _TooManyCalls(Exception):

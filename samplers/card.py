@@ -94,7 +94,9 @@ class StepCard:
         known = {f.name for f in fields(cls)}
         if unknown := set(plain) - known:
             names = ", ".join(sorted(unknown)[:5])
-            raise ValueError(f"the card has entries that this version does not know: {names}")
+            raise ValueError(
+                f"the card has entries that this version does not know: {names}; update Learned Solvers"
+            )
         values = dict(plain)
         if (grid := values.get("grid")) is not None:
             if not isinstance(grid, dict) or "rule" not in grid:
@@ -176,7 +178,8 @@ class Card:
             wrong = (
                 f"lacks {', '.join(sorted(missing))}" if missing else f"has unknown {sorted(set(values) - names)[:5]}"
             )
-            raise ValueError(f"the card {wrong}: write it again with this version of Learned Solvers")
+            remedy = "write it again with this version of Learned Solvers" if missing else "update Learned Solvers"
+            raise ValueError(f"the card {wrong}: {remedy}")
         if (truth := metadata.get("transferable", "false")) not in ("true", "false"):
             raise ValueError(f"transferable must be true or false, got {truth!r}")
         values["transferable"] = truth == "true"

@@ -17,6 +17,7 @@ from .plain import read_json
 __all__ = ["LARGEST", "read_container"]
 
 LARGEST = 4 * 2**20  # bytes; a solver of 100 calls is 80 kB
+_MOST_DIMENSIONS = 2
 _LONGEST_HEADER = 2**20  # bytes; a card of 100 step counts has 50 kB
 
 
@@ -49,7 +50,11 @@ def _metadata(content: bytes) -> dict[str, str]:
             f"a header of {length} bytes in a file of {len(content)}; it has 2 to {_LONGEST_HEADER}, within the file"
         )
     header = read_json(content[8 : 8 + length].decode())
-    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its header is no object with texts as metadata")
+    # torch makes nothing of more than 64 dimensions, in a time that is quadratic in them.
+    shapes = [entry.get("shape") if isinstance(entry, dict) else None for entry in header.values()]
+    if not all(isinstance(shape, list) and len(shape) <= _MOST_DIMENSIONS for shape in shapes):
+        raise ValueError(f"its header has an entry that is no tensor of at most {_MOST_DIMENSIONS} dimensions")
     return metadata

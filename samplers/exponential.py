@@ -15,9 +15,9 @@ from torch import Tensor
 from .levels import checked_levels
 from .table import SolverTable
 
-__all__ = ["dpmpp_2m", "res_multistep", "uni_pc"]
+__all__ = ["UNIPC_END", "dpmpp_2m", "res_multistep", "uni_pc"]
 
-_UNIPC_END = 0.001
+UNIPC_END = 0.001
 
 
 def dpmpp_2m(sigmas: Tensor) -> SolverTable:
@@ -70,10 +70,10 @@ def uni_pc(sigmas: Tensor, variant: str = "bh1") -> SolverTable:
         raise ValueError(f"variant must be bh1 or bh2, got {variant!r}")
     levels = checked_levels(sigmas).clone()
     if levels[-1] == 0:
-        levels[-1] = _UNIPC_END
+        levels[-1] = UNIPC_END
     n = len(levels) - 1
     if n < 2 or levels[-1] >= levels[-2]:
-        raise ValueError(f"uni_pc needs two steps above noise level {_UNIPC_END}, got {levels.tolist()}")
+        raise ValueError(f"uni_pc needs two steps above noise level {UNIPC_END}, got {levels.tolist()}")
     ratio, log_snr = levels[1:] / levels[:-1], -levels.log()
     coeffs = torch.zeros(n, n, dtype=torch.float64)
     move = torch.zeros(n, dtype=torch.float64)  # what the corrector moves the state by

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from contextlib import suppress
@@ -21,7 +22,7 @@ def write_whole(path: Path, content: bytes, *, overwrite: bool = True) -> None:
     """
     temporary = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         with temporary.open("xb") as file:
             file.write(content)
             file.flush()
@@ -38,6 +39,13 @@ def write_whole(path: Path, content: bytes, *, overwrite: bool = True) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # which must not be taken for the file's own
+        raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file, not a folder") from error
 
 
 def _move_to_new(temporary: Path, path: Path) -> None:

@@ -129,6 +129,10 @@ class VPNoise:
         """
         return self.sigma_at(index / 1000 if self.beta else (index + 1) / 1000)
 
+    def index_at(self, sigma: Tensor) -> Tensor:
+        """Returns the (fractional) network timesteps of noise levels: the inverse of `sigma_at_index`."""
+        return 1000 * self.time_at(sigma) - (0 if self.beta else 1)
+
     def time_at(self, sigma: Tensor) -> Tensor:
         """Returns the model times of noise levels, any shape: the inverse of `sigma_at`."""
         log_alpha = -0.5 * torch.log1p(sigma.double().square())
@@ -170,7 +174,9 @@ class Grid:
             )
         for name, value in self.parameters.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST:
-                raise ValueError(f"grid parameter {name} must be a positive finite number, got {value!r:.40}")
+                # Of anything else the kind alone: the text of a list of lists may have no end.
+                got = f"{value!r:.40}" if isinstance(value, int | float | str) else type(value).__name__
+                raise ValueError(f"grid parameter {name} must be a positive finite number, got {got}")
 
     def levels(self, steps: int, noise: Noise) -> Tensor:
         """Returns steps + 1 descending noise levels on `noise`, shape [steps + 1].

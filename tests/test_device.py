@@ -5,14 +5,18 @@ MPS has no float64; on both, reading a value waits for all work that is queued.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
 from learned_solvers.samplers import EDMNoise, FlowNoise, SolverTable, VPNoise, dpmpp_2m, load_solver, sample_table
+from learned_solvers.training import GaussNewton, GradientDescent, fit_solver
 from oracles import GaussianVE
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 GAUSSIAN = GaussianVE()
@@ -104,6 +108,47 @@ def test_the_loop_reads_nothing_from_the_device_and_sends_it_nothing(table):
 def test_on_the_cpu_the_loop_reads_no_value_and_stays_in_float32(table):
     _, loop = run(table, "cpu", torch.float32)
     assert loop.reads() == [] and loop.float64("cpu") == []
+
+
+class Conversions(TorchFunctionMode):
+    """Keeps the lines that make float64 of a state that was not brought to the CPU in the same breath.
+
+    On a CPU `cpu()` returns the tensor itself, so that it is marked.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        self.brought = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name, first = getattr(func, "__name__", ""), args[0] if args else None
+        doubled = name == "double" or (name == "to" and torch.float64 in (*args[1:], *(kwargs or {}).values()))
+        if doubled and isinstance(first, Tensor) and first.dtype is torch.float32:
+            caller = next(f for f in reversed(traceback.extract_stack()[:-1]) if "torch" not in Path(f.filename).parts)
+            if getattr(first, "is_brought", False):
+                self.brought += 1
+            else:
+                self.seen.append(f"{Path(caller.filename).name}:{caller.lineno} {caller.line}")
+        result = func(*args, **(kwargs or {}))
+        if name == "cpu":
+            result.is_brought = True
+        return result
+
+
+@pytest.mark.parametrize("optimizer", ["gauss-newton", "adam"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_fit_makes_float64_only_of_what_is_on_the_cpu(optimizer, dtype, tmp_path):
+    def model(x: Tensor, sigma: Tensor) -> Tensor:
+        return x / (1 + sigma.view(-1, 1))
+
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    chosen = GradientDescent("adam", epochs=1, batch=4) if optimizer == "adam" else GaussNewton(iterations=2)
+    with Conversions() as conversions:
+        fit_solver(
+            model, x, noise=FlowNoise(), steps=(2,), teacher_steps=4, optimizer=chosen, journal=tmp_path / "journal"
+        )
+    assert conversions.seen == [] and conversions.brought > 5
 
 
 def test_a_read_a_copy_and_a_float64_are_noticed():

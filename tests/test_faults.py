@@ -18,6 +18,7 @@ from learned_solvers.training import GaussNewton, GradientDescent, fit_solver
 from learned_solvers.training.claim import claimed
 from learned_solvers.training.files import write_tensors
 from learned_solvers.training.journal import Journal
+from learned_solvers.training.models.conditioning import read_conditioning, write_conditioning
 from learned_solvers.training.output import Output
 from learned_solvers.training.room import Room, is_out_of_memory
 from learned_solvers.training.samples import CountedDenoiser, Samples
@@ -308,7 +309,31 @@ def test_a_claim_leaves_no_trace_but_what_was_put_there(tmp_path):
     assert os.listdir(tmp_path) == []
     with claimed(tmp_path / "a.fit", 0, name="a"):
         (tmp_path / "a.fit" / "journal").touch()
-    assert os.listdir(tmp_path / "a.fit") == ["journal", "lock"] or os.listdir(tmp_path / "a.fit") == [
-        "lock",
-        "journal",
+    assert sorted(os.listdir(tmp_path / "a.fit")) == ["journal", "lock"]
+
+
+def test_a_folder_that_is_a_file_is_named_as_such(tmp_path):
+    (tmp_path / "file").write_text("dear")
+    for overwrite in (False, True):
+        with pytest.raises(
+            NotADirectoryError, match=r"a\.safetensors cannot be written \(.*file is a file, not a folder"
+        ):
+            load_solver("ds_flow-sit").save(tmp_path / "file" / "a.safetensors", overwrite=overwrite)
+    assert (tmp_path / "file").read_text() == "dear"
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="what is mapped into memory is told by Linux")
+def test_no_file_of_a_fit_stays_mapped_when_it_was_read(tmp_path):
+    # Windows neither replaces nor deletes a file that is.
+    Journal(tmp_path / "journal", {}).put("a", {"x": torch.ones(100_000)})
+    write_conditioning(
+        tmp_path / "prompts", [{"context": torch.ones(1, 77, i)} for i in (768, 768)], ["", "a cat"], "SD15"
+    )
+    samples = Samples(torch.randn(64, 1000), {}, 64)
+    Teacher("euler", 2).reference(model, samples, FLOW, cache=tmp_path / "teacher")
+    kept = [
+        Journal(tmp_path / "journal", {}).get("a"),
+        read_conditioning(tmp_path / "prompts", "SD15"),
+        Teacher("euler", 2).reference(model, samples, FLOW, cache=tmp_path / "teacher"),
     ]
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text() and all(kept)

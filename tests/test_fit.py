@@ -133,6 +133,14 @@ def test_a_fit_can_start_from_a_classical_solver_exactly(method, kind, family):
     assert_close(ours, sample_table(curved, x, own, disable=True), rtol=1e-6, atol=1e-6)
 
 
+def test_a_ds_fit_starts_exactly_on_a_table_of_another_length():
+    noise = VPNoise.from_sigmas(VP.sigma_at(torch.linspace(1 / 400, 1, 400, dtype=torch.float64)))
+    own = ipndm(noise.sigma_at_index(torch.linspace(999, 1, 6, dtype=torch.float64)), 3)
+    space = make_space("ds", 5, noise, None, 5, False)
+    ours = sample_table(curved, starts("vp"), space.table(space.initial(own)), disable=True)
+    assert_close(ours, sample_table(curved, starts("vp"), own, disable=True), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize(("kind", "family"), KINDS)
 def test_what_a_file_stores_leads_back_to_the_parameters(kind, family):
     space = make_space(family, 5, NOISES[kind], GRIDS[kind], 3, False)
@@ -342,7 +350,10 @@ def test_the_grids_shift_can_be_learned_too():
             {"extra_args": {"shift": [0.0] * 18}},
             "a row per start, 24, or one for all, got 18",
         ),  # as many as are fitted to
-        ({"steps": ()}, "steps must be counts of at least 1"),
+        ({"steps": ()}, "steps must be counts from 1 to 100"),
+        ({"steps": (3, 20_000)}, r"steps must be counts from 1 to 100, got \[3, 20000\]"),
+        ({"history": 0}, "history and microbatch must be at least 1, got 0 and None"),
+        ({"microbatch": -1}, "history and microbatch must be at least 1, got 3 and -1"),
         ({"family": "ds", "learn_grid": True}, "no grid to learn"),
         ({"initial": "no_such"}, r"cannot start from 'no_such': name scan, a classical solver \(euler, .*ipndm 3"),
         ({"initial": "karras 7, simple"}, "cannot start from 'karras 7, simple'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from learned_solvers.samplers import FlowNoise, VPNoise
 from learned_solvers.training import fit_solver
 from learned_solvers.training.cost import most_calls
 from learned_solvers.training.demo import demo_starts
-from learned_solvers.training.fit_weights import main
+from learned_solvers.training.fit_weights import _solver_file, main
 from learned_solvers.training.models.conditioning import read_conditioning, write_conditioning
 from learned_solvers.training.models.digits import load_digits
 from learned_solvers.training.models.loading import find_comfy
@@ -45,6 +46,7 @@ def refused(capsys, *arguments: object) -> str:
     [
         (["--size", "512"], "must be WIDTHxHEIGHT in pixels, such as 512x512, got '512'"),
         (["--steps", "0"], "must be a whole number of at least 1, got '0'"),
+        ([*MODEL, "--steps", "4", "101"], "--steps has counts of at most 100, got 101"),
         (["--samples", "-3"], "must be a whole number of at least 1, got '-3'"),
         (
             ["--comfyui", "/nowhere"],
@@ -152,6 +154,35 @@ def test_a_delivery_that_was_killed_is_finished_by_the_same_command_only(tmp_pat
             (output.folder / file.name).write_text("new")
         output.deliver()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.md", "a.png", "a.safetensors"]
+
+
+def test_a_delivery_deletes_nothing_that_someone_else_put_into_the_folder(tmp_path):
+    output = Output(tmp_path / "run.safetensors", "one")
+    with output.claimed(0):
+        (output.folder / "mine").mkdir()
+        (output.folder / "mine" / "data.txt").write_text("dear")
+        (output.folder / "0123456789abcdef").mkdir()
+        (output.folder / "prompts-0123456789abcdef.safetensors").touch()
+        for file in output.files:
+            (output.folder / file.name).write_text("new")
+        output.deliver()
+    left = [p.relative_to(output.folder).as_posix() for p in output.folder.rglob("*") if p.name != "lock"]
+    assert left == ["mine", "mine/data.txt"]
+
+
+@pytest.mark.parametrize(
+    ("output", "path"),
+    [
+        ("mine", "host/models/solver_weights/mine.safetensors"),
+        ("mine.SAFETENSORS", "host/models/solver_weights/mine.safetensors"),
+        ("./mine.safetensors", "mine.safetensors"),
+        ("sub/mine", "sub/mine.safetensors"),
+    ],
+)
+def test_a_name_alone_is_comfyuis_and_a_path_is_a_place(output, path, comfy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = argparse.Namespace(output=output, family="dyweight")
+    assert _solver_file(args, comfy).absolute() == tmp_path / path
 
 
 @pytest.mark.parametrize("family", ["dyweight", "ds"])

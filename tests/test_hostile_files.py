@@ -14,12 +14,13 @@ import resource
 import struct
 import time
 import zipfile
+from copy import copy
 from pathlib import Path
 from random import Random
 
 import pytest
 import torch
-from authors_files import checkpoint
+from authors_files import checkpoint, snapshot_bytes
 from fuzz.readers import READERS
 from fuzz.watch import memory_limit, watched
 from hypothesis import HealthCheck, given, settings
@@ -91,6 +92,8 @@ SOLVER_FILES = {
     "a tensor of 2^63 columns": (sized([0, 2**63 - 1]), "must have timedeltas, coeffs|not a safetensors file"),
     "a tensor of 2^124 entries": (sized([2**62, 2**62]), "not a safetensors file"),
     "a tensor of negative size": (sized([-1, 8]), "not a safetensors file"),
+    "65 dimensions": (sized([1] * 65), "no tensor of at most 2 dimensions"),
+    "100,000 dimensions": (sized([1] * 100_000), "no tensor of at most 2 dimensions"),
     "numbers of 4 bits": (sized([2, 0], "F4"), "not a safetensors file"),
     "a name twice": (with_header(b'{"2/a":{"dtype":"F64","shape":[0],"data_offsets":[0,0]},"2/a":{}}'), "stands twice"),
     "a card twice": (with_header(b'{"__metadata__":{"format_version":"1"},"__metadata__":{}}'), "stands twice"),
@@ -123,6 +126,17 @@ def nested_tuples(levels: int) -> bytes:
     return b"\x80\x02}X\x01\0\0\0a]()q\x00" + b"h\x00h\x00\x86q\x00" * levels + b"esh\x00Ns."
 
 
+def nested_tuples_hidden(levels: int, after: bytes) -> bytes:
+    """Returns the same, with opcodes after each tuple that change nothing and end in no tuple's own opcode."""
+    level = b"h\x00h\x00\x86" + after + b"q\x00"
+    return b"\x80\x02}X\x01\0\0\0a](N\x85" + after + b"q\x00" + level * levels + b"esh\x00Ns."
+
+
+def sized_by(size: bytes) -> bytes:
+    """Returns a pickle of a tensor whose size is what a pickle of it left on the stack."""
+    return b"\x80\x04}X\x01\0\0\0actorch._utils\n_rebuild_tensor_v2\n(NK\0" + size + b")\x89}tRs."
+
+
 def nested_lists() -> bytes:
     """Returns a pickle of an object whose class's name is a list of 2^64 leaves, whose text has no end."""
     head = b"\x80\x02}X\x09\0\0\0predictorctorch_utils.persistence\n_reconstruct_persistent_obj\n}("
@@ -139,9 +153,22 @@ def storage_of(value: object) -> bytes:
     return head + struct.pack("<I", len(content)) + content + b"\x85Rs."
 
 
+def twice_in_itself(levels: int) -> list:
+    """Returns a list of 2^levels leaves, which takes as many lists as it has levels."""
+    nested: list = []
+    for _ in range(levels):
+        nested = [nested, nested]
+    return nested
+
+
 PICKLES = {
     "a hash without end": (nested_tuples(64), "refers to tuples again, more than 16 times"),
-    "a text without end": (nested_lists(), "a class's name must be a text"),
+    "a hash without end, behind BUILD": (nested_tuples_hidden(64, b"Nb"), "refers to tuples again"),
+    "a hash without end, behind APPENDS": (nested_tuples_hidden(64, b"(e"), "refers to tuples again"),
+    "a hash that overflows the stack": (b"\x80\x04}N" + b"\x85" * 500_000 + b"Ns.", "more than 1000 tuples"),
+    "a product of 400 MB": (sized_by(b"(C\x0a0123456789J" + struct.pack("<i", 40_000_000) + b"t"), "refused"),
+    "a rho whose text has no end": (snapshot_bytes(schedule_rho=twice_in_itself(30)), "rho must be a number"),
+    "a text without end": (nested_lists(), "a class's name must be a text|refers to tuples again"),
     "a memo of 2^31 entries": (b"\x80\x02}r\xff\xff\xff\x7f.", "beyond its own size, 2147483647"),
     "a memo of 2^60 entries, in digits": (b"}p1152921504606846976\n.", "beyond its own size"),
     "16 GB of bytes": (b"\x80\x05}\x96\0\0\0\0\4\0\0\0Ns.", "but only 3 remain"),
@@ -158,13 +185,60 @@ PICKLES = {
 def zipped(source: Path, compression: int = zipfile.ZIP_STORED, **changed: bytes) -> bytes:
     """Returns a torch file whose entries of the given endings are others."""
     target = io.BytesIO()
-    with zipfile.ZipFile(source) as file, zipfile.ZipFile(target, "w", compression) as copy:
+    with zipfile.ZipFile(source) as file, zipfile.ZipFile(target, "w", compression) as other:
         for name in file.namelist():
-            copy.writestr(name, changed.get(name.rpartition("/")[2].replace(".", "_"), file.read(name)))
+            other.writestr(name, changed.get(name.rpartition("/")[2].replace(".", "_"), file.read(name)))
+    return target.getvalue()
+
+
+def behind(head: bytes, path: Path) -> bytes:
+    """Returns a file that a zip reader takes for a sound checkpoint, and torch for the pickles before it."""
+    magic, system = 0x1950A86A20F9469CFC6C, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
+    return b"".join(pickle.dumps(v, 2) for v in (magic, 1001, system)) + head + checkpoint(path).read_bytes()
+
+
+def with_decoy(bomb: bytes, path: Path) -> bytes:
+    """Returns a checkpoint with a bomb in its pickle's place, under a name in capitals, and the pickle beside it."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(checkpoint(path)) as file, zipfile.ZipFile(target, "w") as other:
+        for name in file.namelist():
+            other.writestr(name.replace("data.pkl", "decoy.pkl"), file.read(name))
+        other.writestr(file.namelist()[0].rpartition("/")[0] + "/data.PKL", bomb)
+    return target.getvalue()
+
+
+def shared_record(count: int) -> bytes:
+    """Returns a zip of `count` entries of 600 kB that all stand for the same bytes."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as file:
+        file.writestr("a/data.pkl", pickle.dumps({}, 2))
+        file.writestr("a/data/0", bytes(600_000))
+        one = file.infolist()[-1]
+        for i in range(1, count):
+            again = copy(one)
+            again.filename = again.orig_filename = f"a/data/{i}"
+            file.filelist.append(again)
+        file._didModify = True
     return target.getvalue()
 
 
 TORCH_FILES = {
+    "a pickle beside its decoy": (lambda p: with_decoy(nested_tuples(64), p), "one pickle"),
+    "500 names of one record": (lambda p: shared_record(500), "bytes together|Overlapped"),
+    "a hash that overflows the stack": (
+        lambda p: zipped(checkpoint(p), data_pkl=b"\x80\x02}N" + b"\x85" * 300_000 + b"Ns."),
+        "more than 1000 tuples",
+    ),
+    "three million empty lists": (
+        lambda p: checkpoint(p, dyweight_weights_raw=torch.empty(3_000_000, 0)).read_bytes(),
+        "one or two dimensions",
+    ),
+    "90,000 dimensions": (
+        lambda p: checkpoint(
+            p, dyweight_weights_raw=torch.ones(1).as_strided((1,) * 90_000, (1,) * 90_000)
+        ).read_bytes(),
+        "one or two dimensions",
+    ),
     "64 MB, compressed": (
         lambda p: zipped(checkpoint(p), zipfile.ZIP_DEFLATED, version=b"3\n" + b" " * 2**26),
         "must not be compressed",
@@ -194,6 +268,14 @@ def test_a_bomb_is_refused_in_little_time_and_memory(read, suffix, content, rule
     path = tmp_path / f"bomb{suffix}"
     path.write_bytes(content(path) if callable(content) else content)
     refused_cheaply(read, path, rule)
+
+
+def test_torch_reads_the_zip_that_was_checked_and_not_the_pickles_before_it(tmp_path):
+    (sound,) = read_tables(checkpoint(tmp_path / "sound.pt"))
+    path = tmp_path / "two.pt"
+    path.write_bytes(behind(nested_tuples(64), path))
+    (table,) = read_tables(path)
+    assert all(torch.equal(table.tensors[key], tensor) for key, tensor in sound.tensors.items())
 
 
 # Names.

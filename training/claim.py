@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -54,12 +55,14 @@ def claimed(folder: Path, needed: int, *, name: str, remedy: str = "choose anoth
         _tidy(folder)
 
 
-def empty(folder: Path) -> None:
-    """Deletes what is in a claimed folder, but for the lock."""
+def empty(folder: Path, own: re.Pattern[str]) -> None:
+    """Deletes the files and folders of a claimed folder whose name is `own`; what someone else put there stays."""
     for path in folder.iterdir():
+        if not own.fullmatch(path.name) or path.name == _LOCK:
+            continue
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != _LOCK:
+        else:
             path.unlink()
 
 

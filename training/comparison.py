@@ -143,7 +143,7 @@ def run_entry(entry: Entry, samples: Samples) -> Tensor:
 
 
 def _error(entry: Entry, samples: Samples, ends: Tensor) -> float:
-    value = float((run_entry(entry, samples) - ends).double().square().mean().sqrt())
+    value = float((run_entry(entry, samples) - ends).cpu().double().square().mean().sqrt())
     return value if value == value else float("inf")
 
 

@@ -30,7 +30,9 @@ from .start import find_start, resolve_initial
 from .task import Task
 from .teacher import Teacher
 
-__all__ = ["fit_solver"]
+__all__ = ["MOST_STEPS", "fit_solver"]
+
+MOST_STEPS = 100  # calls of a solver: beyond, nothing is left to learn, and a Jacobian takes days
 
 
 def fit_solver(
@@ -92,12 +94,13 @@ def fit_solver(
     counted = CountedDenoiser(model, x.dtype, say)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     held = max(1, len(x) // 4) if held_out is None else held_out
-    _check(x, held, steps, extra_args or {})
+    _check(x, held, steps, history, microbatch, extra_args or {})
     settings = {
         "family": family, "steps": list(steps), "history": history, "teacher": [teacher, teacher_steps],
         "optimizer": repr(optimizer), "loss": _name_of(loss), "noise": repr(noise),
         "initial": str(initial), "learn_grid": learn_grid,
-        "samples": [list(x.shape), held], "seed": seed, "start": float(x.double().square().sum()), "version": VERSION,
+        "samples": [list(x.shape), held], "seed": seed, "version": VERSION,
+        "start": float(x.cpu().double().square().sum()),
     }  # fmt: skip
     source = resolve_initial(initial, family, steps, noise)
     notes = Journal(journal, settings, processes.from_first, writes=processes.rank == 0)
@@ -127,11 +130,15 @@ def fit_solver(
     return FitResult(solver, reports, tutor.calls * len(x), held)
 
 
-def _check(x: Tensor, held: int, steps: Sequence[int], extra_args: Mapping[str, Any]) -> None:
+def _check(
+    x: Tensor, held: int, steps: Sequence[int], history: int, microbatch: int | None, extra_args: Mapping[str, Any]
+) -> None:
     if not 0 < held < len(x):
         raise ValueError(f"held_out must leave samples on both sides of {len(x)}, got {held}")
-    if not steps or min(steps) < 1:
-        raise ValueError(f"steps must be counts of at least 1, got {list(steps)}")
+    if not steps or min(steps) < 1 or max(steps) > MOST_STEPS:
+        raise ValueError(f"steps must be counts from 1 to {MOST_STEPS}, got {list(steps)}")
+    if history < 1 or (microbatch is not None and microbatch < 1):
+        raise ValueError(f"history and microbatch must be at least 1, got {history} and {microbatch}")
     for name, value in extra_args.items():
         # A text or a mapping is no list of rows, a number or 0-d tensor has none.
         rows = len(value) if isinstance(value, Tensor | list | tuple) and getattr(value, "ndim", 1) else 1

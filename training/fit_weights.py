@@ -13,6 +13,7 @@ Interrupt it as you like: the same command goes on where it was. Several GPUs: t
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ if not __package__:  # run as a file
 
 from ..samplers.names import check_name, has_suffix
 from .demo import run_demo
+from .fit import MOST_STEPS
 from .gauss_newton import GaussNewton
 from .gradient import OPTIMIZERS, GradientDescent
 from .model_fit import fit_model
@@ -90,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
 def _fit_model(args: argparse.Namespace, processes: Processes) -> None:
     """Refuses what can be refused before a model is loaded, then fits."""
     check_one_model(args.checkpoint, args.diffusion_model)
+    if max(args.steps) > MOST_STEPS:
+        raise ValueError(f"--steps has counts of at most {MOST_STEPS}, got {max(args.steps)}")
     if len(args.steps) != len(set(args.steps)):
         raise ValueError(f"--steps names a count twice: {args.steps}")
     if len(args.guidance or ()) != len(set(args.guidance or ())):
@@ -110,9 +114,11 @@ def _settings(args: argparse.Namespace) -> GaussNewton | GradientDescent:
 def _solver_file(args: argparse.Namespace, comfy: Path) -> Path:
     path = Path(args.output or f"{args.family}_{model_name(args)}")
     check_name(path.name)
-    if not has_suffix(path, ".safetensors"):
-        path = path.with_name(path.name + ".safetensors")
-    return path if path.parent != Path(".") else comfy / "models" / "solver_weights" / path.name
+    plain = path.with_suffix("") if has_suffix(path, ".safetensors") else path  # in any case, ".SAFETENSORS" too
+    path = plain.with_name(plain.name + ".safetensors")
+    if os.path.dirname(args.output or ""):  # "./name" is a place, a name alone is ComfyUI's
+        return path
+    return comfy / "models" / "solver_weights" / path.name
 
 
 def _identity(args: argparse.Namespace) -> str:

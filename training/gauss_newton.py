@@ -229,9 +229,9 @@ def difference_step(problem: Problem, theta: Tensor) -> float:
 
     def squares_of(start: int, stop: int) -> Tensor:
         batch = probe.rows(start, stop)
-        ends = [problem.run(table, batch).states[-1].double() for table in tables]
+        ends = [problem.run(table, batch).states[-1].cpu().double() for table in tables]
         second = ends[0] - 2 * ends[1] + ends[2]
-        return torch.stack([second.square().sum(), ends[1].square().sum()]).cpu()
+        return torch.stack([second.square().sum(), ends[1].square().sum()])
 
     parts = list(problem.model.room.each(len(probe), probe.microbatch, squares_of))
     squares = torch.stack(parts).sum(0) if parts else torch.zeros(2, dtype=torch.float64)

@@ -162,7 +162,7 @@ class GradientDescent:
         with torch.enable_grad():
             states = problem.run(table, batch, _Recomputed(problem.model)).states
             residual = problem.objective.residual(states[1:], table.levels[1:], reference)
-        return problem.objective.rho(residual).double().sum().cpu()
+        return problem.objective.rho(residual).cpu().double().sum()
 
     def _check_gradient(self, problem: Problem, theta: Tensor) -> None:
         """Compares the derivative along one direction with a difference, on a few samples."""

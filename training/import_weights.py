@@ -10,6 +10,7 @@ tables share a count of network calls, the one whose loss the paper's code has i
 from __future__ import annotations
 
 import argparse
+import io
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -151,6 +152,8 @@ def _ds_table(model: str, key: str, parameters: Mapping[str, Any]) -> Table:
 
 
 def _dyweight_table(name: str, entry: Mapping[str, Any]) -> Table:
+    if type(entry.get("rho", 7.0)) not in (int, float):
+        raise ValueError("rho must be a number")  # without its value: its text may have no end
     grids = {
         "polynomial": Grid("polynomial", {"rho": entry.get("rho", 7.0)}),
         "discrete": Grid("uniform_time", {"end": 1e-3}),
@@ -180,8 +183,7 @@ def _read_flux_checkpoint(path: Path) -> list[Table]:
     if path.stat().st_size > LARGEST:
         raise ValueError(f"{path}: a DyWeight .pt has at most {LARGEST} bytes, this one {path.stat().st_size}: refused")
     try:
-        _check_zip(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(_checked_zip(path), map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and runtime errors of a broken or hostile file
         reason = shown(str(error) or type(error).__name__, 300)
         raise ValueError(f"{path}: refused by torch.load(weights_only=True) or before it: {reason}") from error
@@ -200,23 +202,39 @@ def _read_flux_checkpoint(path: Path) -> list[Table]:
     return [_dyweight_table(f"flux1-dev-nfe{len(t_scale)}", entry)]
 
 
-def _check_zip(path: Path) -> None:
-    """Refuses what torch.load would unpack without bounds: entries beyond the file's own size, a pickle that hangs."""
+def _checked_zip(path: Path) -> io.BytesIO:
+    """Returns a torch zip of the same entries, written anew: torch.load reads what was checked, and nothing else.
+
+    It finds the pickle by a name in any case, and takes a file that only ends like a zip for a pickle.
+
+    Raises:
+        ValueError: Entries beyond the file's own size, compressed or of one name, or a pickle that may hang.
+    """
     with zipfile.ZipFile(path) as file:
         entries = file.infolist()
         names = [entry.filename for entry in entries]
-        pickles = [name for name in names if name.endswith(".pkl")]
-        if len(pickles) != 1 or len(set(names)) < len(names):
+        pickles = [name for name in names if name.lower().endswith(".pkl")]
+        if len(pickles) != 1 or len({name.lower() for name in names}) < len(names):
             raise ValueError("it must be a torch zip with one pickle, and no name twice")
         if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size > LARGEST for entry in entries):
             raise ValueError("its entries must not be compressed, nor larger than the file")
-        check_pickles(file.read(pickles[0]))
+        if sum(entry.file_size for entry in entries) > LARGEST:
+            raise ValueError(f"its entries must not have more than {LARGEST} bytes together")
+        contents = {name: file.read(name) for name in names}
+    check_pickles(contents[pickles[0]])
+    checked = io.BytesIO()
+    with zipfile.ZipFile(checked, "w", zipfile.ZIP_STORED) as file:
+        for name, content in contents.items():
+            file.writestr(name, content)
+    checked.seek(0)
+    return checked
 
 
 def _numbers(tensor: Tensor) -> list:
     """Returns a tensor's numbers as lists."""
-    if not isinstance(tensor, Tensor) or tensor.numel() > _MOST:  # one of stride 0 may stand for any number of them
-        raise ValueError(f"a table's parameters must be tensors of at most {_MOST} numbers")
+    # One of stride 0 may stand for any number of them, and an empty one for any number of empty lists.
+    if not isinstance(tensor, Tensor) or tensor.ndim > 2 or not 0 < tensor.numel() <= _MOST:
+        raise ValueError(f"a table's parameters must be tensors of one or two dimensions and at most {_MOST} numbers")
     return tensor.tolist()
 
 

@@ -99,6 +99,8 @@ def _stand_ins() -> dict[tuple[str, str], Callable[..., Any] | str | type]:
     def tensor(
         data: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], requires_grad: bool, hooks: Any
     ) -> Tensor:
+        if not all(type(n) is int and 0 < n <= data.numel() for n in size):
+            raise ValueError("a tensor's size is no whole numbers, or it is larger than its storage")
         if math.prod(size) > data.numel():
             raise ValueError("a tensor is larger than its storage")
         return torch.as_strided(data, size, stride, offset).clone()

@@ -74,6 +74,7 @@ class Journal:
                     "delete the file to start anew"
                 )
             for key in file.keys():  # noqa: SIM118 - not a dict
+                # A copy: Windows replaces no file that is still mapped into memory.
                 name, _, tensor = key.rpartition("|")
-                records.setdefault(name, {})[tensor] = file.get_tensor(key)
+                records.setdefault(name, {})[tensor] = file.get_tensor(key).clone()
         return records

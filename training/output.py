@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,10 @@ from pathlib import Path
 from .claim import claimed, empty
 
 __all__ = ["Output"]
+
+_OWN = re.compile(
+    r"delivering|prompts-[0-9a-f]+\.safetensors|[0-9a-f]{16}|\..*\.part"
+)  # what a fit leaves in its folder
 
 
 @dataclass(frozen=True)
@@ -79,4 +84,4 @@ class Output:
         for file in self.files:
             os.replace(self.folder / file.name, file)
         self._delivering.unlink()  # from here on they are files like any other
-        empty(self.folder)
+        empty(self.folder, _OWN)

@@ -1,8 +1,8 @@
 """What a pickle may consist of, looked at before it is loaded: no code runs, so nothing can hang or take memory.
 
-An unpickler that names nothing but inert stand-ins can still be made to work for ever, or to fill the memory: by the
-hash of a tuple of tuples that stand for each other (2^64 leaves in 500 bytes), by a memo's index of 2^31, by numbers
-of a million digits. None of these is in the authors' files.
+An unpickler that names nothing but inert stand-ins can still be made to work for ever, to fill the memory or to
+overflow the stack: by the hash of a tuple of tuples that stand for each other (2^64 leaves in 500 bytes) or that is
+nested half a million deep, by a memo's index of 2^31, by numbers of a million digits. None is in the authors' files.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ _REFUSED = {
     **dict.fromkeys(("DUP", "POP", "POP_MARK"), "it moves what is on the stack"),
     **dict.fromkeys(("FROZENSET", "BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER"), "it holds what no figures are"),
 }
+_UNKNOWN = ("REDUCE", "BUILD", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS")  # may leave a tuple on top
+_MOST_TUPLES = 1000  # the authors' files have 16; this deep a hash still has room on the stack
 _MOST_AGAIN = 16  # tuples that are referred to again: at most 2^16 leaves
 _LARGEST_NUMBER = 2**128  # torch's magic number has 77 bits
 
@@ -37,7 +39,7 @@ def check_pickles(data: bytes, count: int = 1) -> None:
 
 def _check(stream: io.BytesIO, size: int) -> None:
     memo: dict[int, bool] = {}  # index: whether it is a tuple
-    top_is_tuple, again = False, 0
+    top_is_tuple, again, tuples = False, 0, 0
     for opcode, argument, _ in pickletools.genops(stream):
         if opcode.name in _REFUSED:
             raise ValueError(f"{_REFUSED[opcode.name]} ({opcode.name})")
@@ -54,4 +56,7 @@ def _check(stream: io.BytesIO, size: int) -> None:
             if again > _MOST_AGAIN:
                 raise ValueError(f"it refers to tuples again, more than {_MOST_AGAIN} times")
         elif opcode.name not in _STAY:
-            top_is_tuple = opcode.name in _TUPLES
+            tuples += opcode.name in _TUPLES
+            if tuples > _MOST_TUPLES:
+                raise ValueError(f"it has more than {_MOST_TUPLES} tuples")
+            top_is_tuple = opcode.name in _TUPLES or opcode.name in _UNKNOWN

@@ -86,10 +86,10 @@ class Problem:
 
         def errors(start: int, batch: Samples) -> Tensor:
             end = sample_table(self.model, batch.x, table, batch.extra_args, disable=True)
-            return (end - self.reference.rows(start, start + len(batch)).end).double().flatten(1).square().mean(1)
+            return (end - self.reference.rows(start, start + len(batch)).end).cpu().double().flatten(1).square().mean(1)
 
         parts = list(self._each(errors))
-        return torch.cat(parts).cpu() if parts else torch.zeros(0, dtype=torch.float64)
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
     def normal(self, theta: Tensor, difference: float, two_sided: bool = False) -> Normal:
         """Returns the normal equations; the Jacobian is made of differences of size `difference`, forward or two-sided.
@@ -121,9 +121,9 @@ class Problem:
             # Means over the entries of a sample, sums over samples: the same scale as the loss.
             scale, flat = 1.0 / residual[0].numel(), jacobian.flatten(1)
             return (
-                scale * (flat @ flat.T).double().cpu(),
-                scale * (flat @ (root * residual).flatten()).double().cpu(),
-                self.objective.rho(residual).double().sum().cpu(),
+                scale * (flat @ flat.T).cpu().double(),
+                scale * (flat @ (root * residual).flatten()).cpu().double(),
+                self.objective.rho(residual).cpu().double().sum(),
             )
 
         for parts in self._each(sums):
@@ -172,4 +172,4 @@ class Problem:
 
     def _rho(self, table: SolverTable, states: list[Tensor], start: int, count: int) -> Tensor:
         residual = self._residual(table, states, self.reference.rows(start, start + count))
-        return self.objective.rho(residual).double().sum().cpu()
+        return self.objective.rho(residual).cpu().double().sum()

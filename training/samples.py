@@ -89,8 +89,8 @@ class CountedDenoiser:
 
     def _refuse_unless_far_out(self, x: Tensor, sigma: Tensor, denoised: Tensor) -> None:
         """Raises ValueError, but where the state is one that a bad table led to: that table's loss is infinite then."""
-        size = x.double().square().mean().sqrt().item()
-        level = sigma.double().max().item()
+        size = x.cpu().double().square().mean().sqrt().item()
+        level = sigma.cpu().double().max().item()
         if not size <= _FAR_OUT * math.sqrt(1 + level**2):
             return
         wrong = int((~torch.isfinite(denoised)).sum())

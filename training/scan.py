@@ -28,6 +28,7 @@ from ..samplers import (
     res_multistep,
     uni_pc,
 )
+from ..samplers.exponential import UNIPC_END
 from ..samplers.schedules import Noise
 from .problem import Problem
 from .published_grids import Levels, published_grids
@@ -151,8 +152,8 @@ def heun_steps(calls: int, levels: Tensor) -> int:
 def _methods(steps: int, noise: Noise, levels: Tensor) -> Iterator[tuple[str, Callable[[Tensor], SolverTable]]]:
     ends_at_0 = float(levels[-1]) == 0
     for name, method in HOST_METHODS.items():
-        if name.startswith("uni_pc") and ends_at_0 and float(levels[-2]) <= 0.001:
-            continue  # it takes 0 as 0.001
+        if name.startswith("uni_pc") and ends_at_0 and float(levels[-2]) <= UNIPC_END * (1 + 1e-6):
+            continue  # no step is left to the level that it takes 0 as
         if name == "euler" or (name != "heun" and steps > 1):
             yield name, method
     for order in range(2, min(steps, 4) + 1):

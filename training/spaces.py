@@ -230,8 +230,7 @@ class DSSpace:
             table = with_denoised(table)
             ratio = table.levels[1:] / table.levels[:-1]
             rows = table.coeffs / (1 - ratio)[:, None]
-            time = self.noise.time_at(table.levels)
-            times = time if self.noise.beta else time * len(self.noise.times) / 1000 - 1e-3
+            times = self.noise.index_at(table.levels) / 1000
         else:
             rows = with_derivatives(table).coeffs / table.levels.diff()[:, None]
             times = table.levels

@@ -84,7 +84,11 @@ class Task:
 
     def error(self, name: str, problem: Problem, table: SolverTable) -> float:
         """Returns a table's RMSE to the teacher, recorded under that name."""
-        return float(self.recorded(name, lambda: {"error": torch.tensor(rmse(problem, table)).double()})["error"])
+
+        def work() -> Record:
+            return {"error": torch.tensor(rmse(problem, table), dtype=torch.float64)}
+
+        return float(self.recorded(name, work)["error"])
 
     def keep(self, name: str, record: Record) -> Record:
         """Returns the record after writing it, with the network calls so far, to the journal."""

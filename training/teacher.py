@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from ..samplers import EDMNoise, FlowNoise, Grid, VPNoise, dpmpp_2m, euler, ipndm, sample_table
@@ -150,7 +150,7 @@ def _cached(path: Path | None, batch: Samples) -> Tensor | None:
     if path is None or not path.exists():
         return None
     try:
-        states = load_file(path)["states"]
+        states = load(path.read_bytes())["states"]  # not mapped: Windows deletes no mapped file
         if states.shape[1:] == batch.x.shape:
             return states.to(batch.x.device)
         reason = f"its states have shape {list(states.shape)}"

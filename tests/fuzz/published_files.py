@@ -43,6 +43,9 @@ _PIECES = [
     b"]" * 1000 + b"a" * 999,
     b")" + b"2\x86" * 64,  # a tuple of 2^64 leaves
     b")q\xf0" + b"h\xf0h\xf0\x86q\xf0" * 64 + b"N}h\xf0Nsb",
+    b")" + b"\x85" * 100_000 + b"}h\xf0",  # a tuple nested so deep that its hash overflows the stack
+    b")q\xf0" + b"h\xf0h\xf0\x86Nbq\xf0" * 64 + b"N}h\xf0Ns",
+    b")q\xf0" + b"h\xf0h\xf0\x86(eq\xf0" * 64 + b"N}h\xf0Ns",
     b"0", b"1", b"2", b"N", b"}", b"]", b")", b"(", b".", b"a", b"e", b"s", b"u", b"b", b"R", b"\x81", b"\x85", b"\x86",
     b"\x90", b"\x91", b"\x8f", b"\x94", b"h\x00", b"q\x00", b"Q", b"K\x05", b"G\x7f\xf0\0\0\0\0\0\0", b"X\x01\0\0\0a",
 ]  # fmt: skip

@@ -39,7 +39,7 @@ def read_conditioning(path: Path, family: str, negative: str | None = None) -> l
             told = file.metadata() or {}
             for key in file.keys():  # noqa: SIM118 - not a dict
                 number, _, name = key.partition("/")
-                conds.setdefault(int(number), {})[name] = file.get_tensor(key)
+                conds.setdefault(int(number), {})[name] = file.get_tensor(key).clone()  # Windows deletes no mapped file
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path}: not a conditioning file ({error}); delete it to encode the prompts again") from error
     if sorted(conds) != list(range(len(conds))) or len(conds) < 2 or any("context" not in c for c in conds.values()):
