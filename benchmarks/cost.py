@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ __all__ = ["growth_with_samples", "growth_with_size", "memory"]
 _STEPS = 5
 
 
-def growth_with_samples(cache: Any) -> list[dict[str, Any]]:
+def growth_with_samples(cache: Path | None) -> list[dict[str, Any]]:
     """Returns calls, seconds and the error on unseen starts of fits for the digits, by number of samples."""
     subject, records = SUBJECTS["digits"], []
     unseen = unseen_of(subject, 3.0, 512, cache)

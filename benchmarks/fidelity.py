@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,14 @@ GUIDANCES = (1.0, 3.0, 7.0)
 TEACHER = Teacher("ipndm", 60)
 
 
+@dataclass(frozen=True)
 class Sizes:
     """How many starts a measurement takes: `fitted` and `held_out` for a fit, `unseen` to judge, `ranked` for peers."""
 
-    def __init__(self, fitted: int = 96, held_out: int = 32, unseen: int = 512, ranked: int = 48) -> None:
-        self.fitted, self.held_out, self.unseen, self.ranked = fitted, held_out, unseen, ranked
+    fitted: int = 96
+    held_out: int = 32
+    unseen: int = 512
+    ranked: int = 48
 
 
 def unseen_of(subject: Subject, guidance: float | Tensor, count: int, cache: Path | None = None) -> Problem:

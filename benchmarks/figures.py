@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
 
 from .fidelity import of_best_peer
 
@@ -83,6 +83,7 @@ def _per_call(results: Any, key: str, label: str, title: str) -> Figure:
             )
         axis.set(title=TITLES[name], yscale="log", xlabel="network calls")
         axis.xaxis.set(major_locator=FixedLocator(steps), minor_locator=NullLocator())
+        axis.yaxis.set(minor_formatter=NullFormatter())
         axis.grid(axis="y", alpha=0.3)
     first = np.atleast_1d(axes)[0]
     first.set_ylabel(label)

@@ -32,7 +32,7 @@ def guidances(name: str, sizes: Sizes, cache: Path | None) -> dict[str, Any]:
     subject = SUBJECTS[name]
     count = sizes.fitted + sizes.held_out
     fitted_at: Mapping[str, float | Tensor] = {
-        "1": 1.0, "3": 3.0, "7": 7.0, 
+        "1": 1.0, "3": 3.0, "7": 7.0,
         "3 to 7": _spread((3.0, 5.0, 7.0), count), "1 to 10": _spread((1.0, 3.0, 6.0, 10.0), count),
     }  # fmt: skip
     solvers = {label: fit(subject, "dyweight", at, (STEPS,), sizes).solver for label, at in fitted_at.items()}

@@ -81,7 +81,8 @@ def killed_at(operation: int) -> Iterator[None]:
     for name in OPERATIONS:
         setattr(os, name, counted(name))
     yield
-    (Path(os.environ["KILL_FIT_COUNT"])).write_text(str(seen)) if "KILL_FIT_COUNT" in os.environ else None
+    if "KILL_FIT_COUNT" in os.environ:
+        Path(os.environ["KILL_FIT_COUNT"]).write_text(str(seen))
 
 
 def started(output: Output, operation: int = 0) -> int:

@@ -62,7 +62,7 @@ def overhead(turns: int = 41) -> dict[str, Any]:
 
 
 def _samplers() -> dict[str, Callable[[Tensor], Tensor]]:
-    """Returns Euler and our two families; both of ours use all of their history."""
+    """Returns Euler and our two families: DyWeight with a window of 3, DS-Solver with its whole history."""
     euler = k_diffusion_module("sampling").sample_euler
     flow = FlowNoise(tokens=1024)
     sigmas = torch.linspace(1, 0.05, STEPS + 1)

@@ -13,7 +13,7 @@ from learned_solvers.training.scan import rmse
 from .fidelity import Sizes, best_peers, fit, least_error, unseen_of
 from .subjects import SUBJECTS
 
-__all__ = ["precision"]
+__all__ = ["DTYPES", "precision"]
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 

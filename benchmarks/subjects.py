@@ -84,8 +84,8 @@ def _loaded(make: Callable[[], nn.Module], name: str) -> Callable[[torch.dtype],
         model.load_state_dict(
             {key: value.float() for key, value in load_file(_WEIGHTS / f"{name}.safetensors").items()}
         )
-        # A tenth faster on a CPU.
-        return model.to(dtype, memory_format=torch.channels_last).requires_grad_(False).eval()
+        # In this format a tenth faster on a CPU.
+        return model.to(dtype).to(memory_format=torch.channels_last).requires_grad_(False).eval()  # pyright: ignore
 
     return load
 

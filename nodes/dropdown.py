@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import comfy.samplers
@@ -77,7 +77,15 @@ def _sample(
     solver, hints = _find(name, noise, steps, model_family(base), family)
     if steps in solver.steps:
         told = [f"{solver.name}: {steps} steps", *hints]
-        told += remarks(solver, steps, base, base.model_sampling, noise, x.shape, _guidance(model.inner_model))
+        told += remarks(
+            solver,
+            steps,
+            base,
+            sampling=base.model_sampling,
+            noise=noise,
+            shape=x.shape,
+            guidance=_guidance(model.inner_model),
+        )
         _log.info("%s", "; ".join(told))
         show_text("\n".join(told))
     return sample_learned_solver(model, x, sigmas, extra_args, callback, disable, solver=solver, steps=steps)
@@ -91,13 +99,13 @@ def _guidance(guider: Any) -> str | None:
 
 
 def _find(name: str, noise: Noise, steps: int, model: str, family: str) -> tuple[Solver, list[str]]:
-    sampler, (other,) = SAMPLERS[family], [f for f in SAMPLERS if f != family]
+    sampler, others = SAMPLERS[family], [other for other in SAMPLERS if other != family]
     try:
-        solver, hints = find(name, noise, steps, model, family)
+        solver, hints = find(name, noise, steps, architecture=model, family=family)
     except ValueError as error:
         if name != AUTO:
             raise
-        raise ValueError(f"sampler {sampler}: {error}{_elsewhere(noise, steps, model, other)}") from error
+        raise ValueError(f"sampler {sampler}: {error}{_elsewhere(noise, steps, model, others)}") from error
     if solver.family != family:
         raise ValueError(
             f"Set Learned Solver names {solver.name}, which belongs to {FAMILIES[solver.family].title}: choose the "
@@ -106,14 +114,16 @@ def _find(name: str, noise: Noise, steps: int, model: str, family: str) -> tuple
     return solver, hints
 
 
-def _elsewhere(noise: Noise, steps: int, model: str, family: str) -> str:
-    """Returns what the other sampler could do, for a refusal; a file that is named here is chosen elsewhere too."""
-    way = ". Name a file with the node Set Learned Solver"
-    try:
-        solver = choose_solver(loadable_solvers(), noise.kind, steps, model_family=model, family=family)
-    except ValueError:
-        return way
-    return f"{way}, or choose the sampler {SAMPLERS[family]} ({solver.name})"
+def _elsewhere(noise: Noise, steps: int, model: str, families: Sequence[str]) -> str:
+    """Returns what other samplers could do, for a refusal; a file that is named here is chosen elsewhere too."""
+    ways = ". Name a file with the node Set Learned Solver"
+    for family in families:
+        try:
+            solver = choose_solver(loadable_solvers(), noise, steps, model_family=model, family=family)
+        except ValueError:
+            continue
+        ways += f", or choose the sampler {SAMPLERS[family]} ({solver.name})"
+    return ways
 
 
 def learned_schedule(model_sampling: Any, steps: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..samplers.guidance import of_samples, spread
 from ..samplers.host_models import model_family, pixel_size
+from ..samplers.solver_file import FAMILIES
 from .fitting import Fit, Wanted, claimed
 from .grid import Cell, Column, draw_grid
 from .inputs import (
@@ -29,7 +30,6 @@ from .pictures import pictures_of
 
 __all__ = ["FitLearnedSolver"]
 
-FAMILIES = ("dyweight", "ds")
 TEACHERS = ("heun", "dpmpp_2m", "ipndm", "euler")
 CFG_RANGE = 0.33  # of cfg, to both sides
 
@@ -196,7 +196,7 @@ def _compared(title: str, model: Any, ends: list[tuple[Column, Tensor]], vae: An
     pictures = [pictures_of(model, end, vae) for _, end in ends]
     rows = []
     for i in range(len(goal)):
-        errors = [float((end[i] - goal[i]).double().square().mean().sqrt()) for _, end in ends]
+        errors = [float((end[i] - goal[i]).cpu().double().square().mean().sqrt()) for _, end in ends]
         captions = ["", *(f"error {error:.4f}" for error in errors[1:])]
         rows.append(("", [Cell(p[i], caption) for p, caption in zip(pictures, captions, strict=True)]))
     return draw_grid(title, [column for column, _ in ends], rows)

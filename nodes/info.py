@@ -69,7 +69,7 @@ class LearnedSolverInfo:
         if isinstance(noise, FlowNoise) and noise.tokens is None:
             noise = FlowNoise(_usual_tokens(shape))
         sheets = [_sheet(found, n, noise, sampling, scheduler) for n in ([steps] if steps else found.steps)]
-        return draw_sheets(f"{found.name}, for {found.card.checkpoint}", sheets), card_text(found)
+        return draw_sheets(f"{found.name}, for {found.card.checkpoint}", sheets), _card_text(found)
 
 
 def _usual(solver: Solver) -> Any:
@@ -96,10 +96,10 @@ def _usual_tokens(shape: Sequence[int] | None) -> int:
 def _sheet(solver: Solver, steps: int, noise: Noise, sampling: Any, scheduler: str) -> Sheet:
     table = solver.table(steps, noise)
     stock = comfy.samplers.calculate_sigmas(sampling, scheduler, steps)
-    return Sheet(f"{steps} steps, {table.nfe} model calls", table, stock.double().cpu(), scheduler)
+    return Sheet(f"{steps} steps, {table.nfe} model calls", table, stock.cpu().double(), scheduler)
 
 
-def card_text(solver: Solver) -> str:
+def _card_text(solver: Solver) -> str:
     """Returns a solver's card for people."""
     card = solver.card
     known = {

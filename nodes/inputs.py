@@ -7,8 +7,22 @@ from typing import Any
 
 from .folder import solver_names
 
-__all__ = ["AUTO", "CATEGORY", "SolverName", "denoise_input", "latent_input", "model_input", "seed_input"]
-__all__ += ["cfg_input", "check_number", "counts_of", "negative_input", "positive_input", "solver_input", "steps_input"]
+__all__ = [
+    "AUTO",
+    "CATEGORY",
+    "SolverName",
+    "cfg_input",
+    "check_number",
+    "counts_of",
+    "denoise_input",
+    "latent_input",
+    "model_input",
+    "negative_input",
+    "positive_input",
+    "seed_input",
+    "solver_input",
+    "steps_input",
+]
 
 AUTO = "auto"
 CATEGORY = "sampling/learned solvers"

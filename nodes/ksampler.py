@@ -83,7 +83,7 @@ class LearnedSolverKSampler:
         """Returns the sampled LATENT and what is to be known about the solver."""
         latent = fixed_latent(model, latent_image)
         guidance = guidance_of(model.model, [entry[1] for entry in positive], cfg)
-        made = plan(model, solver, steps, denoise, latent["samples"].shape, guidance)
+        made = plan(model, solver, steps, denoise=denoise, shape=latent["samples"].shape, guidance=guidance)
         show_text(made.info, node_id)
         latent["samples"] = comfy.sample.sample_custom(
             model,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..samplers import Solver, SolverTable, choose_solver, part_of_table
-from ..samplers.choose import runs_on
 from ..samplers.guidance import among
 from ..samplers.host_models import model_family, noise_of, pixel_size
 from ..samplers.schedules import FlowNoise, Noise, VPNoise
@@ -50,6 +49,7 @@ def plan(
     model: Any,
     name: str,
     steps: int,
+    *,
     denoise: float = 1.0,
     shape: Sequence[int] | None = None,
     guidance: str | None = None,
@@ -70,34 +70,35 @@ def plan(
     check_number("denoise", denoise, 0.01, 1)
     base, sampling = model.model, model.get_model_object("model_sampling")
     noise = noise_of(base, sampling, shape)
-    solver, hints = find(name, noise, steps, model_family(base))
+    solver, hints = find(name, noise, steps, architecture=model_family(base))
     table = solver.table(steps, _shown(noise))
     if denoise < 1:
         table = part_of_table(table, float(sampling.percent_to_sigma(1 - denoise)), 0.0)
     told = [_summary(solver, steps, table, denoise), *hints]
-    told += remarks(solver, steps, base, sampling, noise, shape, guidance)
+    told += remarks(solver, steps, base, sampling=sampling, noise=noise, shape=shape, guidance=guidance)
     _log.info("%s", "; ".join(told))
     return Plan(solver, steps, noise, table, "\n".join(told))
 
 
-def find(name: str, noise: Noise, steps: int, family: str, only: str | None = None) -> tuple[Solver, list[str]]:
+def find(
+    name: str, noise: Noise, steps: int, *, architecture: str, family: str | None = None
+) -> tuple[Solver, list[str]]:
     """Returns the solver of a drop-down entry, and what else was fitted for the model if `auto` chose a transfer.
 
     Args:
         name: Drop-down entry, or `auto`.
         noise: The model's noise schedule.
         steps: Model calls.
-        family: The model's architecture.
-        only: Family of solvers to choose from; None for any.
+        architecture: The model's, in ComfyUI's spelling.
+        family: Family of solvers to choose from; None for any.
     """
     if name != AUTO:
         return find_solver(name), []
     solvers = loadable_solvers()
-    fitting = [s for s in solvers if runs_on(s, _shown(noise), steps)]
-    chosen = choose_solver(fitting, noise.kind, steps, model_family=family, family=only)
-    if chosen.card.model_family == family:
+    chosen = choose_solver(solvers, noise, steps, model_family=architecture, family=family)
+    if chosen.card.model_family == architecture:
         return chosen, []
-    own = [s for s in solvers if s.card.model_family == family and s.prediction == noise.kind]
+    own = [s for s in solvers if s.card.model_family == architecture and s.prediction == noise.kind]
     return chosen, [f"fitted for this model: {s.name}, with {', '.join(map(str, s.steps))} steps" for s in own]
 
 
@@ -105,6 +106,7 @@ def remarks(
     solver: Solver,
     steps: int,
     base: Any,
+    *,
     sampling: Any,
     noise: Noise,
     shape: Sequence[int] | None,
@@ -120,7 +122,8 @@ def remarks(
         told.append(f"fitted at guidance {card.guidance}, {here}")
     if isinstance(noise, VPNoise) and abs(noise.sigma_max / _SD_SIGMA_MAX - 1) > 0.01:
         told.append(
-            f"this model's noise starts at sigma {noise.sigma_max:.4g}, Stable Diffusion's at 14.61: a transfer"
+            f"this model's noise starts at sigma {noise.sigma_max:.4g}, Stable Diffusion's at {_SD_SIGMA_MAX:.4g}: "
+            "a transfer"
         )
     shift = getattr(sampling, "shift", None)
     if isinstance(noise, FlowNoise) and shift is not None:

@@ -29,11 +29,8 @@ def register() -> None:
     for name, function in (("dyweight", sample_dyweight), ("ds_solver", sample_ds_solver)):
         if _put(sampling, f"sample_{name}", function):
             _append(samplers, name)
-    handlers = getattr(comfy.samplers, "SCHEDULER_HANDLERS", None)
-    if handlers is None:
-        return  # a core from before 2025 asks a function of its own; LearnedSolver's sigmas are for it
     handler = comfy.samplers.SchedulerHandler(learned_schedule)
-    if _is_ours(handlers.setdefault(SCHEDULER, handler).handler, learned_schedule):
+    if _is_ours(comfy.samplers.SCHEDULER_HANDLERS.setdefault(SCHEDULER, handler).handler, learned_schedule):
         _append([comfy.samplers.KSampler.SCHEDULERS, comfy.samplers.SCHEDULER_NAMES], SCHEDULER)
     else:
         _log.warning("another pack has a scheduler called %s: ours is left out of the drop-downs", SCHEDULER)

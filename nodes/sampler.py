@@ -56,5 +56,5 @@ class LearnedSolver:
         self, model: Any, solver: str, steps: int, denoise: float, latent: dict[str, Any] | None = None
     ) -> tuple[KSAMPLER, Tensor, str]:
         """Returns SAMPLER, SIGMAS and what is to be known about them."""
-        made = plan(model, solver, steps, denoise, None if latent is None else latent["samples"].shape)
+        made = plan(model, solver, steps, denoise=denoise, shape=None if latent is None else latent["samples"].shape)
         return KSAMPLER(sample_learned_solver, made.options), made.table.levels.float(), made.info

@@ -1,4 +1,4 @@
-"""The engine: tables, the loop that applies them, learned and classical solvers, solver files. Knows no host."""
+"""The engine: tables, the loop that applies them, learned and classical solvers, solver files. Imports no host."""
 
 from .choose import choose_solver
 from .classical import adams_bashforth, deis, deis_edm, euler, euler_end, heun, ipndm, ipndm_v

@@ -94,9 +94,7 @@ class StepCard:
         known = {f.name for f in fields(cls)}
         if unknown := set(plain) - known:
             names = ", ".join(sorted(unknown)[:5])
-            raise ValueError(
-                f"the card has entries that this version does not know: {names}; update Learned Solvers"
-            )
+            raise ValueError(f"the card has entries that this version does not know: {names}; update Learned Solvers")
         values = dict(plain)
         if (grid := values.get("grid")) is not None:
             if not isinstance(grid, dict) or "rule" not in grid:

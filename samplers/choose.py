@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from .schedules import Noise
+from .schedules import FlowNoise, Noise
 from .solver_file import Solver
 
-__all__ = ["choose_solver", "runs_on"]
+__all__ = ["choose_solver"]
 
+_ANY_TOKENS = 4096  # a 1024x1024 picture
 _log = logging.getLogger("learned_solvers")
 
 
 def choose_solver(
     solvers: Iterable[Solver],
-    prediction: str,
+    noise: Noise,
     steps: int,
     *,
     model_family: str | None = None,
@@ -24,12 +25,13 @@ def choose_solver(
     """Returns the solver that fits a model best.
 
     First one that was fitted for this architecture, else one whose authors show it on other models of the same
-    prediction type; either must have the step count. Among equals the first of `solvers` wins, so hosts list the
-    user's own before the bundled ones.
+    prediction type; either must have the step count and make a table on the model's schedule. Among equals the first
+    of `solvers` wins, so hosts list the user's own before the bundled ones.
 
     Args:
         solvers: Candidates.
-        prediction: "flow", "vp" or "edm".
+        noise: The model's noise schedule. A solver that needs the size stays a candidate where a flow model's is not
+            known: its table says what is missing.
         steps: Network calls.
         model_family: Architecture in ComfyUI's spelling; None where the host cannot tell.
         family: Only solvers of this family; None for any.
@@ -37,7 +39,8 @@ def choose_solver(
     Raises:
         ValueError: None fits; the message lists what does.
     """
-    same_type = [s for s in solvers if s.prediction == prediction and family in (None, s.family)]
+    same_type = [s for s in solvers if s.prediction == noise.kind and family in (None, s.family)]
+    same_type = [s for s in same_type if steps not in s.steps or _makes_table(s, noise, steps)]
     exact = [s for s in same_type if model_family is not None and s.card.model_family == model_family]
     transferable = [s for s in same_type if s.card.transferable]
     for candidates in (exact, transferable):
@@ -54,17 +57,14 @@ def choose_solver(
     ways += [f"name one that was fitted for another model: {', '.join(others)}"] if others else []
     ways.append(f"fit one for {steps} steps on this model")
     raise ValueError(
-        f"no {which} for {model_family or 'this'} ({prediction}) model has {steps} steps: {'; or '.join(ways)}"
+        f"no {which} for {model_family or 'this'} ({noise.kind}) model has {steps} steps: {'; or '.join(ways)}"
     )
 
 
-def runs_on(solver: Solver, noise: Noise, steps: int) -> bool:
-    """Whether a solver makes a table on a noise schedule, else the log says why not.
-
-    One of another prediction type or without the step count is no candidate anyway, and stays to be named in a refusal.
-    """
-    if solver.prediction != noise.kind or steps not in solver.steps:
-        return True
+def _makes_table(solver: Solver, noise: Noise, steps: int) -> bool:
+    """Whether a solver of the prediction type makes a table on a noise schedule, else the log says why not."""
+    if isinstance(noise, FlowNoise) and noise.tokens is None:
+        noise = FlowNoise(_ANY_TOKENS)
     try:
         solver.table(steps, noise)
     except ValueError as error:

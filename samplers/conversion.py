@@ -18,7 +18,7 @@ def with_derivatives(table: SolverTable) -> SolverTable:
     """Returns the table with history "derivative": the same states for every model.
 
     Raises:
-        ValueError: A row's scale and coefficients do not sum to 1, or the table has an analytic first step.
+        ValueError: A row's scale and coefficients do not sum to 1.
     """
     if table.history == "derivative":
         return table

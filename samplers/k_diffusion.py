@@ -96,7 +96,7 @@ def sample_solver(
     noise = _noise_of(model) if noise is None else noise
     steps = len(sigmas) - 1 if steps is None else steps
     if solver is None:
-        solver = choose_solver(map(load_solver, list_solvers()), noise.kind, steps, family=family)
+        solver = choose_solver(map(load_solver, list_solvers()), noise, steps, family=family)
     elif not isinstance(solver, Solver):
         solver = load_solver(solver)
     if family not in (None, solver.family):

@@ -17,9 +17,9 @@ from .family import Family
 from .schedules import FlowNoise, Noise, VPNoise
 from .table import SolverTable
 
-__all__ = ["FAMILY", "ds_flow_table", "ds_vp_table"]
+__all__ = ["FAMILY", "VP_TIMES", "ds_flow_table", "ds_vp_table"]
 
-_VP_FIRST, _VP_LAST = 0.999, 1e-3  # model times between which the paper searches on VP models
+VP_TIMES = (0.999, 1e-3)  # model times between which the paper searches on VP models: the first, the last
 
 
 def ds_flow_table(timedeltas: Tensor, coeffs: Tensor) -> SolverTable:
@@ -50,9 +50,10 @@ def ds_vp_table(timedeltas: Tensor, coeffs: Tensor, noise: VPNoise) -> SolverTab
         coeffs: Coefficients c of older entries, strictly lower-triangular, shape [N, N].
         noise: The model's schedule.
     """
-    times = [torch.tensor(_VP_FIRST, dtype=torch.float64)]
+    first, last = VP_TIMES
+    times = [torch.tensor(first, dtype=torch.float64)]
     for dt in timedeltas.double():
-        times.append((times[-1] - dt).clamp(min=_VP_LAST))
+        times.append((times[-1] - dt).clamp(min=last))
     levels = noise.sigma_at_index(1000 * torch.stack(times))
     ratio = levels[1:] / levels[:-1]
     return SolverTable(levels, levels[:-1], ratio, (1 - ratio)[:, None] * _with_newest(coeffs), "denoised")

@@ -32,8 +32,8 @@ class SolverTable:
         scale: Factor of the state, shape [N].
         coeffs: Factors of the history entries, shape [N, N], lower-triangular.
         history: What an entry is: "derivative" dx/dsigma, or "denoised".
-        analytic_first: The first entry is the derivative of pure Gaussian noise in VE coordinates instead of a
-            network call (AFS, arXiv 2206.00364's sigma_data -> 0 limit as used in diff-sampler).
+        analytic_first: The first entry is x_0 / sqrt(1 + sigma_start^2) instead of a network call: pure noise is its
+            own eps (AFS, GENIE, arXiv 2210.05475), in the form that diff-sampler gives it.
 
     Raises:
         ValueError: A shape, dtype, sign or finiteness rule is broken.

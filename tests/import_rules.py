@@ -13,7 +13,7 @@ COMFY_MODULES = {
     *("node_helpers", "nodes", "server", "aiohttp"),
 }
 WEBUI_MODULES = {"modules", "modules_forge", "backend", "ldm_patched", "gradio"}
-OWN_FOLDERS = {"nodes", "samplers", "scripts", "solver_weights", "tests", "training", "webui_extension"}
+OWN_FOLDERS = {"benchmarks", "nodes", "samplers", "scripts", "solver_weights", "tests", "training", "webui_extension"}
 MAY_IMPORT = {  # project folder (or root file): the project folders that it may import
     "__init__.py": {"nodes"},
     "samplers": {"samplers"},

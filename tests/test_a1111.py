@@ -24,8 +24,6 @@ SD = VPNoise.from_sigmas(SIGMAS.float())
 ONE = {"prompt": "a cat", "seed": 1, "width": 64, "height": 64, "cfg_scale": 3.0, "sampler_name": "DyWeight"}
 ONE |= {"scheduler": "Karras"}
 INPAINT = {"mask_blur": 0, "inpainting_fill": 1, "inpaint_full_res": False}
-MARKS = ("stable-diffusion-stability-ai/ldm/models/diffusion/ddpm.py", "generative-models/sgm/__init__.py")
-MARKS += ("BLIP/models/blip.py", "stable-diffusion-webui-assets/empty")
 HIRES = {"enable_hr": True, "hr_upscaler": "Latent", "denoising_strength": 0.5, "hr_scale": 2}
 CAT = [guided(edm, "a cat", 3.0)]  # k-diffusion asks at fractional timesteps: the answer is exact
 JOBS = {
@@ -36,16 +34,7 @@ JOBS = {
     "nearest": {"fields": {**ONE, "steps": 7}, "accordion": ["auto", True]},
     "img2img": {"fields": {**ONE, "steps": 8, "denoising_strength": 0.7}, "shade": 200},
     "inpaint": {"fields": {**ONE, **INPAINT, "steps": 8, "denoising_strength": 0.7}, "shade": 200, "mask": True},
-    "hires": {
-        "fields": {
-            **ONE,
-            "steps": 6,
-            "enable_hr": True,
-            "hr_upscaler": "Latent",
-            "denoising_strength": 0.5,
-            "hr_scale": 2,
-        }
-    },
+    "hires": {"fields": {**ONE, **HIRES, "steps": 6}},
 }
 
 

@@ -94,6 +94,17 @@ def test_the_record_says_how_it_was_made():
         assert about["command"].startswith("python") and about["date"] and about["version"] and about["torch"]
 
 
+@pytest.mark.parametrize("steps", [3, 5, 7])
+def test_the_record_shows_gauss_newton_at_the_best_gradient_recipe_for_a_twentieth_of_its_calls(steps):
+    """The record of benchmarks/recipe.py, which is read and not run here."""
+    record = json.loads((ROOT / "benchmarks/results/recipe.json").read_text())
+    newton = next(run for run in record["gauss_newton"] if run["steps"] == steps)
+    recipe = min((run for run in record["recipe"] if run["steps"] == steps), key=lambda run: run["error"])
+    assert newton["error"] <= 1.02 * recipe["error"]
+    assert newton["network_calls"] <= recipe["network_calls"] / 20
+    assert newton["seconds"] < recipe["seconds"]
+
+
 @pytest.mark.slow
 def test_the_command_shares_its_jobs_out_and_writes_a_record(tmp_path):
     own = tmp_path / "checkout"

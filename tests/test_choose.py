@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
-from learned_solvers.samplers import FlowNoise, Solver, VPNoise, choose_solver, list_solvers, load_solver
-from learned_solvers.samplers.choose import runs_on
-from oracles import ds_solver, dyweight_solver
+from learned_solvers.samplers import (
+    EDMNoise,
+    FlowNoise,
+    Solver,
+    VPNoise,
+    choose_solver,
+    k_diffusion,
+    list_solvers,
+    load_solver,
+    sample_solver,
+)
+from oracles import GaussianVE, ds_solver, dyweight_solver
 
 EXACT = ds_solver(5, 6, name="exact", model_family="Flux")
 TRANSFERABLE = ds_solver(5, 6, 7, name="transferable", model_family="SiT", transferable=True)
@@ -16,6 +26,7 @@ OTHER = ds_solver(5, 8, name="other", model_family="Wan")
 DYWEIGHT = dyweight_solver(5, 9, name="dyweight", prediction="flow", model_family="Flux")
 VP = ds_solver(5, name="vp", prediction="vp", model_family="Flux", transferable=True)
 ALL = [OTHER, TRANSFERABLE, VP, EXACT, DYWEIGHT]
+NOISES = {"flow": FlowNoise(), "vp": VPNoise.stable_diffusion(), "edm": EDMNoise()}
 
 
 @cache
@@ -37,30 +48,30 @@ def bundled() -> list[Solver]:
     ],
 )
 def test_the_best_match_is_chosen(model_family, family, steps, chosen):
-    assert choose_solver(ALL, "flow", steps, model_family=model_family, family=family) is chosen
+    assert choose_solver(ALL, NOISES["flow"], steps, model_family=model_family, family=family) is chosen
 
 
 def test_another_prediction_type_is_never_chosen():
-    assert choose_solver(ALL, "vp", 5, model_family="Flux") is VP
+    assert choose_solver(ALL, NOISES["vp"], 5, model_family="Flux") is VP
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_among_equals_the_first_wins(order):
     own, bundled = ds_solver(5, model_family="Flux"), ds_solver(5, model_family="Flux")
-    assert choose_solver([own, bundled][::order], "flow", 5, model_family="Flux") is [own, bundled][::order][0]
+    assert choose_solver([own, bundled][::order], NOISES["flow"], 5, model_family="Flux") is [own, bundled][::order][0]
 
 
 def test_an_exact_match_wins_wherever_it_stands():
-    assert choose_solver([TRANSFERABLE, EXACT], "flow", 5, model_family="Flux") is EXACT
+    assert choose_solver([TRANSFERABLE, EXACT], NOISES["flow"], 5, model_family="Flux") is EXACT
 
 
 def test_the_candidates_may_be_any_iterable():
-    assert choose_solver(iter(ALL), "flow", 7, model_family="Flux") is TRANSFERABLE
+    assert choose_solver(iter(ALL), NOISES["flow"], 7, model_family="Flux") is TRANSFERABLE
 
 
 def refusal(solvers, prediction: str, steps: int, **options: str) -> str:
     with pytest.raises(ValueError) as refused:
-        choose_solver(solvers, prediction, steps, **options)
+        choose_solver(solvers, NOISES[prediction], steps, **options)
     return str(refused.value)
 
 
@@ -115,7 +126,7 @@ def test_each_candidate_is_offered_once(name):
     ],
 )
 def test_a_host_with_the_bundled_solvers_gets(prediction, model_family, steps, chosen):
-    assert choose_solver(bundled(), prediction, steps, model_family=model_family).name == chosen
+    assert choose_solver(bundled(), NOISES[prediction], steps, model_family=model_family).name == chosen
 
 
 @pytest.mark.parametrize(
@@ -139,16 +150,32 @@ def zero_snr() -> VPNoise:
     return VPNoise.from_sigmas(((1 - alphas) / alphas).sqrt())
 
 
-@pytest.mark.parametrize(
-    ("steps", "noise", "runs"),
-    [
-        pytest.param(4, zero_snr(), False, id="its learned steps lead below 0"),
-        pytest.param(4, VPNoise.stable_diffusion(), True, id="the schedule it was fitted on"),
-        pytest.param(5, zero_snr(), True, id="no such count: a refusal names it"),
-        pytest.param(4, FlowNoise(), True, id="another prediction type: never chosen"),
-    ],
-)
-def test_a_solver_that_makes_no_table_on_a_schedule_is_no_candidate(steps, noise, runs, caplog):
+def test_a_solver_that_makes_no_table_on_the_schedule_is_neither_chosen_nor_offered(caplog):
+    # Its learned steps lead below 0 there.
+    breaks, runs = load_solver("dyweight_sd15"), ds_solver(4, name="runs", prediction="vp", transferable=True)
+    assert choose_solver([breaks, runs], NOISES["vp"], 4, model_family="SD15") is breaks
     with caplog.at_level("INFO", logger="learned_solvers"):
-        assert runs_on(load_solver("dyweight_sd15"), noise, steps) is runs
-    assert ("dyweight_sd15: its learned steps do not fit" in caplog.text) is not runs
+        assert choose_solver([breaks, runs], zero_snr(), 4, model_family="SD15") is runs
+    assert "left out of the automatic choice: dyweight_sd15: its learned steps do not fit" in caplog.text
+    with pytest.raises(ValueError) as refused:
+        choose_solver([breaks], zero_snr(), 4, model_family="SD15")
+    assert breaks.name not in str(refused.value)
+
+
+def test_a_solver_without_the_steps_is_offered_without_a_table(caplog):
+    with caplog.at_level("INFO", logger="learned_solvers"), pytest.raises(ValueError, match="dyweight_sd15"):
+        choose_solver([load_solver("dyweight_sd15")], zero_snr(), 5, model_family="SD15")
+    assert not caplog.records
+
+
+def test_a_sampler_without_a_named_solver_takes_one_that_runs_on_the_schedule(monkeypatch):
+    breaks, runs = load_solver("dyweight_sd15"), ds_solver(4, name="runs", prediction="vp", transferable=True)
+    breaks = replace(breaks, card=replace(breaks.card, transferable=True))
+    monkeypatch.setattr(k_diffusion, "list_solvers", lambda: [breaks, runs])
+    monkeypatch.setattr(k_diffusion, "load_solver", lambda solver: solver)
+    noise = zero_snr()
+    x, sigmas = torch.randn(1, 4, 8, 8) * noise.sigma_max, torch.linspace(noise.sigma_max, 0, 5)
+    found, wanted = (
+        sample_solver(GaussianVE(), x, sigmas, noise=noise, solver=named, disable=True) for named in (None, runs)
+    )
+    assert torch.equal(found, wanted)

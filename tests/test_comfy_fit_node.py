@@ -59,9 +59,8 @@ def texts(server, stop):
     """Returns a list that fills with the texts that the server shows on nodes."""
     import websocket
 
-    server.client = (
-        uuid.uuid4().hex
-    )  # the host knows one socket per client: one that closes late must not be the new one
+    # The host knows one socket per client: one that closes late must not be the new one.
+    server.client = uuid.uuid4().hex
     socket = websocket.create_connection(f"ws://127.0.0.1:{server.port}/ws?clientId={server.client}", timeout=1)
     told = []
 

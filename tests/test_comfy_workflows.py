@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from comfy_host import error_of
 from comfy_workflows import FOLDER, NAMES, TINY, api_prompt, on_tiny_models, workflow
-from learned_solvers.samplers import choose_solver, list_solvers, load_solver
+from learned_solvers.samplers import VPNoise, choose_solver, list_solvers, load_solver
 from PIL import Image
 
 TOLD = {  # what the text node says
@@ -51,7 +51,7 @@ def test_an_example_runs_and_says_what_it_says_it_does(server, ran):
 
 def test_the_transfer_to_sdxl_is_the_one_that_its_note_names():
     solvers = [load_solver(name) for name in list_solvers()]
-    assert choose_solver(solvers, "vp", 8, model_family="SDXL").name == "ds_vp-dit"
+    assert choose_solver(solvers, VPNoise.stable_diffusion(), 8, model_family="SDXL").name == "ds_vp-dit"
     assert "`ds_vp-dit`" in str(workflow("sdxl_by_transfer"))
 
 

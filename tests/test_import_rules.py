@@ -35,6 +35,7 @@ def test_imports_point_from_the_edges_to_the_engine(path):
         ("training/models/comfy.py", "from ...nodes import host"),
         ("training/models/comfy.py", "from ....nodes import host"),
         ("training/models/comfy.py", "import comfy.sd"),
+        ("training/cost.py", "import benchmarks.jobs"),
         ("webui_extension/sampler.py", "import comfy.utils"),
         ("webui_extension/sampler.py", "from ..nodes import host"),
         ("webui_extension/sampler.py", "from learned_solvers.samplers import table"),

@@ -19,7 +19,7 @@ from ..samplers.card import StepCard
 from ..samplers.conversion import with_denoised, with_derivatives
 from ..samplers.dyweight import dyweight_table
 from ..samplers.schedules import Noise
-from ..samplers.searched import ds_flow_table, ds_vp_table
+from ..samplers.searched import VP_TIMES, ds_flow_table, ds_vp_table
 
 __all__ = ["DSSpace", "DyWeightSpace", "Restart", "Space", "is_valid", "make_space"]
 
@@ -192,7 +192,7 @@ class DSSpace:
 
     @property
     def _ends(self) -> tuple[float, float]:
-        return (1.0, 0.0) if isinstance(self.noise, FlowNoise) else (0.999, 1e-3)
+        return (1.0, 0.0) if isinstance(self.noise, FlowNoise) else VP_TIMES
 
     @property
     def _cells(self) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ async function countsOf(solver) {
 }
 
 // The next count in the direction of the change, or the last one that there is.
-function nearest(counts, wanted, before) {
+function stepped(counts, wanted, before) {
   if (wanted > before) return counts.find((n) => n >= wanted) ?? counts.at(-1);
   return counts.findLast((n) => n <= wanted) ?? counts[0];
 }
@@ -29,7 +29,7 @@ function keepToCounts(node) {
   let before = steps.value;
 
   const settle = () => {
-    if (counts.length && !(lowest === 0 && steps.value === 0)) steps.value = nearest(counts, steps.value, before);
+    if (counts.length && !(lowest === 0 && steps.value === 0)) steps.value = stepped(counts, steps.value, before);
     before = steps.value;
   };
   const follow = async () => {

@@ -8,7 +8,6 @@ from typing import Any
 from modules import shared
 
 from ..samplers import Solver, choose_solver
-from ..samplers.choose import runs_on
 from ..samplers.schedules import Noise
 from ..samplers.solver_file import FAMILIES
 from .files import named_solver, readable_solvers
@@ -41,8 +40,7 @@ def solver_for(p: Any, family: str, noise: Noise, architecture: str | None, step
     name = wished_file(p)
     if name != AUTO:
         return _of_family(named_solver(name), family)
-    solvers = [s for s in readable_solvers() if runs_on(s, noise, steps)]
-    return choose_solver(solvers, noise.kind, steps, model_family=architecture, family=family)
+    return choose_solver(readable_solvers(), noise, steps, model_family=architecture, family=family)
 
 
 def fitting_solvers(p: Any, family: str, noise: Noise, architecture: str | None) -> list[Solver]:

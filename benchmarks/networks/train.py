@@ -1,6 +1,6 @@
 """Train a benchmark network: `python -m benchmarks.networks.train patches` (or shapes) writes its weights file.
 
-About half an hour on one CPU core each. Needs scikit-learn and pillow (`pip install -e ".[train]"`).
+A quarter of an hour of a core each. Needs scikit-learn and pillow (`pip install -e ".[train]"`).
 """
 
 from __future__ import annotations
