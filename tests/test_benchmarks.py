@@ -17,6 +17,7 @@ from learned_solvers.training.problem import Problem
 from learned_solvers.training.samples import CountedDenoiser, Samples
 from learned_solvers.training.teacher import Reference
 
+from benchmarks.fidelity import of_best_peer
 from benchmarks.overhead import SIZES, _peak, _samplers
 from benchmarks.quality import frechet, sharpness, span_error
 from benchmarks.subjects import SUBJECTS
@@ -103,6 +104,33 @@ def test_the_record_shows_gauss_newton_at_the_best_gradient_recipe_for_a_twentie
     assert newton["error"] <= 1.02 * recipe["error"]
     assert newton["network_calls"] <= recipe["network_calls"] / 20
     assert newton["seconds"] < recipe["seconds"]
+
+
+def test_the_documents_say_what_the_record_of_fidelity_does():
+    networks = json.loads((ROOT / "benchmarks/results/fidelity.json").read_text())["records"]
+    points = [record for network in networks for record in network["records"]]
+    assert len(networks) == 9 and len(points) == 54
+    ours = [record["ours"]["dyweight"] for record in points]
+    error = [of_best_peer(r, "error") / o["error"] for r, o in zip(points, ours, strict=True)]
+    frechet = [of_best_peer(r, "frechet") / o["frechet"] for r, o in zip(points, ours, strict=True)]
+    median = [of_best_peer(r, "median") / o["median"] for r, o in zip(points, ours, strict=True)]
+    span = [own["error"] / own["span"] for record in points for own in record["ours"].values()]
+    assert min(span) >= 0.999  # a bound is one, but for rounding
+    later = [i for i, record in enumerate(points) if record["steps"] >= 4]
+    readme, told = (" ".join((ROOT / name).read_text().split()) for name in ("README.md", "benchmarks/README.md"))
+    assert (
+        f"at {sum(r > 1 for r in error)} of these 54 points, twice as close at {sum(r >= 2 for r in error)}" in readme
+    )
+    assert (
+        f"that at {sum(error[i] >= 2 for i in later)} of 45, a lower error at {sum(error[i] > 1 for i in later)}"
+        in told
+    )
+    assert f"Frechet distance: at {sum(frechet[i] >= 3 for i in later)} of 45" in told
+    near = sum(ours[i]["error"] <= 1.15 * ours[i]["span"] for i in later)
+    assert f"1.15 times the span bound: {near} of 45" in told
+    reach = sum(of_best_peer(points[i], "error") >= 2 * ours[i]["span"] for i in later)
+    assert f"at {reach} of 45 the bound itself is half the best peer's error or less" in told
+    assert f"at least twice ours at {sum(median[i] >= 2 for i in later)} of 45" in told
 
 
 @pytest.mark.slow
