@@ -39,6 +39,7 @@ from safetensors import safe_open
 RESULTS = Path(__file__).resolve().parent / "results" / "kill_fit.json"
 OPERATIONS = ("replace", "link", "fsync", "unlink", "rmdir")
 _AFTER_RESUMING = 30  # file operations, at least
+WORK = "0123456789abcdef"  # what a fit leaves in its folder is called so, and nothing else is deleted
 STARTS = torch.randn(8, 6, generator=torch.Generator().manual_seed(2))
 
 
@@ -51,7 +52,7 @@ def fit(output: Output) -> None:
     """Fits and delivers, as the command does."""
     output.check()
     with output.claimed(2**20):
-        work = output.folder / "work"
+        work = output.folder / WORK
         result = fit_solver(
             denoiser, STARTS, noise=FlowNoise(), steps=(2,), teacher_steps=8, microbatch=4,
             cache=work / "teacher", journal=work / "journal.safetensors", card={"date": "2026-01-31"},
@@ -112,7 +113,7 @@ def left_behind(output: Output, reference: dict[str, bytes]) -> str:
         return "delivered"
     if set(there) & set(reference):
         return "delivering"
-    journal = output.folder / "work" / "journal.safetensors"
+    journal = output.folder / WORK / "journal.safetensors"
     if journal.exists():
         with safe_open(journal, framework="pt") as file:
             return f"{len({key.rpartition('|')[0] for key in file.keys()})} records"  # noqa: SIM118 - not a dict
