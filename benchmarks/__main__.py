@@ -1,6 +1,6 @@
 """`python -m benchmarks`: measures what the README claims and writes results/*.json and figures/*.png beside this file.
 
-    python -m benchmarks                     everything but the recipe: an hour of two cores
+    python -m benchmarks                     everything but the recipe: fidelity alone takes two cores an hour
     python -m benchmarks fidelity figures    some parts
     python -m benchmarks --quick             two minutes: asserts ratios on small samples, writes nothing
     python benchmarks/recipe.py              the papers' gradient recipe, which takes most of an hour alone

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from .fidelity import of_best_peer
 
@@ -83,7 +83,8 @@ def _per_call(results: Any, key: str, label: str, title: str) -> Figure:
             )
         axis.set(title=TITLES[name], yscale="log", xlabel="network calls")
         axis.xaxis.set(major_locator=FixedLocator(steps), minor_locator=NullLocator())
-        axis.yaxis.set(minor_formatter=NullFormatter())
+        if key == "error":
+            _label_errors(axis, [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4])
         axis.grid(axis="y", alpha=0.3)
     first = np.atleast_1d(axes)[0]
     first.set_ylabel(label)
@@ -91,6 +92,15 @@ def _per_call(results: Any, key: str, label: str, title: str) -> Figure:
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=10)
     figure.suptitle(title, fontsize=13)
     return figure
+
+
+def _label_errors(axis: Axes, errors: list[float]) -> None:
+    """Puts these ticks alone on a logarithmic axis: its own are powers of ten, too few to read errors by."""
+    axis.yaxis.set(
+        major_locator=FixedLocator(errors),
+        major_formatter=FixedFormatter([f"{error:g}" for error in errors]),
+        minor_locator=NullLocator(),
+    )
 
 
 def _closer(results: Any) -> Figure:
@@ -215,11 +225,7 @@ def _recipe(results: Any) -> Figure:
         ylabel="error of the solver",
         xlim=(2e4, 2e6),
     )
-    axis.yaxis.set(
-        major_locator=FixedLocator([0.01, 0.02, 0.05, 0.1]),
-        major_formatter=FixedFormatter(["0.01", "0.02", "0.05", "0.1"]),
-        minor_locator=NullLocator(),
-    )
+    _label_errors(axis, [0.01, 0.02, 0.05, 0.1])
     handles, labels = axis.get_legend_handles_labels()
     axis.legend(handles[:2], labels[:2], fontsize=10, loc="center", bbox_to_anchor=(0.45, 0.7))
     axis.set_title("The same error at a twentieth of the calls")

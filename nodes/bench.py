@@ -34,9 +34,9 @@ class Run:
 
     def error(self, goal: Tensor) -> float:
         """Returns the root mean square distance over all pictures."""
-        return (
-            float("inf") if self.states is None else float((self.states - goal).cpu().double().square().mean().sqrt())
-        )
+        if self.states is None:
+            return float("inf")
+        return float((self.states - goal).cpu().double().square().mean().sqrt())
 
 
 class _TooManyCalls(Exception):

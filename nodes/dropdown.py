@@ -116,10 +116,10 @@ def _find(name: str, noise: Noise, steps: int, model: str, family: str) -> tuple
 
 def _elsewhere(noise: Noise, steps: int, model: str, families: Sequence[str]) -> str:
     """Returns what other samplers could do, for a refusal; a file that is named here is chosen elsewhere too."""
-    ways = ". Name a file with the node Set Learned Solver"
+    ways, solvers = ". Name a file with the node Set Learned Solver", loadable_solvers()
     for family in families:
         try:
-            solver = choose_solver(loadable_solvers(), noise, steps, model_family=model, family=family)
+            solver = choose_solver(solvers, noise, steps, model_family=model, family=family)
         except ValueError:
             continue
         ways += f", or choose the sampler {SAMPLERS[family]} ({solver.name})"

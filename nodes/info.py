@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..samplers import Solver
 from ..samplers.host_models import noise_of
-from ..samplers.schedules import FlowNoise, Noise
+from ..samplers.schedules import USUAL_TOKENS, FlowNoise, Noise
 from .folder import find_solver, fingerprint, place_of
 from .inputs import CATEGORY, latent_input, model_input, solver_input, steps_input
 from .plot import Sheet, draw_sheets
@@ -89,7 +89,7 @@ def _usual(solver: Solver) -> Any:
 def _usual_tokens(shape: Sequence[int] | None) -> int:
     """Returns the tokens of a latent by FLUX's patches of 2 x 2; those of 1024x1024 pixels where there is none."""
     if shape is None or len(shape) < 4:
-        return 4096
+        return USUAL_TOKENS
     return math.ceil(shape[-2] / 2) * math.ceil(shape[-1] / 2)
 
 

@@ -10,13 +10,12 @@ from typing import Any
 from ..samplers import Solver, SolverTable, choose_solver, part_of_table
 from ..samplers.guidance import among
 from ..samplers.host_models import model_family, noise_of, pixel_size
-from ..samplers.schedules import FlowNoise, Noise, VPNoise
+from ..samplers.schedules import FlowNoise, Noise, VPNoise, sized
 from .folder import find_solver, loadable_solvers, place_of
 from .inputs import AUTO, check_number
 
 __all__ = ["Plan", "find", "plan", "remarks"]
 
-_UNSEEN_TOKENS = 4096  # a 1024x1024 picture, for the sigmas shown where no latent is connected
 _SD_SIGMA_MAX = VPNoise.stable_diffusion().sigma_max
 _log = logging.getLogger("learned_solvers")
 
@@ -71,7 +70,7 @@ def plan(
     base, sampling = model.model, model.get_model_object("model_sampling")
     noise = noise_of(base, sampling, shape)
     solver, hints = find(name, noise, steps, architecture=model_family(base))
-    table = solver.table(steps, _shown(noise))
+    table = solver.table(steps, sized(noise))  # to show: without a latent the size is not known
     if denoise < 1:
         table = part_of_table(table, float(sampling.percent_to_sigma(1 - denoise)), 0.0)
     told = [_summary(solver, steps, table, denoise), *hints]
@@ -131,20 +130,12 @@ def remarks(
     size = None if shape is None else pixel_size(base, shape)
     if size and card.resolution and size != card.resolution:
         told.append(f"fitted at {card.resolution}, this latent is {size}")
-    if step.grid is not None and step.grid.rule == "flux_shift" and not _knows_size(noise):
+    if step.grid is not None and step.grid.rule == "flux_shift" and sized(noise) is not noise:
         told.append(
             "sigmas shown for 1024x1024, as no latent is connected; the sampler uses the real size. Connect "
             "the latent before you split these sigmas"
         )
     return [*told, *(note for note in (card.note, step.note) if note)]
-
-
-def _shown(noise: Noise) -> Noise:
-    return noise if _knows_size(noise) else FlowNoise(_UNSEEN_TOKENS)
-
-
-def _knows_size(noise: Noise) -> bool:
-    return not (isinstance(noise, FlowNoise) and noise.tokens is None)
 
 
 def _summary(solver: Solver, steps: int, table: SolverTable, denoise: float) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from .schedules import FlowNoise, Noise
+from .schedules import Noise, sized
 from .solver_file import Solver
 
 __all__ = ["choose_solver"]
 
-_ANY_TOKENS = 4096  # a 1024x1024 picture
 _log = logging.getLogger("learned_solvers")
 
 
@@ -63,10 +62,8 @@ def choose_solver(
 
 def _makes_table(solver: Solver, noise: Noise, steps: int) -> bool:
     """Whether a solver of the prediction type makes a table on a noise schedule, else the log says why not."""
-    if isinstance(noise, FlowNoise) and noise.tokens is None:
-        noise = FlowNoise(_ANY_TOKENS)
     try:
-        solver.table(steps, noise)
+        solver.table(steps, sized(noise))
     except ValueError as error:
         _log.info("left out of the automatic choice: %s", error)
         return False

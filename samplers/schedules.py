@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["FLUX_GRID", "EDMNoise", "FlowNoise", "Grid", "Noise", "VPNoise"]
+__all__ = ["FLUX_GRID", "USUAL_TOKENS", "EDMNoise", "FlowNoise", "Grid", "Noise", "VPNoise", "sized"]
 
-
+USUAL_TOKENS = 4096  # latent tokens of a 1024x1024 picture
 _LARGEST = 1e9  # of a grid's parameters: all of them are numbers around 1 to 10000
 
 
@@ -143,6 +143,11 @@ class VPNoise:
 
 
 Noise = FlowNoise | VPNoise | EDMNoise
+
+
+def sized(noise: Noise) -> Noise:
+    """Returns the schedule, with the usual tokens where a flow model's are not known: to show or to judge by."""
+    return FlowNoise(USUAL_TOKENS) if isinstance(noise, FlowNoise) and noise.tokens is None else noise
 
 
 @dataclass(frozen=True)

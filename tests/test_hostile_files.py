@@ -137,11 +137,11 @@ def sized_by(size: bytes) -> bytes:
     return b"\x80\x04}X\x01\0\0\0actorch._utils\n_rebuild_tensor_v2\n(NK\0" + size + b")\x89}tRs."
 
 
-def nested_lists() -> bytes:
-    """Returns a pickle of an object whose class's name is a list of 2^64 leaves, whose text has no end."""
+def nested_lists(levels: int) -> bytes:
+    """Returns a pickle of an object whose class's name is a list of 2^levels leaves: of many the text has no end."""
     head = b"\x80\x02}X\x09\0\0\0predictorctorch_utils.persistence\n_reconstruct_persistent_obj\n}("
     names = b"X\x05\0\0\0state}X\x0a\0\0\0class_name"
-    return head + names + b"](]q\x00" + b"](h\x00h\x00eq\x00" * 64 + b"eu\x85Rs."
+    return head + names + b"](]q\x00" + b"](h\x00h\x00eq\x00" * levels + b"eu\x85Rs."
 
 
 def storage_of(value: object) -> bytes:
@@ -166,9 +166,10 @@ PICKLES = {
     "a hash without end, behind BUILD": (nested_tuples_hidden(64, b"Nb"), "refers to tuples again"),
     "a hash without end, behind APPENDS": (nested_tuples_hidden(64, b"(e"), "refers to tuples again"),
     "a hash that overflows the stack": (b"\x80\x04}N" + b"\x85" * 500_000 + b"Ns.", "more than 1000 tuples"),
-    "a product of 400 MB": (sized_by(b"(C\x0a0123456789J" + struct.pack("<i", 40_000_000) + b"t"), "refused"),
+    "a product of 400 MB": (sized_by(b"(C\x0a0123456789J" + struct.pack("<i", 40_000_000) + b"t"), "no whole numbers"),
     "a rho whose text has no end": (snapshot_bytes(schedule_rho=twice_in_itself(30)), "rho must be a number"),
-    "a text without end": (nested_lists(), "a class's name must be a text|refers to tuples again"),
+    "a text without end": (nested_lists(64), "refers to tuples again, more than 16 times"),
+    "a name that is a list": (nested_lists(8), "a class's name must be a text"),
     "a memo of 2^31 entries": (b"\x80\x02}r\xff\xff\xff\x7f.", "beyond its own size, 2147483647"),
     "a memo of 2^60 entries, in digits": (b"}p1152921504606846976\n.", "beyond its own size"),
     "16 GB of bytes": (b"\x80\x05}\x96\0\0\0\0\4\0\0\0Ns.", "but only 3 remain"),

@@ -13,9 +13,8 @@ from .claim import claimed, empty
 
 __all__ = ["Output"]
 
-_OWN = re.compile(
-    r"delivering|prompts-[0-9a-f]+\.safetensors|[0-9a-f]{16}|\..*\.part"
-)  # what a fit leaves in its folder
+# What a fit leaves in its folder: fit_plan.py names the prompts and the work folder by a hash.
+_OWN = re.compile(r"delivering|prompts-[0-9a-f]+\.safetensors|[0-9a-f]{16}|\..*\.part")
 
 
 @dataclass(frozen=True)

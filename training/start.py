@@ -138,9 +138,9 @@ def _best_start(task: Task, steps: int, order: list[Candidate]) -> Start:
     """Returns the best start; of many steps compared as DS solvers, where there are such.
 
     DS-Solver's rows always meet the next level, which leaves a third fewer parameters than DyWeight has: a few samples
-    lead so many less astray, and their Jacobians cost less. The photo patches of the benchmarks came a tenth to a fifth
-    nearer to the teacher in 8 and 10 calls, the digits as near for two thirds of the calls; with fewer steps it
-    decided nothing.
+    lead so many less astray, and their Jacobians cost less. In 10 calls at guidance 3 the photo patches of the
+    benchmarks came a quarter nearer to the teacher, the digits about as near for two thirds of the calls; elsewhere,
+    and with fewer steps, it decided little.
     """
     if task.family != "ds" and steps >= MANY and not task.learn_grid and not isinstance(task.noise, EDMNoise):
         times = replace(task, family="ds")
