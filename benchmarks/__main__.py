@@ -1,7 +1,7 @@
 """`python -m benchmarks`: measures what the README claims and writes results/*.json and figures/*.png beside this file.
 
     python -m benchmarks                     everything but the recipe: fidelity alone takes two cores an hour
-    python -m benchmarks fidelity figures    some parts
+    python -m benchmarks fidelity figures    some parts; what is measured again replaces its own records alone
     python -m benchmarks --quick             two minutes: asserts ratios on small samples, writes nothing
     python benchmarks/recipe.py              the papers' gradient recipe, which takes most of an hour alone
 
@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 
-from .jobs import PARTS, RESULTS, chosen, run
+from .jobs import PARTS, chosen, run
 from .quick import quick
+from .record import RESULTS
 
 
 def main() -> None:
@@ -27,12 +28,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, "figures", []], help="default: all")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}, figures; default: all")
     parser.add_argument("--quick", action="store_true", help="two minutes, assertions only, writes nothing")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each (2)")
     parser.add_argument("--cache", type=Path, help="folder that keeps finished jobs and teachers' ends: a run goes on")
     parser.add_argument("--only", nargs="+", default=[], help="jobs whose name holds one of these, such as digits-3.0")
     args = parser.parse_args()
+    unknown = [part for part in args.parts if part not in (*PARTS, "figures")]
+    if unknown:
+        parser.error(f"no part {', '.join(unknown)}: name some of {', '.join(PARTS)}, figures")
+    if args.workers < 1:
+        parser.error(f"--workers must be at least 1, got {args.workers}")
+    if args.quick and (args.parts or args.only or args.cache):
+        parser.error("--quick has its own small part of everything: leave parts, --only and --cache out")
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # the workers'
     if args.quick:
@@ -47,11 +55,11 @@ def main() -> None:
         except ValueError as error:
             parser.error(str(error))
         for part, jobs in jobs_of_parts.items():
-            run(part, jobs, args.workers, cache, args.only)
+            run(part, jobs, args.workers, cache, " ".join(["python -m benchmarks", *sys.argv[1:]]))
     if not args.parts or "figures" in args.parts:
         from .figures import draw
 
-        draw(RESULTS, RESULTS.parent / "figures")
+        draw(RESULTS.parent / "figures")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from .fidelity import of_best_peer
+from .record import records
 
 __all__ = ["draw"]
 
@@ -31,55 +31,54 @@ STYLE = {
 }  # fmt: skip
 
 
-def draw(results: Path, figures: Path) -> None:
-    """Writes a picture per results file that is there."""
+def draw(figures: Path) -> None:
+    """Writes a picture per record that is there."""
     figures.mkdir(exist_ok=True)
     plt.style.use(STYLE)
     error = ("error", "error to the teacher (RMSE)", "Closest to the teacher at equal calls (guidance 3)")
     frechet = ("frechet", "Fréchet distance to the teacher", "Closest to the teacher's distribution (guidance 3)")
-    drawn: dict[str, tuple[str, Callable[[Any], Figure]]] = {
-        "error": ("fidelity", lambda r: _per_call(r, *error)),
-        "frechet": ("fidelity", lambda r: _per_call(r, *frechet)),
-        "closer": ("fidelity", _closer),
-        "savings": ("savings", _savings),
-        "generalisation": ("generalisation", _generalisation),
-        "precision": ("precision", _precision),
-        "overhead": ("overhead", _overhead),
-        "recipe": ("recipe", _recipe),
+    drawn: dict[str, tuple[list[Any], Callable[[Any], Figure]]] = {
+        "error": (records("fidelity"), lambda r: _per_call(r, *error)),
+        "frechet": (records("fidelity"), lambda r: _per_call(r, *frechet)),
+        "closer": (records("fidelity"), _closer),
+        "savings": (records("savings"), _savings),
+        "generalisation": (records("generalisation"), _generalisation),
+        "precision": (records("precision"), _precision),
+        "overhead": (records("overhead"), _overhead),
+        "recipe": (records("recipe"), _recipe),
     }
-    for name, (source, make) in drawn.items():
-        path = results / f"{source}.json"
-        if path.exists():
-            figure = make(json.loads(path.read_text()))
+    for name, (found, make) in drawn.items():
+        if found:
+            figure = make(found)
             figure.savefig(figures / f"{name}.png", bbox_inches="tight")
             plt.close(figure)
             print(f"written: {figures / f'{name}.png'}", flush=True)
 
 
-def _per_call(results: Any, key: str, label: str, title: str) -> Figure:
+def _per_call(found: Any, key: str, label: str, title: str) -> Figure:
     """Draws a measure against calls at guidance 3, a panel per network."""
-    networks = {r["network"]: r["records"] for r in results["records"] if r["guidance"] == 3}
-    figure, axes = plt.subplots(1, len(networks), figsize=(3.1 * len(networks), 3.7), layout="constrained")
-    for axis, (name, records) in zip(np.atleast_1d(axes), networks.items(), strict=True):
-        steps = [r["steps"] for r in records]
+    by_name = {r["network"]: r["records"] for r in found if r["guidance"] == 3}
+    figure, axes = plt.subplots(1, len(by_name), figsize=(3.1 * len(by_name), 3.7), layout="constrained")
+    for axis, (name, points) in zip(np.atleast_1d(axes), by_name.items(), strict=True):
+        steps = [r["steps"] for r in points]
         axis.plot(
             steps,
-            [of_best_peer(r, key) for r in records],
+            [of_best_peer(r, key) for r in points],
             "o-",
             color=PEER,
             label="best peer at its best grid",
         )
-        published = [(r["steps"], min(p[key] for p in r["published"].values())) for r in records if r["published"]]
-        if published:
+        published = [(r["steps"], min(p[key] for p in r["published"].values())) for r in points if r["published"]]
+        if published:  # markers alone: they have not every count, and no line would be measured between
             axis.plot(
-                *zip(*published, strict=True), "v:", color=PUBLISHED, label="published tables, made for other models"
+                *zip(*published, strict=True), "v", color=PUBLISHED, label="published tables, made for other models"
             )
         for family, color, shown in (("ds", SEARCHED, "DS, fitted"), ("dyweight", OURS, "DyWeight, fitted")):
-            if family in records[0]["ours"]:
-                axis.plot(steps, [r["ours"][family][key] for r in records], "s-", color=color, label=shown)
+            if family in points[0]["ours"]:
+                axis.plot(steps, [r["ours"][family][key] for r in points], "s-", color=color, label=shown)
         if key == "error":
             axis.plot(
-                steps, [r["ours"]["dyweight"]["span"] for r in records], "--", color=BOUND, lw=1, label="span bound"
+                steps, [r["ours"]["dyweight"]["span"] for r in points], "--", color=BOUND, lw=1, label="span bound"
             )
         axis.set(title=TITLES[name], yscale="log", xlabel="network calls")
         axis.xaxis.set(major_locator=FixedLocator(steps), minor_locator=NullLocator())
@@ -103,12 +102,12 @@ def _label_errors(axis: Axes, errors: list[float]) -> None:
     )
 
 
-def _closer(results: Any) -> Figure:
+def _closer(found: Any) -> Figure:
     """Draws a heat map per network: the best peer's error over DyWeight's, by guidance and calls."""
-    names = list(dict.fromkeys(r["network"] for r in results["records"]))
+    names = list(dict.fromkeys(r["network"] for r in found))
     figure, axes = plt.subplots(1, len(names), figsize=(3.1 * len(names), 2.6), layout="constrained", squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
-        rows = sorted((r for r in results["records"] if r["network"] == name), key=lambda r: r["guidance"])
+        rows = sorted((r for r in found if r["network"] == name), key=lambda r: r["guidance"])
         steps = [r["steps"] for r in rows[0]["records"]]
         _heat_map(
             axis,
@@ -134,17 +133,16 @@ def _heat_map(axis: Axes, ratios: list[list[float]], rows: list[str], columns: l
     axis.spines[:].set_visible(False)
 
 
-def _savings(results: Any) -> Figure:
+def _savings(found: Any) -> Figure:
     """Draws the calls that the best peer needs for our error at five."""
     figure, axis = plt.subplots(figsize=(7, 2.3), layout="constrained")
-    records = results["records"]
-    for row, record in enumerate(records):
+    for row, record in enumerate(found):
         most = record["calls"] or max(map(int, record["peers"]))
         axis.barh(row, most, color=PEER, height=0.55)
         axis.barh(row, 5, color=OURS, height=0.55)
         text = f"{record['calls']} calls" if record["calls"] else f"more than {most} calls"
         axis.text(most + 0.15, row, text, va="center")
-    axis.set_yticks(range(len(records)), [TITLES[r["network"]].partition("\n")[0] for r in records])
+    axis.set_yticks(range(len(found)), [TITLES[r["network"]].partition("\n")[0] for r in found])
     axis.set(
         xlabel="network calls for the same error", title="What a fitted solver reaches in 5 calls takes the best peer …"
     )
@@ -152,26 +150,26 @@ def _savings(results: Any) -> Figure:
     return figure
 
 
-def _generalisation(results: Any) -> Figure:
+def _generalisation(found: Any) -> Figure:
     """Draws a heat map per question: best peer's error over ours, where fitted against where used."""
-    records = [r for r in results["records"] if "starts" not in r["what"]]
+    shown = [r for r in found if "starts" not in r["what"]]
     figure, axes = plt.subplots(2, 3, figsize=(10.5, 6), layout="constrained")
-    for axis, record in zip(axes.flat, records, strict=False):
+    for axis, record in zip(axes.flat, shown, strict=False):
         rows, columns = list(record["ratios"]), list(next(iter(record["ratios"].values())))
         _heat_map(axis, [[record["ratios"][row][column] for column in columns] for row in rows], rows, columns)
         axis.set(title=record["what"], xlabel="used", ylabel="fitted")
-    for axis in list(axes.flat)[len(records) :]:
+    for axis in list(axes.flat)[len(shown) :]:
         axis.set_axis_off()
     figure.suptitle("Used elsewhere: the best peer's error / ours at 5 calls (above 1, blue: still ahead)", fontsize=13)
     return figure
 
 
-def _precision(results: Any) -> Figure:
+def _precision(found: Any) -> Figure:
     """Draws a heat map per network: best peer's error over ours, both run on the copy in half precision."""
-    names = list(dict.fromkeys(r["network"] for r in results["records"]))
+    names = list(dict.fromkeys(r["network"] for r in found))
     figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 2.2), layout="constrained", squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
-        rows = [r for r in results["records"] if r["network"] == name]
+        rows = [r for r in found if r["network"] == name]
         ratios = [[r["on_copy"]["peer"] / r["on_copy"]["ours"] for r in row["records"]] for row in rows]
         _heat_map(axis, ratios, [row["dtype"] for row in rows], [f"{r['steps']}" for r in rows[0]["records"]])
         axis.set(title=TITLES[name], xlabel="network calls")
@@ -179,9 +177,9 @@ def _precision(results: Any) -> Figure:
     return figure
 
 
-def _overhead(results: Any) -> Figure:
+def _overhead(found: Any) -> Figure:
     """Draws time per step outside the network as a part of ComfyUI's iPNDM's."""
-    (records,) = results["records"]
+    (sizes,) = found
     figure, axis = plt.subplots(figsize=(8, 3), layout="constrained")
     samplers = {"dyweight, history 3": OURS, "ds_flow-sit, whole history": SEARCHED, "euler": PEER}
     shown = {
@@ -190,43 +188,52 @@ def _overhead(results: Any) -> Figure:
         "euler": "Euler of k-diffusion",
     }
     for i, (name, color) in enumerate(samplers.items()):
-        ratios = [sizes[name]["seconds"] / sizes["ipndm"]["seconds"] for sizes in records.values()]
-        axis.bar(np.arange(len(records)) + 0.27 * (i - 1), ratios, 0.25, color=color, label=shown[name])
+        ratios = [times[name]["seconds"] / times["ipndm"]["seconds"] for times in sizes.values()]
+        axis.bar(np.arange(len(sizes)) + 0.27 * (i - 1), ratios, 0.25, color=color, label=shown[name])
     axis.axhline(1, color=BOUND, lw=1, ls="--")
-    axis.text(len(records) - 0.55, 1.03, "iPNDM of ComfyUI", ha="right", fontsize=10)
-    axis.set_xticks(range(len(records)), [label.replace(" ", "\n") for label in records], fontsize=9)
-    axis.set(ylabel="time per step\nbeside the network", title="A learned step costs less than one of iPNDM")
+    axis.text(len(sizes) - 0.55, 1.03, "iPNDM of ComfyUI", ha="right", fontsize=10)
+    axis.set_xticks(range(len(sizes)), [label.replace(" ", "\n") for label in sizes], fontsize=9)
+    axis.set(
+        ylabel="time per step beside\nthe network (iPNDM = 1)", title="A learned step costs less than one of iPNDM"
+    )
     axis.legend(ncols=3, fontsize=10)
     return figure
 
 
-def _recipe(results: Any) -> Figure:
-    """Draws the calls of a fit against the error that it reaches."""
-    figure, axis = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    for newton in results["gauss_newton"]:
-        recipe = min((r for r in results["recipe"] if r["steps"] == newton["steps"]), key=lambda r: r["error"])
-        axis.plot(
-            [newton["network_calls"], recipe["network_calls"]],
-            [newton["error"], recipe["error"]],
-            color="#cccccc",
-            zorder=0,
-        )
-        axis.scatter(
-            newton["network_calls"], newton["error"], color=OURS, s=60, label="Gauss-Newton, no backpropagation"
-        )
-        axis.scatter(recipe["network_calls"], recipe["error"], color=PEER, s=60, label="the papers' recipe, Adam")
-        axis.annotate(
-            f"{newton['steps']} calls", (newton["network_calls"], newton["error"]), (8, 6), textcoords="offset points"
-        )
-    axis.set(
-        xscale="log",
-        yscale="log",
-        xlabel="network calls of the fit, teacher included",
-        ylabel="error of the solver",
-        xlim=(2e4, 2e6),
-    )
-    _label_errors(axis, [0.01, 0.02, 0.05, 0.1])
-    handles, labels = axis.get_legend_handles_labels()
-    axis.legend(handles[:2], labels[:2], fontsize=10, loc="center", bbox_to_anchor=(0.45, 0.7))
-    axis.set_title("The same error at a twentieth of the calls")
+def _recipe(found: Any) -> Figure:
+    """Draws the calls of both ways to a solver of the same error, the teacher's apart."""
+    figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    labels = []
+    for row, (newton, recipe) in enumerate(pairs(found)):
+        for place, run, color in ((row - 0.2, newton, OURS), (row + 0.2, recipe, PEER)):
+            own = run["network_calls"] - run["teacher_calls"]
+            axis.barh(place, own / 1000, 0.36, color=color)
+            axis.barh(place, run["teacher_calls"] / 1000, 0.36, left=own / 1000, color=color, alpha=0.4)
+            text = f"{own / 1000:.0f} + {run['teacher_calls'] / 1000:.0f} for the teacher: error {run['error']:.4f}"
+            inside = run is recipe
+            axis.text(
+                *((4 if inside else run["network_calls"] / 1000 + 8), place), text, va="center", fontsize=9.5,
+                color="white" if inside else BOUND,
+            )  # fmt: skip
+        labels.append(f"{newton['steps']} calls")
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set(xlabel="thousand network calls of the fit (a backward pass as two)")
+    axis.set_title("Fits to the same error: Gauss-Newton, and the papers' recipe")
+    axis.barh([0], [0], color=OURS, label="Gauss-Newton, no backpropagation")
+    axis.barh([0], [0], color=PEER, label="the papers' recipe, Adam")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=10)
+    axis.invert_yaxis()
     return figure
+
+
+def pairs(found: Any) -> list[tuple[Any, Any]]:
+    """Returns each Gauss-Newton fit with the best of the recipe's runs for as many steps."""
+    return [
+        (newton, min((r for r in found if r["way"] == "recipe" and r["steps"] == newton["steps"]), key=_error))
+        for newton in found
+        if newton["way"] == "gauss-newton"
+    ]
+
+
+def _error(run: Any) -> float:
+    return run["error"]

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import platform
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from datetime import date
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import torch
-from learned_solvers.samplers.version import VERSION
 
 from . import cost, generalisation
 from .fidelity import GUIDANCES, STEPS, Sizes, fidelity
 from .overhead import overhead
 from .precision import DTYPES, precision
+from .record import SOLVERS, Run, keep
 from .savings import savings
 
-__all__ = ["PARTS", "RESULTS", "chosen", "run"]
+__all__ = ["PARTS", "chosen", "run"]
 
-RESULTS = Path(__file__).resolve().parent / "results"
-SOLVERS = RESULTS / "solvers"
 Jobs = list[tuple[Callable[..., Any], tuple[Any, ...]]]
 
 NETWORKS = ("patches", "shapes", "digits")  # the longest first
@@ -35,7 +31,7 @@ def jobs_of(part: str, cache: Path) -> Jobs:
     """Returns the calls that make a part's records, the longest first."""
     if part == "fidelity":
         order = [(name, g) for g in reversed(GUIDANCES) for name in NETWORKS]
-        return [(fidelity, (name, g, STEPS, WHOLE, SOLVERS, cache)) for name, g in order]
+        return [(fidelity, (name, g, STEPS, WHOLE, cache / f"fidelity-{name}-{g}", cache)) for name, g in order]
     if part == "savings":
         return [(savings, (name, 3.0, WHOLE, SOLVERS, cache)) for name in NETWORKS]
     if part == "precision":
@@ -64,13 +60,18 @@ def name_of(work: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
     return "-".join(str(a) for a in (work.__name__, *arguments) if isinstance(a, str | float))
 
 
-def recorded(cache: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """Returns a job's record, from the cache if it was found before."""
-    path = cache / f"{name_of(work, arguments)}.json"
-    if not path.exists():
+def measured(cache: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Run:
+    """Returns what a job found, from the cache if it has been done before."""
+    name = name_of(work, arguments)
+    path, solvers = cache / f"{name}.json", cache / name
+    if path.exists():
+        print(f"{name}: from {path}", flush=True)
+    else:
+        print(f"{name}: begun", flush=True)
+        began = time.monotonic()
         record = work(*arguments)
-        path.write_text(json.dumps(record))
-    return json.loads(path.read_text())
+        path.write_text(json.dumps({"record": record, "seconds": time.monotonic() - began}))
+    return Run(**json.loads(path.read_text()), solvers=solvers)
 
 
 def chosen(parts: Sequence[str], cache: Path, only: Sequence[str]) -> dict[str, Jobs]:
@@ -90,29 +91,24 @@ def chosen(parts: Sequence[str], cache: Path, only: Sequence[str]) -> dict[str, 
     return {part: jobs for part, jobs in found.items() if jobs}
 
 
-def run(part: str, jobs: Jobs, workers: int, cache: Path, only: Sequence[str] = ()) -> None:
-    """Writes a part's results file.
+def run(part: str, jobs: Jobs, workers: int, cache: Path, command: str) -> None:
+    """Puts what a part's jobs find into its results file, each as it ends, in the place of what the file has of them.
 
     Args:
         part: One of PARTS.
         jobs: What to do of it.
         workers: Processes that share the jobs.
         cache: Folder of the jobs' own records.
-        only: How the jobs were chosen, for the record.
+        command: How this was asked for.
     """
-    SOLVERS.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
+    order = [name_of(*job) for job in jobs_of(part, cache)]
     if part == "overhead":  # timed: nothing beside it
         workers = 1
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        records = [future.result() for future in [pool.submit(recorded, cache, *job) for job in jobs]]
-    command = " ".join(["python -m benchmarks", part, *(["--only", *only] if only else [])])
-    about = {
-        "command": command, "date": date.today().isoformat(), "version": VERSION,
-        "torch": torch.__version__, "python": platform.python_version(), "workers": workers,
-        "seconds": round(time.monotonic() - began),
-        "samples": next((vars(value) for _, given in jobs for value in given if isinstance(value, Sizes)), None),
-    }  # fmt: skip
-    path = RESULTS / f"{part}.json"
-    path.write_text(json.dumps({"about": about, "records": records}, indent=1) + "\n")
-    print(f"written: {path}", flush=True)
+        waiting = {pool.submit(measured, cache, *job): job for job in jobs}
+        for future in as_completed(waiting):
+            work, arguments = waiting[future]
+            name = name_of(work, arguments)
+            samples = next((vars(value) for value in arguments if isinstance(value, Sizes)), None)
+            keep(part, name, future.result(), order, {"command": command, "samples": samples, "workers": workers})
+            print(f"{name}: recorded in {part}.json", flush=True)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
+from .grids import Grid
 from .plain import is_text, read_json
-from .schedules import Grid
 
 __all__ = ["FORMAT_VERSION", "Card", "StepCard", "is_count"]
 

@@ -46,9 +46,9 @@ def _metadata(content: bytes) -> dict[str, str]:
     """Returns the header's metadata."""
     length = struct.unpack("<Q", content[:8])[0] if len(content) >= 8 else 0
     if not 2 <= length <= min(len(content) - 8, _LONGEST_HEADER):
-        raise ValueError(
-            f"a header of {length} bytes in a file of {len(content)}; it has 2 to {_LONGEST_HEADER}, within the file"
-        )
+        # The first bytes of a text or a picture are a number too, one that tells nobody anything.
+        found = f"a header of {length} bytes" if length <= 2**32 else "no header's length at the beginning"
+        raise ValueError(f"{found}, in a file of {len(content)}: it has 2 to {_LONGEST_HEADER}, within the file")
     header = read_json(content[8 : 8 + length].decode())
     metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):

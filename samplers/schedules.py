@@ -1,22 +1,16 @@
-"""Noise schedules of models and the grids that solvers put on them.
-
-A solver file stores no sigmas: it stores the rule of its grid. The host's noise schedule turns the rule into noise
-levels, so that one file serves every model of its kind. All results are float64 on the CPU.
-"""
+"""Noise schedules of models. All results are float64 on the CPU."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["FLUX_GRID", "USUAL_TOKENS", "EDMNoise", "FlowNoise", "Grid", "Noise", "VPNoise", "sized"]
+__all__ = ["USUAL_TOKENS", "EDMNoise", "FlowNoise", "Noise", "VPNoise", "sized"]
 
 USUAL_TOKENS = 4096  # latent tokens of a 1024x1024 picture
-_LARGEST = 1e9  # of a grid's parameters: all of them are numbers around 1 to 10000
 
 
 @dataclass(frozen=True)
@@ -148,126 +142,6 @@ Noise = FlowNoise | VPNoise | EDMNoise
 def sized(noise: Noise) -> Noise:
     """Returns the schedule, with the usual tokens where a flow model's are not known: to show or to judge by."""
     return FlowNoise(USUAL_TOKENS) if isinstance(noise, FlowNoise) and noise.tokens is None else noise
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The rule of a solver's grid, as the card stores it.
-
-    Rules and their parameters:
-        polynomial: rho. EDM's grid from sigma_max to sigma_min (arXiv 2206.00364, eq. 5). VP and EDM models.
-        karras: rho. The same with one level less, then 0: what the hosts call Karras.
-        uniform_time: end. Model times from 1 to `end`, evenly spaced. VP models.
-        sgm_uniform: end. The same with 0 in the last level's place: with end 1e-3 what the hosts call SGM uniform, and
-            ComfyUI's simple but for its rounding to whole timesteps.
-        normal: end. uniform_time with one level less, then 0: ComfyUI's normal, with end 1e-3.
-        flow_shift: shift. linspace(1, 0) = t moved to shift * t / (1 + (shift - 1) * t). Flow models.
-        flux_shift: base_tokens, base_mu, max_tokens, max_mu. flow_shift with shift = e^mu, mu linear in the number
-            of latent tokens. Flow models.
-    """
-
-    rule: str
-    parameters: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.rule, str) or self.rule not in _RULES:
-            raise ValueError(f"grid rule must be one of {', '.join(_RULES)}, got {self.rule!r}: update Learned Solvers")
-        _, names, _ = _RULES[self.rule]
-        if set(self.parameters) != set(names):
-            raise ValueError(
-                f"grid rule {self.rule} needs {', '.join(names)}, got {', '.join(self.parameters) or 'none'}"
-            )
-        for name, value in self.parameters.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST:
-                # Of anything else the kind alone: the text of a list of lists may have no end.
-                got = f"{value!r:.40}" if isinstance(value, int | float | str) else type(value).__name__
-                raise ValueError(f"grid parameter {name} must be a positive finite number, got {got}")
-
-    def levels(self, steps: int, noise: Noise) -> Tensor:
-        """Returns steps + 1 descending noise levels on `noise`, shape [steps + 1].
-
-        Raises:
-            ValueError: The rule is not defined on this kind of noise, or needs the number of latent tokens.
-        """
-        kinds, _, points = _RULES[self.rule]
-        if noise.kind not in kinds:
-            raise ValueError(f"grid rule {self.rule} is defined on {' and '.join(kinds)} noise, got {noise.kind}")
-        try:
-            levels = points(steps, noise, **self.parameters)
-        except (OverflowError, ZeroDivisionError):
-            levels = torch.full((1,), math.nan)
-        if not bool(torch.isfinite(levels).all()) or not bool((levels.diff() < 0).all()):
-            raise ValueError(
-                f"grid rule {self.rule} with {dict(self.parameters)} makes no descending grid: change them"
-            )
-        return levels
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Kinds of noise that the rule is defined on."""
-        return _RULES[self.rule][0]
-
-    @property
-    def shape_parameter(self) -> str | None:
-        """Name of the one number that bends the grid, or None: what a joint fit may learn."""
-        names = _RULES[self.rule][1]
-        return names[0] if names in (("rho",), ("shift",)) else None
-
-    def bent(self, steps: int, noise: Noise, value: Tensor) -> Tensor:
-        """Returns the levels with `value` (0-d, may carry a gradient) in the shape parameter's place."""
-        return _RULES[self.rule][2](steps, noise, value)
-
-
-def _polynomial(steps: int, noise: VPNoise | EDMNoise, rho: float) -> Tensor:
-    ramp = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    first, last = noise.sigma_max ** (1 / rho), noise.sigma_min ** (1 / rho)
-    return (first + ramp * (last - first)) ** rho
-
-
-def _karras(steps: int, noise: VPNoise | EDMNoise, rho: float) -> Tensor:
-    return torch.nn.functional.pad(_polynomial(steps - 1, noise, rho), (0, 1))
-
-
-def _uniform_time(steps: int, noise: VPNoise, end: float) -> Tensor:
-    return noise.sigma_at(torch.linspace(1, end, steps + 1, dtype=torch.float64))
-
-
-def _sgm_uniform(steps: int, noise: VPNoise, end: float) -> Tensor:
-    return torch.nn.functional.pad(_uniform_time(steps, noise, end)[:-1], (0, 1))
-
-
-def _normal(steps: int, noise: VPNoise, end: float) -> Tensor:
-    return torch.nn.functional.pad(_uniform_time(steps - 1, noise, end), (0, 1))
-
-
-def _flow_shift(steps: int, noise: FlowNoise, shift: float) -> Tensor:
-    t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    return shift * t / (1 + (shift - 1) * t)
-
-
-def _flux_shift(
-    steps: int, noise: FlowNoise, base_tokens: float, base_mu: float, max_tokens: float, max_mu: float
-) -> Tensor:
-    if noise.tokens is None:
-        raise ValueError(
-            "this solver's grid shifts with resolution: give the number of latent tokens, FlowNoise(tokens=H/16 * W/16)"
-        )
-    mu = base_mu + (noise.tokens - base_tokens) * (max_mu - base_mu) / (max_tokens - base_tokens)
-    return _flow_shift(steps, noise, math.exp(mu))
-
-
-_RULES = {
-    "polynomial": (("vp", "edm"), ("rho",), _polynomial),
-    "karras": (("vp", "edm"), ("rho",), _karras),
-    "uniform_time": (("vp",), ("end",), _uniform_time),
-    "sgm_uniform": (("vp",), ("end",), _sgm_uniform),
-    "normal": (("vp",), ("end",), _normal),
-    "flow_shift": (("flow",), ("shift",), _flow_shift),
-    "flux_shift": (("flow",), ("base_tokens", "base_mu", "max_tokens", "max_mu"), _flux_shift),
-}
-
-FLUX_GRID = Grid("flux_shift", {"base_tokens": 256, "base_mu": 0.5, "max_tokens": 4096, "max_mu": 1.15})
-"""FLUX's own, as its samplers shift it: by e^0.5 at 256 latent tokens (256x256 pixels), e^1.15 at 4096 (1024x1024)."""
 
 
 def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:

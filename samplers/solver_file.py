@@ -170,7 +170,10 @@ def load_solver(solver: str | Path) -> Solver:
             )
     name = shown(str(path), 1000)
     if not os.path.isfile(path):  # unlike Path's, False for every text that is no file's name
-        raise FileNotFoundError(f"{name} does not exist: give the path of a solver file, or a bundled solver's name")
+        own = f", such as {path.stem!r}" if path.stem in list_solvers() else ""
+        raise FileNotFoundError(
+            f"{name} does not exist: give the path of a solver file, or a bundled solver's name{own}"
+        )
     try:
         return _assemble(path.stem, *read_container(path))
     except ValueError as error:

@@ -281,7 +281,9 @@ def test_an_interrupted_fit_goes_on_and_ends_with_the_same_file(base, whole, nam
     if name == "SIGINT":
         assert process.returncode == 130 and "the same command goes on from here" in told
     assert "going on with the fit" in ran_well(run(sd3(base, output)))
-    assert output.read_bytes() == whole.read_bytes()
+    # Byte for byte, but for the day on which each fit began: midnight may be between them.
+    days = [load_solver(file).card.date.encode() for file in (whole, output)]
+    assert output.read_bytes() == whole.read_bytes().replace(*days)
 
 
 def test_two_processes_through_comfyui_find_what_one_finds(base, whole):

@@ -245,10 +245,17 @@ def test_the_command_writes_todays_date_unless_told(tmp_path):
     assert load_solver(tmp_path / "ds_vp-dit.safetensors").card.date == "2026-01-31"
 
 
+def test_the_command_refuses_a_date_that_is_none(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(JSON[1]), "--output", str(tmp_path / "new"), "--date", "yesterday"])
+    assert "must be a day such as 2026-11-24, got 'yesterday'" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("missing.json", None, "missing.json"),
+        ("missing.json", None, "missing.json: there is no such file"),
         ("hostile.pkl", pickle.dumps(Call(os.system, "echo")), "hostile.pkl: refused, it names"),
         ("unknown.json", with_table(dataset="my_own").encode(), "my_own"),
         ("empty.json", b'{"tables": {}}', "empty.json"),

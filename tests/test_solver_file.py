@@ -233,6 +233,11 @@ def test_a_path_that_does_not_exist_is_refused_by_name(path):
         load_solver(path)
 
 
+def test_a_bundled_solver_named_like_a_file_is_told_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"or a bundled solver's name, such as 'dyweight_sd15'"):
+        load_solver(tmp_path / "dyweight_sd15.safetensors")
+
+
 def test_a_folder_is_no_solver_file(path):
     path.mkdir()
     with pytest.raises((FileNotFoundError, ValueError), match=r"solver\.safetensors"):

@@ -28,10 +28,6 @@ DS_TENSORS = {
     "3/timedeltas": torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64),
     "3/coeffs": torch.zeros(3, 3).double(),
 }
-# What a refusal may tell the user to do.
-REMEDY = (
-    r"again|update Learned Solvers|not a solver file|divide them|must name the same|put it where|choose|rename|write"
-)
 
 
 @pytest.fixture
@@ -76,6 +72,7 @@ REFUSED = {
     "cut in the header": (content()[:100], "not a safetensors file"),
     "cut in the data": (content()[:-8], "not a safetensors file"),
     "more than the header says": (content() + b"xx", "not a safetensors file"),
+    "text": (b"once upon a time", "no header's length at the beginning, in a file of 16: it has 2 to 1048576"),
     "header beyond the file": (with_header(b"{}", 2**63), "not a safetensors file"),
     "header no JSON": (with_header(b"notjson!"), "not a safetensors file"),
     "header nested deeply": (with_header(b'{"__metadata__":' + DEEP.encode() + b"}"), "not a safetensors file"),
@@ -195,12 +192,11 @@ def test_a_file_that_breaks_a_rule_is_refused_with_its_name_and_the_rule(raw, ru
     assert message.startswith(f"{path}: ")
     assert re.search(rule, message), message
     assert len(message) < 600 + len(str(path))
-
-
-@pytest.mark.parametrize("raw", [raw for raw, _ in REFUSED.values()], ids=REFUSED)
-def test_a_refusal_tells_what_to_do(raw, path):
-    message = refusal(raw, path)
-    assert re.search(REMEDY, message), message
+    remedies = (
+        "update Learned Solvers",
+        "get the file again",
+    )  # what a newer version may have, and all else: never both
+    assert sum(message.count(remedy) for remedy in remedies) == 1, message
 
 
 @pytest.mark.parametrize("raw", [content(), ds_content()], ids=["dyweight", "ds"])

@@ -28,8 +28,8 @@ if not __package__:  # run as a file
     __package__ = _as_package.TRAINING
 
 from ..samplers.card import Card, StepCard
+from ..samplers.grids import FLUX_GRID, Grid
 from ..samplers.plain import read_json, shown
-from ..samplers.schedules import FLUX_GRID, Grid
 from ..samplers.solver_file import Solver
 from ..samplers.version import VERSION
 from .inert_pickle import LARGEST, read_inert_pickle
@@ -113,9 +113,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--output", type=Path, required=True, help="folder for the solver files")
     parser.add_argument("--overwrite", action="store_true", help="replace solver files that exist")
-    parser.add_argument("--date", default=date.today().isoformat(), help="date written in the cards")
+    parser.add_argument("--date", type=_day, default=date.today().isoformat(), help="date written in the cards")
     args = parser.parse_args(arguments)
     try:
+        if missing := [path for path in args.files if not path.is_file()]:
+            raise ValueError(f"{missing[0]}: there is no such file; name the published files themselves")
         solvers = assemble([table for path in args.files for table in read_tables(path)], args.date)
         there = [p for s in solvers if (p := args.output / f"{s.name}.safetensors").exists()]
         if there and not args.overwrite:
@@ -125,6 +127,13 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{path}: {', '.join(map(str, solver.steps))} steps")
     except (OSError, ValueError) as error:
         parser.exit(1, f"{error}\n")
+
+
+def _day(text: str) -> str:
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a day such as 2026-11-24, got {text!r}") from error
 
 
 def _read_json(path: Path) -> list[Table]:

@@ -16,8 +16,9 @@ from safetensors.torch import load
 from torch import Tensor
 
 from ..samplers import EDMNoise, FlowNoise, Grid, VPNoise, dpmpp_2m, euler, ipndm, sample_table
+from ..samplers.grids import FLUX_GRID
 from ..samplers.multistep import Denoiser
-from ..samplers.schedules import FLUX_GRID, Noise
+from ..samplers.schedules import Noise
 from .files import write_tensors
 from .room import Room
 from .samples import CountedDenoiser, Samples

@@ -6,21 +6,18 @@ and memory are the host's own business.
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...samplers.guidance import apart
 from ...samplers.host_models import model_family, noise_of, pixel_size
 from ...samplers.schedules import Noise
+from .comfy_denoiser import differentiable_model, joined, sampler_that
 from .conditioning import Cond
 from .loading import load_parts
 
@@ -177,130 +174,13 @@ class ComfyModel:
             differentiable: Let gradients through the model; otherwise it runs in inference mode, as ComfyUI samples.
         """
         samplers = sys.modules["comfy.samplers"]
-        run = _inside(samplers, work, conds, negative, embeds_guidance=self.embeds_guidance)
+        run = sampler_that(samplers, work, conds, negative, embeds_guidance=self.embeds_guidance)
         guider = samplers.CFGGuider(self.patcher)
-        guider.set_conds(_joined([conds[0]], None), _joined([negative], None))
+        guider.set_conds(joined([conds[0]], None), joined([negative], None))
         latent, sigmas = torch.zeros(list(shape)), torch.tensor([float(self._sampling.sigma_max), 0.0])
-        with _differentiable(self.patcher) if differentiable else torch.inference_mode():
+        with differentiable_model(self.patcher) if differentiable else torch.inference_mode():
             guider.sample(torch.zeros_like(latent), latent, run, sigmas, disable_pbar=True, seed=0)
         return run.result
-
-
-class _Replayed(torch.autograd.Function):
-    """A denoiser's forward pass without a graph; the backward pass runs it again with one.
-
-    That graph lives inside one context in which ComfyUI's models may change saved tensors in place (FLUX adds to them);
-    with checkpointing alone the gradient of such models is wrong.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, run: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigma: Tensor) -> Tensor:
-        ctx.run = run
-        ctx.save_for_backward(x, sigma)
-        return run(x, sigma)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
-        inputs = [tensor.detach().requires_grad_(True) for tensor in ctx.saved_tensors]
-        with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
-            found = torch.autograd.grad(ctx.run(*inputs), inputs, grads, allow_unused=True)
-        return None, found[0], found[1]
-
-
-@contextmanager
-def _differentiable(patcher: Any) -> Iterator[None]:
-    """Lets gradients through ComfyUI's models: fused operations without a derivative are off meanwhile.
-
-    The weights were loaded outside of inference mode, so they can be part of a graph; none of them needs a gradient.
-    """
-    management: Any = sys.modules["comfy.model_management"]
-    before = getattr(management, "in_training", None)  # newer cores: rotary embeddings without the fused kernel
-    patcher.model.requires_grad_(False)
-    try:
-        if before is not None:
-            management.in_training = True
-        yield
-    finally:
-        if before is not None:
-            management.in_training = before
-
-
-def _inside(
-    samplers: Any, work: Callable[..., Any], conds: Sequence[Cond], negative: Cond, *, embeds_guidance: bool
-) -> Any:
-    """Returns a Sampler whose `sample` does the work."""
-
-    class Inside(samplers.Sampler):
-        def sample(
-            self, guider: Any, sigmas: Tensor, extra_args: dict, callback: Any, noise: Tensor, *_: Any, **__: Any
-        ) -> Tensor:
-            def processed(prompts: Sequence[int], value: float, x: Tensor) -> Any:
-                embedded = value if embeds_guidance else None
-                own = {
-                    "positive": _joined([conds[i] for i in prompts], embedded),
-                    "negative": _joined([negative], embedded),
-                }
-                return _processed(samplers, guider.inner_model, own, x)
-
-            def guided(own: Any, value: float, x: Tensor, sigma: Tensor) -> Tensor:
-                guider.conds = own
-                guider.set_cfg(1.0 if embeds_guidance else value)
-                return guider(x, sigma, **extra_args)
-
-            self.result = work(_denoiser(processed, guided), noise.device)
-            return noise
-
-    return Inside()
-
-
-def _denoiser(processed: Callable[..., Any], guided: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Returns the denoiser of a microbatch's prompts and guidances.
-
-    Args:
-        processed: Makes the conditioning of prompts, of one guidance, for states.
-        guided: Runs the model with that, at that guidance, on states and levels.
-    """
-    ready: dict[tuple[float, ...], dict[float, Any]] = {}
-
-    def denoiser(x: Tensor, sigma: Tensor, prompt: Sequence[int], guidance: Sequence[float]) -> Tensor:
-        key = (*prompt, *guidance)
-        if key not in ready:
-            ready.clear()  # a microbatch is finished with before the next begins
-        own = ready.setdefault(key, {})
-
-        def at(value: float, rows: list[int], x: Tensor, sigma: Tensor) -> Tensor:
-            if value not in own:
-                own[value] = processed([prompt[row] for row in rows], value, x)
-            run = partial(guided, own[value], value)
-            return _Replayed.apply(run, x, sigma) if torch.is_grad_enabled() else run(x, sigma)  # pyright: ignore
-
-        return apart(guidance, x, sigma, at)
-
-    return denoiser
-
-
-def _processed(samplers: Any, model: Any, conds: dict[str, Any], x: Tensor) -> Any:
-    convert = sys.modules["comfy.sampler_helpers"].convert_cond
-    converted = {key: convert(value) for key, value in conds.items()}
-    shapes = (
-        {"latent_shapes": [x.shape]} if "latent_shapes" in inspect.signature(samplers.process_conds).parameters else {}
-    )
-    return samplers.process_conds(model, x, converted, x.device, None, None, 0, **shapes)
-
-
-def _joined(conds: Sequence[Cond], embedded: float | None) -> list[Any]:
-    """Returns ComfyUI's conditioning of a batch of prompts.
-
-    Raises:
-        ValueError: The prompts are encoded to different lengths.
-    """
-    if len({tuple(c["context"].shape) for c in conds}) > 1:
-        raise ValueError("these prompts are encoded to different lengths: run one sample at a time, --microbatch 1")
-    joined = {key: torch.cat([c[key] for c in conds]) for key in conds[0]}
-    extra: dict[str, Any] = {k: v for k, v in joined.items() if k != "context"}
-    if embedded is not None:
-        extra["guidance"] = embedded
-    return [[joined["context"], extra]]
 
 
 def _generator(seed: int) -> torch.Generator:
