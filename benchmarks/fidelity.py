@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,8 +44,8 @@ TEACHER = Teacher("ipndm", 60)
 class Sizes:
     """How many starts a measurement takes: `fitted` and `held_out` for a fit, `unseen` to judge, `ranked` for peers."""
 
-    fitted: int = 96
-    held_out: int = 32
+    fitted: int = 256
+    held_out: int = 64
     unseen: int = 512
     ranked: int = 48
 
@@ -87,6 +88,7 @@ def ends_of(problem: Problem, table: SolverTable) -> Tensor:
 def fidelity(name: str, guidance: float, steps: Sequence[int], sizes: Sizes, solvers: Path, cache: Path | None) -> Any:
     """Returns the records of a network at a guidance; writes the fitted solvers into a folder."""
     subject = SUBJECTS[name]
+    solvers.mkdir(parents=True, exist_ok=True)
     unseen = unseen_of(subject, guidance, sizes.unseen, cache)
     fits = {}
     for family in subject.families:
@@ -94,7 +96,7 @@ def fidelity(name: str, guidance: float, steps: Sequence[int], sizes: Sizes, sol
         fits[family].solver.save(solvers / f"{family}_{name}_guidance-{guidance:g}.safetensors", overwrite=True)
     records = []
     for n in steps:
-        peers = _peers(subject, unseen, n, sizes)
+        peers = _peers(subject, unseen, guidance, n, sizes, cache)
         ours = {
             family: _measured(name, unseen, result.solver.table(n, subject.noise)) for family, result in fits.items()
         }
@@ -112,14 +114,24 @@ def fidelity(name: str, guidance: float, steps: Sequence[int], sizes: Sizes, sol
     return {"network": name, "guidance": guidance, "records": records}
 
 
-def _peers(subject: Subject, unseen: Problem, steps: int, sizes: Sizes) -> dict[str, dict[str, Any]]:
+def _peers(
+    subject: Subject, unseen: Problem, guidance: float, steps: int, sizes: Sizes, cache: Path | None
+) -> dict[str, dict[str, Any]]:
     """Returns the quality of the five best methods, each at its best grid; ranked on few starts, judged on all.
 
-    Close calls of the ranking are judged too, so that no peer is the weaker for the few.
+    Close calls of the ranking are judged too, so that no peer is the weaker for the few. They know nothing of our fits:
+    a cache keeps them for other ones.
     """
+    name = f"peers-{subject.name}-{guidance:g}-{steps}-of-{sizes.unseen}-by-{sizes.ranked}.json"
+    path = None if cache is None else cache / name
+    if path is not None and path.exists():
+        return json.loads(path.read_text())
     order = ranked(subject, unseen, steps, sizes)
     chosen = {c.name: c for c in [*order[:3], *best_of_methods(order)[:5]]}
-    return {label: _measured(subject.name, unseen, c.table) for label, c in chosen.items()}
+    peers = {label: _measured(subject.name, unseen, c.table) for label, c in chosen.items()}
+    if path is not None:
+        path.write_text(json.dumps(peers))
+    return peers
 
 
 def ranked(subject: Subject, unseen: Problem, steps: int, sizes: Sizes) -> list[Candidate]:

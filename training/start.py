@@ -18,11 +18,12 @@ from .scan import Candidate, best_of_methods, candidates, carrier
 from .spaces import Space, is_valid, make_space
 from .task import Task
 
-__all__ = ["KEPT", "STARTS", "TRIED", "Start", "find_start", "resolve_initial"]
+__all__ = ["COMPARED", "ITERATIONS", "KEPT", "STARTS", "TRIED", "Start", "find_start", "resolve_initial"]
 
 STARTS = 4  # candidates that a fit is started from, each on a grid of its own
 KEPT = 2  # of these go on after a first iteration
-TRIED = 12  # samples that starts are compared on; twice as many where the model's rounding blurs them
+TRIED = 12  # samples that they are improved on; twice as many where the model's rounding blurs them
+COMPARED = 64  # samples that they are compared on: the few would favour what suits them alone
 ITERATIONS = (1, 2)  # of all starts, of the kept ones
 MANY = 8  # steps from which on DyWeight's starts are compared as DS solvers
 
@@ -156,7 +157,7 @@ def _best_start(task: Task, steps: int, order: list[Candidate]) -> Start:
 
 
 def _improved_start(task: Task, steps: int, order: list[Candidate]) -> Start:
-    """Returns the best start after a few iterations on a few samples.
+    """Returns the best start after a few iterations on a few samples, by what they lead to on more.
 
     After one iteration of each, the best few go on: what a start leads to shows early, and not in its own error.
     """
@@ -187,13 +188,13 @@ def _difference(task: Task, steps: int, start: Start) -> float:
 
 
 def _improved(task: Task, start: Start, iterations: int, difference: float, name: str) -> tuple[float, Start]:
-    """Returns the loss after a few Gauss-Newton iterations, and the start with the parameters found."""
+    """Returns the loss that a few Gauss-Newton iterations lead to, and the start with the parameters found."""
     count = 2 * TRIED if difference > COARSE else TRIED
 
     def work() -> dict[str, Tensor]:
         problem, _ = task.on(start.space)
-        theta, loss = GaussNewton(iterations=iterations, difference=difference).fit(problem.first(count), start.theta)
-        return {"theta": theta, "loss": torch.tensor(loss, dtype=torch.float64)}
+        theta, _ = GaussNewton(iterations=iterations, difference=difference).fit(problem.first(count), start.theta)
+        return {"theta": theta, "loss": torch.tensor(problem.first(COMPARED).loss(theta), dtype=torch.float64)}
 
     record = task.recorded(name, work)
     return float(record["loss"]), Start(start.space, record["theta"], start.table, start.name)
