@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .bench import Bench, Run
 from .folder import fingerprint, solver_names
-from .grid import Cell, Column, draw_grid
 from .inputs import (
     AUTO,
     CATEGORY,
@@ -26,7 +25,8 @@ from .inputs import (
     seed_input,
     solver_input,
 )
-from .ksampler import fixed_latent
+from .latents import fixed_latent
+from .picture_grid import Cell, Column, draw_grid
 from .pictures import pictures_of
 
 __all__ = ["CompareSamplers"]

@@ -18,8 +18,7 @@ from ..samplers.solver_file import FAMILIES
 from .folder import loadable_solvers
 from .host_text import show_text
 from .inputs import AUTO
-from .new_file import guidance_of
-from .plan import find, remarks
+from .plan import find, guidance_of, remarks
 from .sampling import sample_learned_solver
 from .set_solver import CHANNEL
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from ..samplers.guidance import of_samples, spread
 from ..samplers.host_models import model_family, pixel_size
 from ..samplers.solver_file import FAMILIES
 from .fitting import Fit, Wanted, claimed
-from .grid import Cell, Column, draw_grid
 from .inputs import (
     CATEGORY,
     SolverName,
@@ -24,14 +24,18 @@ from .inputs import (
     seed_input,
 )
 from .inside_guider import with_denoiser
-from .ksampler import fixed_latent
-from .new_file import guidance_of, model_file, path_of_new, refuse_existing
+from .latents import fixed_latent
+from .new_file import model_file, path_of_new, refuse_existing
+from .picture_grid import Cell, Column, draw_grid
 from .pictures import pictures_of
+from .plan import guidance_of
 
 __all__ = ["FitLearnedSolver"]
 
 TEACHERS = ("heun", "dpmpp_2m", "ipndm", "euler")
 CFG_RANGE = 0.33  # of cfg, to both sides
+_written: dict[str, Path] = {}  # by node: what its last fit wrote
+_missing: dict[str, int] = {}  # by node: how often that was gone when it was asked for again
 
 
 class FitLearnedSolver:
@@ -127,6 +131,15 @@ class FitLearnedSolver:
             "hidden": {"node_id": "UNIQUE_ID", "prompt": "PROMPT"},
         }
 
+    @classmethod
+    def IS_CHANGED(cls, node_id: str | None = None, **_: Any) -> int:
+        """Makes the host run a fit again whose file is gone; otherwise it would keep to the result that it has."""
+        path = _written.get(str(node_id))
+        if path is not None and not path.exists():
+            del _written[str(node_id)]
+            _missing[str(node_id)] = _missing.get(str(node_id), 0) + 1
+        return _missing.get(str(node_id), 0)
+
     def fit(
         self,
         model: Any,
@@ -169,6 +182,7 @@ class FitLearnedSolver:
             fit = Fit(model, empty, wanted, card, node_id)
             result, ends = with_denoiser(fit.run, model, positive, negative, cfgs, empty, seed=seed, called=fit.called)
             result.solver.save(path, overwrite=overwrite)
+            _written[str(node_id)] = path
         report = f"{fit.report(result)}\n\nwritten: {path}"
         fit.say(f"written: {entry}")
         picture = _compared(f"{path.stem}: the same noise, the same model", model, ends, vae)

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from ..samplers import sample_table
 from ..samplers.host_models import noise_of
-from .grid import Column
 from .host_text import show_text
 from .inside_guider import Denoiser
+from .picture_grid import Column
 
 __all__ = ["Fit", "Wanted", "claimed"]
 

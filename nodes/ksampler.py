@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import comfy.sample
@@ -24,11 +23,11 @@ from .inputs import (
     solver_input,
     steps_input,
 )
-from .new_file import guidance_of
-from .plan import plan
+from .latents import fixed_latent
+from .plan import guidance_of, plan
 from .sampling import sample_learned_solver
 
-__all__ = ["LearnedSolverKSampler", "fixed_latent"]
+__all__ = ["LearnedSolverKSampler"]
 
 
 class LearnedSolverKSampler:
@@ -100,12 +99,3 @@ class LearnedSolverKSampler:
             seed=seed,
         )
         return latent, made.info
-
-
-def fixed_latent(model: Any, latent: dict[str, Any]) -> dict[str, Any]:
-    """Returns a copy of a LATENT, an empty one in the channels and the size that the model takes."""
-    fixed = latent.copy()
-    ratios = [fixed.pop("downscale_ratio_spacial", None), fixed.pop("downscale_ratio_temporal", None)]
-    wanted = len(inspect.signature(comfy.sample.fix_empty_latent_channels).parameters)  # the ratios came after 0.3.64
-    fixed["samples"] = comfy.sample.fix_empty_latent_channels(model, fixed["samples"], *ratios[: max(0, wanted - 2)])
-    return fixed

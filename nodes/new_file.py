@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import folder_paths
 
-from ..samplers.guidance import listed
 from ..samplers.names import check_name, has_suffix
 from ..samplers.plain import shown
 from ..samplers.solver_file import SUFFIX
 from .folder import FOLDER
 
-__all__ = ["guidance_of", "model_file", "path_of_new", "refuse_existing"]
+__all__ = ["model_file", "path_of_new", "refuse_existing"]
 
 _LONGEST = 200  # bytes of a name; the systems take 255, ending included
 _MODEL_WIDGETS = ("ckpt_name", "unet_name", "model_name", "gguf_name", "model_path")
@@ -69,20 +68,3 @@ def model_file(prompt: Mapping[str, Any] | None, node_id: str | None) -> str | N
         node = (prompt or {})[str(wire[0])]
     named = [node.get("inputs", {}).get(widget) for widget in _MODEL_WIDGETS]
     return next((PurePosixPath(n.replace("\\", "/")).stem for n in named if isinstance(n, str) and n), None)
-
-
-def guidance_of(base: Any, conds: Iterable[Mapping[str, Any]], *cfgs: float) -> str:
-    """Returns what a card says about guidance: CFG, or the guidance that is part of the conditioning.
-
-    Args:
-        base: ComfyUI's BaseModel.
-        conds: The entries of the positive conditioning, without their tensors.
-        cfgs: Classifier-free guidance, or several.
-    """
-    cfg = listed(cfgs)
-    own = next((cond["guidance"] for cond in conds if cond.get("guidance") is not None), None)
-    if own is not None:
-        return f"{own:g} (distilled, CFG {cfg})"
-    if getattr(base.model_config, "unet_config", {}).get("guidance_embed"):
-        return f"the host's default (distilled, CFG {cfg})"
-    return cfg

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..samplers import Solver, SolverTable, choose_solver, part_of_table
-from ..samplers.guidance import among
+from ..samplers.guidance import among, listed
 from ..samplers.host_models import model_family, noise_of, pixel_size
 from ..samplers.schedules import FlowNoise, Noise, VPNoise, sized
 from .folder import find_solver, loadable_solvers, place_of
 from .inputs import AUTO, check_number
 
-__all__ = ["Plan", "find", "plan", "remarks"]
+__all__ = ["Plan", "find", "guidance_of", "plan", "remarks"]
 
 _SD_SIGMA_MAX = VPNoise.stable_diffusion().sigma_max
 _log = logging.getLogger("learned_solvers")
@@ -143,3 +143,20 @@ def _summary(solver: Solver, steps: int, table: SolverTable, denoise: float) -> 
     if denoise == 1:
         return f"{file}: {steps} steps, {table.nfe} model calls"
     return f"{file}: {table.nfe} of its {steps} model calls, from sigma {table.sigma_start:.3f} (denoise {denoise})"
+
+
+def guidance_of(base: Any, conds: Iterable[Mapping[str, Any]], *cfgs: float) -> str:
+    """Returns what a card says about guidance: CFG, or the guidance that is part of the conditioning.
+
+    Args:
+        base: ComfyUI's BaseModel.
+        conds: The entries of the positive conditioning, without their tensors.
+        cfgs: Classifier-free guidance, or several.
+    """
+    cfg = listed(cfgs)
+    own = next((cond["guidance"] for cond in conds if cond.get("guidance") is not None), None)
+    if own is not None:
+        return f"{own:g} (distilled, CFG {cfg})"
+    if getattr(base.model_config, "unet_config", {}).get("guidance_embed"):
+        return f"the host's default (distilled, CFG {cfg})"
+    return cfg

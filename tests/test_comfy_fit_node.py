@@ -133,6 +133,20 @@ def test_the_result_does_not_depend_on_how_many_samples_a_call_has_nor_mixes_the
     assert four.error_best_peer == pytest.approx(one.error_best_peer, rel=1e-3)
 
 
+def test_a_fit_whose_file_was_deleted_runs_again_and_one_whose_file_is_there_does_not(server):
+    prompt, path = fit(server, "sd3", name="gone"), folder(server) / "gone.safetensors"
+    succeeded(server.submit(prompt))
+    made = path.stat().st_mtime_ns
+    succeeded(server.submit(prompt))
+    assert path.stat().st_mtime_ns == made
+    path.unlink()
+    succeeded(server.submit(prompt))
+    assert load_solver(path).steps == (2,)
+    made = path.stat().st_mtime_ns
+    succeeded(server.submit(prompt))
+    assert path.stat().st_mtime_ns == made
+
+
 @pytest.mark.parametrize(
     ("widgets", "guidance"),
     [({"cfg_range": None}, "1.34, 2, 2.66"), ({"cfg_range": 0.5, "cfg": 3.0}, "1.5, 3, 4.5"), ({"cfg": 1.0}, "1")],

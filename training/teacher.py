@@ -6,7 +6,6 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from ..samplers import EDMNoise, FlowNoise, Grid, VPNoise, dpmpp_2m, euler, ipndm, sample_table
+from ..samplers import EDMNoise, FlowNoise, Grid, VPNoise, dpmpp_2m, euler, heun, ipndm, sample_table
 from ..samplers.grids import FLUX_GRID
 from ..samplers.multistep import Denoiser
 from ..samplers.schedules import Noise
@@ -25,9 +24,9 @@ from .samples import CountedDenoiser, Samples
 
 __all__ = ["TEACHERS", "Reference", "Teacher", "teacher_grid"]
 
-TEACHERS = ("euler", "heun", "dpmpp_2m", "ipndm")
 _log = logging.getLogger("learned_solvers")
-_TABLES = {"euler": euler, "dpmpp_2m": dpmpp_2m, "ipndm": lambda sigmas: ipndm(sigmas, 4)}
+_TABLES = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m, "ipndm": lambda sigmas: ipndm(sigmas, 4)}
+TEACHERS = tuple(_TABLES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,12 +124,11 @@ class Teacher:
 
     def _run(self, model: Denoiser, batch: Samples, levels: Tensor, trajectory: bool) -> Tensor:
         states: list[Tensor] = []
-        if self.method == "heun":
-            end = _heun(model, batch, levels, states)
-        else:
-            table = _TABLES[self.method](levels)
-            end = sample_table(model, batch.x, table, batch.extra_args, lambda s: states.append(s["x"]), disable=True)
-        return torch.stack([*states, end]) if trajectory else end[None]
+        keep = (lambda step: states.append(step["x"])) if trajectory else None
+        end = sample_table(model, batch.x, _TABLES[self.method](levels), batch.extra_args, keep, disable=True)
+        if self.method == "heun":  # a step's second call is not at a state of the trajectory
+            states = states[::2]
+        return torch.stack([*states, end])
 
 
 def teacher_grid(noise: Noise, steps: int) -> Tensor:
@@ -159,21 +157,6 @@ def _cached(path: Path | None, batch: Samples) -> Tensor | None:
         reason = str(error)
     _log.warning("%s is damaged (%s): the teacher runs again", path, reason[:200])
     return None
-
-
-def _heun(model: Denoiser, batch: Samples, levels: Tensor, states: list[Tensor]) -> Tensor:
-    """Heun's method (arXiv 2206.00364, algorithm 1); Euler in a last step to 0. Appends the states before each step."""
-    x, s_in = batch.x, batch.x.new_ones([len(batch)])
-    sigmas = levels.tolist()
-    for sigma, sigma_next in pairwise(sigmas):
-        states.append(x)
-        d = (x - model(x, sigma * s_in, **batch.extra_args)) / sigma
-        x_next = x + (sigma_next - sigma) * d
-        if sigma_next > 0:
-            d_next = (x_next - model(x_next, sigma_next * s_in, **batch.extra_args)) / sigma_next
-            x_next = x + (sigma_next - sigma) * (d + d_next) / 2
-        x = x_next
-    return x
 
 
 def _digest(teacher: Teacher, batch: Samples, levels: Tensor, trajectory: bool) -> str:
