@@ -44,6 +44,7 @@ def draw(figures: Path) -> None:
         "savings": (records("savings"), _savings),
         "generalisation": (records("generalisation"), _generalisation),
         "precision": (records("precision"), _precision),
+        "cost": (records("cost"), _cost),
         "overhead": (records("overhead"), _overhead),
         "recipe": (records("recipe"), _recipe),
     }
@@ -174,6 +175,38 @@ def _precision(found: Any) -> Figure:
         _heat_map(axis, ratios, [row["dtype"] for row in rows], [f"{r['steps']}" for r in rows[0]["records"]])
         axis.set(title=TITLES[name], xlabel="network calls")
     figure.suptitle("Fitted and run in half precision: the best peer's error / ours", fontsize=13)
+    return figure
+
+
+def _cost(found: Any) -> Figure:
+    """Draws a fit's calls by steps, its error by samples, its time by the network's, and its memory."""
+    *by_steps, by_samples, by_size, memory = found
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6.2), layout="constrained")
+    steps, samples, size, peaks = axes.flat
+    for runs, color in zip(by_steps, (PEER, SEARCHED, OURS), strict=True):
+        name = TITLES[runs[0]["network"]].partition("\n")[0]
+        steps.plot([r["steps"] for r in runs], [r["network_calls"] / 1000 for r in runs], "o-", color=color, label=name)
+    steps.set(title="Calls grow with the steps", xlabel="steps of the solver", ylabel="thousand calls of a fit", ylim=0)
+    steps.legend(fontsize=9)
+    samples.plot([r["samples"] for r in by_samples], [r["error"] for r in by_samples], "o-", color=OURS)
+    samples.set(title="Few samples are enough in 5 steps", xlabel="samples", ylabel="error on unseen starts", ylim=0)
+    samples.set_xscale("log", base=2)
+    samples.xaxis.set(major_locator=FixedLocator([r["samples"] for r in by_samples]), minor_locator=NullLocator())
+    samples.xaxis.set_major_formatter(FixedFormatter([str(r["samples"]) for r in by_samples]))
+    calls = [r["seconds"] / r["network_calls"] * 1e3 for r in by_size]
+    labels = [f"{r['parameters'] / 1e6:.1f} M" for r in by_size]
+    places = np.arange(len(by_size))
+    size.bar(places - 0.2, [r["microseconds_per_call"] / 1e3 for r in by_size], 0.38, color=PEER, label="sampling")
+    size.bar(places + 0.2, calls, 0.38, color=OURS, label="fitting")
+    size.set_xticks(places, labels)
+    size.set(title="A fit takes its calls' time", xlabel="parameters of the network", ylabel="ms per call and sample")
+    size.legend(fontsize=9)
+    ways = {"sample": "sampling", "gauss-newton": "fit, Gauss-\nNewton", "adam": "fit, Adam"}
+    megabytes = [(memory[way] - memory["nothing"]) / 2**20 for way in ways]
+    peaks.bar(list(ways.values()), megabytes, 0.55, color=[PEER, OURS, PUBLISHED])
+    for place, value in enumerate(megabytes):
+        peaks.text(place, value, f"{value:.0f}", ha="center", va="bottom", fontsize=10)
+    peaks.set(title="Without backpropagation: sampling's memory", ylabel="MB beside the program")
     return figure
 
 

@@ -48,7 +48,10 @@ def jobs_of(part: str, cache: Path) -> Jobs:
             (generalisation.seeds, ("digits", FEW, cache)),
         ]
     if part == "cost":
-        return [(cost.growth_with_samples, (cache,)), (cost.growth_with_size, ()), (cost.memory, ())]
+        return [
+            *((cost.growth_with_steps, (name,)) for name in NETWORKS),
+            (cost.growth_with_samples, (cache,)), (cost.growth_with_size, ()), (cost.memory, ()),
+        ]  # fmt: skip
     return [(overhead, ())]
 
 

@@ -89,7 +89,8 @@ class FitLearnedSolver:
                         "default": 48,
                         "min": 2,
                         "max": 4096,
-                        "tooltip": "Noises to fit to; a third as many more judge the result. 32 to 64 are enough.",
+                        "tooltip": "Noises to fit to; a third as many more judge the result. 32 to 64 are enough; for "
+                        "8 steps and more 200 come nearer.",
                     },
                 ),
                 "teacher": (
