@@ -12,10 +12,9 @@ import torch
 from learned_solvers.samplers import SolverTable, load_solver, sample_table
 from learned_solvers.training import fit_solver
 from learned_solvers.training.fit import FitResult
-from learned_solvers.training.objective import make_objective
-from learned_solvers.training.problem import Problem
 from learned_solvers.training.scan import Candidate, best_of_methods, candidates, rank, rmse
 from learned_solvers.training.teacher import Teacher
+from learned_solvers.training.trial import Trial
 from torch import Tensor
 
 from .quality import quality_of, span_error
@@ -50,11 +49,11 @@ class Sizes:
     ranked: int = 48
 
 
-def unseen_of(subject: Subject, guidance: float | Tensor, count: int, cache: Path | None = None) -> Problem:
+def unseen_of(subject: Subject, guidance: float | Tensor, count: int, cache: Path | None = None) -> Trial:
     """Returns starts that no fit sees, with the teacher's ends, on the float32 network."""
     model, samples = subject.model(), subject.starts(count, 99, guidance)
     reference = TEACHER.reference(model, samples, subject.noise, cache=cache)
-    return Problem(model, None, samples, reference, make_objective("l2"), count)  # pyright: ignore[reportArgumentType]
+    return Trial(model, samples, reference, count)
 
 
 def fit(
@@ -77,11 +76,11 @@ def fit(
     )  # fmt: skip
 
 
-def ends_of(problem: Problem, table: SolverTable) -> Tensor:
-    """Returns a table's end states for all starts of a problem."""
+def ends_of(trial: Trial, table: SolverTable) -> Tensor:
+    """Returns a table's end states for all starts of a trial."""
     return torch.cat([
-        sample_table(problem.model, batch.x, table, batch.extra_args, disable=True)
-        for _, batch in problem.samples.batches()
+        sample_table(trial.model, batch.x, table, batch.extra_args, disable=True)
+        for _, batch in trial.samples.batches()
     ])  # fmt: skip
 
 
@@ -115,7 +114,7 @@ def fidelity(name: str, guidance: float, steps: Sequence[int], sizes: Sizes, sol
 
 
 def _peers(
-    subject: Subject, unseen: Problem, guidance: float, steps: int, sizes: Sizes, cache: Path | None
+    subject: Subject, unseen: Trial, guidance: float, steps: int, sizes: Sizes, cache: Path | None
 ) -> dict[str, dict[str, Any]]:
     """Returns the quality of the five best methods, each at its best grid; ranked on few starts, judged on all.
 
@@ -134,22 +133,22 @@ def _peers(
     return peers
 
 
-def ranked(subject: Subject, unseen: Problem, steps: int, sizes: Sizes) -> list[Candidate]:
+def ranked(subject: Subject, unseen: Trial, steps: int, sizes: Sizes) -> list[Candidate]:
     """Returns the classical solvers on all grids, best first on a few of the starts."""
     return [c for _, c in rank(unseen.first(sizes.ranked), list(candidates(steps, subject.noise)))]
 
 
-def best_peers(subject: Subject, unseen: Problem, steps: int, sizes: Sizes) -> list[SolverTable]:
+def best_peers(subject: Subject, unseen: Trial, steps: int, sizes: Sizes) -> list[SolverTable]:
     """Returns the tables of the three best classical solvers by the few starts: one of them is the best on all."""
     return [candidate.table for candidate in ranked(subject, unseen, steps, sizes)[:3]]
 
 
-def least_error(problem: Problem, tables: Sequence[SolverTable]) -> float:
+def least_error(trial: Trial, tables: Sequence[SolverTable]) -> float:
     """Returns the error of the best of some tables over all starts."""
-    return min(rmse(problem, table) for table in tables)
+    return min(rmse(trial, table) for table in tables)
 
 
-def _measured(name: str, unseen: Problem, table: SolverTable) -> dict[str, Any]:
+def _measured(name: str, unseen: Trial, table: SolverTable) -> dict[str, Any]:
     return asdict(quality_of(name, unseen, ends_of(unseen, table)))
 
 

@@ -243,12 +243,9 @@ def _recipe(found: Any) -> Figure:
             axis.barh(place, own / 1000, 0.36, color=color)
             axis.barh(place, run["teacher_calls"] / 1000, 0.36, left=own / 1000, color=color, alpha=0.4)
             text = f"{own / 1000:.0f} + {run['teacher_calls'] / 1000:.0f} for the teacher: error {run['error']:.4f}"
-            inside = run is recipe
-            axis.text(
-                *((4 if inside else run["network_calls"] / 1000 + 8), place), text, va="center", fontsize=9.5,
-                color="white" if inside else BOUND,
-            )  # fmt: skip
-        labels.append(f"{newton['steps']} calls")
+            beginning = own if run is recipe else run["network_calls"]  # of a long bar on its pale part
+            axis.text(beginning / 1000 + 8, place, text, va="center", fontsize=9.5, color=BOUND)
+        labels.append(f"solver of\n{newton['steps']} calls")
     axis.set_yticks(range(len(labels)), labels)
     axis.set(xlabel="thousand network calls of the fit (a backward pass as two)")
     axis.set_title("Fits to the same error: Gauss-Newton, and the papers' recipe")

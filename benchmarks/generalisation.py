@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from learned_solvers.samplers import Solver
 from learned_solvers.training.models.digits import DigitsDenoiser, DigitsTransformer, load_digits
-from learned_solvers.training.problem import Problem
 from learned_solvers.training.scan import rmse
 from learned_solvers.training.train_digits import flow_loss, load_pictures
+from learned_solvers.training.trial import Trial
 from torch import Tensor
 
 from .fidelity import Sizes, best_peers, fit, least_error, unseen_of
@@ -91,7 +91,7 @@ def _spread(values: tuple[float, ...], count: int) -> Tensor:
 
 
 def _ratios(
-    label: str, subject: Subject, solvers: Mapping[str, Solver], used: Mapping[str, Problem], sizes: Sizes
+    label: str, subject: Subject, solvers: Mapping[str, Solver], used: Mapping[str, Trial], sizes: Sizes
 ) -> dict[str, Any]:
     """Returns best peer / ours, by solver and by place of use."""
     ratios: dict[str, dict[str, float]] = {name: {} for name in solvers}

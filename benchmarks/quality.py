@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import torch
 from learned_solvers.samplers import SolverTable
-from learned_solvers.training.problem import Problem
+from learned_solvers.training.trial import Trial
 from torch import Tensor, nn
 
 from .subjects import SUBJECTS
@@ -87,9 +87,9 @@ def sharpness(pictures: Tensor) -> float:
     return float((down.square() + right.square()).sqrt().mean())
 
 
-def quality_of(name: str, problem: Problem, ends: Tensor) -> Quality:
+def quality_of(name: str, trial: Trial, ends: Tensor) -> Quality:
     """Returns the quality of end states [S, C, H, W] beside the teacher's."""
-    truth = problem.reference.end
+    truth = trial.reference.end
     squares = (ends - truth).double().flatten(1).square().mean(1)
     features = classifier(name).features
     return Quality(
@@ -100,20 +100,20 @@ def quality_of(name: str, problem: Problem, ends: Tensor) -> Quality:
     )
 
 
-def span_error(problem: Problem, table: SolverTable) -> float:
+def span_error(trial: Trial, table: SolverTable) -> float:
     """Returns the RMSE of the teacher's ends to their projections on the span of the run's start and gradients.
 
     No linear multistep rule along this path can be nearer, not even one with coefficients of its own for every start.
     """
     total = torch.zeros((), dtype=torch.float64)
-    for start, batch in problem.samples.batches():
-        run = problem.run(table, batch)
+    for start, batch in trial.samples.batches():
+        run = trial.run(table, batch)
         basis = torch.stack([run.states[0], *run.entries], dim=1).flatten(2).double()  # [B, N + 1, D]
         # Of one length each: at the first levels they differ in their last digits alone, which is where the picture is.
         basis = torch.nn.functional.normalize(basis, dim=2)
-        truth = problem.reference.rows(start, start + len(batch)).end.flatten(1).double()
+        truth = trial.reference.rows(start, start + len(batch)).end.flatten(1).double()
         _, sizes, axes = torch.linalg.svd(basis, full_matrices=False)
         axes = axes * (sizes > 1e-8 * sizes[:, :1])[:, :, None]  # a smaller direction is float64's own rounding
         rest = truth - (axes.transpose(1, 2) @ (axes @ truth[:, :, None]))[:, :, 0]
         total += rest.square().mean(1).sum()
-    return float(total / problem.total) ** 0.5
+    return float(total / trial.total) ** 0.5

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,8 +26,9 @@ from learned_solvers.training.models.digits import load_digits
 from learned_solvers.training.objective import make_objective
 from learned_solvers.training.problem import Problem
 from learned_solvers.training.samples import CountedDenoiser, Samples
-from learned_solvers.training.spaces import make_space
+from learned_solvers.training.spaces import Space, make_space
 from learned_solvers.training.teacher import Teacher
+from learned_solvers.training.trial import Trial
 
 from .record import Run, keep
 
@@ -40,21 +42,21 @@ NOISE, OBJECTIVE = FlowNoise(), make_objective("l2")
 WAYS = ("gauss-newton", "recipe")
 
 
-def problem_of(count: int, seed: int, teacher: Teacher = TEACHER) -> Problem:
-    """Returns starts of the bundled model with their teacher's ends; `space` is still to be set."""
+def trial_of(count: int, seed: int, teacher: Teacher = TEACHER) -> Trial:
+    """Returns starts of the bundled model with their teacher's ends."""
     x, extra_args = demo_starts(count, seed)
     model, samples = CountedDenoiser(load_digits(), x.dtype), Samples(x, extra_args, 256)
-    return Problem(model, None, samples, teacher.reference(model, samples, NOISE), OBJECTIVE, count)  # pyright: ignore
+    return Trial(model, samples, teacher.reference(model, samples, NOISE), count)
 
 
-def recipe(fresh: Problem, unseen: Problem, steps: int, shift: float, rate: float) -> dict[str, Any]:
+def recipe(fresh: Trial, unseen: Trial, steps: int, shift: float, rate: float) -> dict[str, Any]:
     """Returns the record of one run of the papers' recipe; its teacher's ends are at hand, and charged for."""
     grid = Grid("flow_shift", {"shift": shift})
     space = make_space("dyweight", steps, NOISE, grid, 3, False)
-    own = Problem(fresh.model, space, fresh.samples, fresh.reference, OBJECTIVE, len(fresh.samples))
+    own = Problem.of(fresh, space, OBJECTIVE)
     start = space.initial(ipndm(grid.levels(steps, NOISE), 3))
     fresh.model.calls = 0
-    theta, _ = GradientDescent("adam", rate=rate).fit(own, start, unseen_of(unseen, space))
+    theta, _ = GradientDescent("adam", rate=rate).fit(own, start, judge_of(unseen, space))
     teacher_calls = TEACHER.calls * FRESH
     return {
         "way": "recipe", "steps": steps, "shift": shift, "rate": rate, **errors(unseen, space.table(theta)),
@@ -62,19 +64,20 @@ def recipe(fresh: Problem, unseen: Problem, steps: int, shift: float, rate: floa
     }  # fmt: skip
 
 
-def errors(unseen: Problem, table: SolverTable) -> dict[str, float]:
+def errors(unseen: Trial, table: SolverTable) -> dict[str, float]:
     """Returns the RMSE over all unseen starts, and the median of the starts' own: a few starts rule the first."""
     squares = unseen.errors(table)
     return {"error": float(squares.mean().sqrt()), "median": float(squares.median().sqrt())}
 
 
-def unseen_of(unseen: Problem, space: Any) -> Problem:
+def judge_of(unseen: Trial, space: Space) -> Problem:
     """Returns a small judge for the recipe's last line, on calls of its own."""
     few = unseen.first(16)
-    return Problem(CountedDenoiser(few.model.model, torch.float32), space, few.samples, few.reference, OBJECTIVE, 16)
+    own = replace(few, model=CountedDenoiser(few.model.model, torch.float32))
+    return Problem.of(own, space, OBJECTIVE)
 
 
-def gauss_newton(steps: int, unseen: Problem) -> dict[str, Any]:
+def gauss_newton(steps: int, unseen: Trial) -> dict[str, Any]:
     """Returns the record of one fit: teacher, scan, starts and iterations, from nothing."""
     x, extra_args = demo_starts(FITTED[steps] + HELD_OUT, seed=0)
     result = fit_solver(
@@ -112,14 +115,14 @@ def main() -> None:
         seconds = time.perf_counter() - began + teacher_seconds
         keep("recipe", name_of(found), Run({**found, "seconds": seconds}, seconds), order, about)
 
-    unseen = problem_of(UNSEEN, seed=99)
+    unseen = trial_of(UNSEEN, seed=99)
     if "gauss-newton" in args.way:
         for steps in args.steps:
             began = time.perf_counter()
             record(gauss_newton(steps, unseen), began)
     if "recipe" in args.way:
         began = time.perf_counter()
-        fresh = problem_of(FRESH, seed=1)
+        fresh = trial_of(FRESH, seed=1)
         teacher_seconds = time.perf_counter() - began
         for which in settings:
             if which["steps"] in args.steps:

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from learned_solvers.samplers import FlowNoise, euler
-from learned_solvers.training.objective import make_objective
-from learned_solvers.training.problem import Problem
 from learned_solvers.training.samples import CountedDenoiser, Samples
 from learned_solvers.training.teacher import Reference
+from learned_solvers.training.trial import Trial
 
 from benchmarks import record
 from benchmarks.fidelity import of_best_peer
@@ -47,7 +46,7 @@ def span_problem(truth):
     x, picture = torch.tensor([[1.0, 0, 0, 0]]), torch.tensor([[0, 1.0, 0, 0]])
     model = CountedDenoiser(lambda x, sigma: picture.expand_as(x), torch.float32)
     reference = Reference(torch.zeros(1), truth[None])
-    return Problem(model, None, Samples(x, {}, 1), reference, make_objective("l2"), 1)
+    return Trial(model, Samples(x, {}, 1), reference, 1)
 
 
 def test_the_span_bound_is_the_distance_to_the_span():
@@ -178,6 +177,24 @@ def test_the_documents_say_what_the_record_of_fidelity_does():
     reach = sum(of_best_peer(points[i], "error") >= 2 * ours[i]["span"] for i in later)
     assert f"at {reach} of 45 the bound itself is half the best peer's error or less" in told
     assert f"at least twice ours at {sum(median[i] >= 2 for i in later)} of 45" in told
+
+
+def test_the_documents_say_what_the_record_of_generalisation_does():
+    ratios = {found["what"]: found["ratios"] for found in record.records("generalisation")}
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    patches, digits = (ratios[f"{name}, guidance"] for name in ("patches", "digits"))
+    assert all(1 > own["3"]["5"] > own["3"]["7"] for own in (patches, digits))  # fitted at 3, used at 5 and 7
+    assert all(own["3 to 7"][used] > 1 for own in (patches, digits) for used in ("3", "5", "7"))
+    several, one = ([own[fitted]["3"] for own in (patches, digits)] for fitted in ("3 to 7", "3"))
+    assert (
+        f"at 3 by factors of {several[0]:.1f} and {several[1]:.1f} in place of {one[0]:.1f} and {one[1]:.1f}" in readme
+    )
+    for what in ("shapes, size", "digits, classes", "digits, network"):
+        assert min(ratio for row in ratios[what].values() for ratio in row.values()) > 1
+    other = [
+        ratios["patches, classes"][f"{a} half"][f"{b} half"] for a, b in (("first", "second"), ("second", "first"))
+    ]
+    assert f"on other classes of photo patches it is a little behind, {other[0]:.2f} and {other[1]:.2f}" in readme
 
 
 @pytest.mark.slow

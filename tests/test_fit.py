@@ -30,6 +30,7 @@ from learned_solvers.training.spaces import DyWeightSpace, make_space
 from learned_solvers.training.start import Start, find_start
 from learned_solvers.training.task import Task
 from learned_solvers.training.teacher import Reference, Teacher, teacher_grid
+from learned_solvers.training.trial import Trial
 from oracles import k_diffusion_module
 from torch import Tensor
 from torch.testing import assert_close
@@ -57,7 +58,7 @@ def problem(kind: str, family: str, steps: int, loss: str = "l2", model=curved, 
     samples, objective = Samples(starts(kind), {}, 5), make_objective(loss)
     reference = Teacher("heun", 40).reference(model, samples, noise, trajectory=objective.needs_trajectory)
     space = make_space(family, steps, noise, GRIDS[kind], history, learn_grid)
-    return Problem(model, space, samples, reference, objective, len(samples))
+    return Problem(model, samples, reference, len(samples), space=space, objective=objective)
 
 
 def start_of(own: Problem, kind: str, steps: int) -> Tensor:
@@ -164,7 +165,8 @@ def test_a_linear_problem_is_solved_to_its_known_optimum():
     exact = x * variance.sqrt()
     assert_close(Teacher("heun", 400).reference(model, samples, FLOW).end, exact, rtol=1e-4, atol=1e-5)
     space = make_space("dyweight", 1, FLOW, Grid("flow_shift", {"shift": 1.0}), 1, False)
-    own = Problem(model, space, samples, Reference(torch.zeros(1), exact[None]), make_objective("l2"), 64)
+    trial = Trial(model, samples, Reference(torch.zeros(1), exact[None]), 64)
+    own = Problem.of(trial, space, make_objective("l2"))
     _, loss = GaussNewton(iterations=40, tolerance=0.0, difference=1e-6).fit(own, torch.tensor([0.5, 0.0]).double())
     s = torch.linspace(0.05, 1.5, 20_000, dtype=torch.float64)[:, None]
     b = (1 - (1 - s) * variance / ((1 - s) ** 2 * variance + s**2)) / s
@@ -224,7 +226,7 @@ def test_a_fit_is_never_worse_than_the_best_classical_solver_on_its_samples(kind
     result = fit_solver(curved, x, noise=noise, family=family, steps=(3, 5), held_out=16, teacher_steps=40)
     model, samples = CountedDenoiser(curved, torch.float64), Samples(x[:32], {}, 32)
     reference = Teacher("heun", 40).reference(model, samples, noise)
-    own = Problem(model, None, samples, reference, make_objective("l2"), 32)
+    own = Trial(model, samples, reference, 32)
     for steps in (3, 5):
         order = rank(own, list(candidates(steps, noise)))
         ours = rmse(own, result.solver.table(steps, noise))
@@ -242,7 +244,7 @@ def test_many_steps_start_where_ds_solver_would(kind):
     def start(family: str) -> Start:
         own = problem(kind, family, 8)
         fitted, judged = own.between(0, 8), own.between(8, 12)
-        task = Task(fitted, judged, NOISES[kind], family, 8, False, Journal(None, {}), lambda line: None)
+        task = Task(fitted, judged, own.objective, NOISES[kind], family, 8, False, Journal(None, {}), lambda line: None)
         return find_start(task, 8, order, "scan")
 
     ours, searched = start("dyweight"), start("ds")

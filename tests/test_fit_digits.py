@@ -8,11 +8,10 @@ from learned_solvers.samplers import FlowNoise, VPNoise
 from learned_solvers.training import fit_solver
 from learned_solvers.training.demo import GUIDANCE, demo_starts, run_demo
 from learned_solvers.training.models.digits import DigitsVPDenoiser, load_digits
-from learned_solvers.training.objective import make_objective
-from learned_solvers.training.problem import Problem
 from learned_solvers.training.samples import CountedDenoiser, Samples
 from learned_solvers.training.scan import candidates, rank, rmse
 from learned_solvers.training.teacher import Teacher
+from learned_solvers.training.trial import Trial
 from PIL import Image
 
 pytestmark = pytest.mark.slow
@@ -45,7 +44,7 @@ def unseen(kind):
     x, extra_args = starts_of(kind, UNSEEN, seed=99)
     counted, samples = CountedDenoiser(model, torch.float32), Samples(x, extra_args, 256)
     reference = Teacher("ipndm", 60).reference(counted, samples, noise)
-    return Problem(counted, None, samples, reference, make_objective("l2"), UNSEEN)
+    return Trial(counted, samples, reference, UNSEEN)
 
 
 def fitted_to(kind, dtype, steps=STEPS):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from learned_solvers.samplers import FlowNoise, VPNoise
-from learned_solvers.training.objective import make_objective
-from learned_solvers.training.problem import Problem
 from learned_solvers.training.samples import CountedDenoiser, Samples
 from learned_solvers.training.scan import HOST_METHODS, candidates, rank, rmse, scan_calls
 from learned_solvers.training.teacher import Teacher
+from learned_solvers.training.trial import Trial
 from torch import Tensor
 
 NOISES = {"flow": FlowNoise(), "vp": VPNoise.stable_diffusion()}
@@ -22,7 +21,7 @@ def curved(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 @pytest.fixture(scope="module", params=NOISES)
-def problem(request) -> tuple[Problem, FlowNoise | VPNoise]:
+def problem(request) -> tuple[Trial, FlowNoise | VPNoise]:
     noise = NOISES[request.param]
     x = torch.randn(32, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     samples, model = (
@@ -30,7 +29,7 @@ def problem(request) -> tuple[Problem, FlowNoise | VPNoise]:
         CountedDenoiser(curved, torch.float64),
     )
     reference = Teacher("heun", 40).reference(model, samples, noise)
-    return Problem(model, None, samples, reference, make_objective("l2"), 32), noise
+    return Trial(model, samples, reference, 32), noise
 
 
 def test_the_scan_finds_the_best_within_its_calls(problem):

@@ -20,7 +20,6 @@ from .gauss_newton import GaussNewton, Progress
 from .gradient import OPTIMIZERS, GradientDescent
 from .journal import Journal, Record
 from .objective import make_objective
-from .problem import Problem
 from .processes import Processes
 from .report import FitResult, Peer, StepReport
 from .samples import CountedDenoiser, Samples
@@ -29,6 +28,7 @@ from .spaces import Space
 from .start import find_start, resolve_initial
 from .task import Task
 from .teacher import Teacher
+from .trial import Trial
 
 __all__ = ["MOST_STEPS", "fit_solver"]
 
@@ -111,13 +111,13 @@ def fit_solver(
     chosen, objective, tutor = _optimizer(optimizer, seed), make_objective(loss), Teacher(teacher, teacher_steps)
     say(f"teacher: {teacher}, {teacher_steps} steps, {tutor.calls * len(x)} network calls")
 
-    def problem(start: int, stop: int) -> Problem:
+    def trial(start: int, stop: int) -> Trial:
         samples = processes.own(Samples(x, extra_args or {}, microbatch or len(x)).rows(start, stop))
         reference = tutor.reference(counted, samples, noise, trajectory=objective.needs_trajectory, cache=cache)
-        return Problem(counted, None, samples, reference, objective, stop - start, processes)  # pyright: ignore
+        return Trial(counted, samples, reference, stop - start, processes)
 
-    fitted, judged = problem(0, len(x) - held), problem(len(x) - held, len(x))
-    task = Task(fitted, judged, noise, family, history, learn_grid, notes, say)
+    fitted, judged = trial(0, len(x) - held), trial(len(x) - held, len(x))
+    task = Task(fitted, judged, objective, noise, family, history, learn_grid, notes, say)
     facts = {
         "model_family": "unknown", "checkpoint": "unknown", "date": day, "package_version": VERSION,
         "source": "fitted with Learned Solvers", **(card or {}),

@@ -1,25 +1,22 @@
-"""One fit's problem: a space, samples with their reference, an objective. Evaluates losses and normal equations."""
+"""One fit's problem: a space, samples with their reference, an objective. Losses and normal equations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..samplers import SolverTable, sample_table
-from ..samplers.multistep import Denoiser, continue_table
+from ..samplers import SolverTable
+from ..samplers.multistep import continue_table
 from .objective import Objective
-from .processes import Processes
-from .samples import CountedDenoiser, Samples
+from .samples import Samples
 from .spaces import Restart, Space, is_valid
 from .teacher import Reference
+from .trial import Run, Trial
 
-__all__ = ["Normal", "Problem", "Run"]
-
-_Result = TypeVar("_Result")
+__all__ = ["Normal", "Problem"]
 
 
 class Normal(NamedTuple):
@@ -30,45 +27,23 @@ class Normal(NamedTuple):
     loss: float
 
 
-class Run(NamedTuple):
-    """A run of a table: states x_0 ... x_N, entries h_0 ... h_{N-1}."""
-
-    states: list[Tensor]
-    entries: list[Tensor]
-
-
 @dataclass(frozen=True, eq=False)
-class Problem:
+class Problem(Trial):
     """Samples to be matched by the tables of a space.
 
     Args:
-        model: The denoiser.
         space: Free parameters.
-        samples: This process's starts.
-        reference: The teacher's states for them.
         objective: The loss.
-        total: Number of samples over all processes.
-        processes: This process's place among them.
     """
 
-    model: CountedDenoiser
-    space: Space
-    samples: Samples
-    reference: Reference
-    objective: Objective
-    total: int
-    processes: Processes = field(default_factory=Processes)
+    space: Space = field(kw_only=True)
+    objective: Objective = field(kw_only=True)
 
-    def first(self, count: int) -> Problem:
-        """Returns the problem of the first `count` samples of all processes."""
-        return self.between(0, count)
-
-    def between(self, start: int, stop: int) -> Problem:
-        """Returns the problem of the samples start ... stop - 1 of all processes."""
-        stop = min(stop, self.total)
-        low, high = (len(self.processes.first(self.samples, count)) for count in (start, stop))
-        part, reference = self.samples.rows(low, high), self.reference.rows(low, high)
-        return replace(self, samples=part, reference=reference, total=stop - start)
+    @classmethod
+    def of(cls, trial: Trial, space: Space, objective: Objective) -> Problem:
+        """Returns the problem of a trial's samples on a space."""
+        own = {entry.name: getattr(trial, entry.name) for entry in fields(Trial)}
+        return cls(**own, space=space, objective=objective)
 
     def loss(self, theta: Tensor) -> float:
         """Returns the mean loss over all samples; inf where the parameters make no table or no finite states."""
@@ -76,20 +51,10 @@ class Problem:
             return float("inf")
         table = self.space.table(theta)
         total = torch.zeros((), dtype=torch.float64)
-        for part in self._each(lambda start, batch: self._rho(table, self.run(table, batch).states, start, len(batch))):
+        for part in self.each(lambda start, batch: self._rho(table, self.run(table, batch).states, start, len(batch))):
             total += part
         mean = float(self.processes.sums(total)) / self.total
         return mean if mean == mean else float("inf")
-
-    def errors(self, table: SolverTable) -> Tensor:
-        """Returns the mean square distance to the teacher's end of each of this process's samples, shape [S]."""
-
-        def errors(start: int, batch: Samples) -> Tensor:
-            end = sample_table(self.model, batch.x, table, batch.extra_args, disable=True)
-            return (end - self.reference.rows(start, start + len(batch)).end).cpu().double().flatten(1).square().mean(1)
-
-        parts = list(self._each(errors))
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
     def normal(self, theta: Tensor, difference: float, two_sided: bool = False) -> Normal:
         """Returns the normal equations; the Jacobian is made of differences of size `difference`, forward or two-sided.
@@ -126,16 +91,11 @@ class Problem:
                 self.objective.rho(residual).cpu().double().sum(),
             )
 
-        for parts in self._each(sums):
+        for parts in self.each(sums):
             matrix, gradient, loss = matrix + parts[0], gradient + parts[1], loss + parts[2]
         # One sum over processes for all three.
         together = self.processes.sums(torch.cat([matrix.flatten(), gradient, loss[None]])) / self.total
         return Normal(together[: size * size].view(size, size), together[size * size : -1], float(together[-1]))
-
-    def _each(self, work: Callable[[int, Samples], _Result]) -> Iterator[_Result]:
-        """Yields `work(first row, microbatch)` of microbatches that fit into memory."""
-        size, rows = self.samples.microbatch, self.samples.rows
-        return self.model.room.each(len(self.samples), size, lambda start, stop: work(start, rows(start, stop)))
 
     def _step(self, theta: Tensor, step: Tensor, two_sided: bool) -> Tensor:
         """Returns a step of one parameter, halved until the tables that it leads to are valid."""
@@ -144,18 +104,6 @@ class Problem:
                 break
             step = step / 2
         return step
-
-    def run(self, table: SolverTable, batch: Samples, model: Denoiser | None = None) -> Run:
-        """Returns a run of a table over a microbatch, through `model` in place of the problem's own if given."""
-        states, entries = [], []
-
-        def keep(step: dict) -> None:
-            x, denoised = step["x"], step["denoised"]
-            states.append(x)
-            entries.append(denoised if table.history == "denoised" else (x - denoised) / table.sigmas[step["i"]].item())
-
-        end = sample_table(model or self.model, batch.x, table, batch.extra_args, keep, disable=True)
-        return Run([*states, end], entries)
 
     def _departed(self, table: SolverTable, run: Run, batch: Samples, reference: Reference, restart: Restart) -> Tensor:
         """Returns the residual of a run that leaves `run` where `restart` says."""

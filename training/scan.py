@@ -30,8 +30,8 @@ from ..samplers import (
 )
 from ..samplers.exponential import UNIPC_END
 from ..samplers.schedules import Noise
-from .problem import Problem
 from .published_grids import Levels, published_grids
+from .trial import Trial
 
 __all__ = [
     "HOST_METHODS",
@@ -164,24 +164,24 @@ def _methods(steps: int, noise: Noise, levels: Tensor) -> Iterator[tuple[str, Ca
                 yield f"deis {order}", lambda s, order=order: deis(s, order, noise)
 
 
-def rank(problem: Problem, tried: Sequence[Candidate]) -> list[tuple[float, Candidate]]:
+def rank(trial: Trial, tried: Sequence[Candidate]) -> list[tuple[float, Candidate]]:
     """Returns the candidates with their RMSE to the teacher, best first.
 
     All are tried on 2 samples; the best third and the best of each method go on to 6, of these again a third to all.
     Those left behind come after those that went on, with the error on the samples that they saw.
     """
-    stages = [len(problem.first(count).samples) for count in (*_FEW, problem.total) if count <= problem.total]
+    stages = [len(trial.first(count).samples) for count in (*_FEW, trial.total) if count <= trial.total]
     totals, seen = dict.fromkeys(tried, 0.0), 0
     ranked: list[tuple[float, Candidate]] = []
     behind: list[tuple[float, Candidate]] = []
     going = list(tried)
     for stage, stop in enumerate(stages):
-        samples, reference = problem.samples.rows(seen, stop), problem.reference.rows(seen, stop)
-        part = replace(problem, samples=samples, reference=reference)
+        samples, reference = trial.samples.rows(seen, stop), trial.reference.rows(seen, stop)
+        part = replace(trial, samples=samples, reference=reference)
         for candidate in going:
             totals[candidate] += float(part.errors(candidate.table).sum()) if stop > seen else 0.0
         seen = stop
-        sums = problem.processes.sums(torch.tensor([*(totals[c] for c in going), float(seen)], dtype=torch.float64))
+        sums = trial.processes.sums(torch.tensor([*(totals[c] for c in going), float(seen)], dtype=torch.float64))
         errors = (sums[:-1] / sums[-1]).sqrt().nan_to_num(nan=float("inf"), posinf=float("inf")).tolist()
         ranked = sorted(zip(errors, going, strict=True), key=lambda pair: pair[0])
         if stage < len(stages) - 1:
@@ -215,8 +215,8 @@ def scan_calls(tried: Sequence[Candidate], samples: int) -> int:
     return total
 
 
-def rmse(problem: Problem, table: SolverTable) -> float:
+def rmse(trial: Trial, table: SolverTable) -> float:
     """Returns the root mean square distance to the teacher's end over all samples of all processes."""
-    total = problem.processes.sums(problem.errors(table).sum())
-    value = float(torch.as_tensor(total)) / problem.total
+    total = trial.processes.sums(trial.errors(table).sum())
+    value = float(torch.as_tensor(total)) / trial.total
     return value**0.5 if value == value else float("inf")

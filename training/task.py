@@ -1,9 +1,9 @@
-"""What the fits of all step counts share: the two problems, the family's settings, the journal."""
+"""What the fits of all step counts share: samples to fit to and to judge by, the family's settings, the journal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -12,9 +12,11 @@ from ..samplers.conversion import with_derivatives
 from ..samplers.schedules import Noise
 from .gauss_newton import Progress
 from .journal import Journal, Record
+from .objective import Objective
 from .problem import Problem
 from .scan import Candidate, carrier, rmse
 from .spaces import Space, make_space
+from .trial import Trial
 
 __all__ = ["Task"]
 
@@ -24,8 +26,9 @@ class Task:
     """One fit's samples and settings, before a step count is chosen.
 
     Args:
-        fitted: The samples that are fitted to; its space is still to be set.
-        judged: The samples that judge; as `fitted`.
+        fitted: The samples that are fitted to.
+        judged: The samples that judge.
+        objective: The loss.
         noise: The model's schedule.
         family: "dyweight" or "ds".
         history: Newest entries that a step may use.
@@ -34,8 +37,9 @@ class Task:
         say: Told what happens, a line at a time.
     """
 
-    fitted: Problem
-    judged: Problem
+    fitted: Trial
+    judged: Trial
+    objective: Objective
     noise: Noise
     family: str
     history: int
@@ -63,8 +67,8 @@ class Task:
         return bool((levels.diff() < 0).all()) and not (vp_times and levels[-1] == 0)
 
     def on(self, space: Space) -> tuple[Problem, Problem]:
-        """Returns both problems on a space."""
-        return replace(self.fitted, space=space), replace(self.judged, space=space)
+        """Returns the problems of both on a space."""
+        return Problem.of(self.fitted, space, self.objective), Problem.of(self.judged, space, self.objective)
 
     def calls(self) -> int:
         """Returns the network calls so far of all processes, each of which must ask."""
@@ -82,11 +86,11 @@ class Task:
         self.count_from(record)
         return record
 
-    def error(self, name: str, problem: Problem, table: SolverTable) -> float:
+    def error(self, name: str, trial: Trial, table: SolverTable) -> float:
         """Returns a table's RMSE to the teacher, recorded under that name."""
 
         def work() -> Record:
-            return {"error": torch.tensor(rmse(problem, table), dtype=torch.float64)}
+            return {"error": torch.tensor(rmse(trial, table), dtype=torch.float64)}
 
         return float(self.recorded(name, work)["error"])
 
