@@ -41,18 +41,20 @@ def growth_with_steps(name: str) -> list[dict[str, Any]]:
 
 
 def growth_with_samples(cache: Path | None) -> list[dict[str, Any]]:
-    """Returns calls, seconds and the error on unseen starts of fits for the digits, by number of samples."""
+    """Returns calls, seconds and the error on unseen starts of fits for the digits, by steps and number of samples."""
     subject, records = SUBJECTS["digits"], []
     unseen = unseen_of(subject, 3.0, 512, cache)
-    for samples in (8, 16, 32, 64, 128, 256):
-        result = fit(subject, "dyweight", 3.0, (_STEPS,), Sizes(samples, 32))
-        ends = unseen.errors(result.solver.table(_STEPS, subject.noise))
-        report = result.report[_STEPS]
-        records.append({
-            "samples": samples, "network_calls": report.network_calls, "teacher_calls": result.teacher_calls,
-            "seconds": report.seconds, "error": float(ends.mean()) ** 0.5,
-        })  # fmt: skip
-        print(records[-1], flush=True)
+    for steps in (_STEPS, 2 * _STEPS):
+        for samples in (8, 16, 32, 64, 128, 256):
+            result = fit(subject, "dyweight", 3.0, (steps,), Sizes(samples, 32))
+            squares = unseen.errors(result.solver.table(steps, subject.noise))
+            report = result.report[steps]
+            records.append({
+                "steps": steps, "samples": samples, "network_calls": report.network_calls,
+                "teacher_calls": result.teacher_calls, "seconds": report.seconds,
+                "error": float(squares.mean()) ** 0.5, "median": float(squares.median()) ** 0.5,
+            })  # fmt: skip
+            print(records[-1], flush=True)
     return records
 
 

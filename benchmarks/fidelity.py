@@ -43,8 +43,8 @@ TEACHER = Teacher("ipndm", 60)
 class Sizes:
     """How many starts a measurement takes: `fitted` and `held_out` for a fit, `unseen` to judge, `ranked` for peers."""
 
-    fitted: int = 256
-    held_out: int = 64
+    fitted: int = 96
+    held_out: int = 32
     unseen: int = 512
     ranked: int = 48
 

@@ -188,11 +188,17 @@ def _cost(found: Any) -> Figure:
         steps.plot([r["steps"] for r in runs], [r["network_calls"] / 1000 for r in runs], "o-", color=color, label=name)
     steps.set(title="Calls grow with the steps", xlabel="steps of the solver", ylabel="thousand calls of a fit", ylim=0)
     steps.legend(fontsize=9)
-    samples.plot([r["samples"] for r in by_samples], [r["error"] for r in by_samples], "o-", color=OURS)
-    samples.set(title="Few samples are enough in 5 steps", xlabel="samples", ylabel="error on unseen starts", ylim=0)
+    for steps_of_it, color in ((5, PEER), (10, OURS)):
+        runs = [r for r in by_samples if r["steps"] == steps_of_it]
+        label = f"{steps_of_it} steps"
+        samples.plot([r["samples"] for r in runs], [r["error"] for r in runs], "o-", color=color, label=label)
+    samples.set(title="More steps want more samples", xlabel="samples", ylabel="error on unseen starts", yscale="log")
+    samples.legend(fontsize=9)
     samples.set_xscale("log", base=2)
-    samples.xaxis.set(major_locator=FixedLocator([r["samples"] for r in by_samples]), minor_locator=NullLocator())
-    samples.xaxis.set_major_formatter(FixedFormatter([str(r["samples"]) for r in by_samples]))
+    counts = sorted({r["samples"] for r in by_samples})
+    samples.xaxis.set(major_locator=FixedLocator(counts), minor_locator=NullLocator())
+    samples.xaxis.set_major_formatter(FixedFormatter(list(map(str, counts))))
+    _label_errors(samples, [0.002, 0.005, 0.01, 0.02, 0.05, 0.1])
     calls = [r["seconds"] / r["network_calls"] * 1e3 for r in by_size]
     labels = [f"{r['parameters'] / 1e6:.1f} M" for r in by_size]
     places = np.arange(len(by_size))

@@ -14,7 +14,7 @@ from .room import is_out_of_memory
 from .samples import Samples
 from .scan import SCANNED, candidates, scan_calls
 from .spaces import make_space
-from .start import COMPARED, ITERATIONS, KEPT, STARTS, TRIED
+from .start import ITERATIONS, KEPT, STARTS, TRIED
 from .teacher import Teacher
 
 __all__ = ["duration", "most_calls", "seconds_of_call"]
@@ -52,7 +52,7 @@ def most_calls(
         ]
         total += scan_calls(tried, min(SCANNED, fitted)) + n * _JUDGED * judged
         for starts, iterations in zip((STARTS, KEPT), ITERATIONS, strict=True):
-            total += starts * (_descent(newton, n, jacobians[0], few, few, iterations) + n * min(COMPARED, fitted))
+            total += starts * _descent(newton, n, jacobians[0], few, few, iterations)
         total += _descent(settings, n, jacobians[0], fitted, judged) + 5 * n * fitted
         # Where it misses the best classical solver, the fit starts again from that one with its whole history.
         total += _descent(settings, n, jacobians[1], fitted, judged) + 4 * n * fitted

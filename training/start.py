@@ -18,12 +18,11 @@ from .scan import Candidate, best_of_methods, candidates, carrier
 from .spaces import Space, is_valid, make_space
 from .task import Task
 
-__all__ = ["COMPARED", "ITERATIONS", "KEPT", "STARTS", "TRIED", "Start", "find_start", "resolve_initial"]
+__all__ = ["ITERATIONS", "KEPT", "STARTS", "TRIED", "Start", "find_start", "resolve_initial"]
 
 STARTS = 4  # candidates that a fit is started from, each on a grid of its own
 KEPT = 2  # of these go on after a first iteration
-TRIED = 12  # samples that they are improved on; twice as many where the model's rounding blurs them
-COMPARED = 64  # samples that they are compared on: the few would favour what suits them alone
+TRIED = 12  # samples that starts are compared on; twice as many where the model's rounding blurs them
 ITERATIONS = (1, 2)  # of all starts, of the kept ones
 MANY = 8  # steps from which on DyWeight's starts are compared as DS solvers
 
@@ -157,7 +156,7 @@ def _best_start(task: Task, steps: int, order: list[Candidate]) -> Start:
 
 
 def _improved_start(task: Task, steps: int, order: list[Candidate]) -> Start:
-    """Returns the best start after a few iterations on a few samples, by what they lead to on more.
+    """Returns the best start after a few iterations on a few samples.
 
     After one iteration of each, the best few go on: what a start leads to shows early, and not in its own error.
     """
@@ -193,8 +192,8 @@ def _improved(task: Task, start: Start, iterations: int, difference: float, name
 
     def work() -> dict[str, Tensor]:
         problem, _ = task.on(start.space)
-        theta, _ = GaussNewton(iterations=iterations, difference=difference).fit(problem.first(count), start.theta)
-        return {"theta": theta, "loss": torch.tensor(problem.first(COMPARED).loss(theta), dtype=torch.float64)}
+        theta, loss = GaussNewton(iterations=iterations, difference=difference).fit(problem.first(count), start.theta)
+        return {"theta": theta, "loss": torch.tensor(loss, dtype=torch.float64)}
 
     record = task.recorded(name, work)
     return float(record["loss"]), Start(start.space, record["theta"], start.table, start.name)
