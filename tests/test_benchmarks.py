@@ -179,6 +179,30 @@ def test_the_documents_say_what_the_record_of_fidelity_does():
     assert f"at least twice ours at {sum(median[i] >= 2 for i in later)} of 45" in told
 
 
+def test_the_documents_say_where_the_record_of_fidelity_shows_us_worse():
+    points = [
+        ((network["network"], network["guidance"], point["steps"]), point)
+        for network in record.records("fidelity")
+        for point in network["records"]
+    ]
+
+    def worse(family: str, key: str) -> set[tuple[str, float, int]]:
+        own = [(name, point) for name, point in points if family in point["ours"]]
+        return {name for name, point in own if point["ours"][family][key] > of_best_peer(point, key)}
+
+    told = " ".join((ROOT / "benchmarks/README.md").read_text().split())
+    assert worse("dyweight", "error") == {("patches", 7.0, 10)}
+    assert "DyWeight on the patches, guidance 7, 10 calls; DS on the patches, guidance 3, 10 calls" in told
+    assert worse("ds", "error") == {("patches", 3.0, 10)} and sum("ds" in point["ours"] for _, point in points) == 36
+    assert worse("dyweight", "frechet") == {("shapes", 7.0, 6), ("digits", 7.0, 5)}
+    assert "DyWeight on the shapes, guidance 7, 6 calls, and on the digits, guidance 7, 5 calls" in told
+    flat = [point for (name, guidance, _), point in points if (name, guidance) == ("shapes", 7.0)]
+    ours = [point["ours"]["dyweight"]["sharpness"] for point in flat]
+    peers = [min(point["peers"].values(), key=lambda peer: peer["error"])["sharpness"] for point in flat]
+    assert f"leave {max(ours):.1f} times the teacher's gradients (the best peer's {peers[0]:.1f}" in told
+    assert f"at other counts up to {max(peers):.1f})" in told
+
+
 def test_the_documents_say_what_the_record_of_generalisation_does():
     ratios = {found["what"]: found["ratios"] for found in record.records("generalisation")}
     readme = " ".join((ROOT / "README.md").read_text().split())
