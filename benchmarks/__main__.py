@@ -3,7 +3,7 @@
     python -m benchmarks                     everything but the recipe: fidelity alone takes two cores an hour
     python -m benchmarks fidelity figures    some parts; what is measured again replaces its own records alone
     python -m benchmarks --quick             two minutes: asserts ratios on small samples, writes nothing
-    python benchmarks/recipe.py              the papers' gradient recipe, which takes most of an hour alone
+    python -m benchmarks.recipe              the papers' gradient recipe, which takes an hour and a half alone
 
 Every worker is a process with one thread.
 """
@@ -54,8 +54,9 @@ def main() -> None:
             jobs_of_parts = chosen(parts, cache, args.only) if parts else {}
         except ValueError as error:
             parser.error(str(error))
+        only = ["--only", *args.only] if args.only else []
         for part, jobs in jobs_of_parts.items():
-            run(part, jobs, args.workers, cache, " ".join(["python -m benchmarks", *sys.argv[1:]]))
+            run(part, jobs, args.workers, cache, " ".join(["python -m benchmarks", part, *only]))
     if not args.parts or "figures" in args.parts:
         from .figures import draw
 

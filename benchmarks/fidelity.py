@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,7 +94,7 @@ def fidelity(name: str, guidance: float, steps: Sequence[int], sizes: Sizes, sol
         fits[family].solver.save(solvers / f"{family}_{name}_guidance-{guidance:g}.safetensors", overwrite=True)
     records = []
     for n in steps:
-        peers = _peers(subject, unseen, guidance, n, sizes, cache)
+        peers = _peers(subject, unseen, n, sizes)
         ours = {
             family: _measured(name, unseen, result.solver.table(n, subject.noise)) for family, result in fits.items()
         }
@@ -113,24 +112,14 @@ def fidelity(name: str, guidance: float, steps: Sequence[int], sizes: Sizes, sol
     return {"network": name, "guidance": guidance, "records": records}
 
 
-def _peers(
-    subject: Subject, unseen: Trial, guidance: float, steps: int, sizes: Sizes, cache: Path | None
-) -> dict[str, dict[str, Any]]:
+def _peers(subject: Subject, unseen: Trial, steps: int, sizes: Sizes) -> dict[str, dict[str, Any]]:
     """Returns the quality of the five best methods, each at its best grid; ranked on few starts, judged on all.
 
-    Close calls of the ranking are judged too, so that no peer is the weaker for the few. They know nothing of our fits:
-    a cache keeps them for other ones.
+    Close calls of the ranking are judged too, so that no peer is the weaker for the few.
     """
-    name = f"peers-{subject.name}-{guidance:g}-{steps}-of-{sizes.unseen}-by-{sizes.ranked}.json"
-    path = None if cache is None else cache / name
-    if path is not None and path.exists():
-        return json.loads(path.read_text())
     order = ranked(subject, unseen, steps, sizes)
     chosen = {c.name: c for c in [*order[:3], *best_of_methods(order)[:5]]}
-    peers = {label: _measured(subject.name, unseen, c.table) for label, c in chosen.items()}
-    if path is not None:
-        path.write_text(json.dumps(peers))
-    return peers
+    return {label: _measured(subject.name, unseen, c.table) for label, c in chosen.items()}
 
 
 def ranked(subject: Subject, unseen: Trial, steps: int, sizes: Sizes) -> list[Candidate]:

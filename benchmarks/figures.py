@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from .fidelity import of_best_peer
-from .record import records
+from .record import named, records
 
-__all__ = ["draw"]
+__all__ = ["draw", "pairs"]
 
 OURS, SEARCHED, PEER, PUBLISHED, BOUND = "#d1495b", "#edae49", "#30638e", "#8d96a3", "#222222"
 TITLES = {
@@ -37,28 +37,32 @@ def draw(figures: Path) -> None:
     plt.style.use(STYLE)
     error = ("error", "error to the teacher (RMSE)", "Closest to the teacher at equal calls (guidance 3)")
     frechet = ("frechet", "Fréchet distance to the teacher", "Closest to the teacher's distribution (guidance 3)")
-    drawn: dict[str, tuple[list[Any], Callable[[Any], Figure]]] = {
-        "error": (records("fidelity"), lambda r: _per_call(r, *error)),
-        "frechet": (records("fidelity"), lambda r: _per_call(r, *frechet)),
-        "closer": (records("fidelity"), _closer),
+    fidelity, at_3 = records("fidelity"), [r for r in records("fidelity") if r["guidance"] == 3]
+    cost = named("cost")
+    drawn: dict[str, tuple[Any, Callable[[Any], Figure]]] = {
+        "error": (at_3, lambda r: _per_call(r, *error)),
+        "frechet": (at_3, lambda r: _per_call(r, *frechet)),
+        "closer": (fidelity, _closer),
         "savings": (records("savings"), _savings),
         "generalisation": (records("generalisation"), _generalisation),
         "precision": (records("precision"), _precision),
-        "cost": (records("cost"), _cost),
+        "cost": (cost if {"growth_with_samples", "growth_with_size", "memory"} <= set(cost) else {}, _cost),
         "overhead": (records("overhead"), _overhead),
-        "recipe": (records("recipe"), _recipe),
+        "recipe": (pairs(records("recipe")), _recipe),
     }
     for name, (found, make) in drawn.items():
-        if found:
-            figure = make(found)
-            figure.savefig(figures / f"{name}.png", bbox_inches="tight")
-            plt.close(figure)
-            print(f"written: {figures / f'{name}.png'}", flush=True)
+        if not found:
+            print(f"not measured: {name}", flush=True)
+            continue
+        figure = make(found)
+        figure.savefig(figures / f"{name}.png", bbox_inches="tight")
+        plt.close(figure)
+        print(f"written: {figures / f'{name}.png'}", flush=True)
 
 
 def _per_call(found: Any, key: str, label: str, title: str) -> Figure:
     """Draws a measure against calls at guidance 3, a panel per network."""
-    by_name = {r["network"]: r["records"] for r in found if r["guidance"] == 3}
+    by_name = {r["network"]: r["records"] for r in found}
     figure, axes = plt.subplots(1, len(by_name), figsize=(3.1 * len(by_name), 3.7), layout="constrained")
     for axis, (name, points) in zip(np.atleast_1d(axes), by_name.items(), strict=True):
         steps = [r["steps"] for r in points]
@@ -180,12 +184,14 @@ def _precision(found: Any) -> Figure:
 
 def _cost(found: Any) -> Figure:
     """Draws a fit's calls by steps, its error by samples, its time by the network's, and its memory."""
-    *by_steps, by_samples, by_size, memory = found
+    by_steps = {name.partition("-")[2]: runs for name, runs in found.items() if name.startswith("growth_with_steps")}
+    by_samples, by_size, memory = (found[name] for name in ("growth_with_samples", "growth_with_size", "memory"))
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.2), layout="constrained")
     steps, samples, size, peaks = axes.flat
-    for runs, color in zip(by_steps, (PEER, SEARCHED, OURS), strict=True):
-        name = TITLES[runs[0]["network"]].partition("\n")[0]
-        steps.plot([r["steps"] for r in runs], [r["network_calls"] / 1000 for r in runs], "o-", color=color, label=name)
+    for (network, runs), color in zip(by_steps.items(), (PEER, SEARCHED, OURS), strict=False):
+        calls = [(r["network_calls"] + r["teacher_calls"]) / 1000 for r in runs]
+        name = TITLES[network].partition("\n")[0]
+        steps.plot([r["steps"] for r in runs], calls, "o-", color=color, label=name)
     steps.set(title="Calls grow with the steps", xlabel="steps of the solver", ylabel="thousand calls of a fit", ylim=0)
     steps.legend(fontsize=9)
     for steps_of_it, color in ((5, PEER), (10, OURS)):
@@ -243,7 +249,7 @@ def _recipe(found: Any) -> Figure:
     """Draws the calls of both ways to a solver of the same error, the teacher's apart."""
     figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
     labels = []
-    for row, (newton, recipe) in enumerate(pairs(found)):
+    for row, (newton, recipe) in enumerate(found):
         for place, run, color in ((row - 0.2, newton, OURS), (row + 0.2, recipe, PEER)):
             own = run["network_calls"] - run["teacher_calls"]
             axis.barh(place, own / 1000, 0.36, color=color)
@@ -254,7 +260,7 @@ def _recipe(found: Any) -> Figure:
         labels.append(f"solver of\n{newton['steps']} calls")
     axis.set_yticks(range(len(labels)), labels)
     axis.set(xlabel="thousand network calls of the fit (a backward pass as two)")
-    axis.set_title("Fits to the same error: Gauss-Newton, and the papers' recipe")
+    axis.set_title("Fits to the same error or less: Gauss-Newton, and the papers' recipe")
     axis.barh([0], [0], color=OURS, label="Gauss-Newton, no backpropagation")
     axis.barh([0], [0], color=PEER, label="the papers' recipe, Adam")
     figure.legend(loc="outside lower center", ncols=2, fontsize=10)
@@ -263,12 +269,11 @@ def _recipe(found: Any) -> Figure:
 
 
 def pairs(found: Any) -> list[tuple[Any, Any]]:
-    """Returns each Gauss-Newton fit with the best of the recipe's runs for as many steps."""
-    return [
-        (newton, min((r for r in found if r["way"] == "recipe" and r["steps"] == newton["steps"]), key=_error))
-        for newton in found
-        if newton["way"] == "gauss-newton"
-    ]
+    """Returns each Gauss-Newton fit with the best of the recipe's runs for as many steps, where there is one."""
+    recipes = [run for run in found if run["way"] == "recipe"]
+    newtons = [run for run in found if run["way"] == "gauss-newton"]
+    beside = [(newton, [run for run in recipes if run["steps"] == newton["steps"]]) for newton in newtons]
+    return [(newton, min(runs, key=_error)) for newton, runs in beside if runs]
 
 
 def _error(run: Any) -> float:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import torch
+from learned_solvers.samplers.files import write_whole
 
 from . import cost, generalisation
 from .fidelity import GUIDANCES, STEPS, Sizes, fidelity
 from .overhead import overhead
 from .precision import DTYPES, precision
-from .record import SOLVERS, Run, keep
+from .record import SOLVERS, Run, about, keep
 from .savings import savings
 
 __all__ = ["PARTS", "chosen", "run"]
@@ -63,18 +64,21 @@ def name_of(work: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
     return "-".join(str(a) for a in (work.__name__, *arguments) if isinstance(a, str | float))
 
 
-def measured(cache: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Run:
-    """Returns what a job found, from the cache if it has been done before."""
+def measured(cache: Path, how: Mapping[str, Any], work: Callable[..., Any], arguments: tuple[Any, ...]) -> Run:
+    """Returns what a job found, from the cache if it has been done before, at the same sizes."""
     name = name_of(work, arguments)
-    path, solvers = cache / f"{name}.json", cache / name
-    if path.exists():
+    path = cache / f"{name}.json"
+    how = {**how, "samples": next((vars(value) for value in arguments if isinstance(value, Sizes)), None)}
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    if kept.get("about", {}).get("samples") == how["samples"] and "record" in kept:
         print(f"{name}: from {path}", flush=True)
     else:
         print(f"{name}: begun", flush=True)
         began = time.monotonic()
         record = work(*arguments)
-        path.write_text(json.dumps({"record": record, "seconds": time.monotonic() - began}))
-    return Run(**json.loads(path.read_text()), solvers=solvers)
+        kept = {"about": {**how, "seconds": round(time.monotonic() - began)}, "record": record}
+        write_whole(path, json.dumps(kept).encode())
+    return Run(kept["about"], json.loads(path.read_text())["record"], cache / name)
 
 
 def chosen(parts: Sequence[str], cache: Path, only: Sequence[str]) -> dict[str, Jobs]:
@@ -103,15 +107,22 @@ def run(part: str, jobs: Jobs, workers: int, cache: Path, command: str) -> None:
         workers: Processes that share the jobs.
         cache: Folder of the jobs' own records.
         command: How this was asked for.
+
+    Raises:
+        RuntimeError: A job failed; what the others found is recorded.
     """
     order = [name_of(*job) for job in jobs_of(part, cache)]
     if part == "overhead":  # timed: nothing beside it
         workers = 1
+    how, failed = about(command, workers=workers), []
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        waiting = {pool.submit(measured, cache, *job): job for job in jobs}
+        waiting = {pool.submit(measured, cache, how, *job): name_of(*job) for job in jobs}
         for future in as_completed(waiting):
-            work, arguments = waiting[future]
-            name = name_of(work, arguments)
-            samples = next((vars(value) for value in arguments if isinstance(value, Sizes)), None)
-            keep(part, name, future.result(), order, {"command": command, "samples": samples, "workers": workers})
+            name = waiting[future]
+            if error := future.exception():  # the others' work is kept
+                failed.append(f"{name}: {type(error).__name__}: {error}")
+                continue
+            keep(part, name, future.result(), order)
             print(f"{name}: recorded in {part}.json", flush=True)
+    if failed:
+        raise RuntimeError("failed: " + "; ".join(failed))

@@ -30,7 +30,7 @@ from learned_solvers.training.spaces import Space, make_space
 from learned_solvers.training.teacher import Teacher
 from learned_solvers.training.trial import Trial
 
-from .record import Run, keep
+from .record import Run, about, keep
 
 TEACHER = Teacher("heun", 35)
 STEPS = (3, 5, 7)
@@ -108,12 +108,12 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     settings = [{"way": "recipe", "steps": n, "shift": s, "rate": r} for n in STEPS for s in SHIFTS for r in RATES]
     order = [name_of(which) for which in ([{"way": "gauss-newton", "steps": n} for n in STEPS] + settings)]
-    about = {"command": " ".join(["python -m benchmarks.recipe", *sys.argv[1:]]), "threads": args.threads}
+    how = about(" ".join(["python -m benchmarks.recipe", *sys.argv[1:]]), threads=args.threads)
 
     def record(found: dict[str, Any], began: float, teacher_seconds: float = 0.0) -> None:
         print(found, flush=True)
         seconds = time.perf_counter() - began + teacher_seconds
-        keep("recipe", name_of(found), Run({**found, "seconds": seconds}, seconds), order, about)
+        keep("recipe", name_of(found), Run(how, {**found, "seconds": seconds}), order)
 
     unseen = trial_of(UNSEEN, seed=99)
     if "gauss-newton" in args.way:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,29 +17,44 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from learned_solvers.samplers.files import write_whole
 from learned_solvers.samplers.version import VERSION
 
-__all__ = ["RESULTS", "SOLVERS", "Run", "keep", "records"]
+__all__ = ["RESULTS", "SOLVERS", "Run", "about", "keep", "named", "records"]
 
+ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 SOLVERS = RESULTS / "solvers"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One measurement that was made: its record, and the solver files that it wrote into a folder of its own."""
+    """One measurement that was made: how, what was found, and the folder of the solver files that it wrote."""
 
+    about: Mapping[str, Any]
     record: Any
-    seconds: float
     solvers: Path | None = None
 
 
-def records(part: str, folder: Path = RESULTS) -> list[Any]:
-    """Returns the records of a part, in the order of its jobs; none where it has not been measured."""
-    return [kept["record"] for kept in _read(folder / f"{part}.json").values()]
+def about(command: str, **more: Any) -> dict[str, Any]:
+    """Returns what is to be known of measurements that begin now: date, commit, versions, and what is given."""
+    return {
+        "command": command, **more, "date": date.today().isoformat(), "version": VERSION, "commit": _commit(),
+        "torch": torch.__version__, "python": platform.python_version(),
+    }  # fmt: skip
 
 
-def keep(part: str, name: str, run: Run, order: Sequence[str], about: Mapping[str, Any]) -> None:
+def named(part: str, folder: Path | None = None) -> dict[str, Any]:
+    """Returns the records of a part by name, in the order of its jobs; none where it has not been measured."""
+    return {name: kept["record"] for name, kept in _read((folder or RESULTS) / f"{part}.json").items()}
+
+
+def records(part: str) -> list[Any]:
+    """Returns the records of a part, in the order of its jobs."""
+    return list(named(part).values())
+
+
+def keep(part: str, name: str, run: Run, order: Sequence[str]) -> None:
     """Puts a measurement in the place of the one of its name, its solver files with it.
 
     Args:
@@ -48,18 +62,12 @@ def keep(part: str, name: str, run: Run, order: Sequence[str], about: Mapping[st
         name: Its name.
         run: What was found.
         order: All names that the part has, in the order of the file; what is recorded of others is dropped.
-        about: How it was made, beside what is known here.
     """
-    SOLVERS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{part}.json"
-    about = {
-        **about, "date": date.today().isoformat(), "seconds": round(run.seconds), "version": VERSION,
-        "commit": _commit(), "torch": torch.__version__, "python": platform.python_version(),
-    }  # fmt: skip
-    kept = {**_read(path), name: {"about": about, "record": run.record}}
-    path.write_text(json.dumps({n: kept[n] for n in order if n in kept}, indent=1) + "\n")
+    kept = {**_read(path), name: {"about": dict(run.about), "record": run.record}}
+    write_whole(path, (json.dumps({n: kept[n] for n in order if n in kept}, indent=1) + "\n").encode())
     for file in sorted(run.solvers.glob("*.safetensors")) if run.solvers else ():
-        shutil.copy(file, SOLVERS / file.name)
+        write_whole(SOLVERS / file.name, file.read_bytes())
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -67,13 +75,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Returns the commit that is checked out, with a + where code differs from it; None outside a repository."""
+    """Returns the commit that is checked out, with a + where its code is changed; None outside a repository."""
 
     def git(*command: str) -> str:
-        own = Path(__file__).resolve().parent.parent
-        return subprocess.run(["git", *command], cwd=own, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "--", "*.py") else "")
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:  # unpacked below another repository
+            return None
+        changed = git("status", "--porcelain", "--", "samplers", "training", "benchmarks/*.py", "benchmarks/networks")
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ __all__ = ["FitLearnedSolver"]
 
 TEACHERS = ("heun", "dpmpp_2m", "ipndm", "euler")
 CFG_RANGE = 0.33  # of cfg, to both sides
-_written: dict[str, Path] = {}  # by node: what its last fit wrote
-_missing: dict[str, int] = {}  # by node: how often that was gone when it was asked for again
+_written: dict[tuple[str, ...], Path] = {}  # what the last fit of a node and its file widgets wrote
+_missing: dict[tuple[str, ...], int] = {}  # how often that was gone when it was asked for again
 
 
 class FitLearnedSolver:
@@ -90,7 +91,7 @@ class FitLearnedSolver:
                         "min": 2,
                         "max": 4096,
                         "tooltip": "Noises to fit to; a third as many more judge the result. 32 to 64 are enough; for "
-                        "8 steps and more 200 come nearer.",
+                        "8 steps and more 200 may come nearer.",
                     },
                 ),
                 "teacher": (
@@ -133,13 +134,13 @@ class FitLearnedSolver:
         }
 
     @classmethod
-    def IS_CHANGED(cls, node_id: str | None = None, **_: Any) -> int:
+    def IS_CHANGED(cls, family: str = "", file_name: str = "", node_id: str | None = None, **_: Any) -> int:
         """Makes the host run a fit again whose file is gone; otherwise it would keep to the result that it has."""
-        path = _written.get(str(node_id))
-        if path is not None and not path.exists():
-            del _written[str(node_id)]
-            _missing[str(node_id)] = _missing.get(str(node_id), 0) + 1
-        return _missing.get(str(node_id), 0)
+        own = (str(node_id), family, file_name)
+        if own in _written and not os.path.exists(_written[own]):  # unlike Path's, without an error for a lost drive
+            del _written[own]
+            _missing[own] = _missing.get(own, 0) + 1
+        return _missing.get(own, 0)
 
     def fit(
         self,
@@ -183,7 +184,7 @@ class FitLearnedSolver:
             fit = Fit(model, empty, wanted, card, node_id)
             result, ends = with_denoiser(fit.run, model, positive, negative, cfgs, empty, seed=seed, called=fit.called)
             result.solver.save(path, overwrite=overwrite)
-            _written[str(node_id)] = path
+            _written[str(node_id), family, file_name] = path
         report = f"{fit.report(result)}\n\nwritten: {path}"
         fit.say(f"written: {entry}")
         picture = _compared(f"{path.stem}: the same noise, the same model", model, ends, vae)

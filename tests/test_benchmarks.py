@@ -16,8 +16,8 @@ from learned_solvers.training.samples import CountedDenoiser, Samples
 from learned_solvers.training.teacher import Reference
 from learned_solvers.training.trial import Trial
 
-from benchmarks import record
-from benchmarks.fidelity import of_best_peer
+from benchmarks import jobs, record
+from benchmarks.fidelity import Sizes, of_best_peer
 from benchmarks.figures import pairs
 from benchmarks.overhead import SIZES, _peak, _samplers
 from benchmarks.quality import frechet, sharpness, span_error
@@ -92,7 +92,7 @@ def test_the_quick_check_holds():
 def test_the_records_say_how_they_were_made():
     others = {"fuzz.json", "kill_fit.json"}  # of benchmarks that are no part of the command
     paths = [path for path in (ROOT / "benchmarks/results").glob("*.json") if path.name not in others]
-    assert {path.stem for path in paths} >= {"fidelity", "savings", "generalisation", "overhead", "recipe"}
+    assert {path.stem for path in paths} >= {*jobs.PARTS, "recipe"}
     for path in paths:
         for name, kept in json.loads(path.read_text()).items():
             about = kept["about"]
@@ -112,19 +112,37 @@ def test_a_measurement_replaces_its_own_record_and_solvers_alone(results, tmp_pa
     order = ["a", "b", "c"]
     for name, found in (("c", 3), ("a", 1), ("of another time", 4)):
         (made / "one.safetensors").write_text(name)
-        record.keep("part", name, record.Run(found, 2.0, made), [*order, "of another time"], {"command": name})
+        record.keep("part", name, record.Run({"command": name}, found, made), [*order, "of another time"])
     (results / "solvers" / "two.safetensors").write_text("kept")
     (made / "one.safetensors").write_text("new")
-    record.keep("part", "a", record.Run({"x": 5}, 2.4, made), order, {"command": "again"})
+    record.keep("part", "a", record.Run({"command": "again"}, {"x": 5}, made), order)
     kept = json.loads((results / "part.json").read_text())
     assert [(name, one["record"], one["about"]["command"]) for name, one in kept.items()] == [
         ("a", {"x": 5}, "again"), ("c", 3, "c"),
     ]  # fmt: skip
-    assert kept["a"]["about"]["seconds"] == 2
-    assert record.records("part", results) == [{"x": 5}, 3]
+    assert record.records("part") == [{"x": 5}, 3]
     assert {file.name: file.read_text() for file in (results / "solvers").iterdir()} == {
         "one.safetensors": "new", "two.safetensors": "kept",
     }  # fmt: skip
+
+
+def test_a_job_that_was_done_at_the_same_sizes_is_not_done_again(tmp_path):
+    done = []
+
+    def work(name: str, sizes: Sizes) -> int:
+        done.append(sizes.fitted)
+        return len(done)
+
+    def found(command: str, sizes: Sizes) -> tuple[int, str]:
+        run = jobs.measured(tmp_path, record.about(command), work, ("digits", sizes))
+        return run.record, run.about["command"]
+
+    assert found("first", Sizes(8, 2)) == (1, "first")
+    assert found("second", Sizes(8, 2)) == (1, "first")  # what is recorded is how it was made
+    assert found("third", Sizes(16, 2)) == (2, "third")
+    (tmp_path / "work-digits.json").write_text('{"network": "digits"}')  # as an older version left it
+    assert found("fourth", Sizes(16, 2)) == (3, "fourth")
+    assert done == [8, 16, 16]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +161,7 @@ def test_what_the_command_does_not_know_is_refused(arguments, told):
 
 @pytest.mark.parametrize("steps", [3, 5, 7])
 def test_the_record_shows_gauss_newton_at_the_best_gradient_recipe_for_a_twentieth_of_its_calls(steps):
-    """The record of benchmarks/recipe.py, which is read and not run here."""
+    """The record of benchmarks.recipe, which is read and not run here."""
     newton, recipe = next(pair for pair in pairs(record.records("recipe")) if pair[0]["steps"] == steps)
     assert newton["error"] <= 1.02 * recipe["error"]
     assert newton["network_calls"] <= recipe["network_calls"] / 20

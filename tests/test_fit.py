@@ -27,7 +27,7 @@ from learned_solvers.training.problem import Problem
 from learned_solvers.training.samples import CountedDenoiser, Samples
 from learned_solvers.training.scan import candidates, rank, rmse
 from learned_solvers.training.spaces import DyWeightSpace, make_space
-from learned_solvers.training.start import Start, find_start
+from learned_solvers.training.start import KEPT, STARTS, Start, find_start
 from learned_solvers.training.task import Task
 from learned_solvers.training.teacher import Reference, Teacher, teacher_grid
 from learned_solvers.training.trial import Trial
@@ -252,6 +252,22 @@ def test_many_steps_start_where_ds_solver_would(kind):
     ends = [sample_table(curved, starts(kind), s.space.table(s.theta), disable=True) for s in (ours, searched)]
     assert_close(ends[0], ends[1], rtol=1e-9, atol=1e-9)
     assert rmse(problem(kind, "ds", 8), searched.space.table(searched.theta)) < rmse(problem(kind, "ds", 8), ours.table)
+
+
+def test_many_steps_start_from_dyweight_where_the_ds_solvers_lead_to_none(monkeypatch):
+    own = problem("flow", "dyweight", 8)
+    order = [c for _, c in rank(own.first(4), list(candidates(8, FLOW)))]
+    said = []
+    task = Task(
+        own.between(0, 8), own.between(8, 12), own.objective, FLOW, "dyweight", 8, False, Journal(None, {}), said.append
+    )
+    monkeypatch.setattr("learned_solvers.training.start.is_valid", lambda space, theta: False)
+    start = find_start(task, 8, order, "scan")
+    # Those of the other family, with fewer parameters, must not be taken for DyWeight's own.
+    assert isinstance(start.space, DyWeightSpace) and len(start.theta) == len(start.space.initial(start.table))
+    losses = [line for line in said if ": start " in line]
+    assert len(losses) == len(set(losses)) == 2 * (STARTS + KEPT)
+    assert rmse(own, start.space.table(start.theta)) < rmse(own, order[0].table)
 
 
 def test_the_report_counts_every_network_call():

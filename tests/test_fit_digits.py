@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 VP = VPNoise.stable_diffusion()
 UNSEEN = 1024  # a few starts rule an error: fewer of them would leave it to chance
 STEPS = (3, 5, 7)
-IN_BFLOAT16 = (3, 5)  # half precision takes a CPU six times as long; `python -m benchmarks precision` has more of it
+IN_BFLOAT16 = (3, 5)  # half precision takes a CPU six times as long; `python -m benchmarks precision` has float16 too
 LEAST = {"flow": {3: 1.5, 5: 1.8, 7: 2.0}, "vp": {3: 1.5, 5: 1.8, 7: 2.0}}  # how many times the best peer's error
 
 

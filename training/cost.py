@@ -14,7 +14,7 @@ from .room import is_out_of_memory
 from .samples import Samples
 from .scan import SCANNED, candidates, scan_calls
 from .spaces import make_space
-from .start import ITERATIONS, KEPT, STARTS, TRIED
+from .start import ITERATIONS, KEPT, MANY, STARTS, TRIED
 from .teacher import Teacher
 
 __all__ = ["duration", "most_calls", "seconds_of_call"]
@@ -51,8 +51,9 @@ def most_calls(
             for window in (history, n)  # two runs per parameter (half precision), restarted where it departs
         ]
         total += scan_calls(tried, min(SCANNED, fitted)) + n * _JUDGED * judged
+        turns = 2 if n >= MANY else 1  # DyWeight's own starts are tried too where it cannot go on from DS solvers
         for starts, iterations in zip((STARTS, KEPT), ITERATIONS, strict=True):
-            total += starts * _descent(newton, n, jacobians[0], few, few, iterations)
+            total += turns * starts * _descent(newton, n, jacobians[0], few, few, iterations)
         total += _descent(settings, n, jacobians[0], fitted, judged) + 5 * n * fitted
         # Where it misses the best classical solver, the fit starts again from that one with its whole history.
         total += _descent(settings, n, jacobians[1], fitted, judged) + 4 * n * fitted

@@ -63,8 +63,8 @@ def fit_solver(
 
     Args:
         model: k-diffusion denoiser, `model(x, sigma, **extra_args) -> denoised`.
-        x: Starting states at the model's highest noise level, shape [S, ...]; 64 are usually enough,
-            for 8 steps and more 200 come nearer.
+        x: Starting states at the model's highest noise level, shape [S, ...]; 64 are usually enough;
+            for 8 steps and more 200 may come nearer.
         noise: The model's noise schedule.
         family: "dyweight" or "ds".
         steps: Step counts, in network calls.

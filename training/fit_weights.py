@@ -73,12 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         help="CFG; several: each sample has one of them in turn (two thirds, one and four thirds of what is usual for "
              "the architecture); on FLUX the embedded guidance, with CFG 1 (the usual one)")  # fmt: skip
     add("--steps", type=count_of, nargs="+", default=[4, 6, 8], help="step counts, in network calls")
-    add(
-        "--samples",
-        type=count_of,
-        default=64,
-        help="pictures to fit to (64; for 8 steps and more 200 come nearer); a third as many more judge",
-    )
+    add("--samples", type=count_of, default=64, help="pictures to fit to; a third as many more judge")
     add("--family", choices=("dyweight", "ds"), default="dyweight")
     add("--history", type=count_of, default=3, help="newest calls that a step may use")
     add("--teacher", choices=TEACHERS, default="heun")

@@ -18,7 +18,7 @@ from .scan import Candidate, best_of_methods, candidates, carrier
 from .spaces import Space, is_valid, make_space
 from .task import Task
 
-__all__ = ["ITERATIONS", "KEPT", "STARTS", "TRIED", "Start", "find_start", "resolve_initial"]
+__all__ = ["ITERATIONS", "KEPT", "MANY", "STARTS", "TRIED", "Start", "find_start", "resolve_initial"]
 
 STARTS = 4  # candidates that a fit is started from, each on a grid of its own
 KEPT = 2  # of these go on after a first iteration
@@ -167,9 +167,8 @@ def _improved_start(task: Task, steps: int, order: list[Candidate]) -> Start:
     tried = list(chosen.values())
     difference = _difference(task, steps, tried[0])
     for turn, iterations in enumerate(ITERATIONS):
-        scored = [
-            _improved(task, start, iterations, difference, f"{steps}/start {turn} {start.name}") for start in tried
-        ]
+        name = f"{steps}/{task.family} start {turn}"
+        scored = [_improved(task, start, iterations, difference, f"{name} {start.name}") for start in tried]
         for loss, start in scored:
             task.say(f"{steps} steps: start {start.name}, loss {loss:.3e}")
         tried = [start for _, start in sorted(scored, key=lambda pair: pair[0])[:KEPT]]
@@ -183,7 +182,7 @@ def _difference(task: Task, steps: int, start: Start) -> float:
         problem, _ = task.on(start.space)
         return {"size": torch.tensor(difference_step(problem.first(TRIED), start.theta), dtype=torch.float64)}
 
-    return float(task.recorded(f"{steps}/difference", work)["size"])
+    return float(task.recorded(f"{steps}/{task.family} difference", work)["size"])
 
 
 def _improved(task: Task, start: Start, iterations: int, difference: float, name: str) -> tuple[float, Start]:
