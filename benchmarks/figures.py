@@ -172,13 +172,13 @@ def _generalisation(found: Any) -> Figure:
 def _precision(found: Any) -> Figure:
     """Draws a heat map per network: best peer's error over ours, both run on the copy in half precision."""
     names = list(dict.fromkeys(r["network"] for r in found))
-    figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 2.2), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, len(names), figsize=(5.5 * len(names), 2.2), layout="constrained", squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         rows = [r for r in found if r["network"] == name]
         ratios = [[r["on_copy"]["peer"] / r["on_copy"]["ours"] for r in row["records"]] for row in rows]
         _heat_map(axis, ratios, [row["dtype"] for row in rows], [f"{r['steps']}" for r in rows[0]["records"]])
         axis.set(title=TITLES[name], xlabel="network calls")
-    figure.suptitle("Fitted and run in half precision: the best peer's error / ours", fontsize=13)
+    figure.suptitle("Fitted and run in half precision: the best peer's error / ours", fontsize=11)
     return figure
 
 
@@ -211,14 +211,19 @@ def _cost(found: Any) -> Figure:
     size.bar(places - 0.2, [r["microseconds_per_call"] / 1e3 for r in by_size], 0.38, color=PEER, label="sampling")
     size.bar(places + 0.2, calls, 0.38, color=OURS, label="fitting")
     size.set_xticks(places, labels)
-    size.set(title="A fit takes its calls' time", xlabel="parameters of the network", ylabel="ms per call and sample")
+    size.set(
+        title="A fit's calls take up to twice sampling's",
+        xlabel="parameters of the network",
+        ylabel="ms per call and sample",
+    )
     size.legend(fontsize=9)
     ways = {"sample": "sampling", "gauss-newton": "fit, Gauss-\nNewton", "adam": "fit, Adam"}
     megabytes = [(memory[way] - memory["nothing"]) / 2**20 for way in ways]
     peaks.bar(list(ways.values()), megabytes, 0.55, color=[PEER, OURS, PUBLISHED])
     for place, value in enumerate(megabytes):
         peaks.text(place, value, f"{value:.0f}", ha="center", va="bottom", fontsize=10)
-    peaks.set(title="Without backpropagation: sampling's memory", ylabel="MB beside the program")
+    peaks.margins(y=0.12)
+    peaks.set(title="Memory without and with backpropagation", ylabel="MB beside the program")
     return figure
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from learned_solvers.samplers import FlowNoise, euler
+from learned_solvers.samplers import FlowNoise, VPNoise, euler
+from learned_solvers.training import most_calls
 from learned_solvers.training.samples import CountedDenoiser, Samples
-from learned_solvers.training.teacher import Reference
+from learned_solvers.training.teacher import Reference, Teacher
 from learned_solvers.training.trial import Trial
 
 from benchmarks import jobs, record
@@ -237,6 +238,39 @@ def test_the_documents_say_what_the_record_of_generalisation_does():
         ratios["patches, classes"][f"{a} half"][f"{b} half"] for a, b in (("first", "second"), ("second", "first"))
     ]
     assert f"on other classes of photo patches it is a little behind, {other[0]:.2f} and {other[1]:.2f}" in readme
+
+
+def test_the_documents_say_what_the_record_of_cost_does():
+    cost, teacher = record.named("cost"), Teacher("ipndm", 60)
+    parts, totals = [], {}
+    for name, subject in SUBJECTS.items():
+        for run in cost[f"growth_with_steps-{name}"]:
+            most = most_calls((run["steps"],), 64, 22, subject.noise, teacher=teacher)
+            parts.append(most / (run["network_calls"] + run["teacher_calls"]))
+            totals[name, run["steps"]] = run["network_calls"]
+    assert min(parts) >= 8 and max(parts) < 16.5
+    assert all(totals[name, 8] / totals[name, 4] > 2.9 for name in SUBJECTS)
+    readme, told = (" ".join((ROOT / name).read_text().split()) for name in ("README.md", "benchmarks/README.md"))
+    assert "A sixteenth to an eighth of such bounds is usual" in readme and "a sixteenth to an eighth" in told
+    usual = [most_calls((n,), 64, 22, VPNoise.stable_diffusion(), teacher=Teacher("heun", 30)) for n in (4, 6, 8)]
+    usual = [f"{calls / 1000:.0f},000" for calls in usual]
+    assert f"at most {usual[0]} for 4 steps, {usual[1]} for 6, {usual[2]} for 8" in readme
+    errors = {(run["steps"], run["samples"]): run["error"] for run in cost["growth_with_samples"]}
+    assert errors[5, 32] <= errors[5, 64] and 0.6 < errors[10, 256] / errors[10, 64] < 0.72  # as near; a third nearer
+    size = [(r["seconds"] / r["network_calls"] * 1e6) / r["microseconds_per_call"] for r in cost["growth_with_size"]]
+    assert max(size) < 2.15
+    peaks = {way: peak - cost["memory"]["nothing"] for way, peak in cost["memory"].items()}
+    assert peaks["sample"] < peaks["gauss-newton"] < peaks["adam"] / 4
+
+
+def test_the_documents_say_what_the_record_of_precision_does():
+    runs = [run for found in record.records("precision") for run in found["records"]]
+    on_copy = {run["steps"]: [] for run in runs}
+    for run in runs:
+        on_copy[run["steps"]].append(round(run["on_copy"]["peer"] / run["on_copy"]["ours"], 1))
+        assert run["ours"] <= 1.01 * run["on_copy"]["ours"]
+    assert on_copy == {4: [1.7, 1.7], 6: [2.4, 2.4]}
+    assert "1.7 and 2.4 times closer" in " ".join((ROOT / "benchmarks/README.md").read_text().split())
 
 
 @pytest.mark.slow

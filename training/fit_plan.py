@@ -94,7 +94,7 @@ class FitPlan:
             f"{'embedded guidance' if embeds else 'CFG'} {listed(self.guidance)}"
             f": {args.family} solvers of {', '.join(map(str, args.steps))} steps from {args.samples} pictures, "
             f"judged on {self.held} more.\nAt most {self.most:,} network calls{self._passes()}"
-            f", a fifteenth to an eighth of it is usual; result: {self.output.solver}"
+            f", a sixteenth to an eighth of it is usual; result: {self.output.solver}"
         )
 
     def _passes(self) -> str:
