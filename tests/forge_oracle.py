@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 from learned_solvers.samplers import SolverTable
+from oracles import sd_sigmas
 from torch import Tensor
 
 MEAN, REFINED_MEAN, VARIANCE, GUIDES = 0.3, -0.5, 0.7**2, 5.0  # of tiny_engine.py
 
-BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-PRODUCTS = torch.cumprod(1 - BETAS, 0)
-SIGMAS = ((1 - PRODUCTS) / PRODUCTS).sqrt()
+SIGMAS = sd_sigmas()
 
 Answer = Callable[[Tensor, float, float], Tensor]  # (x, sigma, mean of the data) -> denoised
 Denoise = Callable[[Tensor, float], Tensor]

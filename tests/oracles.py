@@ -19,15 +19,36 @@ __all__ = [
     "Mixture",
     "Recorder",
     "Steps",
+    "curved",
     "ds_solver",
     "dyweight_solver",
     "k_diffusion_module",
+    "sd_alphas",
+    "sd_sigmas",
 ]
 
 
 def append_dims(sigma: Tensor, ndim: int) -> Tensor:
     """Returns sigma [B] as [B, 1, ..., 1] with `ndim` dimensions."""
     return sigma.reshape(sigma.shape + (1,) * (ndim - sigma.ndim))
+
+
+def curved(x: Tensor, sigma: Tensor, shift: Tensor | None = None) -> Tensor:
+    """A smooth nonlinear denoiser: two attractors whose pull fades with the noise."""
+    sigma = append_dims(sigma, x.ndim)
+    pull = torch.tanh(2 * x / (0.3 + sigma)) / (1 + sigma)
+    return pull if shift is None else pull + 0.2 * append_dims(shift, x.ndim)
+
+
+def sd_alphas() -> Tensor:
+    """Stable Diffusion's cumulative products of 1 - beta by their definition: square roots of betas are linear."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
+    return (1 - betas).cumprod(0)
+
+
+def sd_sigmas() -> Tensor:
+    """Stable Diffusion's noise levels, ascending."""
+    return ((1 - sd_alphas()) / sd_alphas()).sqrt()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from learned_solvers.samplers import (
     load_solver,
     sample_solver,
 )
-from oracles import GaussianVE, ds_solver, dyweight_solver
+from oracles import GaussianVE, ds_solver, dyweight_solver, sd_alphas
 
 EXACT = ds_solver(5, 6, name="exact", model_family="Flux")
 TRANSFERABLE = ds_solver(5, 6, 7, name="transferable", model_family="SiT", transferable=True)
@@ -143,8 +143,7 @@ def test_a_host_with_the_bundled_solvers_is_told_what_there_is(prediction, model
 
 def zero_snr() -> VPNoise:
     """Returns Stable Diffusion's schedule with zero terminal SNR (arXiv 2305.08891, algorithm 1), as hosts hold it."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
-    roots = (1 - betas).cumprod(0).sqrt()
+    roots = sd_alphas().sqrt()
     roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
     alphas = torch.cat([roots[:-1].square(), torch.tensor([4.8973451890853435e-08], dtype=torch.float64)])
     return VPNoise.from_sigmas(((1 - alphas) / alphas).sqrt())

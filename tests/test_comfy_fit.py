@@ -25,6 +25,7 @@ from learned_solvers.samplers import FlowNoise, VPNoise, load_solver
 from learned_solvers.training.models.conditioning import write_conditioning
 from learned_solvers.training.options import PROMPTS
 from learned_solvers.training.teacher import teacher_grid
+from oracles import sd_sigmas
 from PIL import Image
 from safetensors import safe_open
 
@@ -33,8 +34,6 @@ CHECKOUT = next(iter(checkouts()), None)
 if CHECKOUT is None:
     pytest.skip(f"no ComfyUI: {WANTED}", allow_module_level=True)
 FITTED, JUDGED, TEACHER_STEPS = 4, 2, 5
-ALPHAS = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
-SD_SIGMAS = ((1 - ALPHAS) / ALPHAS).sqrt()
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ def ran_well(ran: subprocess.CompletedProcess[str]) -> str:
 
 def served(base: Path, fitted: Fitted, seed: int, prompt: str, solver: str) -> Prompt:
     """The teacher and the solver on one start, in the server's own nodes."""
-    noise = VPNoise.from_sigmas(SD_SIGMAS) if fitted.kind == "vp" else FlowNoise(16)  # 4x4 patches of 2x2
+    noise = VPNoise.from_sigmas(sd_sigmas()) if fitted.kind == "vp" else FlowNoise(16)  # 4x4 patches of 2x2
     levels = teacher_grid(noise, TEACHER_STEPS)
     if fitted.family == "SD15":
         models = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny_sd15_whole.ckpt")}

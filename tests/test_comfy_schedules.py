@@ -10,6 +10,7 @@ import torch
 from comfy_prompts import node
 from comfy_situations import ORACLES, WIDE, Situation, assert_same, differs, error_in, euler_solver, is_wide, plain
 from learned_solvers.samplers import VPNoise, load_solver
+from oracles import sd_sigmas
 from torch.testing import assert_close
 
 pytestmark = pytest.mark.comfy
@@ -75,13 +76,6 @@ def watched(server, solver, steps, model="1", name=None):
     return torch.tensor(seen["sigma"]).double(), torch.tensor(seen["timestep"]).double(), ours
 
 
-def sd_table():
-    """Stable Diffusion's noise levels by their definition: square roots of betas are linear."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
-    products = (1 - betas).cumprod(0)
-    return ((1 - products) / products).sqrt()
-
-
 VP_TABLES = [
     *[("dyweight_sd15", steps) for steps in (4, 6, 8, 10)],
     *[("ds_vp-dit", steps) for steps in (5, 7, 10)],
@@ -91,7 +85,7 @@ VP_TABLES = [
 @pytest.mark.parametrize(("solver", "steps"), VP_TABLES)
 def test_the_model_gets_the_learned_level_and_its_network_the_nearest_index(server, solver, steps):
     sigmas, timesteps, _ = watched(server, solver, steps)
-    levels = sd_table()
+    levels = sd_sigmas()
     learned = load_solver(solver).table(steps, VPNoise.from_sigmas(levels)).sigmas
     assert_close(sigmas, learned, rtol=2e-6, atol=0.0)  # not the table's own level: the formula for D uses this one
     nearest = (learned.log()[:, None] - levels.log()).abs().argmin(1)
@@ -106,7 +100,7 @@ def test_the_model_gets_the_learned_level_and_its_network_the_nearest_index(serv
 
 
 def test_two_levels_that_round_to_one_index_are_two_calls_of_one_network(server):
-    levels = sd_table()
+    levels = sd_sigmas()
     solver = euler_solver("vp", 3)
     grid = solver.card.steps[3].grid.levels(3, VPNoise.from_sigmas(levels))
     nearest = int((grid[1].log() - levels.log()).abs().argmin())

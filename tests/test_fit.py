@@ -31,7 +31,7 @@ from learned_solvers.training.start import KEPT, STARTS, Start, find_start
 from learned_solvers.training.task import Task
 from learned_solvers.training.teacher import Reference, Teacher, teacher_grid
 from learned_solvers.training.trial import Trial
-from oracles import k_diffusion_module
+from oracles import curved, k_diffusion_module
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -39,13 +39,6 @@ FLOW, VP = FlowNoise(), VPNoise.stable_diffusion()
 GRIDS = {"flow": Grid("flow_shift", {"shift": 1.5}), "vp": Grid("karras", {"rho": 5.0})}
 KINDS = list(itertools.product(["flow", "vp"], ["dyweight", "ds"]))
 NOISES = {"flow": FLOW, "vp": VP}
-
-
-def curved(x: Tensor, sigma: Tensor, shift: Tensor | None = None) -> Tensor:
-    """A smooth nonlinear denoiser: two attractors whose pull fades with the noise."""
-    sigma = sigma.view(-1, *[1] * (x.ndim - 1))
-    pull = torch.tanh(2 * x / (0.3 + sigma)) / (1 + sigma)
-    return pull if shift is None else pull + 0.2 * shift.view(-1, *[1] * (x.ndim - 1))
 
 
 def starts(kind: str, count: int = 12, size: int = 6, dtype: torch.dtype = torch.float64) -> Tensor:

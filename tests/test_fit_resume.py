@@ -10,8 +10,9 @@ import torch
 from learned_solvers.training import GaussNewton, Teacher, fit_solver
 from learned_solvers.training.samples import CountedDenoiser, Samples
 from learned_solvers.training.spaces import make_space
+from oracles import curved
 from safetensors import safe_open
-from test_fit import FLOW, GRIDS, curved, starts
+from test_fit import FLOW, GRIDS, starts
 from torch.testing import assert_close
 
 

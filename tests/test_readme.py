@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 import torch
 from learned_solvers.training import compare, fit_weights
-from oracles import GaussianVE
+from oracles import GaussianVE, sd_sigmas
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -113,9 +113,7 @@ def test_the_python_from_the_readme_runs_as_it_stands(tmp_path, monkeypatch):
 
 
 def test_the_second_block_samples_in_k_diffusions_way():
-    scaled = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
-    alphas = (1 - scaled).cumprod(0)
-    model_sigmas = ((1 - alphas) / alphas).sqrt()
+    model_sigmas = sd_sigmas()
     x = 14.6 * torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     sigmas = torch.linspace(float(model_sigmas[-1]), 0, 7)
     values = {"model": GaussianVE(), "x": x, "sigmas": sigmas, "extra_args": {}, "model_sigmas": model_sigmas}

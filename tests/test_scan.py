@@ -9,15 +9,9 @@ from learned_solvers.training.samples import CountedDenoiser, Samples
 from learned_solvers.training.scan import HOST_METHODS, candidates, rank, rmse, scan_calls
 from learned_solvers.training.teacher import Teacher
 from learned_solvers.training.trial import Trial
-from torch import Tensor
+from oracles import curved
 
 NOISES = {"flow": FlowNoise(), "vp": VPNoise.stable_diffusion()}
-
-
-def curved(x: Tensor, sigma: Tensor) -> Tensor:
-    """A smooth nonlinear denoiser: two attractors whose pull fades with the noise."""
-    sigma = sigma.view(-1, 1)
-    return torch.tanh(2 * x / (0.3 + sigma)) / (1 + sigma)
 
 
 @pytest.fixture(scope="module", params=NOISES)
