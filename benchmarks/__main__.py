@@ -45,8 +45,13 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # the workers'
     if args.quick:
         sys.exit(quick())
+    if args.only and args.parts == ["figures"]:
+        parser.error("--only names measurements, and figures has none: leave it out")
     if args.cache is not None:
-        args.cache.mkdir(parents=True, exist_ok=True)
+        try:
+            args.cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--cache {args.cache} is no folder to keep jobs in ({error.strerror}): name another")
     with tempfile.TemporaryDirectory() as folder:
         cache = args.cache or Path(folder)
         parts = [part for part in args.parts or PARTS if part != "figures"]

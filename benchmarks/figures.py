@@ -47,7 +47,7 @@ def draw(figures: Path) -> None:
         "generalisation": (records("generalisation"), _generalisation),
         "precision": (records("precision"), _precision),
         "cost": (cost if {"growth_with_samples", "growth_with_size", "memory"} <= set(cost) else {}, _cost),
-        "overhead": (records("overhead"), _overhead),
+        "overhead": (named("overhead").get("overhead"), _overhead),
         "recipe": (pairs(records("recipe")), _recipe),
     }
     for name, (found, make) in drawn.items():
@@ -132,7 +132,7 @@ def _heat_map(axis: Axes, ratios: list[list[float]], rows: list[str], columns: l
     axis.imshow(np.log2(values), cmap="RdBu", vmin=-1.5, vmax=1.5, aspect="auto")
     for (i, j), value in np.ndenumerate(values):
         color = "white" if abs(np.log2(value)) > 1 else "black"
-        axis.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=10, color=color)
+        axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=9, color=color)
     axis.set_xticks(range(len(columns)), columns, fontsize=9)
     axis.set_yticks(range(len(rows)), rows, fontsize=9)
     axis.spines[:].set_visible(False)
@@ -148,9 +148,8 @@ def _savings(found: Any) -> Figure:
         text = f"{record['calls']} calls" if record["calls"] else f"more than {most} calls"
         axis.text(most + 0.15, row, text, va="center")
     axis.set_yticks(range(len(found)), [TITLES[r["network"]].partition("\n")[0] for r in found])
-    axis.set(
-        xlabel="network calls for the same error", title="What a fitted solver reaches in 5 calls takes the best peer …"
-    )
+    axis.set(xlabel="network calls for the same error (guidance 3)")
+    axis.set_title("What a fitted solver reaches in 5 calls takes the best peer …")
     axis.invert_yaxis()
     return figure
 
@@ -178,7 +177,7 @@ def _precision(found: Any) -> Figure:
         ratios = [[r["on_copy"]["peer"] / r["on_copy"]["ours"] for r in row["records"]] for row in rows]
         _heat_map(axis, ratios, [row["dtype"] for row in rows], [f"{r['steps']}" for r in rows[0]["records"]])
         axis.set(title=TITLES[name], xlabel="network calls")
-    figure.suptitle("Fitted and run in half precision: the best peer's error / ours", fontsize=11)
+    figure.suptitle("Fitted and run in half precision: the best peer's error / ours (guidance 3)", fontsize=11)
     return figure
 
 
@@ -223,13 +222,12 @@ def _cost(found: Any) -> Figure:
     for place, value in enumerate(megabytes):
         peaks.text(place, value, f"{value:.0f}", ha="center", va="bottom", fontsize=10)
     peaks.margins(y=0.12)
-    peaks.set(title="Memory without and with backpropagation", ylabel="MB beside the program")
+    peaks.set(title="Memory without and with backpropagation", ylabel="MiB beside the program")
     return figure
 
 
 def _overhead(found: Any) -> Figure:
     """Draws time per step outside the network as a part of ComfyUI's iPNDM's."""
-    (sizes,) = found
     figure, axis = plt.subplots(figsize=(8, 3), layout="constrained")
     samplers = {"dyweight, history 3": OURS, "ds_flow-sit, whole history": SEARCHED, "euler": PEER}
     shown = {
@@ -238,11 +236,11 @@ def _overhead(found: Any) -> Figure:
         "euler": "Euler of k-diffusion",
     }
     for i, (name, color) in enumerate(samplers.items()):
-        ratios = [times[name]["seconds"] / times["ipndm"]["seconds"] for times in sizes.values()]
-        axis.bar(np.arange(len(sizes)) + 0.27 * (i - 1), ratios, 0.25, color=color, label=shown[name])
+        ratios = [times[name]["seconds"] / times["ipndm"]["seconds"] for times in found.values()]
+        axis.bar(np.arange(len(found)) + 0.27 * (i - 1), ratios, 0.25, color=color, label=shown[name])
     axis.axhline(1, color=BOUND, lw=1, ls="--")
-    axis.text(len(sizes) - 0.55, 1.03, "iPNDM of ComfyUI", ha="right", fontsize=10)
-    axis.set_xticks(range(len(sizes)), [label.replace(" ", "\n") for label in sizes], fontsize=9)
+    axis.text(len(found) - 0.55, 1.03, "iPNDM of ComfyUI", ha="right", fontsize=10)
+    axis.set_xticks(range(len(found)), [label.replace(" ", "\n") for label in found], fontsize=9)
     axis.set(
         ylabel="time per step beside\nthe network (iPNDM = 1)", title="A learned step costs less than one of iPNDM"
     )
@@ -265,7 +263,7 @@ def _recipe(found: Any) -> Figure:
         labels.append(f"solver of\n{newton['steps']} calls")
     axis.set_yticks(range(len(labels)), labels)
     axis.set(xlabel="thousand network calls of the fit (a backward pass as two)")
-    axis.set_title("Fits to the same error or less: Gauss-Newton, and the papers' recipe")
+    axis.set_title("Fits to an error within 2 % of the recipe's, or less")
     axis.barh([0], [0], color=OURS, label="Gauss-Newton, no backpropagation")
     axis.barh([0], [0], color=PEER, label="the papers' recipe, Adam")
     figure.legend(loc="outside lower center", ncols=2, fontsize=10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -15,7 +16,7 @@ from learned_solvers.samplers.files import write_whole
 
 from . import cost, generalisation
 from .fidelity import GUIDANCES, STEPS, Sizes, fidelity
-from .overhead import overhead
+from .overhead import overhead, overhead_without_comfyui
 from .precision import DTYPES, precision
 from .record import SOLVERS, Run, about, keep
 from .savings import savings
@@ -53,7 +54,8 @@ def jobs_of(part: str, cache: Path) -> Jobs:
             *((cost.growth_with_steps, (name,)) for name in NETWORKS),
             (cost.growth_with_samples, (cache,)), (cost.growth_with_size, ()), (cost.memory, ()),
         ]  # fmt: skip
-    return [(overhead, ())]
+    # Without ComfyUI a record of its own: it must not take the place of one that has ComfyUI's sampler.
+    return [(overhead if os.environ.get("COMFYUI_PATH") else overhead_without_comfyui, ())]
 
 
 PARTS = ("fidelity", "savings", "generalisation", "precision", "cost", "overhead")
@@ -85,16 +87,17 @@ def chosen(parts: Sequence[str], cache: Path, only: Sequence[str]) -> dict[str, 
     """Returns the jobs of each part whose name holds one of the texts `only`; all if there are none.
 
     Raises:
-        ValueError: No part has such a job.
+        ValueError: One of them names no job.
     """
     every = {part: jobs_of(part, cache) for part in parts}
     found = {
         part: [job for job in jobs if not only or any(text in name_of(*job) for text in only)]
         for part, jobs in every.items()
     }
-    if not any(found.values()):
-        names = [name_of(*job) for jobs in every.values() for job in jobs]
-        raise ValueError(f"--only {' '.join(only)} names no job: take a text that is in one of {', '.join(names)}")
+    names = [name_of(*job) for jobs in every.values() for job in jobs]
+    for text in only:
+        if not any(text in name for name in names):
+            raise ValueError(f"--only {text} names no job: take a text that is in one of {', '.join(names)}")
     return {part: jobs for part, jobs in found.items() if jobs}
 
 

@@ -36,7 +36,7 @@ from learned_solvers.training.models.loading import find_comfy, host_module
 
 from .k_diffusion_modules import k_diffusion_folder, k_diffusion_module
 
-__all__ = ["SIZES", "measure", "overhead"]
+__all__ = ["SIZES", "measure", "overhead", "overhead_without_comfyui"]
 
 SIZES = {
     "1x4x64x64": (1, 4, 64, 64),
@@ -48,10 +48,13 @@ SIZES = {
 STEPS = 10
 
 
+def overhead_without_comfyui(turns: int = 41) -> dict[str, Any]:
+    """Returns records per size of our samplers and k-diffusion's Euler."""
+    return measure(_samplers(), turns)
+
+
 def overhead(turns: int = 41) -> dict[str, Any]:
-    """Returns records per size; through ComfyUI's Python where there is a ComfyUI, else without its iPNDM."""
-    if not os.environ.get("COMFYUI_PATH"):
-        return measure(_samplers(), turns)
+    """Returns records per size of these and ComfyUI's iPNDM, through the Python of the ComfyUI at COMFYUI_PATH."""
     comfy = find_comfy(None)
     python = os.environ.get("COMFYUI_PYTHON") or str(comfy / "venv/bin/python")
     command = [python, str(Path(__file__).resolve()), str(comfy), str(k_diffusion_folder().parent), str(turns)]

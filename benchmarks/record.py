@@ -61,11 +61,12 @@ def keep(part: str, name: str, run: Run, order: Sequence[str]) -> None:
         part: What it belongs to, the name of the results file.
         name: Its name.
         run: What was found.
-        order: All names that the part has, in the order of the file; what is recorded of others is dropped.
+        order: The names that the part has, in the order of the file; what is recorded under others comes after them.
     """
     path = RESULTS / f"{part}.json"
     kept = {**_read(path), name: {"about": dict(run.about), "record": run.record}}
-    write_whole(path, (json.dumps({n: kept[n] for n in order if n in kept}, indent=1) + "\n").encode())
+    kept = {n: kept[n] for n in [*(n for n in order if n in kept), *(n for n in kept if n not in order)]}
+    write_whole(path, (json.dumps(kept, indent=1) + "\n").encode())
     for file in sorted(run.solvers.glob("*.safetensors")) if run.solvers else ():
         write_whole(SOLVERS / file.name, file.read_bytes())
 

@@ -117,7 +117,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         if missing := [path for path in args.files if not path.is_file()]:
-            raise ValueError(f"{missing[0]}: there is no such file; name the published files themselves")
+            found = "is a folder" if missing[0].is_dir() else "does not exist"
+            raise ValueError(f"{missing[0]} {found}: name the published files themselves")
         solvers = assemble([table for path in args.files for table in read_tables(path)], args.date)
         there = [p for s in solvers if (p := args.output / f"{s.name}.safetensors").exists()]
         if there and not args.overwrite:
@@ -194,8 +195,12 @@ def _read_flux_checkpoint(path: Path) -> list[Table]:
     try:
         content = torch.load(_checked_zip(path), map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and runtime errors of a broken or hostile file
-        reason = shown(str(error) or type(error).__name__, 300)
-        raise ValueError(f"{path}: refused by torch.load(weights_only=True) or before it: {reason}") from error
+        # Of torch's words the rule alone: the others tell how to run the file.
+        told = str(error).partition("WeightsUnpickler error: ")[2] or str(error) or type(error).__name__
+        reason = shown(told.partition("\n")[0].partition(". ")[0], 300)
+        raise ValueError(
+            f"{path}: refused as no torch file of numbers alone ({reason}); import the authors' original file"
+        ) from error
     weights, t_scale = _numbers(content["dyweight_weights_raw"]), _numbers(content["dyweight_t_scales"])
     entry = {
         "dataset": "flux1-dev",
