@@ -18,6 +18,7 @@ from learned_solvers.training import GaussNewton, GradientDescent, fit_solver
 from .fidelity import Sizes, fit, unseen_of
 from .networks.shapes import ShapesDenoiser
 from .networks.unet import UNet
+from .quality import error_and_median
 from .subjects import SUBJECTS
 
 __all__ = ["growth_with_samples", "growth_with_size", "growth_with_steps", "memory"]
@@ -50,7 +51,7 @@ def growth_with_samples(cache: Path | None) -> list[dict[str, Any]]:
             records.append({
                 "steps": steps, "samples": samples, "network_calls": report.network_calls,
                 "teacher_calls": result.teacher_calls, "seconds": report.seconds,
-                "error": float(squares.mean()) ** 0.5, "median": float(squares.median()) ** 0.5,
+                **error_and_median(squares),
             })  # fmt: skip
             print(records[-1], flush=True)
     return records

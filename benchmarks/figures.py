@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ def draw(figures: Path) -> None:
     plt.style.use(STYLE)
     error = ("error", "error to the teacher (RMSE)", "Closest to the teacher at equal calls (guidance 3)")
     frechet = ("frechet", "Fréchet distance to the teacher", "Closest to the teacher's distribution (guidance 3)")
-    fidelity, at_3 = records("fidelity"), [r for r in records("fidelity") if r["guidance"] == 3]
-    cost = named("cost")
+    fidelity, cost = records("fidelity"), named("cost")
+    at_3 = [r for r in fidelity if r["guidance"] == 3]
     drawn: dict[str, tuple[Any, Callable[[Any], Figure]]] = {
         "error": (at_3, lambda r: _per_call(r, *error)),
         "frechet": (at_3, lambda r: _per_call(r, *frechet)),
@@ -276,8 +277,4 @@ def pairs(found: Any) -> list[tuple[Any, Any]]:
     recipes = [run for run in found if run["way"] == "recipe"]
     newtons = [run for run in found if run["way"] == "gauss-newton"]
     beside = [(newton, [run for run in recipes if run["steps"] == newton["steps"]]) for newton in newtons]
-    return [(newton, min(runs, key=_error)) for newton, runs in beside if runs]
-
-
-def _error(run: Any) -> float:
-    return run["error"]
+    return [(newton, min(runs, key=itemgetter("error"))) for newton, runs in beside if runs]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -16,7 +15,7 @@ from learned_solvers.samplers.files import write_whole
 
 from . import cost, generalisation
 from .fidelity import GUIDANCES, STEPS, Sizes, fidelity
-from .overhead import overhead, overhead_without_comfyui
+from .overhead import overhead_here
 from .precision import DTYPES, precision
 from .record import SOLVERS, Run, about, keep
 from .savings import savings
@@ -33,7 +32,7 @@ def jobs_of(part: str, cache: Path) -> Jobs:
     """Returns the calls that make a part's records, the longest first."""
     if part == "fidelity":
         order = [(name, g) for g in reversed(GUIDANCES) for name in NETWORKS]
-        return [(fidelity, (name, g, STEPS, WHOLE, cache / f"fidelity-{name}-{g}", cache)) for name, g in order]
+        return [(fidelity, (*own, STEPS, WHOLE, cache / name_of(fidelity, own), cache)) for own in order]
     if part == "savings":
         return [(savings, (name, 3.0, WHOLE, SOLVERS, cache)) for name in NETWORKS]
     if part == "precision":
@@ -55,7 +54,7 @@ def jobs_of(part: str, cache: Path) -> Jobs:
             (cost.growth_with_samples, (cache,)), (cost.growth_with_size, ()), (cost.memory, ()),
         ]  # fmt: skip
     # Without ComfyUI a record of its own: it must not take the place of one that has ComfyUI's sampler.
-    return [(overhead if os.environ.get("COMFYUI_PATH") else overhead_without_comfyui, ())]
+    return [(overhead_here(), ())]
 
 
 PARTS = ("fidelity", "savings", "generalisation", "precision", "cost", "overhead")
@@ -78,9 +77,10 @@ def measured(cache: Path, how: Mapping[str, Any], work: Callable[..., Any], argu
         print(f"{name}: begun", flush=True)
         began = time.monotonic()
         record = work(*arguments)
-        kept = {"about": {**how, "seconds": round(time.monotonic() - began)}, "record": record}
-        write_whole(path, json.dumps(kept).encode())
-    return Run(kept["about"], json.loads(path.read_text())["record"], cache / name)
+        content = json.dumps({"about": {**how, "seconds": round(time.monotonic() - began)}, "record": record})
+        write_whole(path, content.encode())
+        kept = json.loads(content)  # the same as from the cache: numbers that are keys are texts there
+    return Run(kept["about"], kept["record"], cache / name)
 
 
 def chosen(parts: Sequence[str], cache: Path, only: Sequence[str]) -> dict[str, Jobs]:

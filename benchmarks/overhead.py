@@ -36,7 +36,7 @@ from learned_solvers.training.models.loading import find_comfy, host_module
 
 from .k_diffusion_modules import k_diffusion_folder, k_diffusion_module
 
-__all__ = ["SIZES", "measure", "overhead", "overhead_without_comfyui"]
+__all__ = ["SIZES", "measure", "overhead", "overhead_here", "overhead_without_comfyui"]
 
 SIZES = {
     "1x4x64x64": (1, 4, 64, 64),
@@ -46,6 +46,11 @@ SIZES = {
     "video 1x16x21x60x104": (1, 16, 21, 60, 104),
 }
 STEPS = 10
+
+
+def overhead_here() -> Callable[..., dict[str, Any]]:
+    """Returns `overhead` where COMFYUI_PATH names a ComfyUI, else `overhead_without_comfyui`."""
+    return overhead if os.environ.get("COMFYUI_PATH") else overhead_without_comfyui
 
 
 def overhead_without_comfyui(turns: int = 41) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .subjects import SUBJECTS
 
-__all__ = ["Quality", "classifier", "frechet", "quality_of", "sharpness", "span_error"]
+__all__ = ["Quality", "classifier", "error_and_median", "frechet", "quality_of", "sharpness", "span_error"]
 
 FEATURES = 32
 
@@ -87,14 +87,17 @@ def sharpness(pictures: Tensor) -> float:
     return float((down.square() + right.square()).sqrt().mean())
 
 
+def error_and_median(squares: Tensor) -> dict[str, float]:
+    """Returns the RMSE over all starts and the root of the median of their own mean squares [S]: few rule the first."""
+    return {"error": float(squares.mean().sqrt()), "median": float(squares.median().sqrt())}
+
+
 def quality_of(name: str, trial: Trial, ends: Tensor) -> Quality:
     """Returns the quality of end states [S, C, H, W] beside the teacher's."""
     truth = trial.reference.end
-    squares = (ends - truth).double().flatten(1).square().mean(1)
     features = classifier(name).features
     return Quality(
-        error=float(squares.mean().sqrt()),
-        median=float(squares.median().sqrt()),
+        **error_and_median((ends - truth).double().flatten(1).square().mean(1)),
         frechet=frechet(features(ends.float()), features(truth.float())),
         sharpness=sharpness(ends) / sharpness(truth),
     )

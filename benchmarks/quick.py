@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 
 from .fidelity import Sizes, fidelity, of_best_peer
-from .overhead import overhead, overhead_without_comfyui
+from .overhead import overhead, overhead_here
 
 __all__ = ["quick"]
 
@@ -28,11 +27,12 @@ def quick() -> int:
             failed.append(f"{record['steps']} calls: {ours['error']:.4f} against the best peer's {best:.4f}")
         if not 1 <= ours["error"] / ours["span"] <= MOST_SPAN:
             failed.append(f"{record['steps']} calls: {ours['error']:.4f} with a span bound of {ours['span']:.4f}")
-    beside = bool(os.environ.get("COMFYUI_PATH"))
-    if not beside:
+    measure = overhead_here()
+    peer_name = "ipndm" if measure is overhead else "euler"
+    if peer_name == "euler":
         print("beside k-diffusion's Euler; with COMFYUI_PATH set, beside ComfyUI's iPNDM", flush=True)
-    for size, samplers in (overhead if beside else overhead_without_comfyui)(turns=15).items():
-        ours, peer = samplers["dyweight, history 3"], samplers["ipndm" if beside else "euler"]
+    for size, samplers in measure(turns=15).items():
+        ours, peer = samplers["dyweight, history 3"], samplers[peer_name]
         print(size, f"{ours['seconds'] / peer['seconds']:.2f} of its time per step", flush=True)
         if ours["seconds"] > peer["seconds"] or ours["states"] > peer["states"]:
             failed.append(f"{size}: {ours} against {peer}")

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from learned_solvers.samplers import FlowNoise, Grid, SolverTable, ipndm
+from learned_solvers.samplers import FlowNoise, Grid, ipndm
 from learned_solvers.training import GradientDescent, fit_solver
 from learned_solvers.training.demo import demo_starts
 from learned_solvers.training.models.digits import load_digits
@@ -30,6 +30,7 @@ from learned_solvers.training.spaces import Space, make_space
 from learned_solvers.training.teacher import Teacher
 from learned_solvers.training.trial import Trial
 
+from .quality import error_and_median
 from .record import Run, about, keep
 
 TEACHER = Teacher("heun", 35)
@@ -42,11 +43,11 @@ NOISE, OBJECTIVE = FlowNoise(), make_objective("l2")
 WAYS = ("gauss-newton", "recipe")
 
 
-def trial_of(count: int, seed: int, teacher: Teacher = TEACHER) -> Trial:
+def trial_of(count: int, seed: int) -> Trial:
     """Returns starts of the bundled model with their teacher's ends."""
     x, extra_args = demo_starts(count, seed)
     model, samples = CountedDenoiser(load_digits(), x.dtype), Samples(x, extra_args, 256)
-    return Trial(model, samples, teacher.reference(model, samples, NOISE), count)
+    return Trial(model, samples, TEACHER.reference(model, samples, NOISE), count)
 
 
 def recipe(fresh: Trial, unseen: Trial, steps: int, shift: float, rate: float) -> dict[str, Any]:
@@ -59,15 +60,10 @@ def recipe(fresh: Trial, unseen: Trial, steps: int, shift: float, rate: float) -
     theta, _ = GradientDescent("adam", rate=rate).fit(own, start, judge_of(unseen, space))
     teacher_calls = TEACHER.calls * FRESH
     return {
-        "way": "recipe", "steps": steps, "shift": shift, "rate": rate, **errors(unseen, space.table(theta)),
+        "way": "recipe", "steps": steps, "shift": shift, "rate": rate,
+        **error_and_median(unseen.errors(space.table(theta))),
         "network_calls": fresh.model.calls + teacher_calls, "teacher_calls": teacher_calls,
     }  # fmt: skip
-
-
-def errors(unseen: Trial, table: SolverTable) -> dict[str, float]:
-    """Returns the RMSE over all unseen starts, and the median of the starts' own: a few starts rule the first."""
-    squares = unseen.errors(table)
-    return {"error": float(squares.mean().sqrt()), "median": float(squares.median().sqrt())}
 
 
 def judge_of(unseen: Trial, space: Space) -> Problem:
@@ -85,7 +81,7 @@ def gauss_newton(steps: int, unseen: Trial) -> dict[str, Any]:
         teacher=OWN_TEACHER.method, teacher_steps=OWN_TEACHER.steps,
     )  # fmt: skip
     return {
-        "way": "gauss-newton", "steps": steps, **errors(unseen, result.solver.table(steps, NOISE)),
+        "way": "gauss-newton", "steps": steps, **error_and_median(unseen.errors(result.solver.table(steps, NOISE))),
         "network_calls": result.report[steps].network_calls + result.teacher_calls,
         "teacher_calls": result.teacher_calls,
     }  # fmt: skip

@@ -44,9 +44,9 @@ def about(command: str, **more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def named(part: str, folder: Path | None = None) -> dict[str, Any]:
+def named(part: str) -> dict[str, Any]:
     """Returns the records of a part by name, in the order of its jobs; none where it has not been measured."""
-    return {name: kept["record"] for name, kept in _read((folder or RESULTS) / f"{part}.json").items()}
+    return {name: kept["record"] for name, kept in _read(RESULTS / f"{part}.json").items()}
 
 
 def records(part: str) -> list[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from learned_solvers.samplers import Grid, Solver
@@ -40,15 +41,16 @@ def curved(x: Tensor, sigma: Tensor, shift: Tensor | None = None) -> Tensor:
     return pull if shift is None else pull + 0.2 * append_dims(shift, x.ndim)
 
 
-def sd_alphas() -> Tensor:
-    """Stable Diffusion's cumulative products of 1 - beta by their definition: square roots of betas are linear."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
-    return (1 - betas).cumprod(0)
+def sd_alphas(beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
+    """Cumulative products of 1 - beta as Stable Diffusion's own code makes them: square roots of betas are linear."""
+    betas = np.linspace(beta_start**0.5, beta_end**0.5, 1000) ** 2
+    return torch.from_numpy(np.cumprod(1 - betas))
 
 
-def sd_sigmas() -> Tensor:
-    """Stable Diffusion's noise levels, ascending."""
-    return ((1 - sd_alphas()) / sd_alphas()).sqrt()
+def sd_sigmas(beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
+    """The noise levels of these, ascending."""
+    alphas = sd_alphas(beta_start, beta_end)
+    return ((1 - alphas) / alphas).sqrt()
 
 
 @dataclass(frozen=True)

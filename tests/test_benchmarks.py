@@ -27,6 +27,11 @@ from benchmarks.subjects import SUBJECTS
 ROOT = Path(__file__).parent.parent
 
 
+def document(name: str) -> str:
+    """Returns a document's text without its line breaks."""
+    return " ".join((ROOT / name).read_text().split())
+
+
 def test_the_frechet_distance_of_gaussians_is_the_closed_form():
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(200_000, 3, generator=generator, dtype=torch.float64)
@@ -185,7 +190,7 @@ def test_the_documents_say_what_the_record_of_fidelity_does():
     span = [own["error"] / own["span"] for point in points for own in point["ours"].values()]
     assert min(span) >= 0.999  # a bound is one, but for rounding
     later = [i for i, point in enumerate(points) if point["steps"] >= 4]
-    readme, told = (" ".join((ROOT / name).read_text().split()) for name in ("README.md", "benchmarks/README.md"))
+    readme, told = document("README.md"), document("benchmarks/README.md")
     assert (
         f"at {sum(r > 1 for r in error)} of these 54 points, twice as close at {sum(r >= 2 for r in error)}" in readme
     )
@@ -212,7 +217,10 @@ def test_the_documents_say_where_the_record_of_fidelity_shows_us_worse():
         own = [(name, point) for name, point in points if family in point["ours"]]
         return {name for name, point in own if point["ours"][family][key] > of_best_peer(point, key)}
 
-    told = " ".join((ROOT / "benchmarks/README.md").read_text().split())
+    def best_peer(point: dict) -> dict:
+        return min(point["peers"].values(), key=lambda peer: peer["error"])
+
+    told = document("benchmarks/README.md")
     assert worse("dyweight", "error") == {("patches", 7.0, 10)}
     assert "DyWeight on the patches, guidance 7, 10 calls; DS on the patches, guidance 3, 10 calls" in told
     assert worse("ds", "error") == {("patches", 3.0, 10)} and sum("ds" in point["ours"] for _, point in points) == 36
@@ -221,13 +229,9 @@ def test_the_documents_say_where_the_record_of_fidelity_shows_us_worse():
     assert "DyWeight on the shapes, guidance 7, 6 calls, and on the digits, guidance 7, 5 calls" in told
     flat = [point for (name, guidance, _), point in points if (name, guidance) == ("shapes", 7.0)]
     ours = [point["ours"]["dyweight"]["sharpness"] for point in flat]
-    peers = [min(point["peers"].values(), key=lambda peer: peer["error"])["sharpness"] for point in flat]
+    peers = [best_peer(point)["sharpness"] for point in flat]
     assert f"leave {max(ours):.1f} times the teacher's gradients (the best peer's {peers[0]:.1f}" in told
     assert f"at other counts up to {max(peers):.1f})" in told
-
-    def best_peer(point: dict) -> dict:
-        return min(point["peers"].values(), key=lambda peer: peer["error"])
-
     off = [abs(p["ours"]["dyweight"]["sharpness"] - 1) > abs(best_peer(p)["sharpness"] - 1) for _, p in points]
     assert f"further from the teacher's than the best peer's at {sum(off)} of 54" in told
     saved = [
@@ -235,13 +239,13 @@ def test_the_documents_say_where_the_record_of_fidelity_shows_us_worse():
              if (other, at) == (name, guidance) and of_best_peer(point, "error") <= ours["ours"]["dyweight"]["error"])
         for (name, guidance, count), ours in points if count == 5 and guidance != 3
     ]  # fmt: skip
-    readme = " ".join((ROOT / "README.md").read_text().split())
+    readme = document("README.md")
     assert f"at guidance 1 and 7 between {min(saved)} and {max(saved)}" in readme
 
 
 def test_the_documents_say_what_the_record_of_generalisation_does():
     ratios = {found["what"]: found["ratios"] for found in record.records("generalisation")}
-    readme = " ".join((ROOT / "README.md").read_text().split())
+    readme = document("README.md")
     patches, digits = (ratios[f"{name}, guidance"] for name in ("patches", "digits"))
     assert all(1 > own["3"]["5"] > own["3"]["7"] for own in (patches, digits))  # fitted at 3, used at 5 and 7
     assert all(own["3 to 7"][used] > 1 for own in (patches, digits) for used in ("3", "5", "7"))
@@ -267,7 +271,7 @@ def test_the_documents_say_what_the_record_of_cost_does():
             totals[name, run["steps"]] = run["network_calls"]
     assert min(parts) >= 8 and max(parts) < 16.5
     assert all(totals[name, 8] / totals[name, 4] > 2.9 for name in SUBJECTS)
-    readme, told = (" ".join((ROOT / name).read_text().split()) for name in ("README.md", "benchmarks/README.md"))
+    readme, told = document("README.md"), document("benchmarks/README.md")
     assert "A sixteenth to an eighth of such bounds is usual" in readme and "a sixteenth to an eighth" in told
     usual = [most_calls((n,), 64, 22, VPNoise.stable_diffusion(), teacher=Teacher("heun", 30)) for n in (4, 6, 8)]
     usual = [f"{calls / 1000:.0f},000" for calls in usual]
@@ -287,7 +291,7 @@ def test_the_documents_say_what_the_record_of_precision_does():
         on_copy[run["steps"]].append(round(run["on_copy"]["peer"] / run["on_copy"]["ours"], 1))
         assert run["ours"] <= 1.01 * run["on_copy"]["ours"]
     assert on_copy == {4: [1.7, 1.7], 6: [2.4, 2.4]}
-    assert "1.7 and 2.4 times closer" in " ".join((ROOT / "benchmarks/README.md").read_text().split())
+    assert "1.7 and 2.4 times closer" in document("benchmarks/README.md")
 
 
 @pytest.mark.slow

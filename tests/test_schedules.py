@@ -8,18 +8,11 @@ import numpy as np
 import pytest
 import torch
 from learned_solvers.samplers import EDMNoise, FlowNoise, Grid, VPNoise
-from oracles import k_diffusion_module
+from oracles import k_diffusion_module, sd_sigmas
 from torch import Tensor
 
 TIMES = np.array([1e-3, 0.00175, 0.0123, 0.1, 0.2505, 0.5, 0.7777, 0.999, 0.99983, 1.0])
 FLUX = {"base_tokens": 256, "base_mu": 0.5, "max_tokens": 4096, "max_mu": 1.15}
-
-
-def stable_diffusion_sigmas(beta_start: float = 0.00085, beta_end: float = 0.012) -> np.ndarray:
-    """Returns the table as Stable Diffusion's own code makes it, ascending."""
-    betas = np.linspace(beta_start**0.5, beta_end**0.5, 1000) ** 2
-    alphas_cumprod = np.cumprod(1 - betas)
-    return np.sqrt((1 - alphas_cumprod) / alphas_cumprod)
 
 
 def interpolated(sigmas: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -53,7 +46,7 @@ SCHEDULES = {
 @pytest.mark.parametrize(("start", "end"), [(0.00085, 0.012), (0.0015, 0.0195)])
 def test_the_scaled_linear_schedule_is_latent_diffusions(start, end):
     noise = VPNoise.scaled_linear(start, end)
-    close(noise.sigma_at(torch.from_numpy(TIMES)), interpolated(stable_diffusion_sigmas(start, end), TIMES))
+    close(noise.sigma_at(torch.from_numpy(TIMES)), interpolated(sd_sigmas(start, end).numpy(), TIMES))
 
 
 def test_stable_diffusion_spans_its_known_levels():
@@ -70,7 +63,7 @@ def test_entry_n_of_a_models_table_stands_at_time_n_plus_1(length):
 
 
 def test_a_models_table_is_read_by_index():
-    sigmas = stable_diffusion_sigmas()
+    sigmas = sd_sigmas().numpy()
     index = np.array([0.0, 1.0, 499.0, 998.0, 999.0, 12.25, 700.9])
     log_alphas = np.interp(index, np.arange(1000), -0.5 * np.log(1 + sigmas**2))
     close(
@@ -253,7 +246,7 @@ def test_the_polynomial_grid_is_even_in_the_root(steps):
 @pytest.mark.parametrize("end", [1e-3, 0.05])
 def test_the_uniform_time_grid_is_even_in_model_time(steps, end):
     levels = Grid("uniform_time", {"end": end}).levels(steps, VPNoise.stable_diffusion())
-    close(levels, interpolated(stable_diffusion_sigmas(), np.linspace(1, end, steps + 1)))
+    close(levels, interpolated(sd_sigmas().numpy(), np.linspace(1, end, steps + 1)))
 
 
 @pytest.mark.parametrize("steps", [1, 4])
