@@ -11,6 +11,7 @@ import os
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -108,6 +109,8 @@ class Solver:
                 f"{noise.kind} models"
             )
         if steps not in self.parameters:
+            if not isinstance(steps, int):
+                raise TypeError(f"steps must be an int, got {steps!r}: choose one of {_listed(self.steps)}")
             raise ValueError(
                 f"{self.name} was fitted for {_listed(self.steps)} steps, got {steps}: choose one of these, or fit it "
                 f"for {steps}"
@@ -151,9 +154,15 @@ def load_solver(solver: str | Path) -> Solver:
     """Returns a solver by the name of a bundled file ("dyweight_flux1-dev"), or by the path of a .safetensors file.
 
     Raises:
+        TypeError: Neither a name nor a path.
         ValueError: Unknown name, or the file breaks a rule; the message names file, rule and remedy.
         FileNotFoundError: The path does not exist.
     """
+    if not isinstance(solver, (str, os.PathLike)):
+        raise TypeError(
+            f"a solver is named by a text or a path, got {type(solver).__name__}: give a bundled solver's name, or the "
+            f"path of a {SUFFIX} file"
+        )
     path, asked = Path(solver), shown(repr(str(solver)), 200)
     if path.suffix in _PUBLISHED:
         name = shown(str(path), 1000)
@@ -162,13 +171,15 @@ def load_solver(solver: str | Path) -> Solver:
             f"python training/import_weights.py {name} --output FOLDER"
         )
     if not has_suffix(path, SUFFIX):
-        path = BUNDLED / f"{solver}{SUFFIX}"
         if str(solver) not in list_solvers():
             raise ValueError(
-                f"no bundled solver is called {asked}: choose one of {', '.join(list_solvers())}, or give the "
-                f"path of a {SUFFIX} file{_left_out(str(solver))}"
+                f"no bundled solver is called {asked}{_hint(str(solver))}: choose one of {', '.join(list_solvers())}, "
+                f"or give the path of a {SUFFIX} file{_left_out(str(solver))}"
             )
+        path = BUNDLED / f"{solver}{SUFFIX}"
     name = shown(str(path), 1000)
+    if os.path.isdir(path):
+        raise ValueError(f"{name} is a folder: name the {SUFFIX} file in it")
     if not os.path.isfile(path):  # unlike Path's, False for every text that is no file's name
         own = f", such as {path.stem!r}" if path.stem in list_solvers() else ""
         raise FileNotFoundError(
@@ -185,6 +196,15 @@ def load_solver(solver: str | Path) -> Solver:
 def list_solvers() -> list[str]:
     """Returns the names of the bundled solvers, sorted."""
     return sorted(path.stem for path in BUNDLED.glob(f"*{SUFFIX}"))
+
+
+def _hint(name: str) -> str:
+    """Returns what an unknown name may have meant."""
+    if near := get_close_matches(name[:200], list_solvers(), 1):
+        return f" (did you mean {near[0]!r}?)"
+    if name and os.path.exists(name):
+        return f" (it is {'a folder' if os.path.isdir(name) else f'a file that does not end in {SUFFIX}'})"
+    return ""
 
 
 def _left_out(name: str) -> str:

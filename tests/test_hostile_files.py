@@ -171,7 +171,7 @@ PICKLES = {
     "a text without end": (nested_lists(64), "refers to tuples again, more than 16 times"),
     "a name that is a list": (nested_lists(8), "a class's name must be a text"),
     "a memo of 2^31 entries": (b"\x80\x02}r\xff\xff\xff\x7f.", "beyond its own size, 2147483647"),
-    "a memo of 2^60 entries, in digits": (b"}p1152921504606846976\n.", "beyond its own size"),
+    "a memo of 2^60 entries, in digits": (b"\x80\x02}p1152921504606846976\n.", "beyond its own size"),
     "16 GB of bytes": (b"\x80\x05}\x96\0\0\0\0\4\0\0\0Ns.", "but only 3 remain"),
     "a storage that is a tensor of stride 0": (storage_of(torch.zeros(1).expand(2**34)), "nothing but that"),
     "a storage of the new kind": (

@@ -100,6 +100,24 @@ def test_a_layout_that_is_not_the_authors_is_refused_by_name(changed, snapshot):
         read_tables(snapshot(**changed))
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[]", "its entries are of other kinds than a table's"),
+        ("{}", "it has no 'tables'"),
+        ('{"tables": {"ms_coco": {"weights": [[1.0]]}}}', "it has no 'dataset'"),
+        ('{"tables": {"flow-sit": 5}}', "its entries are of other kinds than a table's"),
+        ('{"tables": {"flow-sit": {"a": {"timedeltas": ["x"], "coeffs": [[0.0]]}}}}', "timedeltas must be lists of"),
+    ],
+)
+def test_json_of_another_layout_is_told_in_our_words(content, told, tmp_path):
+    path = tmp_path / "figures.json"
+    path.write_text(content, "utf-8")
+    with pytest.raises(ValueError, match="not the published layout") as refused:
+        read_tables(path)
+    assert str(refused.value).startswith(f"{path}: not the published layout, {told}")
+
+
 def test_a_flux_checkpoint_gives_its_figures(tmp_path):
     (table,) = read_tables(checkpoint(tmp_path / "dyweight_nfe3.pt"))
     weights, t_scale = [[0.9, 0, 0], [-0.1, 1.0, 0], [0, -0.2, 0.96]], [1.01, 0.98, 0.95]

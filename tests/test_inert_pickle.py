@@ -143,8 +143,8 @@ def in_dictionary(value: bytes) -> bytes:
 ODD = {
     "persistent id": (in_dictionary(b"Psomewhere\n"), "outside storage 'somewhere'"),
     "binary persistent id": (in_dictionary(text("somewhere") + b"Q"), "outside storage 'somewhere'"),
-    "empty": (b"", "pickle exhausted"),
-    "text": (b"hello", "refused"),
+    "empty": (b"", "no pickle of protocol 2 or later"),
+    "text": (b"hello", "no pickle of protocol 2 or later"),
     "cut off": (pickle.dumps({"predictor": [1] * 100})[:-20], "refused"),
     "an allowed name's globals": (
         b"\x80\x04}" + text("x") + text("torch._utils") + text("_rebuild_parameter.__globals__") + b"\x93s.",

@@ -228,7 +228,7 @@ def test_steps_of_the_whole_grid_may_differ_from_the_hosts():
         pytest.param(
             sample_solver,
             {"solver": "ds_flow", "noise": FlowNoise()},
-            "no bundled solver is called 'ds_flow': choose one of",
+            r"no bundled solver is called 'ds_flow' \(did you mean 'ds_flow-sit'\?\): choose one of",
             id="name",
         ),
         pytest.param(

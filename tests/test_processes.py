@@ -33,7 +33,7 @@ def denoiser(x, sigma, **extra_args):
     return model(x, sigma, **extra_args)
 
 x, extra_args = demo_starts(13)
-settings = GradientDescent(batch=2, epochs=4) if {gradient} else "gauss-newton"
+settings = GradientDescent(batch=2, epochs=2) if {gradient} else "gauss-newton"
 result = fit_solver(
     denoiser, x, noise=FlowNoise(), steps=(3,), held_out=4, microbatch=2, teacher_steps=8, extra_args=extra_args,
     processes=processes, optimizer=settings,

@@ -220,6 +220,32 @@ def test_a_solver_is_loaded_by_path(kind):
 
 
 @pytest.mark.parametrize(
+    ("solver", "error", "told"),
+    [
+        (None, TypeError, "named by a text or a path, got NoneType: give a bundled solver's name"),
+        (6, TypeError, "named by a text or a path, got int"),
+        ("dyweight_sd1.5", ValueError, r"called 'dyweight_sd1\.5' \(did you mean 'dyweight_sd15'\?\): choose one of"),
+        (str(Path(__file__).parent), ValueError, r"\(it is a folder\): choose one of"),
+        (__file__, ValueError, r"\(it is a file that does not end in \.safetensors\): choose one of"),
+    ],
+)
+def test_what_is_no_name_of_a_solver_is_told_what_it_is(solver, error, told):
+    with pytest.raises(error, match=told):
+        load_solver(solver)
+
+
+def test_a_folder_with_a_solvers_ending_is_refused(tmp_path):
+    (tmp_path / "a.safetensors").mkdir()
+    with pytest.raises(ValueError, match=r"a\.safetensors is a folder: name the \.safetensors file in it"):
+        load_solver(tmp_path / "a.safetensors")
+
+
+def test_a_step_count_that_is_no_number_is_refused():
+    with pytest.raises(TypeError, match="steps must be an int, got '6': choose one of 4, 6, 8 and 10"):
+        load_solver("dyweight_sd15").table("6", VPNoise.stable_diffusion())
+
+
+@pytest.mark.parametrize(
     "name", ["nothing", "", "../solver_weights/ds_flow-sit", "/etc/hostname", "ds_flow-sit.bin", "ds_flow-sit/"]
 )
 def test_an_unknown_name_is_refused_with_the_known_ones(name):

@@ -76,8 +76,7 @@ def read_tables(path: Path) -> list[Table]:
     except Exception as error:  # what a hostile file makes of lists, numbers and tensors may raise anything
         if str(error).startswith(f"{path}: "):
             raise
-        reason = f"{type(error).__name__}: {shown(str(error), 200)}"
-        raise ValueError(f"{path}: not the published layout, {reason}; name the published file itself") from error
+        raise ValueError(f"{path}: not the published layout, {_told(error)}; name the published file itself") from error
 
 
 def assemble(tables: Iterable[Table], day: str) -> list[Solver]:
@@ -130,6 +129,15 @@ def main(arguments: list[str] | None = None) -> None:
         parser.exit(1, f"{error}\n")
 
 
+def _told(error: Exception) -> str:
+    """Returns what is wrong with a file's content, without Python's words for it."""
+    if isinstance(error, KeyError):
+        return f"it has no {shown(repr(error.args[0]) if error.args else 'entry', 200)}"
+    if isinstance(error, ValueError):
+        return shown(str(error), 200)
+    return "its entries are of other kinds than a table's"
+
+
 def _day(text: str) -> str:
     try:
         return date.fromisoformat(text).isoformat()
@@ -153,8 +161,7 @@ def _read_json(path: Path) -> list[Table]:
 
 
 def _ds_table(model: str, key: str, parameters: Mapping[str, Any]) -> Table:
-    timedeltas = torch.tensor(parameters["timedeltas"], dtype=torch.float64)
-    coeffs = torch.tensor(parameters["coeffs"], dtype=torch.float64)
+    timedeltas, coeffs = (_tensor(parameters, name) for name in ("timedeltas", "coeffs"))
     teacher = {"teacher": "ddim" if model.startswith("vp") else "euler", "teacher_steps": 100}
     step = StepCard(loss="trajectory", source_table=f"{model} {key}", **teacher)
     # Published to four digits: the sums miss 1 by up to 2e-4.
@@ -184,8 +191,16 @@ def _dyweight_table(name: str, entry: Mapping[str, Any]) -> Table:
     )
     if entry["loss"] not in _LOSSES:
         step = replace(step, note=f'Fitted with the loss "{entry["loss"]}", which the released code lacks.')
-    tensors = {key: torch.tensor(entry[key], dtype=torch.float64) for key in ("weights", "t_scale")}
+    tensors = {name: _tensor(entry, name) for name in ("weights", "t_scale")}
     return Table(entry["dataset"], len(tensors["t_scale"]), tensors, step)
+
+
+def _tensor(entry: Mapping[str, Any], name: str) -> Tensor:
+    values = entry[name]
+    try:
+        return torch.tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be lists of numbers, each row as long as the first") from error
 
 
 def _read_flux_checkpoint(path: Path) -> list[Table]:

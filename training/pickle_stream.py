@@ -8,6 +8,7 @@ nested half a million deep, by a memo's index of 2^31, by numbers of a million d
 from __future__ import annotations
 
 import io
+import pickle
 import pickletools
 
 __all__ = ["check_pickles"]
@@ -34,6 +35,8 @@ def check_pickles(data: bytes, count: int = 1) -> None:
     """
     stream = io.BytesIO(data)
     for _ in range(count):
+        if data[stream.tell() : stream.tell() + 1] != pickle.PROTO:
+            raise ValueError("it is no pickle of protocol 2 or later")
         _check(stream, len(data))
 
 
