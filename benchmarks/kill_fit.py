@@ -1,6 +1,6 @@
 """Kills a fit with SIGKILL at random moments, starts the same fit again, and looks at what is left each time.
 
-    python benchmarks/kill_fit.py            50 kills; writes benchmarks/results/kill_fit.json; some minutes
+    python -m benchmarks.kill_fit            50 kills; writes benchmarks/results/kill_fit.json; some minutes
 
 A fit here is what the command does between loading a model and its end (training/fit_weights.py): claim the output,
 fit with journal and teacher's cache, make the files, deliver them. Every other kill comes at a random moment of a
@@ -12,31 +12,24 @@ forked process, so this needs Linux or macOS. A real ComfyUI's fit is killed in 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
-
-if not __package__:  # run as a file
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
-    import _as_package  # noqa: F401
-
 from learned_solvers.samplers import FlowNoise, load_solver
 from learned_solvers.training import fit_solver
 from learned_solvers.training.output import Output
 from safetensors import safe_open
 
-RESULTS = Path(__file__).resolve().parent / "results" / "kill_fit.json"
+from .record import RESULTS, Run, about, keep
+
 OPERATIONS = ("replace", "link", "fsync", "unlink", "rmdir")
 _AFTER_RESUMING = 30  # file operations, at least
 WORK = "0123456789abcdef"  # what a fit leaves in its folder is called so, and nothing else is deleted
@@ -178,11 +171,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    began = about(f"python -m benchmarks.kill_fit --kills {args.kills} --seed {args.seed}")
     with tempfile.TemporaryDirectory() as folder:
         found = run(args.kills, args.seed, Path(folder))
-    command = f"python benchmarks/kill_fit.py --kills {args.kills} --seed {args.seed}"
-    RESULTS.write_text(json.dumps({"command": command, "date": date.today().isoformat(), **found}, indent=1) + "\n")
-    print(f"{found['kills']} kills, {found['finished']} fits finished with the same files: {RESULTS}")
+    keep("kill_fit", "kill_fit", Run(began, found), ["kill_fit"])
+    print(f"{found['kills']} kills, {found['finished']} fits finished with the same files: {RESULTS}/kill_fit.json")
 
 
 if __name__ == "__main__":

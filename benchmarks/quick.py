@@ -10,7 +10,7 @@ from .overhead import overhead, overhead_here
 
 __all__ = ["quick"]
 
-STEPS = (4, 6)
+STEPS = (4, 5)
 LEAST_RATIO = 1.3  # of the best peer's error to ours; few samples, so far below what results/fidelity.json shows
 MOST_SPAN = 1.4
 

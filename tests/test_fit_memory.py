@@ -22,7 +22,7 @@ up, down = torch.randn(512, 4, 1, 1, generator=generator) / 2, torch.randn(4, 51
 def denoiser(x, sigma):  # activations 128 times as large as the latent: FLUX has 25 to 100, several of them
     return torch.conv2d(torch.relu(torch.conv2d(x, up)), down)
 
-x, noise = torch.randn(2, 4, 112, 112, generator=generator), FlowNoise()
+x, noise = torch.randn(2, 4, 96, 96, generator=generator), FlowNoise()
 with torch.inference_mode():
     if sys.argv[1] == "fit":
         fit_solver(

@@ -106,7 +106,7 @@ def test_the_python_from_the_readme_runs_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "block.py").write_text(blocks("python")[0], encoding="utf-8")
     values = runpy.run_path("block.py")
-    assert values["pictures"].shape == (96, 1, 8, 8) and bool(values["pictures"].isfinite().all())
+    assert values["pictures"].shape == (64, 1, 8, 8) and bool(values["pictures"].isfinite().all())
     assert values["table"].nfe == 5
     report = values["result"].report[5]
     assert report.error_after < report.peers[0].error  # "beside the classical solvers": better here

@@ -20,13 +20,11 @@ import sys
 import tempfile
 import time
 import traceback
-from datetime import date
 from pathlib import Path
 from random import Random
 from typing import Any
 
 TESTS = Path(__file__).resolve().parent.parent
-RECORD = TESTS.parent / "benchmarks" / "results" / "fuzz.json"
 NAMES = ("solver_file", "pickle", "torch_file", "figures")
 SECONDS, MORE = 5, 2 * 2**30  # an input's time on the CPU, whatever else runs; address space
 
@@ -43,14 +41,18 @@ def main() -> None:
     if args.child:
         _fuzz(args.child[0], Path(args.child[1]), args.runs, args.seed)
         return
+    sys.path.insert(0, str(TESTS))
+    import conftest  # noqa: F401 - loads this checkout
+
+    from benchmarks.record import Run, about, keep
+
     found = {}
     for name in args.reader or NAMES:
-        command = f"python tests/fuzz/run.py --reader {name} --runs {args.runs} --seed {args.seed}"
-        found[name] = {"command": command, "date": date.today().isoformat(), **_run(name, args.runs, args.seed)}
+        began = about(f"python tests/fuzz/run.py --reader {name} --runs {args.runs} --seed {args.seed}")
+        found[name] = _run(name, args.runs, args.seed)
         print(json.dumps({name: found[name]}), flush=True)
         if not args.no_record:
-            before = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-            RECORD.write_text(json.dumps({**before, name: found[name]}, indent=2) + "\n")
+            keep("fuzz", name, Run(began, found[name]), NAMES)
     sys.exit(any(reader["finding"] for reader in found.values()))
 
 
