@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learned_solvers.samplers import SolverTable, load_solver, sample_table
+from learned_solvers.samplers import SolverTable, load_solver
 from learned_solvers.training import fit_solver
 from learned_solvers.training.fit import FitResult
 from learned_solvers.training.scan import Candidate, best_of_methods, candidates, rank, rmse
@@ -25,7 +25,6 @@ __all__ = [
     "TEACHER",
     "Sizes",
     "best_peers",
-    "ends_of",
     "fidelity",
     "fit",
     "least_error",
@@ -73,14 +72,6 @@ def fit(
         teacher=TEACHER.method, teacher_steps=TEACHER.steps, held_out=sizes.held_out, extra_args=starts.extra_args,
         card=card,
     )  # fmt: skip
-
-
-def ends_of(trial: Trial, table: SolverTable) -> Tensor:
-    """Returns a table's end states for all starts of a trial."""
-    return torch.cat([
-        sample_table(trial.model, batch.x, table, batch.extra_args, disable=True)
-        for _, batch in trial.samples.batches()
-    ])  # fmt: skip
 
 
 def fidelity(name: str, guidance: float, steps: Sequence[int], sizes: Sizes, solvers: Path, cache: Path | None) -> Any:
@@ -138,7 +129,7 @@ def least_error(trial: Trial, tables: Sequence[SolverTable]) -> float:
 
 
 def _measured(name: str, unseen: Trial, table: SolverTable) -> dict[str, Any]:
-    return asdict(quality_of(name, unseen, ends_of(unseen, table)))
+    return asdict(quality_of(name, unseen, unseen.ends(table)))
 
 
 def of_best_peer(record: dict[str, Any], key: str) -> float:

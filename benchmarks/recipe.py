@@ -26,7 +26,8 @@ from learned_solvers.training.models.digits import load_digits
 from learned_solvers.training.objective import make_objective
 from learned_solvers.training.problem import Problem
 from learned_solvers.training.samples import CountedDenoiser, Samples
-from learned_solvers.training.spaces import Space, make_space
+from learned_solvers.training.space import Space
+from learned_solvers.training.spaces import make_space
 from learned_solvers.training.teacher import Teacher
 from learned_solvers.training.trial import Trial
 

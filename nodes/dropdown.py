@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..samplers import Solver, choose_solver
+from ..samplers.choose import nearest_steps
 from ..samplers.host_models import model_family, noise_of
 from ..samplers.multistep import Callback
 from ..samplers.schedules import FlowNoise, Noise
@@ -139,7 +140,7 @@ def learned_schedule(model_sampling: Any, steps: int) -> Tensor:
     noise = noise_of(None, model_sampling, None)
     candidates = [s for s in loadable_solvers() if s.prediction == noise.kind and s.card.transferable]
     for solver in candidates:
-        count = min(solver.steps, key=lambda n: (abs(n - steps), n))
+        count = nearest_steps(solver.steps, steps)
         if isinstance(noise, FlowNoise) and _needs_size(solver, count):
             continue
         levels = solver.table(count, noise).levels.clone()

@@ -1,4 +1,7 @@
-"""The automatic choice of a solver: an exact model match, else a transferable solver of the same prediction type."""
+"""The automatic choice of a solver: an exact model match, else a transferable solver of the same prediction type.
+
+And of a step count, where the nearest will do.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Iterable
 from .schedules import Noise, sized
 from .solver_file import Solver
 
-__all__ = ["choose_solver"]
+__all__ = ["choose_solver", "nearest_steps"]
 
 _log = logging.getLogger("learned_solvers")
 
@@ -58,6 +61,11 @@ def choose_solver(
     raise ValueError(
         f"no {which} for {model_family or 'this'} ({noise.kind}) model has {steps} steps: {'; or '.join(ways)}"
     )
+
+
+def nearest_steps(counts: Iterable[int], wanted: int) -> int:
+    """Returns the step count nearest to the wanted one; of two that are equally near the larger."""
+    return min(counts, key=lambda count: (abs(count - wanted), -count))
 
 
 def _makes_table(solver: Solver, noise: Noise, steps: int) -> bool:

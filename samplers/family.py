@@ -2,7 +2,7 @@
 
 To add a third family, write one file like searched.py and name its FAMILY in solver_file.py. Then it runs from files.
 What can be chosen or fitted is named apart: its sampler in k_diffusion.py and in nodes/ (SAMPLERS of dropdown.py, and
-registration.py), its space in training/ (make_space of spaces.py, --family of fit_weights.py).
+registration.py), its space in training/ (a file like ds_space.py, make_space of spaces.py, --family of fit_weights.py).
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from learned_solvers.samplers import (
     load_solver,
     sample_solver,
 )
+from learned_solvers.samplers.choose import nearest_steps
 from oracles import GaussianVE, ds_solver, dyweight_solver, sd_alphas
 
 EXACT = ds_solver(5, 6, name="exact", model_family="Flux")
@@ -178,3 +179,8 @@ def test_a_sampler_without_a_named_solver_takes_one_that_runs_on_the_schedule(mo
         sample_solver(GaussianVE(), x, sigmas, noise=noise, solver=named, disable=True) for named in (None, runs)
     )
     assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize(("wanted", "taken"), [(1, 4), (5, 6), (6, 6), (7, 8), (20, 10)])
+def test_of_two_step_counts_that_are_equally_near_the_larger_is_taken(wanted, taken):
+    assert nearest_steps((10, 4, 8, 6), wanted) == taken

@@ -20,13 +20,14 @@ from learned_solvers.samplers import (
 )
 from learned_solvers.samplers.conversion import with_denoised, with_derivatives
 from learned_solvers.training import GaussNewton, GradientDescent, fit_solver
+from learned_solvers.training.dyweight_space import DyWeightSpace
 from learned_solvers.training.gauss_newton import difference_step
 from learned_solvers.training.journal import Journal
 from learned_solvers.training.objective import make_objective
 from learned_solvers.training.problem import Problem
 from learned_solvers.training.samples import CountedDenoiser, Samples
 from learned_solvers.training.scan import candidates, rank, rmse
-from learned_solvers.training.spaces import DyWeightSpace, make_space
+from learned_solvers.training.spaces import make_space
 from learned_solvers.training.start import KEPT, STARTS, Start, find_start
 from learned_solvers.training.task import Task
 from learned_solvers.training.teacher import Reference, Teacher, teacher_grid

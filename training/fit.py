@@ -24,7 +24,7 @@ from .processes import Processes
 from .report import FitResult, Peer, StepReport
 from .samples import CountedDenoiser, Samples
 from .scan import SCANNED, Candidate, best_of_methods, candidates, rank, rmse
-from .spaces import Space
+from .space import Space
 from .start import find_start, resolve_initial
 from .task import Task
 from .teacher import Teacher

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .problem import Normal, Problem
-from .spaces import is_valid
+from .space import is_valid
 
 __all__ = ["COARSE", "GaussNewton", "Progress", "difference_step"]
 

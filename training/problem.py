@@ -12,7 +12,7 @@ from ..samplers import SolverTable
 from ..samplers.multistep import continue_table
 from .objective import Objective
 from .samples import Samples
-from .spaces import Restart, Space, is_valid
+from .space import Restart, Space, is_valid
 from .teacher import Reference
 from .trial import Run, Trial
 

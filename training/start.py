@@ -11,11 +11,13 @@ from torch import Tensor
 
 from ..samplers import EDMNoise, FlowNoise, Solver, SolverTable, VPNoise, list_solvers, load_solver
 from ..samplers.card import StepCard
+from ..samplers.choose import nearest_steps
 from ..samplers.schedules import Noise
 from .gauss_newton import COARSE, GaussNewton, difference_step
 from .neighbour import resampled
 from .scan import Candidate, best_of_methods, candidates, carrier
-from .spaces import Space, is_valid, make_space
+from .space import Space, is_valid
+from .spaces import make_space
 from .task import Task
 
 __all__ = ["ITERATIONS", "KEPT", "MANY", "STARTS", "TRIED", "Start", "find_start", "resolve_initial"]
@@ -116,8 +118,8 @@ def _is_called(candidate: Candidate, name: str) -> bool:
 
 def _nearest(solver: Solver, steps: int) -> tuple[int, StepCard]:
     """Returns the solver's step count that is nearest, and its card entry."""
-    nearest = min(solver.steps, key=lambda k: (abs(k - steps), k))
-    return nearest, solver.card.steps[nearest]
+    count = nearest_steps(solver.steps, steps)
+    return count, solver.card.steps[count]
 
 
 def _from_candidate(task: Task, steps: int, candidate: Candidate) -> Start:
@@ -128,10 +130,10 @@ def _from_candidate(task: Task, steps: int, candidate: Candidate) -> Start:
 
 def _from_solver(task: Task, steps: int, solver: Solver) -> Start:
     """Returns a solver's parameters at its nearest step count, resampled to this one."""
-    nearest, step = _nearest(solver, steps)
+    count, step = _nearest(solver, steps)
     space = make_space(task.family, steps, task.noise, step.grid, task.history, task.learn_grid)
-    theta = space.from_file(resampled(solver.parameters[nearest], steps))
-    return Start(space, theta, space.table(theta), f"{solver.name} at {nearest} steps")
+    theta = space.from_file(resampled(solver.parameters[count], steps))
+    return Start(space, theta, space.table(theta), f"{solver.name} at {count} steps")
 
 
 def _best_start(task: Task, steps: int, order: list[Candidate]) -> Start:

@@ -15,7 +15,8 @@ from .journal import Journal, Record
 from .objective import Objective
 from .problem import Problem
 from .scan import Candidate, carrier, rmse
-from .spaces import Space, make_space
+from .space import Space
+from .spaces import make_space
 from .trial import Trial
 
 __all__ = ["Task"]

@@ -57,15 +57,26 @@ class Trial:
         part, reference = self.samples.rows(low, high), self.reference.rows(low, high)
         return replace(self, samples=part, reference=reference, total=stop - start)
 
+    def ends(self, table: SolverTable) -> Tensor:
+        """Returns a table's end state of each of this process's samples, shape [S, ...]."""
+        return torch.cat(list(self._each_end(table, lambda start, end: end)))
+
     def errors(self, table: SolverTable) -> Tensor:
         """Returns the mean square distance to the teacher's end of each of this process's samples, shape [S]."""
 
-        def errors(start: int, batch: Samples) -> Tensor:
-            end = sample_table(self.model, batch.x, table, batch.extra_args, disable=True)
-            return (end - self.reference.rows(start, start + len(batch)).end).cpu().double().flatten(1).square().mean(1)
+        def errors(start: int, end: Tensor) -> Tensor:
+            return (end - self.reference.rows(start, start + len(end)).end).cpu().double().flatten(1).square().mean(1)
 
-        parts = list(self.each(errors))
+        parts = list(self._each_end(table, errors))
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+    def _each_end(self, table: SolverTable, work: Callable[[int, Tensor], _Result]) -> Iterator[_Result]:
+        """Yields `work(first row, end states)` of microbatches."""
+
+        def ran(start: int, batch: Samples) -> _Result:
+            return work(start, sample_table(self.model, batch.x, table, batch.extra_args, disable=True))
+
+        return self.each(ran)
 
     def run(self, table: SolverTable, batch: Samples, model: Denoiser | None = None) -> Run:
         """Returns a run of a table over a microbatch, through `model` in place of the own one if given."""

@@ -1,8 +1,7 @@
-"""Which solver a job gets: the X/Y/Z axis, else the tab's accordion, else the settings; and which step count."""
+"""Which solver a job gets: that of the X/Y/Z axis, else of the tab's accordion, else of the settings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from modules import shared
@@ -12,7 +11,7 @@ from ..samplers.schedules import Noise
 from ..samplers.solver_file import FAMILIES
 from .files import named_solver, readable_solvers
 
-__all__ = ["AS_SET", "AUTO", "fitting_solvers", "nearest", "solver_for", "wants_nearest", "wished_file"]
+__all__ = ["AS_SET", "AUTO", "fitting_solvers", "solver_for", "wants_nearest", "wished_file"]
 
 AUTO = "auto"
 AS_SET = "as in Settings"
@@ -59,11 +58,6 @@ def fitting_solvers(p: Any, family: str, noise: Noise, architecture: str | None)
         and s.prediction == noise.kind
         and (s.card.transferable or s.card.model_family == architecture)
     ]
-
-
-def nearest(counts: Iterable[int], wanted: int) -> int:
-    """Returns the step count nearest to the wanted one; of two that are equally near the larger."""
-    return min(counts, key=lambda count: (abs(count - wanted), -count))
 
 
 def _of_family(solver: Solver, family: str) -> Solver:

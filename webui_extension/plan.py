@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..samplers import Solver, SolverTable, part_of_table
+from ..samplers.choose import nearest_steps
 from ..samplers.schedules import Noise
-from .choice import fitting_solvers, nearest, solver_for
+from .choice import fitting_solvers, solver_for
 
 __all__ = ["Part", "Plan", "make_plan"]
 
@@ -68,7 +69,7 @@ def make_plan(
         fitting = [first] if first else fitting_solvers(p, family, noise, architecture)
         counts = {count for solver in fitting for count in solver.steps}
         if counts and steps not in counts:
-            steps = nearest(counts, steps)
+            steps = nearest_steps(counts, steps)
             calls = min(steps, max(1, round(p.denoising_strength * steps)))
     solver = first or solver_for(p, family, noise, architecture, steps)
     table = solver.table(steps, noise)

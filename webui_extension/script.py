@@ -8,7 +8,8 @@ import gradio as gr
 from modules import scripts, sd_samplers
 from modules.ui_common import create_refresh_button
 
-from .choice import AS_SET, AUTO, fitting_solvers, nearest, wants_nearest
+from ..samplers.choose import nearest_steps
+from .choice import AS_SET, AUTO, fitting_solvers, wants_nearest
 from .files import PLACE, described, solver_names
 from .host_model import architecture, noise_of
 from .sampler import LearnedSampler
@@ -71,7 +72,7 @@ class LearnedSolversScript(scripts.Script):
             return  # the host only logs what is raised here; sampling raises it again, where the user sees it
         counts = {count for solver in fitting for count in solver.steps}
         if counts and p.steps not in counts:
-            steps = nearest(counts, p.steps)
+            steps = nearest_steps(counts, p.steps)
             p.comment(f"No solver that fits has {p.steps} steps: took the nearest count, {steps}")
             p.steps = steps
 
