@@ -36,8 +36,9 @@ def jobs_of(part: str, cache: Path) -> Jobs:
     if part == "savings":
         return [(savings, (name, 3.0, WHOLE, SOLVERS, cache)) for name in NETWORKS]
     if part == "precision":
-        # On a CPU half precision takes six times as long: one network, two step counts.
-        return [(precision, ("digits", dtype, 3.0, (4, 6), FEW, cache)) for dtype in DTYPES]
+        # On a CPU half precision takes eight times as long: few step counts.
+        steps = {"digits": (4, 6), "patches": (4,), "shapes": (4,)}
+        return [(precision, (name, dtype, 3.0, steps[name], FEW, cache)) for name in NETWORKS for dtype in DTYPES]
     if part == "generalisation":
         return [
             (generalisation.guidances, ("patches", FEW, cache)),
