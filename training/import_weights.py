@@ -210,8 +210,9 @@ def _read_flux_checkpoint(path: Path) -> list[Table]:
     try:
         content = torch.load(_checked_zip(path), map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and runtime errors of a broken or hostile file
-        # Of torch's words what it found: the others tell how to run the file.
-        told = [line for line in str(error).splitlines() if line and "weights_only" not in line]
+        # Of torch's words what it found: the others tell how to run the file. Old versions have all in one line.
+        found = str(error).rpartition("WeightsUnpickler error: ")[2]
+        told = [line for line in found.splitlines() if line and "weights_only" not in line]
         reason = shown(told[0] if told else type(error).__name__, 300)
         raise ValueError(
             f"{path}: refused as no torch file of numbers alone ({reason}); import the authors' original file"
