@@ -1,4 +1,4 @@
-"""Fidelity per call: fitted and published solvers against the samplers that people use, at equal network calls."""
+"""Fidelity per call: fitted and published solvers beside a many-step teacher; peers.py has the others' samplers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from learned_solvers.samplers import SolverTable, load_solver
 from learned_solvers.training import fit_solver
 from learned_solvers.training.fit import FitResult
-from learned_solvers.training.scan import Candidate, best_of_methods, candidates, rank, rmse
 from learned_solvers.training.teacher import Teacher
 from learned_solvers.training.trial import Trial
 from torch import Tensor
@@ -24,11 +23,8 @@ __all__ = [
     "STEPS",
     "TEACHER",
     "Sizes",
-    "best_peers",
     "fidelity",
     "fit",
-    "least_error",
-    "of_best_peer",
     "unseen_of",
 ]
 
@@ -85,7 +81,6 @@ def fidelity(name: str, guidance: float, steps: Sequence[int], sizes: Sizes, sol
         fits[family].solver.save(solvers / f"{family}_{name}_guidance-{guidance:g}.safetensors", overwrite=True)
     records = []
     for n in steps:
-        peers = _peers(subject, unseen, n, sizes)
         ours = {
             family: _measured(name, unseen, result.solver.table(n, subject.noise)) for family, result in fits.items()
         }
@@ -98,50 +93,19 @@ def fidelity(name: str, guidance: float, steps: Sequence[int], sizes: Sizes, sol
             solver = load_solver(file)
             if n in solver.steps:
                 published[file] = _measured(name, unseen, solver.table(n, subject.noise_with_tokens))
-        records.append({"steps": n, "peers": peers, "ours": ours, "published": published})
+        records.append({"steps": n, "ours": ours, "published": published})
         print(name, guidance, n, _line(records[-1]), flush=True)
     return {"network": name, "guidance": guidance, "records": records}
-
-
-def _peers(subject: Subject, unseen: Trial, steps: int, sizes: Sizes) -> dict[str, dict[str, Any]]:
-    """Returns the quality of the five best methods, each at its best grid; ranked on few starts, judged on all.
-
-    Close calls of the ranking are judged too, so that no peer is the weaker for the few.
-    """
-    order = ranked(subject, unseen, steps, sizes)
-    chosen = {c.name: c for c in [*order[:3], *best_of_methods(order)[:5]]}
-    return {label: _measured(subject.name, unseen, c.table) for label, c in chosen.items()}
-
-
-def ranked(subject: Subject, unseen: Trial, steps: int, sizes: Sizes) -> list[Candidate]:
-    """Returns the classical solvers on all grids, best first on a few of the starts."""
-    return [c for _, c in rank(unseen.first(sizes.ranked), list(candidates(steps, subject.noise)))]
-
-
-def best_peers(subject: Subject, unseen: Trial, steps: int, sizes: Sizes) -> list[SolverTable]:
-    """Returns the tables of the three best classical solvers by the few starts: one of them is the best on all."""
-    return [candidate.table for candidate in ranked(subject, unseen, steps, sizes)[:3]]
-
-
-def least_error(trial: Trial, tables: Sequence[SolverTable]) -> float:
-    """Returns the error of the best of some tables over all starts."""
-    return min(rmse(trial, table) for table in tables)
 
 
 def _measured(name: str, unseen: Trial, table: SolverTable) -> dict[str, Any]:
     return asdict(quality_of(name, unseen, unseen.ends(table)))
 
 
-def of_best_peer(record: dict[str, Any], key: str) -> float:
-    """Returns the best peer's measure in a record."""
-    return min(peer[key] for peer in record["peers"].values())
-
-
 def _line(record: dict[str, Any]) -> str:
-    """Returns what a record says, for the log: ratios to the best peer, error and Frechet; error over span."""
-    least = {key: of_best_peer(record, key) for key in ("error", "frechet")}
+    """Returns what a record says, for the log."""
     return "; ".join(
-        f"{family}: error {mine['error']:.4f} 1/{least['error'] / mine['error']:.2f}, "
-        f"frechet 1/{least['frechet'] / max(mine['frechet'], 1e-12):.1f}, span x{mine['error'] / mine['span']:.2f}"
+        f"{family}: error {mine['error']:.4f}, of the span bound {mine['error'] / mine['span']:.2f}, "
+        f"frechet {mine['frechet']:.3f}"
         for family, mine in record["ours"].items()
     )

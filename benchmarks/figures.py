@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from .fidelity import of_best_peer
+from .peers import compared, of_best_peer
 from .record import named, records
 
 __all__ = ["draw", "pairs"]
@@ -38,7 +38,7 @@ def draw(figures: Path) -> None:
     plt.style.use(STYLE)
     error = ("error", "error to the teacher (RMSE)", "Closest to the teacher at equal calls (guidance 3)")
     frechet = ("frechet", "Fréchet distance to the teacher", "Closest to the teacher's distribution (guidance 3)")
-    fidelity, cost = records("fidelity"), named("cost")
+    fidelity, cost = compared(), named("cost")
     at_3 = [r for r in fidelity if r["guidance"] == 3]
     drawn: dict[str, tuple[Any, Callable[[Any], Figure]]] = {
         "error": (at_3, lambda r: _per_call(r, *error)),

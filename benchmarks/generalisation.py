@@ -18,7 +18,8 @@ from learned_solvers.training.train_digits import flow_loss, load_pictures
 from learned_solvers.training.trial import Trial
 from torch import Tensor
 
-from .fidelity import Sizes, best_peers, fit, least_error, unseen_of
+from .fidelity import Sizes, fit, unseen_of
+from .peers import best_peers, least_error
 from .subjects import SUBJECTS, Subject
 
 __all__ = ["GUIDANCES", "classes", "fine_tuned", "guidances", "seeds", "sizes_of_pictures"]

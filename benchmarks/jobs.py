@@ -16,6 +16,7 @@ from learned_solvers.samplers.files import write_whole
 from . import cost, generalisation
 from .fidelity import GUIDANCES, STEPS, Sizes, fidelity
 from .overhead import overhead_here
+from .peers import peers
 from .precision import DTYPES, precision
 from .record import SOLVERS, Run, about, keep
 from .savings import savings
@@ -33,6 +34,8 @@ def jobs_of(part: str, cache: Path) -> Jobs:
     if part == "fidelity":
         order = [(name, g) for g in reversed(GUIDANCES) for name in NETWORKS]
         return [(fidelity, (*own, STEPS, WHOLE, cache / name_of(fidelity, own), cache)) for own in order]
+    if part == "peers":
+        return [(peers, (name, g, STEPS, WHOLE, cache)) for g in reversed(GUIDANCES) for name in NETWORKS]
     if part == "savings":
         return [(savings, (name, 3.0, WHOLE, SOLVERS, cache)) for name in NETWORKS]
     if part == "precision":
@@ -58,7 +61,7 @@ def jobs_of(part: str, cache: Path) -> Jobs:
     return [(overhead_here(), ())]
 
 
-PARTS = ("fidelity", "savings", "generalisation", "precision", "cost", "overhead")
+PARTS = ("fidelity", "peers", "savings", "generalisation", "precision", "cost", "overhead")
 
 
 def name_of(work: Callable[..., Any], arguments: tuple[Any, ...]) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from learned_solvers.training.scan import rmse
 
-from .fidelity import Sizes, best_peers, fit, least_error, unseen_of
+from .fidelity import Sizes, fit, unseen_of
+from .peers import best_peers, least_error
 from .subjects import SUBJECTS
 
 __all__ = ["DTYPES", "precision"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from .fidelity import Sizes, fidelity, of_best_peer
+from .fidelity import Sizes, fidelity
 from .overhead import overhead, overhead_here
+from .peers import of_best_peer, peers, with_peers
 
 __all__ = ["quick"]
 
@@ -20,13 +21,14 @@ def quick() -> int:
     failed = []
     with tempfile.TemporaryDirectory() as folder:
         sizes = Sizes(fitted=64, held_out=16, unseen=256, ranked=24)
-        found = fidelity("digits", 3.0, STEPS, sizes, Path(folder), None)
-    for record in found["records"]:
-        ours, best = record["ours"]["dyweight"], of_best_peer(record, "error")
-        if ours["error"] > best / LEAST_RATIO:
-            failed.append(f"{record['steps']} calls: {ours['error']:.4f} against the best peer's {best:.4f}")
-        if not 1 <= ours["error"] / ours["span"] <= MOST_SPAN:
-            failed.append(f"{record['steps']} calls: {ours['error']:.4f} with a span bound of {ours['span']:.4f}")
+        cache = Path(folder)
+        ours, theirs = fidelity("digits", 3.0, STEPS, sizes, cache, cache), peers("digits", 3.0, STEPS, sizes, cache)
+    for record in with_peers([ours], [theirs])[0]["records"]:
+        own, best = record["ours"]["dyweight"], of_best_peer(record, "error")
+        if own["error"] > best / LEAST_RATIO:
+            failed.append(f"{record['steps']} calls: {own['error']:.4f} against the best peer's {best:.4f}")
+        if not 1 <= own["error"] / own["span"] <= MOST_SPAN:
+            failed.append(f"{record['steps']} calls: {own['error']:.4f} with a span bound of {own['span']:.4f}")
     measure = overhead_here()
     peer_name = "ipndm" if measure is overhead else "euler"
     if peer_name == "euler":

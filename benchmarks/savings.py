@@ -8,7 +8,8 @@ from typing import Any
 from learned_solvers.samplers import load_solver
 from learned_solvers.training.scan import rmse
 
-from .fidelity import Sizes, best_peers, least_error, unseen_of
+from .fidelity import Sizes, unseen_of
+from .peers import best_peers, least_error
 from .subjects import SUBJECTS
 
 __all__ = ["CALLS", "savings"]

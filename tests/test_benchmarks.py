@@ -18,9 +18,10 @@ from learned_solvers.training.teacher import Reference, Teacher
 from learned_solvers.training.trial import Trial
 
 from benchmarks import jobs, record
-from benchmarks.fidelity import Sizes, of_best_peer
+from benchmarks.fidelity import Sizes
 from benchmarks.figures import pairs
 from benchmarks.overhead import SIZES, _peak, _samplers
+from benchmarks.peers import compared, of_best_peer
 from benchmarks.quality import frechet, sharpness, span_error
 from benchmarks.subjects import SUBJECTS
 
@@ -179,7 +180,7 @@ def test_the_record_shows_gauss_newton_at_the_best_gradient_recipe_for_a_twentie
 
 
 def test_the_documents_say_what_the_record_of_fidelity_does():
-    networks = record.records("fidelity")
+    networks = compared()
     points = [point for network in networks for point in network["records"]]
     assert len(networks) == 9 and len(points) == 54
     ours = [point["ours"]["dyweight"] for point in points]
@@ -212,7 +213,7 @@ def test_the_documents_say_what_the_record_of_fidelity_does():
 def test_the_documents_say_where_the_record_of_fidelity_shows_us_worse():
     points = [
         ((network["network"], network["guidance"], point["steps"]), point)
-        for network in record.records("fidelity")
+        for network in compared()
         for point in network["records"]
     ]
 
