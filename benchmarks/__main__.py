@@ -20,7 +20,7 @@ import torch
 
 from .jobs import PARTS, chosen, run
 from .quick import quick
-from .record import RESULTS
+from .record import RESULTS, check_record
 
 
 def main() -> None:
@@ -60,8 +60,13 @@ def main() -> None:
         except ValueError as error:
             parser.error(str(error))
         only = ["--only", *args.only] if args.only else []
-        for part, jobs in jobs_of_parts.items():
-            run(part, jobs, args.workers, cache, " ".join(["python -m benchmarks", part, *only]))
+        try:
+            for part in jobs_of_parts:
+                check_record(part)
+            for part, jobs in jobs_of_parts.items():
+                run(part, jobs, args.workers, cache, " ".join(["python -m benchmarks", part, *only]))
+        except ValueError as error:
+            parser.exit(1, f"{error}\n")
     if not args.parts or "figures" in args.parts:
         from .figures import draw
 

@@ -18,7 +18,7 @@ from .fidelity import GUIDANCES, STEPS, Sizes, fidelity
 from .overhead import overhead_here
 from .peers import peers
 from .precision import DTYPES, precision
-from .record import SOLVERS, Run, about, keep
+from .record import SOLVERS, Run, about, keep, read_records
 from .savings import savings
 
 __all__ = ["PARTS", "chosen", "run"]
@@ -74,7 +74,7 @@ def measured(cache: Path, how: Mapping[str, Any], work: Callable[..., Any], argu
     name = name_of(work, arguments)
     path = cache / f"{name}.json"
     how = {**how, "samples": next((vars(value) for value in arguments if isinstance(value, Sizes)), None)}
-    kept = json.loads(path.read_text()) if path.exists() else {}
+    kept = read_records(path)
     if kept.get("about", {}).get("samples") == how["samples"] and "record" in kept:
         print(f"{name}: from {path}", flush=True)
     else:

@@ -8,6 +8,7 @@ Measurements that are made again replace their own records alone.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ import torch
 from learned_solvers.samplers.files import write_whole
 from learned_solvers.samplers.version import VERSION
 
-__all__ = ["RESULTS", "SOLVERS", "Run", "about", "keep", "named", "records"]
+__all__ = ["RESULTS", "SOLVERS", "Run", "about", "check_record", "keep", "named", "read_records", "records"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -46,7 +47,7 @@ def about(command: str, **more: Any) -> dict[str, Any]:
 
 def named(part: str) -> dict[str, Any]:
     """Returns the records of a part by name, in the order of its jobs; none where it has not been measured."""
-    return {name: kept["record"] for name, kept in _read(RESULTS / f"{part}.json").items()}
+    return {name: kept["record"] for name, kept in read_records(RESULTS / f"{part}.json").items()}
 
 
 def records(part: str) -> list[Any]:
@@ -64,15 +65,38 @@ def keep(part: str, name: str, run: Run, order: Sequence[str]) -> None:
         order: The names that the part has, in the order of the file; what is recorded under others comes after them.
     """
     path = RESULTS / f"{part}.json"
-    kept = {**_read(path), name: {"about": dict(run.about), "record": run.record}}
+    kept = {**read_records(path), name: {"about": dict(run.about), "record": run.record}}
     kept = {n: kept[n] for n in [*(n for n in order if n in kept), *(n for n in kept if n not in order)]}
     write_whole(path, (json.dumps(kept, indent=1) + "\n").encode())
     for file in sorted(run.solvers.glob("*.safetensors")) if run.solvers else ():
         write_whole(SOLVERS / file.name, file.read_bytes())
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+def check_record(part: str) -> None:
+    """Refuses, before hours of measuring, a results file that the measurements cannot be put into.
+
+    Raises:
+        ValueError: It cannot be read, or its folder cannot be written to.
+    """
+    read_records(RESULTS / f"{part}.json")
+    RESULTS.mkdir(exist_ok=True)
+    if not os.access(RESULTS, os.W_OK):
+        raise ValueError(f"{RESULTS} cannot be written to: measurements would be lost")
+
+
+def read_records(path: Path) -> dict[str, Any]:
+    """Returns what a results file holds; nothing where there is none.
+
+    Raises:
+        ValueError: It is broken.
+    """
+    try:
+        found = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is broken ({error}): take it back from git, or delete it") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold records by name: take it back from git, or delete it")
+    return found
 
 
 def _commit() -> str | None:

@@ -101,8 +101,11 @@ class Solver:
         """Returns the table for `steps` network calls on a noise schedule.
 
         Raises:
+            TypeError: `steps` is no int, or `noise` no noise schedule.
             ValueError: The solver was not fitted for so many calls, or for another kind of noise schedule.
         """
+        if not isinstance(noise, Noise):
+            raise TypeError(f"noise must be FlowNoise(), VPNoise or EDMNoise, got {type(noise).__name__}")
         if noise.kind != self.prediction:
             raise ValueError(
                 f"{self.name} was fitted for {self.prediction} models, this model is {noise.kind}: choose one for "
@@ -164,7 +167,7 @@ def load_solver(solver: str | Path) -> Solver:
             f"path of a {SUFFIX} file"
         )
     path, asked = Path(solver), shown(repr(str(solver)), 200)
-    if path.suffix in _PUBLISHED:
+    if path.suffix.lower() in _PUBLISHED:
         name = shown(str(path), 1000)
         raise ValueError(
             f"{name}: a solver file ends in {SUFFIX}; published {', '.join(_PUBLISHED)} files become solver files by "

@@ -132,6 +132,16 @@ def test_a_measurement_replaces_its_own_record_and_solvers_alone(results, tmp_pa
     }  # fmt: skip
 
 
+def test_a_results_file_that_is_broken_is_told_before_anything_is_measured(results, tmp_path):
+    (results / "savings.json").write_text('{"savings-digits-3.0": ')
+    with pytest.raises(ValueError, match=r"savings\.json is broken .*: take it back from git, or delete it"):
+        record.check_record("savings")
+    (results / "savings.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"savings\.json must hold records by name"):
+        record.check_record("savings")
+    record.check_record("fidelity")  # which is not there
+
+
 def test_a_job_that_was_done_at_the_same_sizes_is_not_done_again(tmp_path):
     done = []
 
@@ -154,7 +164,7 @@ def test_a_job_that_was_done_at_the_same_sizes_is_not_done_again(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["fidelty"], "no part fidelty: name some of fidelity, savings"),
+        (["fidelty"], "no part fidelty: name some of fidelity, peers, savings"),
         (["--workers", "0"], "--workers must be at least 1, got 0"),
         (["savings", "--quick"], "--quick has its own small part"),
         (["savings", "--only", "birds"], "--only birds names no job: take a text that is in one of savings-patches"),

@@ -380,3 +380,21 @@ def test_the_grids_shift_can_be_learned_too():
 def test_a_setting_that_breaks_a_rule_is_refused(changed, message):
     with pytest.raises(ValueError, match=message):
         fit_solver(curved, starts("flow", 24), **{"noise": FLOW, "steps": (3,), "teacher_steps": 5, **changed})
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"steps": 3}, TypeError, r"steps must be a list of step counts, such as \(4, 6\), got 3"),
+        ({"steps": (3.0,)}, TypeError, "steps must be a list of step counts"),
+        ({"noise": "flow"}, TypeError, r"noise must be FlowNoise\(\), VPNoise or EDMNoise, got str"),
+        ({"x": [1.0]}, TypeError, "x must be a tensor of floating-point numbers, a start per row, got list"),
+        ({"x": torch.ones(24, 6, dtype=torch.long)}, TypeError, "a start per row, got torch.int64"),
+        ({"x": torch.full((24, 6), torch.nan)}, ValueError, r"x must hold finite numbers, .* got shape \[24, 6\]"),
+        ({"x": torch.ones(24)}, ValueError, r"a start per row, got shape \[24\]"),
+    ],
+)
+def test_a_setting_of_another_kind_is_refused(changed, error, message):
+    settings = {"x": starts("flow", 24), "noise": FLOW, "steps": (3,), "teacher_steps": 5, **changed}
+    with pytest.raises(error, match=message):
+        fit_solver(curved, settings.pop("x"), **settings)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from learned_solvers.samplers import FlowNoise, VPNoise
-from learned_solvers.training import fit_solver
+from learned_solvers.training import fit_solver, fit_weights
 from learned_solvers.training.cost import most_calls
 from learned_solvers.training.demo import demo_starts
 from learned_solvers.training.fit_weights import _solver_file, main
@@ -21,6 +21,7 @@ from learned_solvers.training.options import PROMPTS
 from learned_solvers.training.output import Output
 from learned_solvers.training.progress import CallBar
 from learned_solvers.training.teacher import Teacher
+from safetensors.torch import save_file
 
 MODEL = ["--checkpoint", "absent.safetensors"]
 
@@ -45,15 +46,20 @@ def refused(capsys, *arguments: object) -> str:
     ("arguments", "told"),
     [
         (["--size", "512"], "must be WIDTHxHEIGHT in pixels, such as 512x512, got '512'"),
-        (["--steps", "0"], "must be a whole number of at least 1, got '0'"),
+        (["--steps", "0"], "must be a whole number from 1 to 9999999, got '0'"),
         ([*MODEL, "--steps", "4", "101"], "--steps has counts of at most 100, got 101"),
-        (["--samples", "-3"], "must be a whole number of at least 1, got '-3'"),
+        (["--samples", "-3"], "must be a whole number from 1 to 9999999, got '-3'"),
         (
             ["--comfyui", "/nowhere"],
             "name one model: --checkpoint FILE, or --diffusion-model FILE with --clip and --vae",
         ),
         (["--checkpoint", "a", "--diffusion-model", "b"], "; --demo runs the bundled small one, without ComfyUI"),
         ([*MODEL, "--steps", "4", "4"], "--steps names a count twice"),
+        (
+            ["--demo", "--steps", "3", "--learn-grid"],
+            "settings of its own: leave --steps, --learn-grid out",
+        ),
+        ([*MODEL, "--seed", "-1"], "must be a whole number of at most 18 digits, got '-1'"),
         ([*MODEL, "--guidance", "5", "5"], "--guidance names a value twice"),
         ([*MODEL, "--teacher-steps", "1"], "a teacher needs at least 2 steps, got 1"),
         (
@@ -64,6 +70,23 @@ def refused(capsys, *arguments: object) -> str:
 )
 def test_wrong_arguments_are_refused_in_a_sentence(capsys, arguments, told):
     assert told in refused(capsys, *arguments)
+
+
+def test_a_python_without_what_comfyui_needs_is_told(tmp_path, comfy):
+    (comfy / "comfy" / "cli_args.py").write_text("import not_installed_here")
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    command = [
+        sys.executable,
+        Path(fit_weights.__file__),
+        "--checkpoint",
+        tmp_path / "model.safetensors",
+        "--comfyui",
+        comfy,
+    ]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    told = f"needs not_installed_here, which {sys.executable} does not have: run this with the Python that runs your"
+    assert told in done.stderr
 
 
 def test_outside_of_comfyui_the_message_says_where_it_was_looked_for(capsys, monkeypatch, tmp_path):

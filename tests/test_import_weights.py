@@ -118,6 +118,17 @@ def test_json_of_another_layout_is_told_in_our_words(content, told, tmp_path):
     assert str(refused.value).startswith(f"{path}: not the published layout, {told}")
 
 
+def test_figures_that_no_solver_file_may_hold_are_refused_with_their_files_name(tmp_path):
+    path = tmp_path / "upper.JSON"  # endings are read in either case
+    content = {"tables": {"flow-sit": {"a": {"timedeltas": [0.5, 0.5], "coeffs": [[0.0, 1.0], [0.0, 0.0]]}}}}
+    path.write_text(json.dumps(content), "utf-8")
+    with pytest.raises(ValueError, match=r"upper\.JSON: not the published layout, 2 steps: coeffs must"):
+        read_tables(path)
+    path.write_text(json.dumps({"tables": {"nope": content["tables"]["flow-sit"]}}), "utf-8")
+    with pytest.raises(ValueError, match=r"upper\.JSON: .*no facts are known about nope: add them to"):
+        read_tables(path)
+
+
 def test_a_flux_checkpoint_gives_its_figures(tmp_path):
     (table,) = read_tables(checkpoint(tmp_path / "dyweight_nfe3.pt"))
     weights, t_scale = [[0.9, 0, 0], [-0.1, 1.0, 0], [0, -0.2, 0.96]], [1.01, 0.98, 0.95]

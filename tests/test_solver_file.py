@@ -240,6 +240,11 @@ def test_a_folder_with_a_solvers_ending_is_refused(tmp_path):
         load_solver(tmp_path / "a.safetensors")
 
 
+def test_a_table_on_what_is_no_noise_is_refused():
+    with pytest.raises(TypeError, match=r"noise must be FlowNoise\(\), VPNoise or EDMNoise, got NoneType"):
+        load_solver("dyweight_sd15").table(6, None)
+
+
 def test_a_step_count_that_is_no_number_is_refused():
     with pytest.raises(TypeError, match="steps must be an int, got '6': choose one of 4, 6, 8 and 10"):
         load_solver("dyweight_sd15").table("6", VPNoise.stable_diffusion())

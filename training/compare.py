@@ -35,17 +35,34 @@ from .demo import GUIDANCE, demo_starts
 from .models.comfy_samplers import host_entries
 from .models.digits import load_digits
 from .models.loading import check_one_model, find_comfy
-from .options import add_model_options, count_of, encoded_prompts, load_model, model_name, per_sample, prompts_of
+from .options import (
+    add_model_options,
+    check_demo,
+    count_of,
+    encoded_prompts,
+    load_model,
+    model_name,
+    per_sample,
+    prompts_of,
+    seed_of,
+)
 from .samples import CountedDenoiser, Samples
 from .teacher import TEACHERS, Teacher
 
 __all__ = ["main"]
+
+_OF_DEMO = (
+    "demo", "solver", "steps", "grids", "samples", "teacher", "teacher_steps", "seed", "output", "no_plot", "overwrite",
+    "threads",
+)  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command."""
     parser = _parser()
     args = parser.parse_args(arguments)
+    if args.demo:
+        check_demo(parser, args, _OF_DEMO)
     args.command = shlex.join(["python", "training/compare.py", *(sys.argv[1:] if arguments is None else arguments)])
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -72,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--samples", type=count_of, default=32, help="starts")
     add("--teacher", choices=TEACHERS, default="heun")
     add("--teacher-steps", type=count_of, default=60, help="60 steps of Heun are 119 calls")
-    add("--seed", type=int, default=1_000_000, help="of the starts; another than the fit's")
+    add("--seed", type=seed_of, default=1_000_000, help="of the starts; another than the fit's")
     add("--output", type=Path, default=Path("comparison"), help="folder")
     add("--no-plot", action="store_true", help="write no compare.png, which needs matplotlib")
     add("--overwrite", action="store_true", help="replace files that exist")
@@ -137,6 +154,11 @@ def _run(args: argparse.Namespace, subject: Subject, solvers: list[Solver]) -> N
                 f"{solver.name} is for {solver.prediction} models, this one is {subject.noise.kind}: leave it out"
             )
     entries, teacher = _entries(args, subject, solvers), Teacher(args.teacher, args.teacher_steps)
+    if teacher.calls <= max(entries):
+        raise ValueError(
+            f"the teacher must make more calls than what it judges, {max(entries)}; it makes {teacher.calls}: raise "
+            "--teacher-steps"
+        )
     model, samples = subject.model, subject.samples
     most = most_compared(entries, len(samples))
     _say(
@@ -155,10 +177,15 @@ def _entries(args: argparse.Namespace, subject: Subject, solvers: list[Solver]) 
     """Returns what is compared, by number of calls."""
     steps = args.steps or sorted({n for solver in solvers for n in solver.steps}) or list(range(3, 9))
     found = {n: list(solver_entries(subject.model, subject.noise, solvers, n)) for n in sorted(set(steps))}
+    grids: dict[str, None] = {}
     for n, entries in found.items():
-        entries += [entry for entry in subject.peers(n) if not args.grids or entry.grid in args.grids]
+        peers = list(subject.peers(n))
+        grids |= dict.fromkeys(entry.grid for entry in peers)
+        entries += [entry for entry in peers if not args.grids or entry.grid in args.grids]
+    if unknown := [grid for grid in args.grids or () if grid not in grids]:
+        raise ValueError(f"--grids: no peer has {', '.join(unknown)} at {steps} calls; choose of {', '.join(grids)}")
     if not any(found.values()):
-        raise ValueError(f"no solver and no peer has {steps} calls on the grids {args.grids}: see --steps and --grids")
+        raise ValueError(f"no solver and no peer has {steps} calls: choose other --steps")
     return found
 
 

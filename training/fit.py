@@ -89,8 +89,10 @@ def fit_solver(
         card: Further card entries: model_family, checkpoint, guidance, resolution, source, licence, note.
 
     Raises:
+        TypeError: Starts, noise or steps are of another kind.
         ValueError: A setting breaks a rule; the message names it and the remedy.
     """
+    _check_kinds(x, noise, steps)
     processes, say = processes or Processes(), progress or (lambda line: None)
     counted = CountedDenoiser(model, x.dtype, say)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -129,6 +131,18 @@ def fit_solver(
         cards[n] = replace(own, loss=loss if isinstance(loss, str) else "features", **reference)
     solver = Solver(f"{family}_fitted", Card(family, noise.kind, steps=cards, **facts), parameters)
     return FitResult(solver, reports, tutor.calls * len(x), held)
+
+
+def _check_kinds(x: Tensor, noise: Noise, steps: Sequence[int]) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be a tensor of floating-point numbers, a start per row, got {got}")
+    if not isinstance(noise, Noise):
+        raise TypeError(f"noise must be FlowNoise(), VPNoise or EDMNoise, got {type(noise).__name__}")
+    if not isinstance(steps, Sequence) or not all(isinstance(n, int) for n in steps):
+        raise TypeError(f"steps must be a list of step counts, such as (4, 6), got {steps!r:.100}")
+    if x.ndim < 2 or not bool(torch.isfinite(x).all()):
+        raise ValueError(f"x must hold finite numbers, a start per row, got shape {list(x.shape)}: draw it anew")
 
 
 def _check(

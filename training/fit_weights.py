@@ -32,7 +32,7 @@ from .gradient import OPTIMIZERS, GradientDescent
 from .model_fit import fit_model
 from .models.loading import check_one_model, find_comfy
 from .objective import LOSSES
-from .options import add_model_options, count_of, model_name
+from .options import add_model_options, check_demo, count_of, model_name, seed_of
 from .output import Output
 from .processes import Processes, join_processes
 from .start import resolve_initial
@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command."""
     parser = _parser()
     args = parser.parse_args(arguments)
+    if args.demo:
+        check_demo(parser, args, ("demo", "output", "overwrite", "threads"))
     if args.threads:
         torch.set_num_threads(args.threads)
     try:
@@ -59,8 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         parser.exit(130, "\nstopped; nothing is lost: the same command goes on from here\n")
     except Exception:  # the model's own: its traceback says more than we can
-        print("\nstopped by the error below; nothing is lost: once its cause is mended, the same command goes on",
-              file=sys.stderr)  # fmt: skip
+        print("\nstopped by the error below; of a fit that had begun nothing is lost: once the cause is mended, the "
+              "same command goes on", file=sys.stderr)  # fmt: skip
         raise
 
 
@@ -78,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--history", type=count_of, default=3, help="newest calls that a step may use")
     add("--teacher", choices=TEACHERS, default="heun")
     add("--teacher-steps", type=count_of, default=30, help="30 steps of Heun are 59 calls")
-    add("--seed", type=int, default=0)
+    add("--seed", type=seed_of, default=0)
     add("--optimizer", choices=("gauss-newton", *OPTIMIZERS), default="gauss-newton")
     add("--loss", choices=LOSSES, default="l2")
     add("--initial", default="scan", help="scan, a classical solver, or a solver file to go on from")

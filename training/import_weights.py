@@ -40,7 +40,8 @@ __all__ = ["Table", "assemble", "main", "read_tables"]
 
 _LOSSES = ("l2", "l1", "huber", "inception", "trajectory")  # that the papers' released code has
 _KINDS = {"dataset": str, "schedule": str, "loss": str, "teacher": str, "history": int, "teacher_steps": int}
-_MOST = 10_000  # numbers in a table: 100 calls
+_MOST_CALLS = 100  # of a table
+_MOST = _MOST_CALLS**2  # numbers in it
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,12 @@ def read_tables(path: Path) -> list[Table]:
         ValueError: Unknown kind of file, or its content breaks a rule; the message names the file.
     """
     readers = {".json": _read_json, ".pt": _read_flux_checkpoint, ".pkl": _read_snapshot}
-    if path.suffix not in readers:
+    if path.suffix.lower() not in readers:
         raise ValueError(f"{path}: must be one of {', '.join(readers)}; name the published file itself")
     try:
-        return readers[path.suffix](path)
+        tables = readers[path.suffix.lower()](path)
+        assemble(tables, date.today().isoformat())  # what a solver file may not hold is refused with the file's name
+        return tables
     except OSError:
         raise
     except Exception as error:  # what a hostile file makes of lists, numbers and tensors may raise anything
@@ -179,6 +182,8 @@ def _dyweight_table(name: str, entry: Mapping[str, Any]) -> Table:
     for key, kind in _KINDS.items():
         if not isinstance(entry[key], kind) or entry[key] != entry[key]:
             raise ValueError(f"{key} must be of type {kind.__name__}")  # without its value: its text may have no end
+    if not 0 < entry["history"] <= _MOST_CALLS:
+        raise ValueError(f"history must be a count from 1 to {_MOST_CALLS}")
     step = StepCard(
         grid=grids[entry["schedule"]],
         analytic_first=bool(entry["afs"]),

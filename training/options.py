@@ -15,12 +15,14 @@ from .models.conditioning import Cond, read_conditioning, write_conditioning
 __all__ = [
     "PROMPTS",
     "add_model_options",
+    "check_demo",
     "count_of",
     "encoded_prompts",
     "load_model",
     "model_name",
     "per_sample",
     "prompts_of",
+    "seed_of",
     "texts_of",
 ]
 
@@ -65,9 +67,14 @@ def texts_of(args: argparse.Namespace, count: int) -> list[str]:
     """Returns the negative prompt and up to `count` prompts.
 
     Raises:
-        ValueError: The file of prompts is empty.
+        ValueError: The file of prompts cannot be read, or it is empty.
     """
-    lines = [line.strip() for line in args.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = args.prompts.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise ValueError(f"--prompts {args.prompts} cannot be read ({reason}): name a text file") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"{args.prompts} holds no prompts: one per line")
     return [args.negative or "", *lines[:count]]
@@ -105,8 +112,29 @@ def per_sample(denoiser: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def count_of(text: str) -> int:
     """Returns the number of an option that counts something."""
     if not re.fullmatch("[1-9][0-9]{0,6}", text):
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 9999999, got {text!r}")
     return int(text)
+
+
+def seed_of(text: str) -> int:
+    """Returns the number of an option that seeds random numbers."""
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at most 18 digits, got {text!r}")
+    return int(text)
+
+
+def check_demo(parser: argparse.ArgumentParser, args: argparse.Namespace, own: Sequence[str]) -> None:
+    """Refuses options that --demo would not follow.
+
+    Args:
+        parser: The command's.
+        args: What was asked for.
+        own: Names of the options that the demo has too.
+    """
+    ignored = [name for name, value in vars(args).items() if name not in own and value != parser.get_default(name)]
+    if ignored:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
+        parser.error(f"--demo has a model and settings of its own: leave {options} out")
 
 
 def _size(text: str) -> tuple[int, int]:

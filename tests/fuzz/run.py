@@ -1,10 +1,10 @@
 """Feeds the readers hostile files, guided by which of this project's code they reach (atheris, libFuzzer).
 
     pip install atheris && python tests/fuzz/run.py                     100,000 inputs for each reader
-    python tests/fuzz/run.py --reader pickle --runs 5000 --no-record    one of them, to try
+    python tests/fuzz/run.py --reader pickle --runs 5000    one of them, to try
 
 Each reader runs in a process of its own, with 2 GB of address space beyond what it starts with. A finding stops it,
-is named, and its input is kept in the working folder. `benchmarks/results/fuzz.json` is the record.
+is named, and its input is kept in the working folder. `benchmarks/results/fuzz.json` is the record, of whole runs.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ import sys
 import tempfile
 import time
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import Any
 
 TESTS = Path(__file__).resolve().parent.parent
 NAMES = ("solver_file", "pickle", "torch_file", "figures")
+WHOLE = 100_000  # inputs of a run that is recorded
 SECONDS, MORE = 5, 2 * 2**30  # an input's time on the CPU, whatever else runs; address space
 
 
@@ -33,14 +35,17 @@ def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reader", choices=NAMES, action="append", help="default: all of them")
-    parser.add_argument("--runs", type=int, default=100_000, help="inputs for each reader")
+    parser.add_argument("--runs", type=int, default=WHOLE, help=f"inputs for each reader; fewer than {WHOLE} are tries")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--no-record", action="store_true", help="leave the record as it is")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         _fuzz(args.child[0], Path(args.child[1]), args.runs, args.seed)
         return
+    if args.runs < 1:
+        parser.error(f"--runs must be at least 1, got {args.runs}")
+    if find_spec("atheris") is None:
+        parser.error(f"this needs atheris: {sys.executable} -m pip install atheris")
     sys.path.insert(0, str(TESTS))
     import conftest  # noqa: F401 - loads this checkout
 
@@ -51,8 +56,10 @@ def main() -> None:
         began = about(f"python tests/fuzz/run.py --reader {name} --runs {args.runs} --seed {args.seed}")
         found[name] = _run(name, args.runs, args.seed)
         print(json.dumps({name: found[name]}), flush=True)
-        if not args.no_record:
+        if args.runs >= WHOLE:
             keep("fuzz", name, Run(began, found[name]), NAMES)
+        else:
+            print(f"not recorded: fewer than {WHOLE} inputs")
     sys.exit(any(reader["finding"] for reader in found.values()))
 
 

@@ -128,7 +128,8 @@ def _loading(wanted: str, *files: Path) -> Iterator[None]:
 def _check_files(files: Sequence[Path]) -> None:
     for file in files:
         if not file.is_file():
-            raise ValueError(f"{file.absolute()} does not exist: name a model file")
+            found = "is a folder" if file.is_dir() else "does not exist"
+            raise ValueError(f"{file.absolute()} {found}: name a model file")
         if file.suffix == ".safetensors":
             try:
                 with safe_open(file, framework="pt"):
@@ -138,13 +139,23 @@ def _check_files(files: Sequence[Path]) -> None:
 
 
 def host_module(comfy: Path, name: str) -> Any:
-    """Returns a module of ComfyUI; on a machine without an accelerator it is told so first."""
+    """Returns a module of ComfyUI; on a machine without an accelerator it is told so first.
+
+    Raises:
+        ValueError: This Python lacks what ComfyUI needs.
+    """
     if str(comfy) not in sys.path:
         sys.path.insert(0, str(comfy))
-    options = importlib.import_module("comfy.cli_args")
-    accelerators = [torch.cuda, getattr(torch, "xpu", torch.cuda), torch.backends.mps]
-    if not any(a.is_available() for a in accelerators):
-        options.args.cpu = True
-    importlib.import_module("comfy.samplers")
-    importlib.import_module("comfy.sampler_helpers")
-    return importlib.import_module(name)
+    try:
+        options = importlib.import_module("comfy.cli_args")
+        accelerators = [torch.cuda, getattr(torch, "xpu", torch.cuda), torch.backends.mps]
+        if not any(a.is_available() for a in accelerators):
+            options.args.cpu = True
+        importlib.import_module("comfy.samplers")
+        importlib.import_module("comfy.sampler_helpers")
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"ComfyUI in {comfy} needs {error.name}, which {sys.executable} does not have: run this with the Python "
+            "that runs your ComfyUI"
+        ) from error
