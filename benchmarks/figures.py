@@ -26,6 +26,7 @@ TITLES = {
     "digits": "digits\nflow, transformer", "patches": "photo patches\nVP/eps, U-Net",
     "shapes": "drawn shapes\nEDM, U-Net",
 }  # fmt: skip
+SEVERAL = {"3 to 7": "3, 5, 7", "1 to 10": "1, 3, 6, 10"}  # guidances of a fit to several of them in turn
 STYLE = {
     "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110,
     "legend.frameon": False, "axes.titlesize": 11,
@@ -161,7 +162,8 @@ def _generalisation(found: Any) -> Figure:
     figure, axes = plt.subplots(2, 3, figsize=(10.5, 6), layout="constrained")
     for axis, record in zip(axes.flat, shown, strict=False):
         rows, columns = list(record["ratios"]), list(next(iter(record["ratios"].values())))
-        _heat_map(axis, [[record["ratios"][row][column] for column in columns] for row in rows], rows, columns)
+        ratios = [[record["ratios"][row][column] for column in columns] for row in rows]
+        _heat_map(axis, ratios, [SEVERAL.get(row, row) for row in rows], columns)
         axis.set(title=record["what"], xlabel="used", ylabel="fitted")
     for axis in list(axes.flat)[len(shown) :]:
         axis.set_axis_off()
@@ -212,7 +214,7 @@ def _cost(found: Any) -> Figure:
     size.bar(places + 0.2, calls, 0.38, color=OURS, label="fitting")
     size.set_xticks(places, labels)
     size.set(
-        title="A fit's calls take up to twice sampling's",
+        title="A fit's calls take about twice sampling's at most",
         xlabel="parameters of the network",
         ylabel="ms per call and sample",
     )

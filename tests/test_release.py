@@ -108,7 +108,10 @@ def test_the_registrys_archive_holds_the_pack_and_no_tests():
     top = {name.partition("/")[0] for name in published()}
     pack = {"__init__.py", "nodes", "samplers", "solver_weights", "training", "web", "example_workflows"}
     assert top >= pack | {"pyproject.toml", "LICENSE", "README.md"}
-    assert not top & {"tests", "benchmarks", ".ci", ".github", ".gitignore", "MANIFEST.in"}
+    assert not top & {"tests", ".ci", ".github", ".gitignore", "MANIFEST.in"}
+    links = re.findall(r"\]\((?!http)([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(links) >= 8 and set(links) <= published()
+    assert not any(name.startswith("benchmarks/") and name.endswith((".py", ".json")) for name in published())
     for folder in pack - {"__init__.py"}:
         assert {name for name in tracked() if name.startswith(f"{folder}/")} <= published()
 
