@@ -15,7 +15,7 @@ from learned_solvers.samplers.files import write_whole
 
 from . import cost, generalisation
 from .fidelity import GUIDANCES, STEPS, Sizes, fidelity
-from .overhead import overhead_here
+from .overhead import host_here, overhead_here
 from .peers import peers
 from .precision import DTYPES, precision
 from .record import SOLVERS, Run, about, keep, read_records
@@ -119,9 +119,10 @@ def run(part: str, jobs: Jobs, workers: int, cache: Path, command: str) -> None:
         RuntimeError: A job failed; what the others found is recorded.
     """
     order = [name_of(*job) for job in jobs_of(part, cache)]
+    host: dict[str, str] = {}
     if part == "overhead":  # timed: nothing beside it
-        workers = 1
-    how, failed = about(command, workers=workers), []
+        workers, host = 1, host_here()
+    how, failed = about(command, workers=workers, **host), []
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         waiting = {pool.submit(measured, cache, how, *job): name_of(*job) for job in jobs}
         for future in as_completed(waiting):

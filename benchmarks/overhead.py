@@ -36,7 +36,7 @@ from learned_solvers.training.models.loading import find_comfy, host_module
 
 from .k_diffusion_modules import k_diffusion_folder, k_diffusion_module
 
-__all__ = ["SIZES", "measure", "overhead", "overhead_here", "overhead_without_comfyui"]
+__all__ = ["SIZES", "host_here", "measure", "overhead", "overhead_here", "overhead_without_comfyui"]
 
 SIZES = {
     "1x4x64x64": (1, 4, 64, 64),
@@ -51,6 +51,14 @@ STEPS = 10
 def overhead_here() -> Callable[..., dict[str, Any]]:
     """Returns `overhead` where COMFYUI_PATH names a ComfyUI, else `overhead_without_comfyui`."""
     return overhead if os.environ.get("COMFYUI_PATH") else overhead_without_comfyui
+
+
+def host_here() -> dict[str, str]:
+    """Returns the version of the ComfyUI at COMFYUI_PATH, by name; nothing without one."""
+    if not os.environ.get("COMFYUI_PATH"):
+        return {}
+    text = (find_comfy(None) / "comfyui_version.py").read_text("utf-8")
+    return {"comfyui": text.rpartition("=")[2].strip().strip("\"'")}
 
 
 def overhead_without_comfyui(turns: int = 41) -> dict[str, Any]:
