@@ -163,7 +163,7 @@ def _generalisation(found: Any) -> Figure:
     for axis, record in zip(axes.flat, shown, strict=False):
         rows, columns = list(record["ratios"]), list(next(iter(record["ratios"].values())))
         ratios = [[record["ratios"][row][column] for column in columns] for row in rows]
-        _heat_map(axis, ratios, [SEVERAL.get(row, row) for row in rows], columns)
+        _heat_map(axis, ratios, [str(SEVERAL.get(row, row)) for row in rows], columns)
         axis.set(title=record["what"], xlabel="used", ylabel="fitted")
     for axis in list(axes.flat)[len(shown) :]:
         axis.set_axis_off()
