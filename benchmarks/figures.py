@@ -38,7 +38,11 @@ def draw(figures: Path) -> None:
     figures.mkdir(exist_ok=True)
     plt.style.use(STYLE)
     error = ("error", "error to the teacher (RMSE)", "Closest to the teacher at equal calls (guidance 3)")
-    frechet = ("frechet", "Fréchet distance to the teacher", "Closest to the teacher's distribution (guidance 3)")
+    frechet = (
+        "frechet",
+        "Fréchet distance to the teacher",
+        "Nearness to the teacher's distribution at equal calls (guidance 3)",
+    )
     fidelity, cost = compared(), named("cost")
     at_3 = [r for r in fidelity if r["guidance"] == 3]
     drawn: dict[str, tuple[Any, Callable[[Any], Figure]]] = {
@@ -174,7 +178,10 @@ def _generalisation(found: Any) -> Figure:
 def _precision(found: Any) -> Figure:
     """Draws a heat map per network: best peer's error over ours, both run on the copy in half precision."""
     names = list(dict.fromkeys(r["network"] for r in found))
-    figure, axes = plt.subplots(1, len(names), figsize=(5.5 * len(names), 2.2), layout="constrained", squeeze=False)
+    counts = [len(next(r for r in found if r["network"] == name)["records"]) for name in names]
+    figure, axes = plt.subplots(
+        1, len(names), figsize=(7.5, 2.5), width_ratios=counts, layout="constrained", squeeze=False
+    )
     for axis, name in zip(axes[0], names, strict=True):
         rows = [r for r in found if r["network"] == name]
         ratios = [[r["on_copy"]["peer"] / r["on_copy"]["ours"] for r in row["records"]] for row in rows]

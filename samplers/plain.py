@@ -8,6 +8,8 @@ from typing import Any
 
 __all__ = ["is_text", "read_json", "shown"]
 
+_MOST_DIGITS = 1000  # of a whole number: float64's largest has 309
+
 
 def read_json(text: str) -> Any:
     """Returns the value of a JSON text.
@@ -16,9 +18,11 @@ def read_json(text: str) -> Any:
         ValueError: Not JSON, nested too deeply, or a name stands twice in one object (which of the two counts?).
     """
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=_object, parse_int=_int)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is no JSON from character {error.pos} on") from error
 
 
 def is_text(value: object, longest: int) -> bool:
@@ -35,6 +39,12 @@ def shown(text: str, longest: int = 800) -> str:
     """Returns a text for a message: one line, cut where it is long, escapes in the place of what cannot be shown."""
     cut = text if len(text) <= longest else f"{text[:longest]} ..."
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
+
+
+def _int(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"it holds a number of {len(text)} digits: no figure has more than {_MOST_DIGITS}")
+    return int(text)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

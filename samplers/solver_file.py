@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -111,9 +112,9 @@ class Solver:
                 f"{self.name} was fitted for {self.prediction} models, this model is {noise.kind}: choose one for "
                 f"{noise.kind} models"
             )
+        if isinstance(steps, bool) or not isinstance(steps, Integral):
+            raise TypeError(f"steps must be an int, got {shown(repr(steps), 200)}: choose one of {_listed(self.steps)}")
         if steps not in self.parameters:
-            if not isinstance(steps, int):
-                raise TypeError(f"steps must be an int, got {steps!r}: choose one of {_listed(self.steps)}")
             raise ValueError(
                 f"{self.name} was fitted for {_listed(self.steps)} steps, got {steps}: choose one of these, or fit it "
                 f"for {steps}"
@@ -161,7 +162,7 @@ def load_solver(solver: str | Path) -> Solver:
         ValueError: Unknown name, or the file breaks a rule; the message names file, rule and remedy.
         FileNotFoundError: The path does not exist.
     """
-    if not isinstance(solver, (str, os.PathLike)):
+    if not isinstance(solver, (str, os.PathLike)) or not isinstance(os.fspath(solver), str):
         raise TypeError(
             f"a solver is named by a text or a path, got {type(solver).__name__}: give a bundled solver's name, or the "
             f"path of a {SUFFIX} file"
@@ -203,11 +204,10 @@ def list_solvers() -> list[str]:
 
 def _hint(name: str) -> str:
     """Returns what an unknown name may have meant."""
-    if near := get_close_matches(name[:200], list_solvers(), 1):
-        return f" (did you mean {near[0]!r}?)"
     if name and os.path.exists(name):
         return f" (it is {'a folder' if os.path.isdir(name) else f'a file that does not end in {SUFFIX}'})"
-    return ""
+    near = [] if name in FAMILIES else get_close_matches(name[:200], list_solvers(), 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _left_out(name: str) -> str:

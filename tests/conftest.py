@@ -30,6 +30,8 @@ def pytest_xdist_make_scheduler(config, log):
     """Returns a scheduler of pytest-xdist's: one worker has all tests that share a host, or a file's fixtures."""
     from xdist.scheduler import LoadScopeScheduling
 
+    config.option.loadscopereorder = False  # in the files' order, not the one of most tests first
+
     class ByHost(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             return group_of(nodeid, [path.name for path in checkouts()])

@@ -10,6 +10,7 @@ import torch
 from learned_solvers.samplers import (
     FlowNoise,
     Grid,
+    Solver,
     VPNoise,
     adams_bashforth,
     dpmpp_2m,
@@ -334,6 +335,10 @@ def test_a_fit_can_go_on_from_a_solver_of_a_neighbouring_step_count():
     five = fit_solver(curved, x, noise=FLOW, steps=(5,), teacher_steps=20, initial=four)
     assert five.report[5].start == "dyweight_fitted at 4 steps"
     assert five.report[5].error_after < five.report[5].error_before
+    both = Solver("both", replace(four.card, steps={**four.card.steps, **five.solver.card.steps}),
+                  {**four.parameters, **five.solver.parameters})  # fmt: skip
+    six = fit_solver(curved, x, noise=FLOW, steps=(6,), teacher_steps=20, initial=both)
+    assert six.report[6].start == "both at 5 steps"
     with pytest.raises(ValueError, match="start a dyweight fit on flow noise from one of its kind"):
         fit_solver(curved, x, noise=FLOW, steps=(5,), teacher_steps=20, initial=load_solver("ds_flow-sit"))
 

@@ -22,15 +22,15 @@ up, down = torch.randn(512, 4, 1, 1, generator=generator) / 2, torch.randn(4, 51
 def denoiser(x, sigma):  # activations 128 times as large as the latent: FLUX has 25 to 100, several of them
     return torch.conv2d(torch.relu(torch.conv2d(x, up)), down)
 
-x, noise = torch.randn(2, 4, 96, 96, generator=generator), FlowNoise()
+x, noise = torch.randn(3, 4, 112, 112, generator=generator), FlowNoise()
 with torch.inference_mode():
     if sys.argv[1] == "fit":
         fit_solver(
-            denoiser, x, noise=noise, steps=(3,), held_out=1, microbatch=1, teacher="euler", teacher_steps=6,
+            denoiser, x, noise=noise, steps=(2,), held_out=1, microbatch=1, teacher="euler", teacher_steps=6,
             initial="euler, shift 1", optimizer=GaussNewton(iterations=2),
         )
     else:
-        levels = Grid("flow_shift", {{"shift": 1.0}}).levels(3, noise)
+        levels = Grid("flow_shift", {{"shift": 1.0}}).levels(2, noise)
         for row in x.split(1):
             sample_table(denoiser, row, euler(levels), {{}}, disable=True)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

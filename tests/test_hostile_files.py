@@ -103,7 +103,10 @@ SOLVER_FILES = {
     "a note of 3000 characters": (card(note="x" * 3000), "note must be text of at most 2000 characters"),
     "a note with escapes": (card(note="\x1b[2J"), "note must be text .* without control characters"),
     "half a pair in a note": (card(steps=r'{"2": {"note": "\ud800"}}'), "note must be text .* without control"),
-    "a number of 5000 digits": (card(steps='{"2": {"history": ' + "9" * 5000 + "}}"), "integer string conversion"),
+    "a number of 5000 digits": (
+        card(steps='{"2": {"history": ' + "9" * 5000 + "}}"),
+        "a number of 5000 digits: no figure has more than 1000",
+    ),
     "lists in lists": (card(steps="[" * 400_000), "nested too deeply|JSON object"),
     "a thousand steps": (card(steps=json.dumps({n: {} for n in range(1, 1001)})), "the parameters are for"),
 }

@@ -106,6 +106,7 @@ def test_a_layout_that_is_not_the_authors_is_refused_by_name(changed, snapshot):
         ("[]", "its entries are of other kinds than a table's"),
         ("{}", "it has no 'tables'"),
         ('{"tables": {"ms_coco": {"weights": [[1.0]]}}}', "it has no 'dataset'"),
+        ("", "it is no JSON from character 0 on"),
         ('{"tables": {"flow-sit": 5}}', "its entries are of other kinds than a table's"),
         ('{"tables": {"flow-sit": {"a": {"timedeltas": ["x"], "coeffs": [[0.0]]}}}}', "timedeltas must be lists of"),
     ],

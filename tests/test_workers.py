@@ -59,7 +59,7 @@ def test_all_tests_of_a_host_run_in_one_of_two_workers(tmp_path):
     for name in ("test_one.py", "test_two.py"):
         (tmp_path / name).write_text(TESTS)
     places = os.pathsep.join(str(tmp_path / "hosts" / name) for name in HOSTS)
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--no-loadscope-reorder", "-p", "no:cacheprovider", "."]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "."]
     environment = {**os.environ, "COMFYUI_PATH": places, "COMFYUI_PYTHON": sys.executable}
     for name in [key for key in environment if key.startswith("PYTEST_")]:  # of the workers that run this test
         del environment[name]

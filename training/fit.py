@@ -74,7 +74,8 @@ def fit_solver(
         optimizer: "gauss-newton" (forward passes only), "adam", "adamw", "lion", or a settings object.
         loss: "l2", "l1", "huber", "trajectory", or a feature function of the end states.
         initial: "scan" tries the classical solvers on many grids and starts from the best few; the name of one of
-            them ("ipndm 3, shift 1"); or a solver (object, name or file) to go on from, its nearest step count.
+            them ("ipndm 3, shift 1"); or a solver (object, name or file) to go on from, its nearest step count, of two
+            the larger.
         learn_grid: DyWeight: learn the grid's shift (flow) or rho (VP, EDM) too.
         extra_args: For the model; tensors with S rows and lists of length S are per sample, all else goes to each call.
             Tensors and lists have S rows or one.

@@ -151,7 +151,11 @@ def _day(text: str) -> str:
 def _read_json(path: Path) -> list[Table]:
     if path.stat().st_size > LARGEST:
         raise ValueError(f"published figures have at most {LARGEST} bytes, this file {path.stat().st_size}")
-    content = read_json(path.read_text("utf-8"))
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError("it is no UTF-8 text") from error
+    content = read_json(text)
     if not content["tables"]:
         raise ValueError("it holds no tables")
     tables: list[Table] = []
@@ -182,6 +186,8 @@ def _dyweight_table(name: str, entry: Mapping[str, Any]) -> Table:
     for key, kind in _KINDS.items():
         if not isinstance(entry[key], kind) or entry[key] != entry[key]:
             raise ValueError(f"{key} must be of type {kind.__name__}")  # without its value: its text may have no end
+    if entry["schedule"] not in grids:
+        raise ValueError(f"schedule must be one of {', '.join(grids)}, got {shown(repr(entry['schedule'])[:200])}")
     if not 0 < entry["history"] <= _MOST_CALLS:
         raise ValueError(f"history must be a count from 1 to {_MOST_CALLS}")
     step = StepCard(
@@ -204,7 +210,7 @@ def _tensor(entry: Mapping[str, Any], name: str) -> Tensor:
     values = entry[name]
     try:
         return torch.tensor(values, dtype=torch.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(f"{name} must be lists of numbers, each row as long as the first") from error
 
 
