@@ -82,14 +82,22 @@ def _per_call(found: Any, key: str, label: str, title: str) -> Figure:
         published = [(r["steps"], min(p[key] for p in r["published"].values())) for r in points if r["published"]]
         if published:  # markers alone: they have not every count, and no line would be measured between
             axis.plot(
-                *zip(*published, strict=True), "v", color=PUBLISHED, label="published tables, made for other models"
+                *zip(*published, strict=True),
+                "v",
+                color=PUBLISHED,
+                label="best of the published tables (of other models)",
             )
         for family, color, shown in (("ds", SEARCHED, "DS, fitted"), ("dyweight", OURS, "DyWeight, fitted")):
             if family in points[0]["ours"]:
                 axis.plot(steps, [r["ours"][family][key] for r in points], "s-", color=color, label=shown)
         if key == "error":
             axis.plot(
-                steps, [r["ours"]["dyweight"]["span"] for r in points], "--", color=BOUND, lw=1, label="span bound"
+                steps,
+                [r["ours"]["dyweight"]["span"] for r in points],
+                "--",
+                color=BOUND,
+                lw=1,
+                label="span bound of DyWeight's path",
             )
         axis.set(title=TITLES[name], yscale="log", xlabel="network calls")
         axis.xaxis.set(major_locator=FixedLocator(steps), minor_locator=NullLocator())
