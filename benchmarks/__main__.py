@@ -1,6 +1,6 @@
 """`python -m benchmarks`: measures what the README claims and writes results/*.json and figures/*.png beside this file.
 
-    python -m benchmarks                     everything but the recipe: fidelity alone takes two cores an hour
+    python -m benchmarks                     all parts: more than two hours of two cores
     python -m benchmarks fidelity figures    some parts; what is measured again replaces its own records alone
     python -m benchmarks --quick             two minutes: asserts ratios on small samples, writes nothing
     python -m benchmarks.recipe              the papers' gradient recipe, which takes an hour and a half alone
@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from .jobs import PARTS, chosen, run
+from .overhead import host_here
 from .quick import quick
 from .record import RESULTS, check_record
 
@@ -63,9 +64,11 @@ def main() -> None:
         try:
             for part in jobs_of_parts:
                 check_record(part)
+            if "overhead" in jobs_of_parts:
+                host_here()  # refuses a COMFYUI_PATH without ComfyUI now, not after hours
             for part, jobs in jobs_of_parts.items():
                 run(part, jobs, args.workers, cache, " ".join(["python -m benchmarks", part, *only]))
-        except ValueError as error:
+        except (FileNotFoundError, ValueError) as error:
             parser.exit(1, f"{error}\n")
     if not args.parts or "figures" in args.parts:
         from .figures import draw

@@ -57,8 +57,8 @@ def host_here() -> dict[str, str]:
     """Returns the version of the ComfyUI at COMFYUI_PATH, by name; nothing without one."""
     if not os.environ.get("COMFYUI_PATH"):
         return {}
-    text = (find_comfy(None) / "comfyui_version.py").read_text("utf-8")
-    return {"comfyui": text.rpartition("=")[2].strip().strip("\"'")}
+    file = find_comfy(None) / "comfyui_version.py"
+    return {"comfyui": file.read_text("utf-8").rpartition("=")[2].strip().strip("\"'") if file.is_file() else "unknown"}
 
 
 def overhead_without_comfyui(turns: int = 41) -> dict[str, Any]:

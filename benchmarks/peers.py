@@ -13,7 +13,6 @@ from typing import Any
 from learned_solvers.samplers import SolverTable
 from learned_solvers.training.scan import Candidate, best_of_methods, candidates, rank, rmse
 from learned_solvers.training.trial import Trial
-from torch import Tensor
 
 from .fidelity import Sizes, unseen_of
 from .quality import Quality, quality_of
@@ -31,20 +30,23 @@ def peers(name: str, guidance: float, steps: Sequence[int], sizes: Sizes, cache:
     for n in steps:
         few = unseen.first(sizes.ranked)
         chosen = _chosen(name, few, list(candidates(n, subject.noise)))
-        measured = {c.name: asdict(quality_of(name, unseen, unseen.ends(c.table))) for c in chosen}
+        found_of = {c.name: _quality(name, unseen, c) for c in chosen}
+        measured = {label: asdict(own) for label, own in found_of.items() if own is not None}
         found.append({"steps": n, "peers": measured})
         best = {key: min(measured, key=lambda label, key=key: measured[label][key]) for key in ("error", "frechet")}
         print(name, guidance, n, "; ".join(f"{key}: {label}" for key, label in best.items()), flush=True)
     return {"network": name, "guidance": guidance, "records": found}
 
 
+def _quality(name: str, trial: Trial, candidate: Candidate) -> Quality | None:
+    """Returns a candidate's quality; None where it leaves the numbers."""
+    ends = trial.ends(candidate.table)
+    return quality_of(name, trial, ends) if bool(ends.isfinite().all()) else None
+
+
 def _chosen(name: str, few: Trial, tried: Sequence[Candidate]) -> list[Candidate]:
     """Returns the best three and the best grid of each of the five best methods by error, the best five by Frechet."""
-
-    def quality(ends: Tensor) -> Quality | None:
-        return quality_of(name, few, ends) if bool(ends.isfinite().all()) else None
-
-    measured = {candidate: quality(few.ends(candidate.table)) for candidate in tried}
+    measured = {candidate: _quality(name, few, candidate) for candidate in tried}
     finite = {candidate: found for candidate, found in measured.items() if found is not None}
     by_error = sorted(finite, key=lambda candidate: finite[candidate].error)
     by_frechet = sorted(finite, key=lambda candidate: finite[candidate].frechet)

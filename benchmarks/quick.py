@@ -12,7 +12,7 @@ from .peers import of_best_peer, peers, with_peers
 __all__ = ["quick"]
 
 STEPS = (4, 5)
-LEAST_RATIO = 1.3  # of the best peer's error to ours; few samples, so far below what results/fidelity.json shows
+LEAST_RATIO = 1.3  # of the best peer's error to ours; few samples, so far below what the records show
 MOST_SPAN = 1.4
 
 

@@ -143,11 +143,11 @@ def test_files_that_exist_are_not_overwritten(run, capsys):
         (["--demo", "--samples", "0"], "must be a whole number from 1 to 9999999, got '0'"),
         (
             ["--demo", "--steps", "4", "--grids", "none", *QUICK],
-            "no peer has none at [4] calls; choose of shift 0.5, ",
+            "no peer has 'none' at [4] calls; choose of 'shift 0.5', ",
         ),
         (["--demo", "--guidance", "7"], "--demo has a model and settings of its own: leave --guidance out"),
         (["--demo", "--steps", "26", *QUICK], "make more calls than what it judges, 26; it makes 23: raise"),
-        (["--demo", "--seed", "9" * 20], "must be a whole number of at most 18 digits"),
+        (["--demo", "--seed", "9" * 20], "must be a whole number below 2^64"),
         (["--checkpoint", "absent.safetensors", "--comfyui", "/nowhere"], "no ComfyUI in /nowhere"),
     ],
 )

@@ -392,6 +392,7 @@ def test_a_setting_that_breaks_a_rule_is_refused(changed, message):
     [
         ({"steps": 3}, TypeError, r"steps must be a list of step counts, such as \(4, 6\), got 3"),
         ({"steps": (3.0,)}, TypeError, "steps must be a list of step counts"),
+        ({"steps": (True,)}, TypeError, "steps must be a list of step counts"),
         ({"noise": "flow"}, TypeError, r"noise must be FlowNoise\(\), VPNoise or EDMNoise, got str"),
         ({"x": [1.0]}, TypeError, "x must be a tensor of floating-point numbers, a start per row, got list"),
         ({"x": torch.ones(24, 6, dtype=torch.long)}, TypeError, "a start per row, got torch.int64"),

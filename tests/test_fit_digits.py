@@ -18,7 +18,7 @@ from learned_solvers.training.trial import Trial
 pytestmark = pytest.mark.slow
 VP = VPNoise.stable_diffusion()
 UNSEEN = 512  # a few starts rule an error: fewer of them would leave it to chance
-IN_BFLOAT16 = 3  # half precision takes a CPU six times as long; `python -m benchmarks precision` has more
+IN_BFLOAT16 = 3  # half precision takes a CPU eight times as long; `python -m benchmarks precision` has more
 LEAST = {"flow": {3: 1.5, 5: 1.8, 7: 2.0}, "vp": {3: 1.5, 5: 1.8}}  # steps: how many times the best peer's error
 POINTS = [(kind, steps) for kind, least in LEAST.items() for steps in least]
 

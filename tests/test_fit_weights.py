@@ -55,11 +55,12 @@ def refused(capsys, *arguments: object) -> str:
         ),
         (["--checkpoint", "a", "--diffusion-model", "b"], "; --demo runs the bundled small one, without ComfyUI"),
         ([*MODEL, "--steps", "4", "4"], "--steps names a count twice"),
+        (["--demo", "--steps", "4", "6", "8"], "settings of its own: leave --steps out"),  # the default of other fits
         (
             ["--demo", "--steps", "3", "--learn-grid"],
             "settings of its own: leave --steps, --learn-grid out",
         ),
-        ([*MODEL, "--seed", "-1"], "must be a whole number of at most 18 digits, got '-1'"),
+        ([*MODEL, "--seed", "-1"], "must be a whole number below 2^64, got '-1'"),
         ([*MODEL, "--guidance", "5", "5"], "--guidance names a value twice"),
         ([*MODEL, "--teacher-steps", "1"], "a teacher needs at least 2 steps, got 1"),
         (

@@ -123,10 +123,10 @@ def test_figures_that_no_solver_file_may_hold_are_refused_with_their_files_name(
     path = tmp_path / "upper.JSON"  # endings are read in either case
     content = {"tables": {"flow-sit": {"a": {"timedeltas": [0.5, 0.5], "coeffs": [[0.0, 1.0], [0.0, 0.0]]}}}}
     path.write_text(json.dumps(content), "utf-8")
-    with pytest.raises(ValueError, match=r"upper\.JSON: not the published layout, 2 steps: coeffs must"):
+    with pytest.raises(ValueError, match=r"upper\.JSON: 2 steps: coeffs must"):
         read_tables(path)
     path.write_text(json.dumps({"tables": {"nope": content["tables"]["flow-sit"]}}), "utf-8")
-    with pytest.raises(ValueError, match=r"upper\.JSON: .*no facts are known about nope: add them to"):
+    with pytest.raises(ValueError, match=r"upper\.JSON: no facts are known about nope: add them to"):
         read_tables(path)
 
 

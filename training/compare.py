@@ -45,6 +45,7 @@ from .options import (
     per_sample,
     prompts_of,
     seed_of,
+    texts_of,
 )
 from .samples import CountedDenoiser, Samples
 from .teacher import TEACHERS, Teacher
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(arguments)
     if args.demo:
-        check_demo(parser, args, _OF_DEMO)
+        check_demo(parser, arguments, args, _OF_DEMO)
     args.command = shlex.join(["python", "training/compare.py", *(sys.argv[1:] if arguments is None else arguments)])
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -125,7 +126,10 @@ def _compare_demo(args: argparse.Namespace, solvers: list[Solver]) -> None:
 
 def _compare_model(args: argparse.Namespace, solvers: list[Solver]) -> None:
     comfy, file = find_comfy(args.comfyui), args.conditioning
-    model = load_model(args, comfy, encode=file is None or not file.exists())
+    encode = file is None or not file.exists()
+    if encode:
+        texts_of(args, args.samples)  # refuses a file of prompts that cannot be read before a model is loaded
+    model = load_model(args, comfy, encode=encode)
     width, height = args.size or model.size
     shape = model.latent_shape(width, height)
     conds = encoded_prompts(args, model, args.samples, file, _say)
@@ -183,7 +187,8 @@ def _entries(args: argparse.Namespace, subject: Subject, solvers: list[Solver]) 
         grids |= dict.fromkeys(entry.grid for entry in peers)
         entries += [entry for entry in peers if not args.grids or entry.grid in args.grids]
     if unknown := [grid for grid in args.grids or () if grid not in grids]:
-        raise ValueError(f"--grids: no peer has {', '.join(unknown)} at {steps} calls; choose of {', '.join(grids)}")
+        told, known = (", ".join(map(repr, names)) for names in (unknown, grids))
+        raise ValueError(f"--grids: no peer has {told} at {steps} calls; choose of {known}")
     if not any(found.values()):
         raise ValueError(f"no solver and no peer has {steps} calls: choose other --steps")
     return found

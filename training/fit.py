@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def fit_solver(
         ValueError: A setting breaks a rule; the message names it and the remedy.
     """
     _check_kinds(x, noise, steps)
+    steps = [int(n) for n in steps]
     processes, say = processes or Processes(), progress or (lambda line: None)
     counted = CountedDenoiser(model, x.dtype, say)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -134,15 +136,16 @@ def fit_solver(
     return FitResult(solver, reports, tutor.calls * len(x), held)
 
 
-def _check_kinds(x: Tensor, noise: Noise, steps: Sequence[int]) -> None:
+def _check_kinds(x: Tensor, noise: Noise, steps: Iterable[int]) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x must be a tensor of floating-point numbers, a start per row, got {got}")
     if not isinstance(noise, Noise):
         raise TypeError(f"noise must be FlowNoise(), VPNoise or EDMNoise, got {type(noise).__name__}")
-    if not isinstance(steps, Sequence) or not all(isinstance(n, int) for n in steps):
+    known = isinstance(steps, Iterable) and all(isinstance(n, Integral) and not isinstance(n, bool) for n in steps)
+    if not known:
         raise TypeError(f"steps must be a list of step counts, such as (4, 6), got {steps!r:.100}")
-    if x.ndim < 2 or not bool(torch.isfinite(x).all()):
+    if x.ndim < 2 or not bool(torch.isfinite(x.float()).all()):
         raise ValueError(f"x must hold finite numbers, a start per row, got shape {list(x.shape)}: draw it anew")
 
 

@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_args(arguments)
     if args.demo:
-        check_demo(parser, args, ("demo", "output", "overwrite", "threads"))
+        check_demo(parser, arguments, args, ("demo", "output", "overwrite", "threads"))
     if args.threads:
         torch.set_num_threads(args.threads)
     try:

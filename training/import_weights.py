@@ -72,14 +72,17 @@ def read_tables(path: Path) -> list[Table]:
         raise ValueError(f"{path}: must be one of {', '.join(readers)}; name the published file itself")
     try:
         tables = readers[path.suffix.lower()](path)
-        assemble(tables, date.today().isoformat())  # what a solver file may not hold is refused with the file's name
-        return tables
     except OSError:
         raise
     except Exception as error:  # what a hostile file makes of lists, numbers and tensors may raise anything
         if str(error).startswith(f"{path}: "):
             raise
         raise ValueError(f"{path}: not the published layout, {_told(error)}; name the published file itself") from error
+    try:
+        assemble(tables, date.today().isoformat())  # what a solver file may not hold is refused with the file's name
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return tables
 
 
 def assemble(tables: Iterable[Table], day: str) -> list[Solver]:

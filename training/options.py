@@ -118,20 +118,27 @@ def count_of(text: str) -> int:
 
 def seed_of(text: str) -> int:
     """Returns the number of an option that seeds random numbers."""
-    if not re.fullmatch("[0-9]{1,18}", text):
-        raise argparse.ArgumentTypeError(f"must be a whole number of at most 18 digits, got {text!r}")
+    if not re.fullmatch("[0-9]{1,20}", text) or int(text) >= 2**64:
+        raise argparse.ArgumentTypeError(f"must be a whole number below 2^64, got {text!r}")
     return int(text)
 
 
-def check_demo(parser: argparse.ArgumentParser, args: argparse.Namespace, own: Sequence[str]) -> None:
+def check_demo(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, args: argparse.Namespace, own: Sequence[str]
+) -> None:
     """Refuses options that --demo would not follow.
 
     Args:
         parser: The command's.
-        args: What was asked for.
+        arguments: What was typed; None: the process's own.
+        args: What that means.
         own: Names of the options that the demo has too.
     """
-    ignored = [name for name, value in vars(args).items() if name not in own and value != parser.get_default(name)]
+    # Also what was given as the default has it: parsed again over what nobody gives.
+    nobody = object()
+    given = argparse.Namespace(**dict.fromkeys(vars(args), nobody))
+    parser.parse_args(arguments, given)
+    ignored = [name for name, value in vars(given).items() if name not in own and value is not nobody]
     if ignored:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
         parser.error(f"--demo has a model and settings of its own: leave {options} out")

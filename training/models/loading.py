@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ...samplers.host_models import model_family
+from ...samplers.names import has_suffix
 
 __all__ = ["Parts", "check_one_model", "find_comfy", "host_module", "load_parts"]
 
@@ -130,7 +131,7 @@ def _check_files(files: Sequence[Path]) -> None:
         if not file.is_file():
             found = "is a folder" if file.is_dir() else "does not exist"
             raise ValueError(f"{file.absolute()} {found}: name a model file")
-        if file.suffix == ".safetensors":
+        if has_suffix(file, ".safetensors"):
             try:
                 with safe_open(file, framework="pt"):
                     pass
