@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["USUAL_TOKENS", "EDMNoise", "FlowNoise", "Noise", "VPNoise", "sized"]
+__all__ = ["USUAL_TOKENS", "EDMNoise", "FlowNoise", "Noise", "VPNoise", "check_noise", "sized"]
 
 USUAL_TOKENS = 4096  # latent tokens of a 1024x1024 picture
 
@@ -137,6 +137,16 @@ class VPNoise:
 
 
 Noise = FlowNoise | VPNoise | EDMNoise
+
+
+def check_noise(noise: object) -> None:
+    """Refuses what is no noise schedule.
+
+    Raises:
+        TypeError: It is of another kind.
+    """
+    if not isinstance(noise, Noise):
+        raise TypeError(f"noise must be FlowNoise(), VPNoise or EDMNoise, got {type(noise).__name__}")
 
 
 def sized(noise: Noise) -> Noise:

@@ -26,7 +26,7 @@ from .family import Family
 from .files import write_whole
 from .names import check_name, has_suffix
 from .plain import shown
-from .schedules import Noise
+from .schedules import Noise, check_noise
 from .table import SolverTable
 
 __all__ = ["BUNDLED", "FAMILIES", "Solver", "list_solvers", "load_solver"]
@@ -105,8 +105,7 @@ class Solver:
             TypeError: `steps` is no int, or `noise` no noise schedule.
             ValueError: The solver was not fitted for so many calls, or for another kind of noise schedule.
         """
-        if not isinstance(noise, Noise):
-            raise TypeError(f"noise must be FlowNoise(), VPNoise or EDMNoise, got {type(noise).__name__}")
+        check_noise(noise)
         if noise.kind != self.prediction:
             raise ValueError(
                 f"{self.name} was fitted for {self.prediction} models, this model is {noise.kind}: choose one for "

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..samplers import Solver
 from ..samplers.card import Card, StepCard
-from ..samplers.schedules import Noise
+from ..samplers.schedules import Noise, check_noise
 from ..samplers.version import VERSION
 from .gauss_newton import GaussNewton, Progress
 from .gradient import OPTIMIZERS, GradientDescent
@@ -140,8 +140,7 @@ def _check_kinds(x: Tensor, noise: Noise, steps: Iterable[int]) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x must be a tensor of floating-point numbers, a start per row, got {got}")
-    if not isinstance(noise, Noise):
-        raise TypeError(f"noise must be FlowNoise(), VPNoise or EDMNoise, got {type(noise).__name__}")
+    check_noise(noise)
     known = isinstance(steps, Iterable) and all(isinstance(n, Integral) and not isinstance(n, bool) for n in steps)
     if not known:
         raise TypeError(f"steps must be a list of step counts, such as (4, 6), got {steps!r:.100}")
