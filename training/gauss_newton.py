@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from .problem import Normal, Problem
-from .space import is_valid
 
 __all__ = ["COARSE", "GaussNewton", "Progress", "difference_step"]
 
@@ -62,6 +61,28 @@ class _State:
         return cls(record["theta"], record["best"], **whole, **flags, **numbers)
 
 
+@dataclass(frozen=True)
+class _Refined:
+    """Where the iterations on all samples stand: parameters, each sample's loss [S], and what goes on from there."""
+
+    theta: Tensor
+    losses: Tensor
+    damping: float
+    iteration: int = 0
+    done: bool = False
+
+    def record(self) -> dict[str, Tensor]:
+        """Returns tensors that `of` understands, beside those of a `_State`."""
+        numbers = torch.tensor([self.damping, self.iteration, self.done], dtype=torch.float64)
+        return {"refined": self.theta, "losses": self.losses, "refined numbers": numbers}
+
+    @classmethod
+    def of(cls, record: dict[str, Tensor]) -> _Refined:
+        """Returns the state of a record."""
+        damping, iteration, done = record["refined numbers"].tolist()
+        return cls(record["refined"], record["losses"], damping, int(iteration), bool(done))
+
+
 _NUMBERS = [f.name for f in fields(_State) if f.name not in ("theta", "best")]
 
 
@@ -70,20 +91,21 @@ class GaussNewton:
     """Settings of a fit.
 
     The first iterations, far from the optimum, see few samples; whenever one gains little their number is doubled, up
-    to `core`. What samples there are beside these are seen once, in a pass that adds up their normal equations.
+    to `core`. Where there are more samples, iterations on all of them follow, which take Jacobians of 2 * core each.
 
     Args:
-        iterations: At most so many Jacobians, those of parts of the core included.
+        iterations: At most so many Jacobians, those of parts of the core included; and as many on all samples.
         patience: Stop after so many iterations on the whole core without a better held-out loss that gained little.
         gain: An iteration gains little if it lowers the loss by less than this part. While it falls faster, the few
             held-out samples are no judge yet: one that tips over to another picture rules them.
-        tolerance: Stop when an iteration on the whole core lowers the loss by less than this part.
+        tolerance: Stop when an iteration on the whole core, or on all samples, lowers the loss by less than this part.
         damping: First damping, relative to the diagonal of J^T J.
         tries: Damped steps tried per Jacobian before giving up.
         difference: Size of the differences; None measures the model's rounding noise first.
         first: Samples that the first iterations see.
         enough: An iteration on a part of the core that lowers the loss by less than this part is the last on it.
-        core: Samples that are iterated on.
+        core: Samples that are iterated on at first.
+        near: What is fitted is near its optimum: begin on all samples, or on the whole core where it is all there is.
     """
 
     iterations: int = 20
@@ -96,6 +118,7 @@ class GaussNewton:
     first: int = 16
     enough: float = 0.3
     core: int = 64
+    near: bool = False
 
     def fit(
         self,
@@ -114,11 +137,12 @@ class GaussNewton:
             held_out: Judges the iterations.
             progress: Told about each iteration.
             state: What `save` was given by an interrupted run of the same fit: goes on from there.
-            save: Called after each iteration, and each block of the pass, with all that a continuation needs.
+            save: Called after each iteration with all that a continuation needs.
         """
         core = problem.first(self.core)
         judge = held_out or core
-        now = self._begin(core, judge, theta) if state is None else _State.of(state)
+        whole = core.total == problem.total
+        now = self._begin(core, judge, theta, self.near and not whole) if state is None else _State.of(state)
         while not now.done and now.iteration < self.iterations:
             now = self._iterate(core, judge, now)
             if progress is not None:
@@ -127,50 +151,66 @@ class GaussNewton:
                 )
             if save is not None:
                 save(now.record())
-        if core.total == problem.total:
+        if whole:
             return now.best, now.best_loss
-        keep = None if save is None else lambda passed: save({**now.record(), **passed})
-        theta = self._pass(problem, now.best, now.difference, progress, state or {}, keep)
+        refined = _Refined.of(state) if state is not None and "losses" in state else None
+        refined = refined or _Refined(now.best, problem.losses(now.best), self.damping)
+        keep = (lambda found: None) if save is None else (lambda found: save({**now.record(), **found}))
+        theta = self._on_all(problem, refined, now.difference, progress, keep)
         return theta, (held_out or problem).loss(theta)
 
-    def _pass(
+    def _on_all(
         self,
         problem: Problem,
-        theta: Tensor,
+        now: _Refined,
         difference: float,
         progress: Progress | None,
-        state: dict[str, Tensor],
-        save: Callable[[dict[str, Tensor]], None] | None,
+        save: Callable[[dict[str, Tensor]], None],
     ) -> Tensor:
-        """Returns the parameters after a look at every sample, or those before it if they are better on all.
+        """Returns the parameters after iterations on all samples, each of which lowers their loss."""
+        while not now.done and now.iteration < self.iterations:
+            normal = self._normal_of_all(problem, now, difference)
+            step, losses, damping = self._descend_all(problem, now, normal)
+            before, after = normal.loss, float(losses.mean())
+            done = after > (1 - self.tolerance) * before
+            now = _Refined(step, losses, damping, now.iteration + 1, done)
+            if progress is not None:
+                progress(f"iteration {now.iteration} on all {problem.total} samples: loss {before:.3e} -> {after:.3e}")
+            save(now.record())
+        return now.theta
 
-        Near the optimum the Jacobian hardly changes, so each block of samples is linearised once, where the fit stands
-        then, and its normal equations are added to those of the blocks before (an extended Kalman filter's update).
+    def _normal_of_all(self, problem: Problem, now: _Refined, difference: float) -> Normal:
+        """Returns the normal equations of all samples, estimated from Jacobians of at most 2 * core of them.
+
+        Few samples hold most of the loss: the hardest are taken as they are, and of the others, in the order of their
+        losses, every k-th for its neighbours too (stratified sampling); another one of k in the next iteration.
         """
-        moved, seen = state.get("moved", theta), int(state.get("passed", 0))
-        matrix = state.get("matrix", torch.zeros(len(theta), len(theta), dtype=torch.float64))
-        gradient = state.get("gradient", torch.zeros_like(theta))
-        while seen < problem.total:
-            block = problem.between(seen, seen + self.core)
-            normal = block.normal(moved, difference, difference > COARSE)
-            matrix, gradient = matrix + block.total * normal.matrix, gradient + block.total * normal.gradient
-            step = _damped(matrix, gradient, self.damping)
-            if is_valid(problem.space, moved + step):
-                moved, gradient = moved + step, gradient + matrix @ step
-            seen += block.total
-            if save is not None:
-                passed = torch.tensor(float(seen), dtype=torch.float64)
-                save({"moved": moved, "matrix": matrix, "gradient": gradient, "passed": passed})
-        before, after = problem.loss(theta), problem.loss(moved)
-        if progress is not None:
-            progress(f"a pass over {seen} samples: loss {before:.3e} -> {after:.3e}")
-        return moved if after < before else theta
+        order = now.losses.argsort(descending=True, stable=True)
+        hard, rest = order[: self.core], order[self.core :]
+        stride = -(-len(rest) // self.core)
+        matrix = torch.zeros(len(now.theta), len(now.theta), dtype=torch.float64)
+        gradient = torch.zeros_like(now.theta)
+        for rows, weight in ((hard, len(hard)), (rest[now.iteration % stride :: stride], len(rest))):
+            normal = problem.pick(rows).normal(now.theta, difference, difference > COARSE)
+            matrix, gradient = matrix + weight * normal.matrix, gradient + weight * normal.gradient
+        return Normal(matrix / problem.total, gradient / problem.total, float(now.losses.mean()))
 
-    def _begin(self, problem: Problem, judge: Problem, theta: Tensor) -> _State:
+    def _descend_all(self, problem: Problem, now: _Refined, normal: Normal) -> tuple[Tensor, Tensor, float]:
+        """Returns the parameters and losses of the first damped step that lowers their mean, or those before."""
+        damping = now.damping
+        for _ in range(self.tries):
+            moved = now.theta + _damped(normal.matrix, normal.gradient, damping)
+            losses = problem.losses(moved)
+            if float(losses.mean()) < normal.loss:
+                return moved, losses, max(damping / 5, 1e-7)
+            damping *= 5
+        return now.theta, now.losses, damping
+
+    def _begin(self, problem: Problem, judge: Problem, theta: Tensor, done: bool) -> _State:
         difference = self.difference or difference_step(problem, theta)
         loss = judge.loss(theta)
-        count = min(self.first, problem.total)
-        return _State(theta, theta, self.damping, difference, loss, 0, 0, False, count, 0, loss, loss, loss)
+        count = min(self.core if self.near else self.first, problem.total)
+        return _State(theta, theta, self.damping, difference, loss, 0, 0, done, count, 0, loss, loss, loss)
 
     def _iterate(self, problem: Problem, judge: Problem, now: _State) -> _State:
         """Returns the state after one Jacobian and the first damped step that lowers the loss."""

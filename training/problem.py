@@ -52,9 +52,18 @@ class Problem(Trial):
         table = self.space.table(theta)
         total = torch.zeros((), dtype=torch.float64)
         for part in self.each(lambda start, batch: self._rho(table, self.run(table, batch).states, start, len(batch))):
-            total += part
+            total += part.sum()
         mean = float(self.processes.sums(total)) / self.total
         return mean if mean == mean else float("inf")
+
+    def losses(self, theta: Tensor) -> Tensor:
+        """Returns the loss of each sample of all processes, shape [total], float64; inf where there is no table."""
+        if not is_valid(self.space, theta):
+            return torch.full([self.total], float("inf"), dtype=torch.float64)
+        table = self.space.table(theta)
+        none = torch.zeros(0, dtype=torch.float64)  # for a process without a sample
+        own = self.each(lambda start, batch: self._rho(table, self.run(table, batch).states, start, len(batch)))
+        return self.processes.joined(torch.cat([none, *own]), self.samples, self.total)
 
     def normal(self, theta: Tensor, difference: float, two_sided: bool = False) -> Normal:
         """Returns the normal equations; the Jacobian is made of differences of size `difference`, forward or two-sided.
@@ -120,4 +129,4 @@ class Problem(Trial):
 
     def _rho(self, table: SolverTable, states: list[Tensor], start: int, count: int) -> Tensor:
         residual = self._residual(table, states, self.reference.rows(start, start + count))
-        return self.objective.rho(residual).cpu().double().sum()
+        return self.objective.rho(residual).cpu().double()

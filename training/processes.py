@@ -56,6 +56,14 @@ class Processes:
         place = {row: i for i, row in enumerate(self._rows(total, samples.microbatch))}
         return torch.tensor([place[row] for row in rows.tolist() if row in place], dtype=torch.long)
 
+    def joined(self, own: Tensor, samples: Samples, total: int) -> Tensor:
+        """Returns a number of each of all `total` samples, shape [total], from those of this process's `samples`."""
+        if self.count == 1:
+            return own
+        numbers = own.new_zeros(total)
+        numbers[self._rows(total, samples.microbatch)] = own
+        return self.sums(numbers)
+
     def _rows(self, total: int, microbatch: int) -> list[int]:
         return [row for row in range(total) if row // microbatch % self.count == self.rank]
 

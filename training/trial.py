@@ -57,6 +57,11 @@ class Trial:
         part, reference = self.samples.rows(low, high), self.reference.rows(low, high)
         return replace(self, samples=part, reference=reference, total=stop - start)
 
+    def pick(self: _Own, rows: Tensor) -> _Own:
+        """Returns the samples of a list of numbers of all processes' samples."""
+        places = self.processes.places(rows, self.samples, self.total)
+        return replace(self, samples=self.samples.pick(places), reference=self.reference.pick(places), total=len(rows))
+
     def ends(self, table: SolverTable) -> Tensor:
         """Returns a table's end state of each of this process's samples, shape [S, ...]."""
         return torch.cat(list(self._each_end(table, lambda start, end: end)))
