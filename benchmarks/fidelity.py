@@ -31,7 +31,6 @@ __all__ = [
 STEPS = (3, 4, 5, 6, 8, 10)
 GUIDANCES = (1.0, 3.0, 7.0)
 TEACHER = Teacher("ipndm", 60)
-HISTORY = 6  # with hundreds of samples; its latents are no more than iPNDM's
 
 
 @dataclass(frozen=True)
@@ -59,16 +58,15 @@ def fit(
     sizes: Sizes,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
-    history: int = 3,
 ) -> FitResult:
-    """Returns a fit with default settings, but for teacher and history, on starts of its own."""
+    """Returns a fit with default settings, but for the teacher, on starts of its own."""
     starts = subject.starts(sizes.fitted + sizes.held_out, seed, guidance)
     shown = f"{guidance:g}" if isinstance(guidance, float) else "several"
     card = {"model_family": subject.name, "checkpoint": subject.about, "guidance": shown, "licence": "MIT"}
     return fit_solver(
         subject.model(dtype).model, starts.x.to(dtype), noise=subject.noise, family=family, steps=steps,
         teacher=TEACHER.method, teacher_steps=TEACHER.steps, held_out=sizes.held_out, extra_args=starts.extra_args,
-        card=card, history=history,
+        card=card,
     )  # fmt: skip
 
 
@@ -79,7 +77,7 @@ def fidelity(name: str, guidance: float, steps: Sequence[int], sizes: Sizes, sol
     unseen = unseen_of(subject, guidance, sizes.unseen, cache)
     fits = {}
     for family in subject.families:
-        fits[family] = fit(subject, family, guidance, steps, sizes, history=HISTORY)
+        fits[family] = fit(subject, family, guidance, steps, sizes)
         fits[family].solver.save(solvers / f"{family}_{name}_guidance-{guidance:g}.safetensors", overwrite=True)
     records = []
     for n in steps:

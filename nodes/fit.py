@@ -90,8 +90,8 @@ class FitLearnedSolver:
                         "default": 48,
                         "min": 2,
                         "max": 4096,
-                        "tooltip": "Noises to fit to; a third as many more judge the result. 32 to 64 are enough; for "
-                        "8 steps and more 200 may come nearer.",
+                        "tooltip": "Noises to fit to; a third as many more judge the result. 32 to 64 are enough; 256 "
+                        "and more take longer and come nearer, as steps use a longer history then.",
                     },
                 ),
                 "teacher": (

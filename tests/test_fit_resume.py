@@ -36,18 +36,19 @@ def test_an_interrupted_fit_goes_on_and_ends_with_the_same_file(tmp_path, stop_a
     assert any("going on with the fit" in line for line in said) == (tmp_path / "journal").exists()
 
 
-@pytest.mark.parametrize("blocks", [1, 3])
-def test_a_fit_that_was_killed_in_its_pass_goes_on_there(tmp_path, blocks):
-    x, journal, calls = starts("flow", 44), tmp_path / "journal", 0
+@pytest.mark.parametrize("turns", [1, 4])
+def test_a_fit_that_was_killed_on_all_samples_goes_on_there(tmp_path, turns):
+    x, journal, calls = starts("flow", 60, 16), tmp_path / "journal", 0
 
-    def passed() -> float:
+    def done() -> float:
         if not journal.exists():
             return 0.0
         with safe_open(journal, framework="pt") as file:
-            return float(file.get_tensor("3/main|passed")) if "3/main|passed" in file.keys() else 0.0  # noqa: SIM118
+            name = "5/window|refined numbers"
+            return float(file.get_tensor(name)[1]) if name in file.keys() else 0.0  # noqa: SIM118
 
     def killed(x, sigma):
-        if passed() >= 8 * blocks:
+        if done() >= turns:
             raise KeyboardInterrupt
         return curved(x, sigma)
 
@@ -56,22 +57,26 @@ def test_a_fit_that_was_killed_in_its_pass_goes_on_there(tmp_path, blocks):
         calls += len(x)
         return curved(x, sigma)
 
-    settings = {"noise": FLOW, "steps": (3,), "teacher_steps": 10, "initial": "euler, shift 1", "cache": tmp_path}
-    settings["optimizer"] = GaussNewton(core=8, first=4)  # 33 samples in 5 blocks
-    whole = fit_solver(counted, x, **settings)
+    settings = {"noise": FLOW, "steps": (5,), "teacher_steps": 10, "history": 4, "cache": tmp_path}
+    settings["optimizer"] = GaussNewton(core=16)
+    lines: list[str] = []
+    whole = fit_solver(counted, x, progress=lines.append, **settings)
+    assert sum("on all 45 samples" in line for line in lines) > turns
     file, needed = whole.solver.save(tmp_path / "whole.safetensors"), calls
     with pytest.raises(KeyboardInterrupt):
         fit_solver(killed, x, journal=journal, **settings)
-    assert passed() == 8 * blocks
-    calls = 0
-    resumed = fit_solver(counted, x, journal=journal, **settings)
+    assert done() == turns
+    calls, before = 0, list(lines)
+    lines.clear()
+    resumed = fit_solver(counted, x, journal=journal, progress=lines.append, **settings)
     assert resumed.solver.save(tmp_path / "resumed.safetensors").read_bytes() == file.read_bytes()
-    # What is left: the other samples' blocks, one Jacobian each, and the judgements.
-    jacobian = 3 + sum(
-        3 - restart.known for restart in make_space("dyweight", 3, FLOW, GRIDS["flow"], 3, False).restart
-    )
-    assert (33 - 8 * blocks) * jacobian <= calls <= (33 - 8 * blocks) * jacobian + 3 * (5 * 33 + 2 * 11)
-    assert calls < needed - 33 * jacobian
+    left = [line for line in before if "on all 45 samples" in line][turns:]
+    assert [line for line in lines if "iteration" in line] == left
+    # What is left: Jacobians of 32 samples, and what their steps are tried and judged on.
+    space = make_space("dyweight", 5, FLOW, GRIDS["flow"], 4, False)
+    jacobian = 5 + sum(5 - restart.known for restart in space.restart)
+    assert len(left) * 32 * jacobian < calls < len(left) * (32 * jacobian + 10 * 5 * 45) + 6 * 5 * 60
+    assert calls < needed - turns * 32 * jacobian
 
 
 def test_resuming_a_finished_fit_makes_no_call(tmp_path):

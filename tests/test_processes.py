@@ -18,7 +18,7 @@ import sys
 sys.path.append({tests!r})
 import conftest, torch
 from learned_solvers.samplers import FlowNoise
-from learned_solvers.training import GradientDescent, fit_solver
+from learned_solvers.training import GaussNewton, GradientDescent, fit_solver
 from learned_solvers.training.processes import join_processes
 from oracles import curved
 torch.set_num_threads(1)
@@ -32,8 +32,9 @@ def denoiser(x, sigma, shift):
     return curved(x, sigma, shift)
 
 generator = torch.Generator().manual_seed(0)
-x, shift = torch.randn(13, 6, generator=generator), torch.randn(13, generator=generator)
-settings = GradientDescent(batch=2, epochs=2) if {gradient} else "gauss-newton"
+x = torch.randn(13, 6, generator=generator, dtype=torch.float64)
+shift = torch.randn(13, generator=generator, dtype=torch.float64)
+settings = GradientDescent(batch=2, epochs=2) if {gradient} else GaussNewton(core=4, first=2)
 result = fit_solver(
     denoiser, x, noise=FlowNoise(), steps=(3,), held_out=4, microbatch=2, teacher_steps=8,
     extra_args={{"shift": shift}}, processes=processes, optimizer=settings,
@@ -92,6 +93,18 @@ def test_an_updates_samples_are_found_where_they_are():
     shares = [(p, p.own(samples)) for p in (Processes(rank, 2) for rank in range(2))]
     found = [share.x[p.places(chosen, share, 7)].tolist() for p, share in shares]
     assert found == [[0.0], [6.0, 2.0, 3.0]]
+
+
+def test_numbers_of_all_samples_are_put_where_they_belong():
+    class Summing(Processes):
+        def sums(self, tensor):
+            return tensor
+
+    samples, total = Samples(torch.arange(7.0), {}, 2), torch.zeros(7)
+    for rank in range(3):
+        own = Processes(rank, 3).own(samples)
+        total += Summing(rank, 3).joined(10 * own.x, own, 7)
+    assert total.tolist() == [10.0 * row for row in range(7)]
 
 
 def test_each_share_consists_of_a_single_process_microbatches():

@@ -13,7 +13,7 @@ from .gradient import GradientDescent
 from .room import is_out_of_memory
 from .samples import Samples
 from .scan import SCANNED, candidates, scan_calls
-from .spaces import make_space
+from .spaces import FIRST_HISTORY, make_space, usual_history
 from .start import ITERATIONS, KEPT, MANY, STARTS, TRIED
 from .teacher import Teacher
 
@@ -32,7 +32,7 @@ def most_calls(
     noise: Noise,
     *,
     family: str = "dyweight",
-    history: int = 3,
+    history: int | None = None,
     learn_grid: bool = False,
     teacher: Teacher = Teacher(),  # noqa: B008 - immutable
     settings: GaussNewton | GradientDescent = GaussNewton(),  # noqa: B008 - immutable
@@ -41,20 +41,23 @@ def most_calls(
 
     Most fits stop long before: they take fewer iterations and rarely more than one damped step in each.
     """
+    history = usual_history(fitted) if history is None else history
     total = teacher.calls * (fitted + judged)
     few, newton = min(2 * TRIED, fitted), GaussNewton()  # twice: half precision
     for n in sorted(set(steps)):
         tried = list(candidates(n, noise))
         grid = next(c.grid for c in tried if c.grid and (not learn_grid or c.grid.shape_parameter))
-        jacobians = [
+        jacobians = [  # two runs per parameter (half precision), restarted where it departs
             n + 2 * sum(n - restart.known for restart in make_space(family, n, noise, grid, window, learn_grid).restart)
-            for window in (history, n)  # two runs per parameter (half precision), restarted where it departs
+            for window in (history, n, min(history, FIRST_HISTORY))
         ]
         total += scan_calls(tried, min(SCANNED, fitted)) + n * _JUDGED * judged
         turns = 2 if n >= MANY else 1  # DyWeight's own starts are tried too where it cannot go on from DS solvers
         for starts, iterations in zip((STARTS, KEPT), ITERATIONS, strict=True):
             total += turns * starts * _descent(newton, n, jacobians[0], few, few, iterations)
         total += _descent(settings, n, jacobians[0], fitted, judged) + 5 * n * fitted
+        if history > FIRST_HISTORY and isinstance(settings, GaussNewton):  # a fit of few entries comes before it
+            total += _descent(settings, n, jacobians[2], min(settings.core, fitted), judged)
         # Where it misses the best classical solver, the fit starts again from that one with its whole history.
         total += _descent(settings, n, jacobians[1], fitted, judged) + 4 * n * fitted
     return total
@@ -71,9 +74,12 @@ def _descent(
     first = 3 * n * min(_PROBED, fitted) + n * judged
     if isinstance(settings, GradientDescent):
         return first + settings.epochs * fitted * _UPDATE * n + _CHECK * n * min(4, fitted)
-    core = min(settings.core, fitted)
-    beside = fitted * (jacobian + 2 * n) + judged * n if fitted > core else 0  # the pass over all
-    return first + (most or settings.iterations) * (core * (jacobian + settings.tries * n) + judged * n) + beside
+    core, most = min(settings.core, fitted), most or settings.iterations
+    on_core = most * (core * (jacobian + settings.tries * n) + judged * n)
+    if fitted == core:
+        return first + on_core
+    on_all = most * (min(2 * core, fitted) * jacobian + settings.tries * n * fitted)
+    return first + on_core + on_all + n * (fitted + judged)
 
 
 def seconds_of_call(denoiser: Callable[..., Tensor], batch: Samples, suspect: str) -> float:

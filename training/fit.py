@@ -26,7 +26,7 @@ from .report import FitResult, Peer, StepReport
 from .samples import CountedDenoiser, Samples
 from .scan import SCANNED, Candidate, best_of_methods, candidates, rank, rmse
 from .space import Space
-from .spaces import make_space
+from .spaces import FIRST_HISTORY, make_space, usual_history
 from .start import Start, find_start, resolve_initial
 from .task import Task
 from .teacher import Teacher
@@ -34,7 +34,6 @@ from .trial import Trial
 
 __all__ = ["MOST_STEPS", "fit_solver"]
 
-FIRST_HISTORY = 3  # entries that a fit begins with
 MOST_STEPS = 100  # calls of a solver: beyond, nothing is left to learn, and a Jacobian takes days
 
 
@@ -45,7 +44,7 @@ def fit_solver(
     noise: Noise,
     family: str = "dyweight",
     steps: Sequence[int] = (4, 6, 8),
-    history: int = 3,
+    history: int | None = None,
     teacher: str = "heun",
     teacher_steps: int = 60,
     optimizer: str | GaussNewton | GradientDescent = "gauss-newton",
@@ -67,11 +66,11 @@ def fit_solver(
     Args:
         model: k-diffusion denoiser, `model(x, sigma, **extra_args) -> denoised`.
         x: Starting states at the model's highest noise level, shape [S, ...]; 64 are usually enough;
-            hundreds come nearer, with a longer history above all.
+            256 and more come nearer.
         noise: The model's noise schedule.
         family: "dyweight" or "ds".
         steps: Step counts, in network calls.
-        history: Newest entries that a step may use. 3 suit 64 samples; where there are hundreds, more come nearer.
+        history: Newest entries that a step may use. None: 3, and 6 where there are 256 samples to fit to.
         teacher: "euler", "heun", "dpmpp_2m" or "ipndm".
         teacher_steps: Its steps.
         optimizer: "gauss-newton" (forward passes only), "adam", "adamw", "lion", or a settings object.
@@ -102,6 +101,7 @@ def fit_solver(
     counted = CountedDenoiser(model, x.dtype, say)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     held = max(1, len(x) // 4) if held_out is None else held_out
+    history = usual_history(len(x) - held) if history is None else history
     _check(x, held, steps, history, microbatch, extra_args or {})
     settings = {
         "family": family, "steps": list(steps), "history": history, "teacher": [teacher, teacher_steps],

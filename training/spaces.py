@@ -8,7 +8,19 @@ from .ds_space import DSSpace
 from .dyweight_space import DyWeightSpace
 from .space import Space
 
-__all__ = ["make_space"]
+__all__ = ["FIRST_HISTORY", "make_space", "usual_history"]
+
+FIRST_HISTORY = 3  # entries that a fit begins with
+_LONGER, _SAMPLES = 6, 256  # entries that a step may use where a fit has so many samples; latents as iPNDM's
+
+
+def usual_history(samples: int) -> int:
+    """Returns how many of the newest entries a step of a solver that is fitted to so many samples may use.
+
+    Each is a parameter more per step. The benchmarks' photo patches at guidance 1 in 8 calls came to an error of 0.0049
+    with 96 samples and three entries, 0.0048 with 480 and three, 0.0039 with 480 and six.
+    """
+    return _LONGER if samples >= _SAMPLES else FIRST_HISTORY
 
 
 def make_space(family: str, steps: int, noise: Noise, grid: Grid | None, history: int, learn_grid: bool) -> Space:
