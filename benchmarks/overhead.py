@@ -30,7 +30,7 @@ if not __package__:  # run as a file, by ComfyUI's Python
     __package__ = "benchmarks"
     import_module(__package__)
 
-from learned_solvers.samplers import FlowNoise, load_solver, sample_table
+from learned_solvers.samplers import FlowNoise, SolverTable, load_solver, sample_table
 from learned_solvers.samplers.dyweight import dyweight_table
 from learned_solvers.training.models.loading import find_comfy, host_module
 
@@ -78,21 +78,26 @@ def overhead(turns: int = 41) -> dict[str, Any]:
 
 
 def _samplers() -> dict[str, Callable[[Tensor], Tensor]]:
-    """Returns Euler and our two families: DyWeight with a window of 3, DS-Solver with its whole history."""
+    """Returns Euler and our two families: DyWeight with the windows of fits, DS-Solver with its whole history."""
     euler = k_diffusion_module("sampling").sample_euler
     flow = FlowNoise(tokens=1024)
     sigmas = torch.linspace(1, 0.05, STEPS + 1)
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.rand(STEPS, STEPS, generator=generator, dtype=torch.float64).tril()
-    weights = (weights * torch.ones(STEPS, STEPS).triu(-2)).double()
-    weights = weights / weights.sum(1, keepdim=True)  # a window of 3, as fits have
-    ours = dyweight_table(weights, torch.ones(STEPS, dtype=torch.float64), sigmas.double(), divisor="call")
+    short, long = (_windowed(history, sigmas) for history in (3, 6))
     searched = load_solver("ds_flow-sit").table(STEPS, flow)
     return {
         "euler": lambda x: euler(_network, x, sigmas, disable=True),
-        "dyweight, history 3": lambda x: sample_table(_network, x, ours, disable=True),
+        "dyweight, history 3": lambda x: sample_table(_network, x, short, disable=True),
+        "dyweight, history 6": lambda x: sample_table(_network, x, long, disable=True),
         "ds_flow-sit, whole history": lambda x: sample_table(_network, x, searched, disable=True),
     }
+
+
+def _windowed(history: int, sigmas: Tensor) -> SolverTable:
+    """Returns a DyWeight of random weights whose steps use so many of the newest entries."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(STEPS, STEPS, generator=generator, dtype=torch.float64).tril().triu(1 - history)
+    weights = weights / weights.sum(1, keepdim=True)
+    return dyweight_table(weights, torch.ones(STEPS, dtype=torch.float64), sigmas.double(), divisor="call")
 
 
 def _with_comfy(comfy: Path, beside: str) -> dict[str, Callable[[Tensor], Tensor]]:

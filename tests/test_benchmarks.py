@@ -67,8 +67,10 @@ def test_the_span_bound_is_the_distance_to_the_span():
 def test_a_step_holds_no_more_states_than_the_window_and_two():
     x = torch.randn(1, 4, 16, 16)
     samplers = _samplers()
-    # Three entries of the history, the state, the new state: all that a step with a window of 3 needs.
-    assert _peak(lambda: samplers["dyweight, history 3"](x)) / x.nbytes == pytest.approx(5, abs=0.05)
+    # The entries of the history, the state, the new state: all that a step needs.
+    for history in (3, 6):
+        states = _peak(lambda name=f"dyweight, history {history}": samplers[name](x)) / x.nbytes
+        assert states == pytest.approx(history + 2, abs=0.05)
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
