@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 __all__ = ["among", "apart", "listed", "of_samples", "spread", "values_of"]
+
+_Value = TypeVar("_Value", bound=Hashable)
 
 _LIST = re.compile(r"\d+(?:\.\d+)?(?:, \d+(?:\.\d+)?)*")
 
@@ -60,7 +63,7 @@ def among(here: str, fitted: str) -> bool:
 
 
 def apart(
-    values: Sequence[float], x: Tensor, sigma: Tensor, run: Callable[[float, list[int], Tensor, Tensor], Tensor]
+    values: Sequence[_Value], x: Tensor, sigma: Tensor, run: Callable[[_Value, list[int], Tensor, Tensor], Tensor]
 ) -> Tensor:
     """Returns what `run(value, rows, x[rows], sigma[rows])` does for the rows of each value, in the rows' own order.
 
@@ -70,7 +73,7 @@ def apart(
         sigma: Noise levels, shape [B].
         run: Called once per value; rows are given by their numbers.
     """
-    groups: dict[float, list[int]] = {}
+    groups: dict[_Value, list[int]] = {}
     for row, value in enumerate(values):
         groups.setdefault(value, []).append(row)
     if len(groups) == 1:

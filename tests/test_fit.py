@@ -238,7 +238,7 @@ def test_many_steps_start_where_ds_solver_would(kind):
 
     def start(family: str) -> Start:
         own = problem(kind, family, 8)
-        fitted, judged = own.between(0, 8), own.between(8, 12)
+        fitted, judged = own.first(8), own.pick(torch.arange(8, 12))
         task = Task(fitted, judged, own.objective, NOISES[kind], family, 8, False, Journal(None, {}), lambda line: None)
         return find_start(task, 8, order, "scan")
 
@@ -254,7 +254,15 @@ def test_many_steps_start_from_dyweight_where_the_ds_solvers_lead_to_none(monkey
     order = [c for _, c in rank(own.first(4), list(candidates(8, FLOW)))]
     said = []
     task = Task(
-        own.between(0, 8), own.between(8, 12), own.objective, FLOW, "dyweight", 8, False, Journal(None, {}), said.append
+        own.first(8),
+        own.pick(torch.arange(8, 12)),
+        own.objective,
+        FLOW,
+        "dyweight",
+        8,
+        False,
+        Journal(None, {}),
+        said.append,
     )
     monkeypatch.setattr("learned_solvers.training.start.is_valid", lambda space, theta: False)
     start = find_start(task, 8, order, "scan")

@@ -73,6 +73,15 @@ def test_iterations_on_all_come_near_the_minimum_of_all():
     assert least <= loss < 1.02 * least < 0.8 * own.loss(few)
 
 
+def test_iterations_on_all_end_where_one_of_them_cannot_be_run():
+    own, lines = problem_of(20), []
+    own.samples.x[12] = 1e200  # beside the core
+    theta = start_of(own, "flow", 4)
+    found, loss = GaussNewton(core=8, near=True, difference=1e-5).fit(own, theta, progress=lines.append)
+    assert found.equal(theta) and loss == float("inf")
+    assert lines == ["iteration 1 on all 20 samples: loss inf -> inf"]
+
+
 def test_a_start_near_the_optimum_goes_to_all_samples_at_once():
     own, lines = problem_of(60), []
     theta = start_of(own, "flow", 4)
@@ -117,10 +126,13 @@ def test_what_a_user_starts_from_keeps_its_history():
     assert not any("history of" in line for line in lines)
 
 
-@pytest.mark.parametrize(("samples", "history"), [(255, 3), (256, 5)])
-def test_256_samples_have_a_longer_history(samples, history):
+@pytest.mark.parametrize(
+    ("samples", "initial", "history"), [(255, "scan", 3), (256, "scan", 5), (256, "ipndm 4, shift 1", 3)]
+)
+def test_256_samples_have_a_longer_history_unless_the_start_is_given(samples, initial, history):
     x = starts("flow", samples + 2)
     result = fit_solver(
-        curved, x, noise=FLOW, steps=(5,), held_out=2, teacher_steps=8, optimizer=GaussNewton(iterations=1)
-    )
+        curved, x, noise=FLOW, steps=(5,), held_out=2, teacher_steps=8, optimizer=GaussNewton(iterations=5),
+        initial=initial,
+    )  # fmt: skip
     assert result.solver.card.steps[5].history == history

@@ -41,7 +41,8 @@ def most_calls(
 
     Most fits stop long before: they take fewer iterations and rarely more than one damped step in each.
     """
-    history = usual_history(fitted) if history is None else history
+    if history is None:
+        history = usual_history(fitted) if isinstance(settings, GaussNewton) else FIRST_HISTORY
     total = teacher.calls * (fitted + judged)
     few, newton = min(2 * TRIED, fitted), GaussNewton()  # twice: half precision
     for n in sorted(set(steps)):

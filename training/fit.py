@@ -70,7 +70,8 @@ def fit_solver(
         noise: The model's noise schedule.
         family: "dyweight" or "ds".
         steps: Step counts, in network calls.
-        history: Newest entries that a step may use. None: 3, and 6 where there are 256 samples to fit to.
+        history: Newest entries that a step may use. None: 3; where a fit by Gauss-Newton starts from a scan and has 256
+            samples and more, 6.
         teacher: "euler", "heun", "dpmpp_2m" or "ipndm".
         teacher_steps: Its steps.
         optimizer: "gauss-newton" (forward passes only), "adam", "adamw", "lion", or a settings object.
@@ -101,7 +102,11 @@ def fit_solver(
     counted = CountedDenoiser(model, x.dtype, say)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     held = max(1, len(x) // 4) if held_out is None else held_out
-    history = usual_history(len(x) - held) if history is None else history
+    chosen = _optimizer(optimizer, seed)
+    if history is None:
+        # What a user starts from, and the papers' recipes, would be given all of them at once.
+        in_turns = isinstance(initial, str) and initial == "scan" and isinstance(chosen, GaussNewton)
+        history = usual_history(len(x) - held) if in_turns else FIRST_HISTORY
     _check(x, held, steps, history, microbatch, extra_args or {})
     settings = {
         "family": family, "steps": list(steps), "history": history, "teacher": [teacher, teacher_steps],
@@ -115,7 +120,7 @@ def fit_solver(
     if notes.resumed:
         say(f"going on with the fit in {journal}")
     day = _day(notes)
-    chosen, objective, tutor = _optimizer(optimizer, seed), make_objective(loss), Teacher(teacher, teacher_steps)
+    objective, tutor = make_objective(loss), Teacher(teacher, teacher_steps)
     say(f"teacher: {teacher}, {teacher_steps} steps, {tutor.calls * len(x)} network calls")
 
     def trial(start: int, stop: int) -> Trial:

@@ -134,7 +134,7 @@ class GaussNewton:
         Args:
             problem: What is fitted.
             theta: Start, shape [P], float64.
-            held_out: Judges the iterations.
+            held_out: Judges the iterations on the core.
             progress: Told about each iteration.
             state: What `save` was given by an interrupted run of the same fit: goes on from there.
             save: Called after each iteration with all that a continuation needs.
@@ -172,7 +172,7 @@ class GaussNewton:
             normal = self._normal_of_all(problem, now, difference)
             step, losses, damping = self._descend_all(problem, now, normal)
             before, after = normal.loss, float(losses.mean())
-            done = after > (1 - self.tolerance) * before
+            done = not after < (1 - self.tolerance) * before  # so too where neither is finite
             now = _Refined(step, losses, damping, now.iteration + 1, done)
             if progress is not None:
                 progress(f"iteration {now.iteration} on all {problem.total} samples: loss {before:.3e} -> {after:.3e}")

@@ -48,17 +48,12 @@ class Trial:
 
     def first(self: _Own, count: int) -> _Own:
         """Returns the first `count` samples of all processes."""
-        return self.between(0, count)
-
-    def between(self: _Own, start: int, stop: int) -> _Own:
-        """Returns samples start ... stop - 1 of all processes."""
-        stop = min(stop, self.total)
-        low, high = (len(self.processes.first(self.samples, count)) for count in (start, stop))
-        part, reference = self.samples.rows(low, high), self.reference.rows(low, high)
-        return replace(self, samples=part, reference=reference, total=stop - start)
+        count = min(count, self.total)
+        samples = self.processes.first(self.samples, count)
+        return replace(self, samples=samples, reference=self.reference.rows(0, len(samples)), total=count)
 
     def pick(self: _Own, rows: Tensor) -> _Own:
-        """Returns the samples of a list of numbers of all processes' samples."""
+        """Returns the samples of a list of numbers of all processes' samples; of several processes', not to be cut."""
         places = self.processes.places(rows, self.samples, self.total)
         return replace(self, samples=self.samples.pick(places), reference=self.reference.pick(places), total=len(rows))
 

@@ -1,4 +1,4 @@
-"""Print how far a ComfyModel's denoiser, on rows that differ in guidance, is from ComfyUI's own guider row by row.
+"""Print how far a ComfyModel's denoiser, on rows of other guidance or length, is from ComfyUI's own guider row by row.
 
     <ComfyUI's python> rows_apart.py COMFYUI_PATH MODELS_FOLDER
 
@@ -43,8 +43,8 @@ def compare(name, model, dim, pooled):
     def made(*shape):
         return torch.randn(*shape, generator=generator)
 
-    conds = [{"context": made(1, 8, dim), "pooled_output": made(1, pooled)} for _ in range(4)]
-    x, sigma, prompts, values = made(*SHAPE), torch.tensor([0.3, 0.6, 0.9]), [3, 1, 2], [5.0, 1.0, 2.5]
+    conds = [{"context": made(1, length, dim), "pooled_output": made(1, pooled)} for length in (8, 8, 8, 12)]
+    x, sigma, prompts, values = made(*SHAPE), torch.tensor([0.3, 0.6, 0.9]), [3, 1, 2], [5.0, 1.0, 5.0]
     rows = list(zip(prompts, values, x.split(1), sigma.split(1), strict=True))
     with torch.inference_mode():
         wanted = torch.cat([stock(model, conds, *row) for row in rows])

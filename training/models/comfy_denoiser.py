@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -79,20 +79,24 @@ def sampler_that(
                 guider.set_cfg(1.0 if embeds_guidance else value)
                 return guider(x, sigma, **extra_args)
 
-            self.result = work(_denoiser(processed, guided), noise.device)
+            self.result = work(_denoiser(processed, guided, conds), noise.device)
             return noise
 
     return Inside()
 
 
-def _denoiser(processed: Callable[..., Any], guided: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _denoiser(
+    processed: Callable[..., Any], guided: Callable[..., Tensor], conds: Sequence[Cond]
+) -> Callable[..., Tensor]:
     """Returns the denoiser of a microbatch's prompts and guidances.
 
     Args:
         processed: Makes the conditioning of prompts, of one guidance, for states.
         guided: Runs the model with that, at that guidance, on states and levels.
+        conds: The encoded prompts. Those of unlike lengths are not run together.
     """
-    ready: dict[tuple[float, ...], dict[float, Any]] = {}
+    shapes = [tuple(cond["context"].shape) for cond in conds]
+    ready: dict[tuple[float, ...], dict[Hashable, Any]] = {}
 
     def denoiser(x: Tensor, sigma: Tensor, prompt: Sequence[int], guidance: Sequence[float]) -> Tensor:
         key = (*prompt, *guidance)
@@ -100,13 +104,14 @@ def _denoiser(processed: Callable[..., Any], guided: Callable[..., Tensor]) -> C
             ready.clear()  # a microbatch is finished with before the next begins
         own = ready.setdefault(key, {})
 
-        def at(value: float, rows: list[int], x: Tensor, sigma: Tensor) -> Tensor:
-            if value not in own:
-                own[value] = processed([prompt[row] for row in rows], value, x)
-            run = partial(guided, own[value], value)
+        def at(kind: tuple[float, Hashable], rows: list[int], x: Tensor, sigma: Tensor) -> Tensor:
+            if kind not in own:
+                own[kind] = processed([prompt[row] for row in rows], kind[0], x)
+            run = partial(guided, own[kind], kind[0])
             return _Replayed.apply(run, x, sigma) if torch.is_grad_enabled() else run(x, sigma)  # pyright: ignore
 
-        return apart(guidance, x, sigma, at)
+        kinds = [(value, shapes[number]) for number, value in zip(prompt, guidance, strict=True)]
+        return apart(kinds, x, sigma, at)
 
     return denoiser
 
@@ -121,13 +126,7 @@ def _processed(samplers: Any, model: Any, conds: dict[str, Any], x: Tensor) -> A
 
 
 def joined(conds: Sequence[Cond], embedded: float | None) -> list[Any]:
-    """Returns ComfyUI's conditioning of a batch of prompts.
-
-    Raises:
-        ValueError: The prompts are encoded to different lengths.
-    """
-    if len({tuple(c["context"].shape) for c in conds}) > 1:
-        raise ValueError("these prompts are encoded to different lengths: run one sample at a time, --microbatch 1")
+    """Returns ComfyUI's conditioning of a batch of prompts of one length."""
     batch = {key: torch.cat([c[key] for c in conds]) for key in conds[0]}
     extra: dict[str, Any] = {k: v for k, v in batch.items() if k != "context"}
     if embedded is not None:
