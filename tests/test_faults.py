@@ -86,7 +86,7 @@ def test_a_fit_goes_on_with_half_as_many_samples_where_memory_ends(whole, most):
     told = [line for line in said if "out of memory" in line]
     sizes = [8, 4, 2] if most == 1 else [8, 4]
     assert told == [
-        f"out of memory with {n} samples at a time: going on with {n // 2}, with the same result" for n in sizes
+        f"out of memory with {n} samples at a time: going on with {n // 2}" for n in sizes
     ]
 
 

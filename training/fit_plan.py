@@ -89,12 +89,13 @@ class FitPlan:
     def told(self) -> str:
         """Returns what will be done, for people."""
         args, embeds = self.args, self.model.embeds_guidance
+        usual = "a sixteenth to an eighth" if args.samples <= GaussNewton().core else "a thirtieth to a twelfth"
         return (
             f"{self.model.family} ({self.noise.kind}), {self.model.pixels(self.shape)}, "
             f"{'embedded guidance' if embeds else 'CFG'} {listed(self.guidance)}"
             f": {args.family} solvers of {', '.join(map(str, args.steps))} steps from {args.samples} pictures, "
             f"judged on {self.held} more.\nAt most {self.most:,} network calls{self._passes()}"
-            f", a sixteenth to an eighth of it is usual; result: {self.output.solver}"
+            f", {usual} of it is usual; result: {self.output.solver}"
         )
 
     def _passes(self) -> str:

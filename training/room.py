@@ -57,7 +57,7 @@ class Room:
         self.most = tried // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self.say(f"out of memory with {tried} samples at a time: going on with {self.most}, with the same result")
+        self.say(f"out of memory with {tried} samples at a time: going on with {self.most}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
