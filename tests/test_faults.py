@@ -85,9 +85,7 @@ def test_a_fit_goes_on_with_half_as_many_samples_where_memory_ends(whole, most):
     torch.testing.assert_close(halved, whole, rtol=1e-3, atol=1e-4)
     told = [line for line in said if "out of memory" in line]
     sizes = [8, 4, 2] if most == 1 else [8, 4]
-    assert told == [
-        f"out of memory with {n} samples at a time: going on with {n // 2}" for n in sizes
-    ]
+    assert told == [f"out of memory with {n} samples at a time: going on with {n // 2}" for n in sizes]
 
 
 def test_a_gradient_is_summed_over_the_halves():
