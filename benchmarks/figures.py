@@ -262,7 +262,7 @@ def _overhead(found: Any) -> Figure:
     axis.set(
         ylabel="time per step beside\nthe network (iPNDM = 1)", title="A learned step costs less than one of iPNDM"
     )
-    axis.legend(ncols=4, fontsize=10)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=10)
     return figure
 
 
