@@ -6,26 +6,29 @@ from dataclasses import replace
 
 import pytest
 import torch
-from learned_solvers.samplers import ipndm, sample_table
+from learned_solvers.samplers import SolverTable, ipndm, sample_table
 from learned_solvers.training import GaussNewton, fit_solver
 from learned_solvers.training.gauss_newton import _Refined
-from learned_solvers.training.objective import make_objective
 from learned_solvers.training.problem import Normal, Problem
 from learned_solvers.training.samples import CountedDenoiser, Samples
 from learned_solvers.training.scan import rmse
-from learned_solvers.training.spaces import make_space
 from learned_solvers.training.teacher import Teacher
 from learned_solvers.training.trial import Trial
 from oracles import curved
-from test_fit import FLOW, GRIDS, start_of, starts
+from test_fit import FLOW, GRIDS, problem, start_of, starts
 from torch import Tensor
 from torch.testing import assert_close
 
 
 def problem_of(count: int, steps: int = 4) -> Problem:
-    model, samples = CountedDenoiser(curved, torch.float64), Samples(starts("flow", count, 16), {}, 5)
-    trial = Trial(model, samples, Teacher("heun", 40).reference(model, samples, FLOW), count)
-    return Problem.of(trial, make_space("dyweight", steps, FLOW, GRIDS["flow"], 3, False), make_objective("l2"))
+    return problem("flow", "dyweight", steps, count=count, size=16)
+
+
+def rmse_of(x: Tensor, table: SolverTable, teacher_steps: int) -> float:
+    """Returns a table's error on starts, by a teacher's ends made here."""
+    model, samples = CountedDenoiser(curved, torch.float64), Samples(x, {}, len(x))
+    reference = Teacher("heun", teacher_steps).reference(model, samples, FLOW)
+    return rmse(Trial(model, samples, reference, len(x)), table)
 
 
 def estimate(own: Problem, theta: Tensor, core: int, turn: int) -> Normal:
@@ -98,10 +101,8 @@ def fitted(history: int, **settings) -> tuple[float, Tensor, list[str]]:
         curved, x, noise=FLOW, steps=(6,), history=history, teacher_steps=40, held_out=20,
         optimizer=GaussNewton(core=30), progress=lines.append, **settings,
     )  # fmt: skip
-    model, samples = CountedDenoiser(curved, torch.float64), Samples(x[:60], {}, 60)
-    own = Trial(model, samples, Teacher("heun", 40).reference(model, samples, FLOW), 60)
     assert result.solver.card.steps[6].history == history
-    return rmse(own, result.solver.table(6, FLOW)), result.solver.parameters[6]["weights"], lines
+    return rmse_of(x[:60], result.solver.table(6, FLOW), 40), result.solver.parameters[6]["weights"], lines
 
 
 def test_a_longer_history_is_fitted_after_a_short_one():
@@ -120,9 +121,7 @@ def test_what_a_user_starts_from_keeps_its_history():
     settings = {"noise": FLOW, "steps": (6,), "history": 4, "teacher_steps": 20, "held_out": 4}
     lines: list[str] = []
     result = fit_solver(curved, x, initial="ipndm 4, shift 1.5", progress=lines.append, **settings)
-    model, samples = CountedDenoiser(curved, torch.float64), Samples(x[20:], {}, 4)
-    own = Trial(model, samples, Teacher("heun", 20).reference(model, samples, FLOW), 4)
-    assert result.report[6].error_before == pytest.approx(rmse(own, start), rel=1e-9)
+    assert result.report[6].error_before == pytest.approx(rmse_of(x[20:], start, 20), rel=1e-9)
     assert not any("history of" in line for line in lines)
 
 

@@ -26,7 +26,7 @@ from .report import FitResult, Peer, StepReport
 from .samples import CountedDenoiser, Samples
 from .scan import SCANNED, Candidate, best_of_methods, candidates, rank, rmse
 from .space import Space
-from .spaces import FIRST_HISTORY, make_space, usual_history
+from .spaces import FIRST_HISTORY, usual_history
 from .start import Start, find_start, resolve_initial
 from .task import Task
 from .teacher import Teacher
@@ -104,9 +104,7 @@ def fit_solver(
     held = max(1, len(x) // 4) if held_out is None else held_out
     chosen = _optimizer(optimizer, seed)
     if history is None:
-        # What a user starts from, and the papers' recipes, would be given all of them at once.
-        in_turns = isinstance(initial, str) and initial == "scan" and isinstance(chosen, GaussNewton)
-        history = usual_history(len(x) - held) if in_turns else FIRST_HISTORY
+        history = usual_history(len(x) - held) if _newton_from_scan(initial, chosen) else FIRST_HISTORY
     _check(x, held, steps, history, microbatch, extra_args or {})
     settings = {
         "family": family, "steps": list(steps), "history": history, "teacher": [teacher, teacher_steps],
@@ -195,6 +193,14 @@ def _optimizer(optimizer: str | GaussNewton | GradientDescent, seed: int) -> Gau
     raise ValueError(f"optimizer must be gauss-newton, {', '.join(OPTIMIZERS)}, got {optimizer!r}")
 
 
+def _newton_from_scan(initial: str | Path | Solver, optimizer: GaussNewton | GradientDescent) -> GaussNewton | None:
+    """Returns the optimizer of a fit that can begin with few entries and go on with more; None for others.
+
+    What a user starts from stays whole, and the papers' recipes know no windows.
+    """
+    return optimizer if initial == "scan" and isinstance(optimizer, GaussNewton) else None
+
+
 def _fit_steps(
     task: Task, n: int, initial: str | Solver, optimizer: GaussNewton | GradientDescent
 ) -> tuple[dict[str, Tensor], StepCard, StepReport]:
@@ -203,9 +209,7 @@ def _fit_steps(
     order = _scanned(task, n)
     peers = _peers(task, n, order)
     task.say(f"{n} steps: best classical solver {peers[0].name}, held-out error {peers[0].error:.4f}")
-    # What a user starts from stays whole; and the papers' recipes know no windows.
-    in_turns = initial == "scan" and min(n, task.history) > FIRST_HISTORY
-    newton = optimizer if in_turns and isinstance(optimizer, GaussNewton) else None
+    newton = _newton_from_scan(initial, optimizer) if min(n, task.history) > FIRST_HISTORY else None
     start = find_start(replace(task, history=FIRST_HISTORY) if newton else task, n, order, initial)
     before = task.error(f"{n}/before", task.judged, start.table)
     if newton:
@@ -233,7 +237,7 @@ def _in_turns(task: Task, n: int, start: Start, optimizer: GaussNewton) -> tuple
     few = replace(task, fitted=task.fitted.first(optimizer.core))
     theta = _run(few, start.space, start.theta, optimizer, f"{n}/main")
     grid = start.space.step_card(theta).grid
-    space = make_space(task.family, n, task.noise, grid, task.history, task.learn_grid)
+    space = task.space_on(n, grid)
     theta = space.from_file(start.space.tensors(theta))
     task.say(f"{n} steps: going on with a history of {min(n, task.history)}")
     return space, _run(task, space, theta, replace(optimizer, near=True), f"{n}/window")

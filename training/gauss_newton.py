@@ -170,10 +170,11 @@ class GaussNewton:
         """Returns the parameters after iterations on all samples, each of which lowers their loss."""
         while not now.done and now.iteration < self.iterations:
             normal = self._normal_of_all(problem, now, difference)
-            step, losses, damping = self._descend_all(problem, now, normal)
+            found, damping = self._descend(problem, now.theta, normal, now.damping)
+            theta, losses = found or (now.theta, now.losses)
             before, after = normal.loss, float(losses.mean())
             done = not after < (1 - self.tolerance) * before  # so too where neither is finite
-            now = _Refined(step, losses, damping, now.iteration + 1, done)
+            now = _Refined(theta, losses, damping, now.iteration + 1, done)
             if progress is not None:
                 progress(f"iteration {now.iteration} on all {problem.total} samples: loss {before:.3e} -> {after:.3e}")
             save(now.record())
@@ -195,17 +196,6 @@ class GaussNewton:
             matrix, gradient = matrix + weight * normal.matrix, gradient + weight * normal.gradient
         return Normal(matrix / problem.total, gradient / problem.total, float(now.losses.mean()))
 
-    def _descend_all(self, problem: Problem, now: _Refined, normal: Normal) -> tuple[Tensor, Tensor, float]:
-        """Returns the parameters and losses of the first damped step that lowers their mean, or those before."""
-        damping = now.damping
-        for _ in range(self.tries):
-            moved = now.theta + _damped(normal.matrix, normal.gradient, damping)
-            losses = problem.losses(moved)
-            if float(losses.mean()) < normal.loss:
-                return moved, losses, max(damping / 5, 1e-7)
-            damping *= 5
-        return now.theta, now.losses, damping
-
     def _begin(self, problem: Problem, judge: Problem, theta: Tensor, done: bool) -> _State:
         difference = self.difference or difference_step(problem, theta)
         loss = judge.loss(theta)
@@ -217,9 +207,11 @@ class GaussNewton:
         part = problem.first(now.count)
         whole = part.total == problem.total
         normal = part.normal(now.theta, now.difference, now.difference > COARSE)
-        moved, loss, damping = self._descend(part, now.theta, normal, now.damping)
+        found, damping = self._descend(part, now.theta, normal, now.damping)
+        loss = float(found[1].mean()) if found else normal.loss
         now = replace(now, iteration=now.iteration + 1, seen=part.total, loss=loss, damping=damping)
-        if moved is not None:
+        if found:
+            moved = found[0]
             judged = loss if whole and judge is problem else judge.loss(moved)
             # What a part of the samples led to must not win by the luck of few held-out ones: it only ranks before
             # there is a point on the whole core that is better than the start.
@@ -228,9 +220,9 @@ class GaussNewton:
             stale = 0
             if whole and not better:
                 stale = now.stale + int(loss > (1 - self.gain) * normal.loss)
-            found = now.whole or (whole and better)
-            now = replace(now, theta=moved, best=best, best_loss=best_loss, judged=judged, stale=stale, whole=found)
-        little = moved is None or loss > (1 - (self.tolerance if whole else self.enough)) * normal.loss
+            on_whole = now.whole or (whole and better)
+            now = replace(now, theta=moved, best=best, best_loss=best_loss, judged=judged, stale=stale, whole=on_whole)
+        little = found is None or loss > (1 - (self.tolerance if whole else self.enough)) * normal.loss
         if whole:
             return replace(now, done=little or now.stale >= self.patience)
         if little:
@@ -239,15 +231,15 @@ class GaussNewton:
 
     def _descend(
         self, problem: Problem, theta: Tensor, normal: Normal, damping: float
-    ) -> tuple[Tensor | None, float, float]:
-        """Returns the first damped step that lowers the loss, its loss, and the damping to go on with."""
+    ) -> tuple[tuple[Tensor, Tensor] | None, float]:
+        """Returns the first damped point that lowers the loss, with its samples' losses, and the next damping."""
         for _ in range(self.tries):
-            step = _damped(normal.matrix, normal.gradient, damping)
-            loss = problem.loss(theta + step)
-            if loss < normal.loss:
-                return theta + step, loss, max(damping / 5, 1e-7)
+            moved = theta + _damped(normal.matrix, normal.gradient, damping)
+            losses = problem.losses(moved)
+            if float(losses.mean()) < normal.loss:
+                return (moved, losses), max(damping / 5, 1e-7)
             damping *= 5
-        return None, normal.loss, damping
+        return None, damping
 
 
 def _damped(matrix: Tensor, gradient: Tensor, damping: float) -> Tensor:

@@ -47,13 +47,7 @@ class Problem(Trial):
 
     def loss(self, theta: Tensor) -> float:
         """Returns the mean loss over all samples; inf where the parameters make no table or no finite states."""
-        if not is_valid(self.space, theta):
-            return float("inf")
-        table = self.space.table(theta)
-        total = torch.zeros((), dtype=torch.float64)
-        for part in self.each(lambda start, batch: self._rho(table, self.run(table, batch).states, start, len(batch))):
-            total += part.sum()
-        mean = float(self.processes.sums(total)) / self.total
+        mean = float(self.losses(theta).sum()) / self.total
         return mean if mean == mean else float("inf")
 
     def losses(self, theta: Tensor) -> Tensor:
@@ -62,8 +56,12 @@ class Problem(Trial):
             return torch.full([self.total], float("inf"), dtype=torch.float64)
         table = self.space.table(theta)
         none = torch.zeros(0, dtype=torch.float64)  # for a process without a sample
-        own = self.each(lambda start, batch: self._rho(table, self.run(table, batch).states, start, len(batch)))
-        return self.processes.joined(torch.cat([none, *own]), self.samples, self.total)
+
+        def own(start: int, batch: Samples) -> Tensor:
+            reference = self.reference.rows(start, start + len(batch))
+            return self.objective.rho(self._residual(table, self.run(table, batch).states, reference)).cpu().double()
+
+        return self.processes.joined(torch.cat([none, *self.each(own)]), self.samples, self.total)
 
     def normal(self, theta: Tensor, difference: float, two_sided: bool = False) -> Normal:
         """Returns the normal equations; the Jacobian is made of differences of size `difference`, forward or two-sided.
@@ -126,7 +124,3 @@ class Problem(Trial):
 
     def _residual(self, table: SolverTable, states: list[Tensor], reference: Reference) -> Tensor:
         return self.objective.residual(states[1:], table.levels[1:], reference)
-
-    def _rho(self, table: SolverTable, states: list[Tensor], start: int, count: int) -> Tensor:
-        residual = self._residual(table, states, self.reference.rows(start, start + count))
-        return self.objective.rho(residual).cpu().double()

@@ -17,7 +17,6 @@ from .gauss_newton import COARSE, GaussNewton, difference_step
 from .neighbour import resampled
 from .scan import Candidate, best_of_methods, candidates, carrier
 from .space import Space, is_valid
-from .spaces import make_space
 from .task import Task
 
 __all__ = ["ITERATIONS", "KEPT", "MANY", "STARTS", "TRIED", "Start", "find_start", "resolve_initial"]
@@ -131,7 +130,7 @@ def _from_candidate(task: Task, steps: int, candidate: Candidate) -> Start:
 def _from_solver(task: Task, steps: int, solver: Solver) -> Start:
     """Returns a solver's parameters at its nearest step count, resampled to this one."""
     count, step = _nearest(solver, steps)
-    space = make_space(task.family, steps, task.noise, step.grid, task.history, task.learn_grid)
+    space = task.space_on(steps, step.grid)
     theta = space.from_file(resampled(solver.parameters[count], steps))
     return Start(space, theta, space.table(theta), f"{solver.name} at {count} steps")
 
@@ -150,7 +149,7 @@ def _best_start(task: Task, steps: int, order: list[Candidate]) -> Start:
         if possible:
             best = _improved_start(times, steps, possible)
             table = best.space.table(best.theta)
-            space = make_space(task.family, steps, task.noise, carrier(table, task.noise), task.history, False)
+            space = task.space_on(steps, carrier(table, task.noise))
             theta = space.initial(table)
             if is_valid(space, theta):  # else its cut history leads to levels that do not descend
                 return replace(best, space=space, theta=theta)

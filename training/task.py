@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..samplers import SolverTable, VPNoise
+from ..samplers import Grid, SolverTable, VPNoise
 from ..samplers.conversion import with_derivatives
 from ..samplers.schedules import Noise
 from .gauss_newton import Progress
@@ -50,7 +50,10 @@ class Task:
 
     def space(self, steps: int, candidate: Candidate, history: int | None = None) -> Space:
         """Returns the free parameters on a candidate's grid; on one that carries its levels where it has no rule."""
-        grid = candidate.grid or carrier(candidate.table, self.noise)
+        return self.space_on(steps, candidate.grid or carrier(candidate.table, self.noise), history)
+
+    def space_on(self, steps: int, grid: Grid | None, history: int | None = None) -> Space:
+        """Returns the free parameters on a grid, which DS-Solver does without."""
         return make_space(self.family, steps, self.noise, grid, history or self.history, self.learn_grid)
 
     def can_start_from(self, candidate: Candidate) -> bool:
