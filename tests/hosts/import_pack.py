@@ -1,4 +1,4 @@
-"""Say what importing the pack does inside ComfyUI, as JSON: seconds, files written, network events, nodes.
+"""Say what importing the pack does inside ComfyUI, as JSON: modules, files, network events, nodes.
 
     <ComfyUI's python> import_pack.py COMFYUI_PATH PACK_FOLDER
 
@@ -8,7 +8,6 @@ Everything that ComfyUI itself has imported by then is imported first; the pack 
 import json
 import os
 import sys
-import time
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -27,7 +26,7 @@ import server  # noqa: F401
 
 import nodes  # noqa: F401
 
-written, network = [], []
+written, read, network = [], [], []
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate", "shutil.copyfile"}
 
 
@@ -36,6 +35,8 @@ def watch(event, arguments):
         path, _, flags = arguments
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and "__pycache__" not in str(path):
             written.append(str(path))
+        elif Path(str(path)).suffix not in (".py", ".pyc"):
+            read.append(str(path))
     elif event in CHANGES and "__pycache__" not in str(arguments):
         written.append(f"{event} {arguments}")
     elif event.startswith(("socket.", "urllib.", "http.")):
@@ -45,19 +46,21 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 name = str(pack).replace(".", "_x_")
 spec = spec_from_file_location(name, pack / "__init__.py")
-module = module_from_spec(spec)
-sys.modules[name] = module
-started = time.process_time()
-spec.loader.exec_module(module)
-seconds = time.process_time() - started
+pack_module = module_from_spec(spec)
+sys.modules[name] = pack_module
+before = set(sys.modules)
+spec.loader.exec_module(pack_module)
+loaded = set(sys.modules) - before
+own = [module for module in loaded if module.startswith(name)]
 print(
     json.dumps(
         {
-            "seconds": seconds,
+            "own": own,
+            "foreign": [module for module in loaded - {*own} if module.split(".")[0] not in sys.stdlib_module_names],
             "written": written,
+            "read": read,
             "network": network,
-            "nodes": len(module.NODE_CLASS_MAPPINGS),
-            "training": [loaded for loaded in sys.modules if loaded.startswith(f"{name}.training")],
+            "nodes": len(pack_module.NODE_CLASS_MAPPINGS),
         }
     )
 )
