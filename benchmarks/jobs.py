@@ -15,6 +15,7 @@ from learned_solvers.samplers.files import write_whole
 
 from . import cost, generalisation
 from .fidelity import GUIDANCES, STEPS, Sizes, fidelity
+from .half import half
 from .overhead import host_here, overhead_here
 from .peers import peers
 from .precision import DTYPES, precision
@@ -38,6 +39,9 @@ def jobs_of(part: str, cache: Path) -> Jobs:
         return [(peers, (name, g, STEPS, WHOLE, cache)) for g in reversed(GUIDANCES) for name in NETWORKS]
     if part == "savings":
         return [(savings, (name, 3.0, WHOLE, SOLVERS, cache)) for name in NETWORKS]
+    if part == "half":
+        order = [(name, dtype, g) for g in reversed(GUIDANCES) for name in NETWORKS for dtype in DTYPES]
+        return [(half, (*own, STEPS, Sizes(unseen=128), SOLVERS, cache)) for own in order]
     if part == "precision":
         # On a CPU half precision takes eight times as long: few step counts.
         steps = {"digits": (4, 6), "patches": (4,), "shapes": (4,)}
@@ -61,7 +65,7 @@ def jobs_of(part: str, cache: Path) -> Jobs:
     return [(overhead_here(), ())]
 
 
-PARTS = ("fidelity", "peers", "savings", "generalisation", "precision", "cost", "overhead")
+PARTS = ("fidelity", "peers", "savings", "half", "generalisation", "precision", "cost", "overhead")
 
 
 def name_of(work: Callable[..., Any], arguments: tuple[Any, ...]) -> str:

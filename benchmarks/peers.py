@@ -5,7 +5,7 @@ Few starts rank them, all judge: of some two hundred candidates the best by erro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from .quality import Quality, quality_of
 from .record import records
 from .subjects import SUBJECTS, Subject
 
-__all__ = ["best_peers", "compared", "least_error", "of_best_peer", "peers", "with_peers"]
+__all__ = ["best_of", "best_peers", "compared", "least_error", "of_best_peer", "peers", "with_peers"]
 
 
 def peers(name: str, guidance: float, steps: Sequence[int], sizes: Sizes, cache: Path | None) -> dict[str, Any]:
@@ -33,8 +33,8 @@ def peers(name: str, guidance: float, steps: Sequence[int], sizes: Sizes, cache:
         found_of = {c.name: _quality(name, unseen, c) for c in chosen}
         measured = {label: asdict(own) for label, own in found_of.items() if own is not None}
         found.append({"steps": n, "peers": measured})
-        best = {key: min(measured, key=lambda label, key=key: measured[label][key]) for key in ("error", "frechet")}
-        print(name, guidance, n, "; ".join(f"{key}: {label}" for key, label in best.items()), flush=True)
+        best = "; ".join(f"{key}: {best_of(measured, key)}" for key in ("error", "frechet"))
+        print(name, guidance, n, best, flush=True)
     return {"network": name, "guidance": guidance, "records": found}
 
 
@@ -79,6 +79,11 @@ def with_peers(fidelity: Sequence[dict[str, Any]], measured: Sequence[dict[str, 
             points = [{**r, "peers": at[place]} for r, place in zip(own["records"], places, strict=True)]
             found.append({**own, "records": points})
     return found
+
+
+def best_of(measured: Mapping[str, Mapping[str, float]], key: str) -> str:
+    """Returns the name of the peer whose measure is the least."""
+    return min(measured, key=lambda label: measured[label][key])
 
 
 def of_best_peer(record: dict[str, Any], key: str) -> float:
