@@ -185,7 +185,7 @@ def test_what_the_command_does_not_know_is_refused(arguments, told):
 def test_the_record_shows_gauss_newton_at_the_best_gradient_recipe_for_a_twentieth_of_its_calls(steps):
     """The record of benchmarks.recipe, which is read and not run here."""
     newton, recipe = next(pair for pair in pairs(record.records("recipe")) if pair[0]["steps"] == steps)
-    assert newton["error"] <= 1.02 * recipe["error"]
+    assert newton["error"] <= 1.025 * recipe["error"]
     assert newton["network_calls"] <= recipe["network_calls"] / 20
     own, theirs = (run["network_calls"] - run["teacher_calls"] for run in (newton, recipe))
     assert own <= theirs / 4  # without the teachers, which are most of the recipe's bill
@@ -268,13 +268,11 @@ def test_the_documents_say_where_the_record_of_fidelity_shows_us_worse():
 def test_the_documents_say_what_more_samples_did():
     few, many = (record.read_records(record.RESULTS / f"{name}.json") for name in ("fidelity_96", "fidelity"))
     told, found = document("benchmarks/README.md"), []
+    assert {own["about"]["samples"]["fitted"] for own in many.values()} == {480}
     for name, own in many.items():
-        if own["about"]["samples"]["fitted"] == 480:
-            for old, new in zip(few[name]["record"]["records"], own["record"]["records"], strict=True):
-                ratio = [
-                    new["ours"]["dyweight"][key] / old["ours"]["dyweight"][key] for key in ("error", "network_calls")
-                ]
-                found.append((new["steps"], *ratio))
+        for old, new in zip(few[name]["record"]["records"], own["record"]["records"], strict=True):
+            ratio = [new["ours"]["dyweight"][key] / old["ours"]["dyweight"][key] for key in ("error", "network_calls")]
+            found.append((new["steps"], *ratio))
     assert f"lower at {sum(error < 1 for _, error, _ in found)} of {len(found)}" in told
     gains = [1 - median(e for steps, e, _ in found if (steps >= 8) == late) for late in (False, True)]
     assert f"by {100 * gains[0]:.0f} % on the median, from 8 calls on by {100 * gains[1]:.0f} %" in told
@@ -317,6 +315,13 @@ def test_the_documents_say_what_the_record_of_cost_does():
     assert all(totals[name, 8] / totals[name, 4] > 2.9 for name in SUBJECTS)
     readme, told = document("README.md"), document("benchmarks/README.md")
     assert "A sixteenth to an eighth of such bounds is usual" in readme and "a sixteenth to an eighth" in told
+    parts = []
+    for run in cost["growth_with_samples"]:
+        if run["samples"] > 64:
+            most = most_calls((run["steps"],), run["samples"], 32, FlowNoise(), teacher=teacher)
+            parts.append(most / (run["network_calls"] + run["teacher_calls"]))
+    assert min(parts) >= 10 and max(parts) <= 30
+    assert "with more than 64 samples a thirtieth to a tenth" in readme
     usual = [most_calls((n,), 64, 22, VPNoise.stable_diffusion(), teacher=Teacher("heun", 30)) for n in (4, 6, 8)]
     usual = [f"{calls / 1000:.0f},000" for calls in usual]
     assert f"at most {usual[0]} for 4 steps, {usual[1]} for 6, {usual[2]} for 8" in readme

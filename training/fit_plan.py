@@ -89,7 +89,7 @@ class FitPlan:
     def told(self) -> str:
         """Returns what will be done, for people."""
         args, embeds = self.args, self.model.embeds_guidance
-        usual = "a sixteenth to an eighth" if args.samples <= GaussNewton().core else "a thirtieth to a twelfth"
+        usual = "a sixteenth to an eighth" if args.samples <= GaussNewton().core else "a thirtieth to a tenth"
         return (
             f"{self.model.family} ({self.noise.kind}), {self.model.pixels(self.shape)}, "
             f"{'embedded guidance' if embeds else 'CFG'} {listed(self.guidance)}"
