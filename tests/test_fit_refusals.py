@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from learned_solvers.samplers import FlowNoise
+from learned_solvers.samplers import EDMNoise, FlowNoise
 from learned_solvers.training import fit_solver
 from oracles import curved
 from torch import Tensor
@@ -39,7 +41,7 @@ def starts() -> Tensor:
         ({"family": "ds", "learn_grid": True}, "no grid to learn"),
         ({"initial": "no_such"}, r"cannot start from 'no_such': name scan, a classical solver \(euler, .*ipndm 3"),
         ({"initial": "karras 7, simple"}, "cannot start from 'karras 7, simple'"),
-        ({"initial": "dpmpp_2m, shift 1", "family": "ds", "steps": (1,)}, "cannot start from 'dpmpp_2m, shift 1'"),
+        ({"family": "ds", "steps": (3, 1)}, "a DS solver of one step has nothing to learn: fit dyweight instead"),
         ({"initial": "dyweight_sd15"}, "is a dyweight solver for vp models: start a dyweight fit on flow noise"),
         (
             {"initial": "heun", "steps": (4,)},
@@ -63,9 +65,48 @@ def test_a_setting_that_breaks_a_rule_is_refused(changed, message):
         ({"x": torch.ones(24, 6, dtype=torch.long)}, TypeError, "a start per row, got torch.int64"),
         ({"x": torch.full((24, 6), torch.nan)}, ValueError, r"x must hold finite numbers, .* got shape \[24, 6\]"),
         ({"x": torch.ones(24)}, ValueError, r"a start per row, got shape \[24\]"),
+        ({"x": starts() / 4}, ValueError, r"of standard deviation 1, got 0.2\d*: multiply unit noise by it"),
+        ({"x": starts() * 4, "noise": EDMNoise()}, ValueError, "of standard deviation 80, got"),
+        ({"teacher_steps": "30"}, TypeError, "teacher_steps must be a whole number, got '30'"),
+        ({"history": 1.5}, TypeError, "history must be a whole number, got 1.5"),
+        ({"held_out": 0.25}, TypeError, "held_out must be a whole number, got 0.25"),
+        ({"microbatch": True}, TypeError, "microbatch must be a whole number, got True"),
+        ({"seed": "a"}, TypeError, "seed must be a whole number, got 'a'"),
+        ({"extra_args": [1]}, TypeError, "extra_args must map the model's argument names to values, got list"),
+        ({"card": {"author": "me"}}, ValueError, "card has no entry author: take some of model_family, checkpoint"),
+        ({"card": {"guidance": 5}}, ValueError, "guidance must be text of at most 2000 characters .* got '5'"),
+        ({"journal": Path(__file__).parent}, ValueError, "journal must be a file to keep the fit in, got the folder"),
     ],
 )
 def test_a_setting_of_another_kind_is_refused(changed, error, message):
     settings = {"x": starts(), "noise": FLOW, "steps": (3,), "teacher_steps": 5, **changed}
     with pytest.raises(error, match=message):
         fit_solver(curved, settings.pop("x"), **settings)
+
+
+def test_what_no_family_has_is_refused_before_a_network_call():
+    def never(x, sigma):
+        raise AssertionError("the model was called")
+
+    for changed, message in (
+        ({"family": "dyw"}, "family must be dyweight or ds"),
+        ({"family": "ds", "learn_grid": True}, "no grid to learn"),
+        ({"family": "ds", "noise": EDMNoise(), "x": 80 * starts()}, "DS-Solver is defined on flow and vp noise"),
+        ({"card": {"author": "me"}}, "card has no entry author"),
+    ):
+        settings = {"x": starts(), "noise": FLOW, "steps": (3,), "teacher_steps": 5, **changed}
+        with pytest.raises(ValueError, match=message):
+            fit_solver(never, settings.pop("x"), **settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        (lambda x, sigma: (x,), TypeError, r"denoised states of the shape of its x, \[\d+, 6\], got tuple"),
+        (lambda x, sigma: x[:, :3], TypeError, r"the shape of its x, \[\d+, 6\], got shape \[\d+, 3\]"),
+        (lambda x, sigma: x, ValueError, "no coefficient changes where the model's samples end"),
+    ],
+)
+def test_a_model_that_is_no_denoiser_is_refused(model, error, message):
+    with pytest.raises(error, match=message):
+        fit_solver(model, starts(), noise=FLOW, steps=(3,), teacher_steps=5)

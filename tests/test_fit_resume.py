@@ -8,7 +8,7 @@ from datetime import date
 import pytest
 import torch
 from learned_solvers.training import GaussNewton, Teacher, fit_solver
-from learned_solvers.training.samples import CountedDenoiser, Samples
+from learned_solvers.training.samples import CountedDenoiser, Samples, content_of
 from learned_solvers.training.spaces import make_space
 from oracles import curved
 from safetensors import safe_open
@@ -34,6 +34,46 @@ def test_an_interrupted_fit_goes_on_and_ends_with_the_same_file(tmp_path, stop_a
     resumed = fit_solver(curved, x, journal=tmp_path / "journal", progress=said.append, **settings)
     assert resumed.solver.save(tmp_path / "resumed.safetensors").read_bytes() == whole.read_bytes()
     assert any("going on with the fit" in line for line in said) == (tmp_path / "journal").exists()
+
+
+class Opaque:
+    """A condition that only the model understands; its repr has an address in it."""
+
+
+def test_a_journal_of_other_conditions_is_refused_and_one_of_the_same_goes_on(tmp_path):
+    def conditioned(x, sigma, shift, cond):
+        return curved(x, sigma) + 0.1 * shift
+
+    def settings_with(change: float) -> dict:
+        shift = torch.zeros(32, 1)
+        shift[20] += change
+        return {"extra_args": {"shift": shift, "cond": [Opaque() for _ in shift]}}
+
+    x, said = starts("flow", 32), []
+    settings = {"noise": FLOW, "steps": (3,), "teacher_steps": 10, "journal": str(tmp_path / "journal")}
+    first = fit_solver(conditioned, x, **settings, **settings_with(0))
+    again = fit_solver(conditioned, x, **settings, **settings_with(0), progress=said.append)
+    assert any("going on with the fit" in line for line in said)
+    assert_close(again.solver.parameters[3], first.solver.parameters[3], rtol=0, atol=0)
+    with pytest.raises(ValueError, match="belongs to a fit with other settings"):
+        fit_solver(conditioned, x, **settings, **settings_with(0.5))
+
+
+def test_what_an_extra_argument_holds_tells_it_from_another():
+    def content(value: object) -> bytes:
+        return content_of(value, lambda other: type(other).__qualname__)
+
+    tensor = torch.arange(3000.0)
+    other = tensor.clone()
+    other[1500] += 1  # where a repr has dots
+    pairs = [
+        (tensor, other), (tensor, tensor.view(3, 1000)), ([tensor], [other]), ({"a": tensor}, {"a": other}),
+        (tensor.numpy(), other.numpy()), ([1, [2]], [[1], 2]), ({"a": 1}, {"b": 1}), (1, "1"), (None, False),
+        (["a,b"], ["a", "b"]),
+    ]  # fmt: skip
+    assert all(content(a) != content(b) for a, b in pairs)
+    assert content({"a": 1, "b": [tensor]}) == content({"b": [tensor.clone()], "a": 1})
+    assert content(Opaque()) == content(Opaque()) and content_of(Opaque(), repr) != content_of(Opaque(), repr)
 
 
 @pytest.mark.parametrize("turns", [1, 4])

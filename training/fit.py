@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import date
+from hashlib import sha256
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..samplers import Solver
 from ..samplers.card import Card, StepCard
-from ..samplers.schedules import Noise, check_noise
+from ..samplers.schedules import FlowNoise, Noise, check_noise
 from ..samplers.version import VERSION
 from .gauss_newton import GaussNewton, Progress
 from .gradient import OPTIMIZERS, GradientDescent
@@ -23,10 +24,10 @@ from .journal import Journal, Record
 from .objective import make_objective
 from .processes import Processes
 from .report import FitResult, Peer, StepReport
-from .samples import CountedDenoiser, Samples
-from .scan import SCANNED, Candidate, best_of_methods, candidates, rank, rmse
+from .samples import CountedDenoiser, Samples, content_of
+from .scan import SCANNED, Candidate, best_of_methods, candidates, grids_of, rank, rmse
 from .space import Space
-from .spaces import FIRST_HISTORY, usual_history
+from .spaces import FIRST_HISTORY, make_space, usual_history
 from .start import Start, find_start, resolve_initial
 from .task import Task
 from .teacher import Teacher
@@ -88,15 +89,17 @@ def fit_solver(
         progress: Told what happens, a line at a time.
         cache: Folder for the teacher's end states; give every model its own.
         journal: File that keeps what has been found, so that a fit that was interrupted goes on and ends with the same
-            file, the day of its card included; deleted by no one.
+            file, the day of its card included; deleted by no one. One of other settings, starts or extra_args is
+            refused; the model is not compared: give every model its own.
         processes: This process's place among several, `join_processes()` under torchrun.
         card: Further card entries: model_family, checkpoint, guidance, resolution, source, licence, note.
 
     Raises:
-        TypeError: Starts, noise or steps are of another kind.
+        TypeError: An argument is of another kind, or what the model returns is.
         ValueError: A setting breaks a rule; the message names it and the remedy.
     """
-    _check_kinds(x, noise, steps)
+    counts = {"history": history, "teacher_steps": teacher_steps, "held_out": held_out, "microbatch": microbatch}
+    _check_kinds(x, noise, steps, {**counts, "seed": seed}, extra_args)
     steps = [int(n) for n in steps]
     processes, say = processes or Processes(), progress or (lambda line: None)
     counted = CountedDenoiser(model, x.dtype, say)
@@ -106,15 +109,26 @@ def fit_solver(
     if history is None:
         history = usual_history(len(x) - held) if _newton_from_scan(initial, chosen) else FIRST_HISTORY
     _check(x, held, steps, history, microbatch, extra_args or {})
+    _check_size(x, noise)
+    for n in steps:  # refuses what no family has
+        make_space(family, n, noise, grids_of(noise)[0][1], history, learn_grid)
+    facts = {
+        "model_family": "unknown", "checkpoint": "unknown", "package_version": VERSION,
+        "source": "fitted with Learned Solvers", **(card or {}),
+    }  # fmt: skip
+    _check_card(family, noise, facts)
     settings = {
         "family": family, "steps": list(steps), "history": history, "teacher": [teacher, teacher_steps],
         "optimizer": repr(optimizer), "loss": _name_of(loss), "noise": repr(noise),
         "initial": str(initial), "learn_grid": learn_grid,
         "samples": [list(x.shape), held], "seed": seed, "version": VERSION,
         "start": float(x.cpu().double().square().sum()),
+        "extra_args": sha256(content_of(extra_args or {}, lambda other: type(other).__qualname__)).hexdigest(),
     }  # fmt: skip
     source = resolve_initial(initial, family, steps, noise)
-    notes = Journal(journal, settings, processes.from_first, writes=processes.rank == 0)
+    notes = Journal(
+        None if journal is None else Path(journal), settings, processes.from_first, writes=processes.rank == 0
+    )
     if notes.resumed:
         say(f"going on with the fit in {journal}")
     day = _day(notes)
@@ -128,36 +142,45 @@ def fit_solver(
 
     fitted, judged = trial(0, len(x) - held), trial(len(x) - held, len(x))
     task = Task(fitted, judged, objective, noise, family, history, learn_grid, notes, say)
-    facts = {
-        "model_family": "unknown", "checkpoint": "unknown", "date": day, "package_version": VERSION,
-        "source": "fitted with Learned Solvers", **(card or {}),
-    }  # fmt: skip
     reference = {"teacher": teacher, "teacher_steps": teacher_steps}
     parameters, cards, reports = {}, {}, {}
     for n in sorted(set(steps)):
         parameters[n], own, reports[n] = _fit_steps(task, n, source, chosen)
         cards[n] = replace(own, loss=loss if isinstance(loss, str) else "features", **reference)
-    solver = Solver(f"{family}_fitted", Card(family, noise.kind, steps=cards, **facts), parameters)
+    solver = Solver(f"{family}_fitted", Card(family, noise.kind, steps=cards, **{"date": day, **facts}), parameters)
     return FitResult(solver, reports, tutor.calls * len(x), held)
 
 
-def _check_kinds(x: Tensor, noise: Noise, steps: Iterable[int]) -> None:
+def _check_kinds(
+    x: Tensor, noise: Noise, steps: Iterable[int], counts: Mapping[str, object], extra_args: object
+) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x must be a tensor of floating-point numbers, a start per row, got {got}")
     check_noise(noise)
-    known = isinstance(steps, Iterable) and all(isinstance(n, Integral) and not isinstance(n, bool) for n in steps)
-    if not known:
+    if not (isinstance(steps, Iterable) and all(_is_whole(n) for n in steps)):
         raise TypeError(f"steps must be a list of step counts, such as (4, 6), got {steps!r:.100}")
+    for name, value in counts.items():
+        if value is not None and not _is_whole(value):
+            raise TypeError(f"{name} must be a whole number, got {value!r:.100}")
+    if not isinstance(extra_args, Mapping | None):
+        raise TypeError(f"extra_args must map the model's argument names to values, got {type(extra_args).__name__}")
     if x.ndim < 2 or not bool(torch.isfinite(x.float()).all()):
         raise ValueError(f"x must hold finite numbers, a start per row, got shape {list(x.shape)}: draw it anew")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _check(
     x: Tensor, held: int, steps: Sequence[int], history: int, microbatch: int | None, extra_args: Mapping[str, Any]
 ) -> None:
     if not 0 < held < len(x):
-        raise ValueError(f"held_out must leave samples on both sides of {len(x)}, got {held}")
+        raise ValueError(
+            f"held_out must leave samples on both sides of {len(x)}, got {held}: take 2 starts or more, and fewer that "
+            "judge"
+        )
     if not steps or min(steps) < 1 or max(steps) > MOST_STEPS:
         raise ValueError(f"steps must be counts from 1 to {MOST_STEPS}, got {list(steps)}")
     if history < 1 or (microbatch is not None and microbatch < 1):
@@ -170,6 +193,25 @@ def _check(
                 f"extra_args[{name!r}] must have a row per start, {len(x)}, or one for all, got {rows}: repeat its "
                 f"rows, or bind what all starts share to the model, functools.partial(model, {name}=...)"
             )
+
+
+def _check_size(x: Tensor, noise: Noise) -> None:
+    """Refuses starts that are of another size than noise at the highest level, such as unit noise for a VP model."""
+    level = 1.0 if isinstance(noise, FlowNoise) else float(noise.sigma_max)
+    size = float(x.cpu().double().square().mean().sqrt())
+    if not level / 2 < size < 2 * level:
+        raise ValueError(
+            f"x must hold starts at the model's highest noise level, of standard deviation {level:.4g}, got "
+            f"{size:.4g}: multiply unit noise by it"
+        )
+
+
+def _check_card(family: str, noise: Noise, facts: Mapping[str, Any]) -> None:
+    """Refuses, before hours of fitting, entries that no card can have."""
+    free = [entry.name for entry in fields(Card) if entry.name not in ("family", "prediction", "steps")]
+    if unknown := [name for name in facts if name not in free]:
+        raise ValueError(f"card has no entry {', '.join(map(str, unknown))}: take some of {', '.join(free)}")
+    Card(family, noise.kind, steps={1: StepCard()}, **facts)
 
 
 def _day(notes: Journal) -> str:

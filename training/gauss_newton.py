@@ -120,6 +120,11 @@ class GaussNewton:
     core: int = 64
     near: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("iterations", "tries", "first", "core"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
     def fit(
         self,
         problem: Problem,
@@ -244,6 +249,11 @@ class GaussNewton:
 
 def _damped(matrix: Tensor, gradient: Tensor, damping: float) -> Tensor:
     """Returns the step of Levenberg and Marquardt; damping is relative to the matrix's diagonal."""
+    if not bool(matrix.diagonal().any()):
+        raise ValueError(
+            "no coefficient changes where the model's samples end: a denoiser must return the denoised state, not its "
+            "input or a constant times it"
+        )
     # A parameter without any effect (a row times 0) must not make the system singular.
     diagonal = matrix.diagonal().clamp(min=1e-12 * float(matrix.diagonal().max()))
     return torch.linalg.solve(matrix + torch.diag(damping * diagonal), -gradient)

@@ -36,6 +36,8 @@ class Journal:
         shared: Callable[[dict[str, Record]], dict[str, Record]] = lambda records: records,
         writes: bool = True,
     ) -> None:
+        if path is not None and path.is_dir():
+            raise ValueError(f"journal must be a file to keep the fit in, got the folder {path}: name a file in it")
         self.path = path if writes else None
         self.settings = json.dumps(settings, sort_keys=True)
         self._records: dict[str, Record] = shared(self._read() if self.path and self.path.exists() else {})

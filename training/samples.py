@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .room import Room
 
-__all__ = ["CountedDenoiser", "Samples"]
+__all__ = ["CountedDenoiser", "Samples", "content_of"]
 
 _FAR_OUT = 30  # times the size of noise and picture: no state on a sampler's way from one to the other
 
@@ -58,6 +59,20 @@ class Samples:
         return isinstance(value, Tensor | list | tuple) and len(value) == len(self) and getattr(value, "ndim", 1) > 0
 
 
+def content_of(value: Any, of_other: Callable[[Any], str]) -> bytes:
+    """Returns what a model's extra argument holds, to be hashed; `of_other` says it for objects of an unknown kind."""
+    if isinstance(value, Tensor | np.ndarray):
+        held = torch.as_tensor(value).detach().cpu()
+        held = held.double() if held.is_floating_point() else held
+        return f"{list(value.shape)}".encode() + held.numpy().tobytes()
+    if isinstance(value, Mapping):
+        value = [part for key in sorted(value, key=str) for part in (str(key), value[key])]
+    if isinstance(value, list | tuple):
+        return f"[{len(value)}".encode() + b",".join(content_of(part, of_other) for part in value) + b"]"
+    known = value is None or isinstance(value, str | bool | int | float | complex)
+    return (repr(value) if known else of_other(value)).encode()
+
+
 class CountedDenoiser:
     """A denoiser that counts network calls, one per sample and call, and hides half precision from the fit.
 
@@ -75,6 +90,7 @@ class CountedDenoiser:
         """Returns the denoised state in x's dtype.
 
         Raises:
+            TypeError: The model returned something else than a tensor of x's shape.
             ValueError: It is not finite, for a state of ordinary size.
         """
         self.calls += len(x)
@@ -82,7 +98,14 @@ class CountedDenoiser:
 
     def uncounted(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
         """Returns the same without counting."""
-        denoised = self.model(x.to(self.dtype), sigma, **extra_args).to(x.dtype)
+        denoised = self.model(x.to(self.dtype), sigma, **extra_args)
+        if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
+            got = f"shape {list(denoised.shape)}" if isinstance(denoised, Tensor) else type(denoised).__name__
+            raise TypeError(
+                f"the model must return denoised states of the shape of its x, {list(x.shape)}, got {got}: wrap it as "
+                "k-diffusion does, model(x, sigma) -> denoised"
+            )
+        denoised = denoised.to(x.dtype)
         if not bool(torch.isfinite(denoised).all()):
             self._refuse_unless_far_out(x.detach(), sigma.detach(), denoised.detach())
         return denoised

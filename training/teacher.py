@@ -20,7 +20,7 @@ from ..samplers.multistep import Denoiser
 from ..samplers.schedules import Noise
 from .files import write_tensors
 from .room import Room
-from .samples import CountedDenoiser, Samples
+from .samples import CountedDenoiser, Samples, content_of
 
 __all__ = ["TEACHERS", "Reference", "Teacher", "teacher_grid"]
 
@@ -165,7 +165,5 @@ def _digest(teacher: Teacher, batch: Samples, levels: Tensor, trajectory: bool) 
     digest.update(levels.numpy().tobytes())
     tensors = {"x": batch.x, **batch.extra_args}
     for key in sorted(tensors):
-        value = tensors[key]
-        plain = value.detach().cpu().double().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode()
-        digest.update(key.encode() + plain)
+        digest.update(key.encode() + content_of(tensors[key], repr))
     return digest.hexdigest()[:32]
