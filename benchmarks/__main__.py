@@ -1,6 +1,6 @@
 """`python -m benchmarks`: measures what the README claims and writes results/*.json and figures/*.png beside this file.
 
-    python -m benchmarks                     all parts: about three hours of two cores
+    python -m benchmarks                     all parts: about four hours of two cores
     python -m benchmarks fidelity figures    some parts; what is measured again replaces its own records alone
     python -m benchmarks --quick             two minutes: asserts ratios on small samples, writes nothing
     python -m benchmarks.recipe              the papers' gradient recipe, which takes an hour and a half alone

@@ -52,7 +52,10 @@ def draw(figures: Path) -> None:
         "savings": (records("savings"), _savings),
         "generalisation": (records("generalisation"), _generalisation),
         "half": (records("half"), _half),
-        "cost": (cost if {"growth_with_samples", "growth_with_size", "memory"} <= set(cost) else {}, _cost),
+        "calls": ({n: cost[f"growth_with_steps-{n}"] for n in TITLES if f"growth_with_steps-{n}" in cost}, _calls),
+        "samples": (cost.get("growth_with_samples"), _samples),
+        "size": (cost.get("growth_with_size"), _size),
+        "memory": (cost.get("memory"), _memory),
         "overhead": (named("overhead").get("overhead"), _overhead),
         "recipe": (pairs(records("recipe")), _recipe),
     }
@@ -102,7 +105,7 @@ def _per_call(found: Any, key: str, label: str, title: str) -> Figure:
         axis.set(title=TITLES[name], yscale="log", xlabel="network calls")
         axis.xaxis.set(major_locator=FixedLocator(steps), minor_locator=NullLocator())
         if key == "error":
-            _label_errors(axis, [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4])
+            _label_errors(axis, [0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4])
         axis.grid(axis="y", alpha=0.3)
     first = np.atleast_1d(axes)[0]
     first.set_ylabel(label)
@@ -185,22 +188,22 @@ def _generalisation(found: Any) -> Figure:
 
 def _half(found: Any) -> Figure:
     """Draws, for every point, the best peer's error over DyWeight's in half precision against that in float32."""
-    figure, axis = plt.subplots(figsize=(5.2, 4.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(6, 4.4), layout="constrained")
     for dtype, color in (("float16", PEER), ("bfloat16", OURS)):
         for name, marker in (("digits", "o"), ("patches", "s"), ("shapes", "^")):
             points = [r for own in found if (own["dtype"], own["network"]) == (dtype, name) for r in own["records"]]
             leads = {where: [lead_of(r, where) for r in points] for where in ("network", "copy")}
             label = f"{dtype}, {TITLES[name].partition(chr(10))[0]}"
             axis.plot(leads["network"], leads["copy"], marker, color=color, ms=5, alpha=0.75, label=label)
-    ticks = [1, 1.5, 2, 3, 4]
-    axis.plot([1, 4.5], [1, 4.5], "--", color=BOUND, lw=1)
-    axis.set(xscale="log", yscale="log", xlabel="in float32", ylabel="in half precision")
+    ticks = [0.5, 1, 1.5, 2, 3, 4]
+    axis.plot([0.5, 4.5], [0.5, 4.5], "--", color=BOUND, lw=1, label="equal")
+    axis.set(xscale="log", yscale="log", xlabel="best peer's error / ours in float32", ylabel="in half precision")
     for side in (axis.xaxis, axis.yaxis):
         side.set(major_locator=FixedLocator(ticks), minor_locator=NullLocator())
         side.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=9)
-    axis.set_title("How many times closer than the best peer")
+    axis.set_title("float16 keeps the lead, bfloat16 loses of the largest")
     return figure
 
 
@@ -209,48 +212,65 @@ def lead_of(record: dict[str, Any], where: str) -> float:
     return min(peer[where]["error"] for peer in record["peers"].values()) / record["ours"]["dyweight"][where]["error"]
 
 
-def _cost(found: Any) -> Figure:
-    """Draws a fit's calls by steps, its error by samples, its time by the network's, and its memory."""
-    by_steps = {name.partition("-")[2]: runs for name, runs in found.items() if name.startswith("growth_with_steps")}
-    by_samples, by_size, memory = (found[name] for name in ("growth_with_samples", "growth_with_size", "memory"))
-    figure, axes = plt.subplots(2, 2, figsize=(9, 6.2), layout="constrained")
-    steps, samples, size, peaks = axes.flat
-    for (network, runs), color in zip(by_steps.items(), (PEER, SEARCHED, OURS), strict=False):
+def _small() -> tuple[Figure, Axes]:
+    """Returns an empty picture of half the usual width: two stand beside each other."""
+    return plt.subplots(figsize=(4.5, 3.1), layout="constrained")
+
+
+def _calls(by_network: Any) -> Figure:
+    """Draws a fit's calls by the steps of its solver."""
+    figure, axis = _small()
+    for (name, runs), color in zip(by_network.items(), (PEER, SEARCHED, OURS), strict=False):
         calls = [(r["network_calls"] + r["teacher_calls"]) / 1000 for r in runs]
-        name = TITLES[network].partition("\n")[0]
-        steps.plot([r["steps"] for r in runs], calls, "o-", color=color, label=name)
-    steps.set(title="Calls grow with the steps", xlabel="steps of the solver", ylabel="thousand calls of a fit", ylim=0)
-    steps.legend(fontsize=9)
-    for steps_of_it, color in ((5, PEER), (10, OURS)):
-        runs = [r for r in by_samples if r["steps"] == steps_of_it]
-        label = f"{steps_of_it} steps"
-        samples.plot([r["samples"] for r in runs], [r["error"] for r in runs], "o-", color=color, label=label)
-    samples.set(title="More steps want more samples", xlabel="samples", ylabel="error on unseen starts", yscale="log")
-    samples.legend(fontsize=9)
-    samples.set_xscale("log", base=2)
-    counts = sorted({r["samples"] for r in by_samples})
-    samples.xaxis.set(major_locator=FixedLocator(counts), minor_locator=NullLocator())
-    samples.xaxis.set_major_formatter(FixedFormatter(list(map(str, counts))))
-    _label_errors(samples, [0.002, 0.005, 0.01, 0.02, 0.05, 0.1])
-    calls = [r["seconds"] / r["network_calls"] * 1e3 for r in by_size]
-    labels = [f"{r['parameters'] / 1e6:.1f} M" for r in by_size]
-    places = np.arange(len(by_size))
-    size.bar(places - 0.2, [r["microseconds_per_call"] / 1e3 for r in by_size], 0.38, color=PEER, label="sampling")
-    size.bar(places + 0.2, calls, 0.38, color=OURS, label="fitting")
-    size.set_xticks(places, labels)
-    size.set(
+        axis.plot([r["steps"] for r in runs], calls, "o-", color=color, label=TITLES[name].partition("\n")[0])
+    axis.set(title="Calls grow with the steps", xlabel="steps of the solver", ylabel="thousand calls of a fit", ylim=0)
+    axis.legend(fontsize=9)
+    return figure
+
+
+def _samples(runs: Any) -> Figure:
+    """Draws a solver's error on unseen starts by the samples that it was fitted to."""
+    figure, axis = _small()
+    for steps, color in ((5, PEER), (10, OURS)):
+        own = [r for r in runs if r["steps"] == steps]
+        axis.plot([r["samples"] for r in own], [r["error"] for r in own], "o-", color=color, label=f"{steps} steps")
+    axis.set(title="10 steps need 32 samples, 5 fewer", xlabel="samples", ylabel="error on unseen starts")
+    axis.set(xscale="log", yscale="log")
+    axis.legend(fontsize=9)
+    counts = sorted({r["samples"] for r in runs})
+    axis.xaxis.set(major_locator=FixedLocator(counts), minor_locator=NullLocator())
+    axis.xaxis.set_major_formatter(FixedFormatter(list(map(str, counts))))
+    _label_errors(axis, [0.002, 0.005, 0.01, 0.02, 0.05, 0.1])
+    return figure
+
+
+def _size(runs: Any) -> Figure:
+    """Draws a call's time in a fit beside that in sampling, by the size of the network."""
+    figure, axis = _small()
+    places = np.arange(len(runs))
+    axis.bar(places - 0.2, [r["microseconds_per_call"] / 1e3 for r in runs], 0.38, color=PEER, label="sampling")
+    fitting = [r["seconds"] / r["network_calls"] * 1e3 for r in runs]
+    axis.bar(places + 0.2, fitting, 0.38, color=OURS, label="fitting")
+    axis.set_xticks(places, [f"{r['parameters'] / 1e6:.1f} M" for r in runs])
+    axis.set(
         title="A fit's calls take about twice sampling's at most",
         xlabel="parameters of the network",
         ylabel="ms per call and sample",
     )
-    size.legend(fontsize=9)
+    axis.legend(fontsize=9)
+    return figure
+
+
+def _memory(peaks: Any) -> Figure:
+    """Draws the peak memory of sampling and of both ways of fitting."""
+    figure, axis = _small()
     ways = {"sample": "sampling", "gauss-newton": "fit, Gauss-\nNewton", "adam": "fit, Adam"}
-    megabytes = [(memory[way] - memory["nothing"]) / 2**20 for way in ways]
-    peaks.bar(list(ways.values()), megabytes, 0.55, color=[PEER, OURS, PUBLISHED])
+    megabytes = [(peaks[way] - peaks["nothing"]) / 2**20 for way in ways]
+    axis.bar(list(ways.values()), megabytes, 0.55, color=[PEER, OURS, PUBLISHED])
     for place, value in enumerate(megabytes):
-        peaks.text(place, value, f"{value:.0f}", ha="center", va="bottom", fontsize=10)
-    peaks.margins(y=0.12)
-    peaks.set(title="Memory without and with backpropagation", ylabel="MiB beside the program")
+        axis.text(place, value, f"{value:.0f}", ha="center", va="bottom", fontsize=10)
+    axis.margins(y=0.12)
+    axis.set(title="Memory without and with backpropagation", ylabel="MiB beside the program")
     return figure
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from learned_solvers.samplers import FlowNoise, VPNoise
-from learned_solvers.training import fit_solver, fit_weights
+from learned_solvers.training import GaussNewton, fit_solver, fit_weights
 from learned_solvers.training.cost import most_calls
 from learned_solvers.training.demo import demo_starts
 from learned_solvers.training.fit_weights import _solver_file, main
@@ -210,15 +210,36 @@ def test_a_name_alone_is_comfyuis_and_a_path_is_a_place(output, path, comfy, tmp
 
 
 @pytest.mark.parametrize("family", ["dyweight", "ds"])
-def test_the_reckoned_calls_bound_the_real_ones(family):
-    bar, (x, extra_args) = CallBar(1, silent=True), demo_starts(8)
+@pytest.mark.parametrize(
+    ("samples", "more", "least"),
+    [
+        (6, {"history": 2}, 6),
+        (6, {"history": 4}, 8),
+        (11, {"history": 4}, 12),
+        (11, {"initial": "ipndm 2, shift 1"}, 16),
+    ],
+)
+def test_the_reckoned_calls_bound_the_real_ones(family, samples, more, least):
+    bar, (x, extra_args) = CallBar(1, silent=True), demo_starts(samples + 2)
+    settings = GaussNewton(core=6, first=3)
     result = fit_solver(
-        bar.counted(load_digits()), x, noise=FlowNoise(), family=family, steps=(2, 4), held_out=2, history=2,
-        teacher_steps=4, extra_args=extra_args,
+        bar.counted(load_digits()), x, noise=FlowNoise(), family=family, steps=(2, 4), held_out=2,
+        teacher_steps=4, extra_args=extra_args, optimizer=settings, **more,
     )  # fmt: skip
-    most = most_calls((2, 4), 6, 2, FlowNoise(), family=family, history=2, teacher=Teacher("heun", 4))
+    most = most_calls(
+        (2, 4), samples, 2, FlowNoise(), family=family, history=more.get("history"), scanned="initial" not in more,
+        teacher=Teacher("heun", 4), settings=settings,
+    )  # fmt: skip
     told = result.teacher_calls + sum(r.network_calls for r in result.report.values())
-    assert most / 6 < told <= bar.calls <= most
+    assert most / least < told <= bar.calls <= most
+
+
+def test_the_reckoned_history_is_the_one_that_the_fit_takes():
+    def most(samples, scanned, **more):
+        return most_calls((8,), samples, 80, FlowNoise(), scanned=scanned, **more)
+
+    assert most(255, True) == most(255, True, history=3) < most(256, True) == most(256, True, history=6)
+    assert most(256, False) == most(256, False, history=3) < most(256, True)
 
 
 def test_reckoned_calls_grow_with_steps_and_samples():

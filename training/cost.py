@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -33,16 +34,19 @@ def most_calls(
     *,
     family: str = "dyweight",
     history: int | None = None,
+    scanned: bool = True,
     learn_grid: bool = False,
     teacher: Teacher = Teacher(),  # noqa: B008 - immutable
     settings: GaussNewton | GradientDescent = GaussNewton(),  # noqa: B008 - immutable
 ) -> int:
     """Returns the network calls that a fit makes at most, one per sample and call.
 
-    Most fits stop long before: they take fewer iterations and rarely more than one damped step in each.
+    Most fits stop long before: they take fewer iterations and rarely more than one damped step in each. `scanned` says
+    that the fit starts from a scan of the classical solvers; the other arguments are `fit_solver`'s.
     """
+    in_turns = scanned and isinstance(settings, GaussNewton)
     if history is None:
-        history = usual_history(fitted) if isinstance(settings, GaussNewton) else FIRST_HISTORY
+        history = usual_history(fitted) if in_turns else FIRST_HISTORY
     total = teacher.calls * (fitted + judged)
     few, newton = min(2 * TRIED, fitted), GaussNewton()  # twice: half precision
     for n in sorted(set(steps)):
@@ -56,9 +60,12 @@ def most_calls(
         turns = 2 if n >= MANY else 1  # DyWeight's own starts are tried too where it cannot go on from DS solvers
         for starts, iterations in zip((STARTS, KEPT), ITERATIONS, strict=True):
             total += turns * starts * _descent(newton, n, jacobians[0], few, few, iterations)
-        total += _descent(settings, n, jacobians[0], fitted, judged) + 5 * n * fitted
-        if history > FIRST_HISTORY and isinstance(settings, GaussNewton):  # a fit of few entries comes before it
+        main = settings
+        if in_turns and isinstance(settings, GaussNewton) and min(n, history) > FIRST_HISTORY:
+            # A fit of few entries to the core comes before it.
             total += _descent(settings, n, jacobians[2], min(settings.core, fitted), judged)
+            main = replace(settings, near=True)
+        total += _descent(main, n, jacobians[0], fitted, judged) + 5 * n * fitted
         # Where it misses the best classical solver, the fit starts again from that one with its whole history.
         total += _descent(settings, n, jacobians[1], fitted, judged) + 4 * n * fitted
     return total
@@ -80,7 +87,7 @@ def _descent(
     if fitted == core:
         return first + on_core
     on_all = most * (min(2 * core, fitted) * jacobian + settings.tries * n * fitted)
-    return first + on_core + on_all + n * (fitted + judged)
+    return first + on_core * (not settings.near) + on_all + n * (fitted + judged)
 
 
 def seconds_of_call(denoiser: Callable[..., Tensor], batch: Samples, suspect: str) -> float:

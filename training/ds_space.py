@@ -80,18 +80,20 @@ class DSSpace:
         else:
             rows = with_derivatives(table).coeffs / table.levels.diff()[:, None]
             times = table.levels
-        return self._vector(windowed(rows, self.history), times)
+        return self._vector(windowed(rows, self.history), times, 1e-4)
 
-    def _vector(self, rows: Tensor, times: Tensor) -> Tensor:
+    def _vector(self, rows: Tensor, times: Tensor, least: float) -> Tensor:
+        """Returns the parameters of rows and times; no time is nearer its neighbours than the part `least`."""
         first, last = self._ends
-        left = ((times[1:-1] - last) / (first - last)).clamp(1e-4, 1 - 1e-4)
-        part = torch.cat([left[:1], left[1:] / left[:-1]]).clamp(1e-4, 1 - 1e-4).logit()
+        left = ((times[1:-1] - last) / (first - last)).clamp(least, 1 - least)
+        part = torch.cat([left[:1], left[1:] / left[:-1]]).clamp(least, 1 - least).logit()
         return torch.stack([part[i] if j < 0 else rows[i, j] for i, j in self._cells])
 
     def from_file(self, tensors: Mapping[str, Tensor]) -> Tensor:  # noqa: D102 - see Space
         times = self._ends[0] - torch.cat([torch.zeros(1, dtype=torch.float64), tensors["timedeltas"].cumsum(0)])
         coeffs = tensors["coeffs"]
-        return self._vector(windowed(coeffs + torch.diag(1 - coeffs.sum(1)), self.history), times)
+        # What was learned stays as it is: only a logit must be finite.
+        return self._vector(windowed(coeffs + torch.diag(1 - coeffs.sum(1)), self.history), times, 1e-12)
 
     def tensors(self, theta: Tensor) -> dict[str, Tensor]:  # noqa: D102 - see Space
         timedeltas, coeffs = self._parts(theta)

@@ -68,7 +68,8 @@ class FitPlan:
         """Network calls at most, of all processes."""
         return most_calls(
             self.args.steps, self.args.samples, self.held, self.noise, family=self.args.family,
-            history=self.args.history, learn_grid=self.args.learn_grid, teacher=self.teacher, settings=self.settings,
+            history=self.args.history, scanned=self.args.initial == "scan", learn_grid=self.args.learn_grid,
+            teacher=self.teacher, settings=self.settings,
         )  # fmt: skip
 
     @property

@@ -77,7 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=count_of, nargs="+", default=[4, 6, 8], help="step counts, in network calls")
     add("--samples", type=count_of, default=64, help="pictures to fit to; a third as many more judge")
     add("--family", choices=("dyweight", "ds"), default="dyweight")
-    add("--history", type=count_of, help="newest calls that a step may use (3; with 256 samples and more 6)")
+    add(
+        "--history",
+        type=count_of,
+        help="newest calls that a step may use (3; 6 with 256 samples and more, where Gauss-Newton starts from a scan)",
+    )
     add("--teacher", choices=TEACHERS, default="heun")
     add("--teacher-steps", type=count_of, default=30, help="30 steps of Heun are 59 calls")
     add("--seed", type=seed_of, default=0)

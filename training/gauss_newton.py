@@ -91,7 +91,7 @@ class GaussNewton:
     """Settings of a fit.
 
     The first iterations, far from the optimum, see few samples; whenever one gains little their number is doubled, up
-    to `core`. Where there are more samples, iterations on all of them follow, which take Jacobians of 2 * core each.
+    to `core`. Where there are more samples, iterations on all of them follow, which take Jacobians of at most 2 * core.
 
     Args:
         iterations: At most so many Jacobians, those of parts of the core included; and as many on all samples.

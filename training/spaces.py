@@ -11,7 +11,7 @@ from .space import Space
 __all__ = ["FIRST_HISTORY", "make_space", "usual_history"]
 
 FIRST_HISTORY = 3  # entries that a fit begins with
-_LONGER, _SAMPLES = 6, 256  # entries that a step may use where a fit has so many samples; latents as iPNDM's
+_LONGER, _SAMPLES = 6, 256  # entries that a step may use where a fit has so many samples: 8 latents, as iPNDM holds
 
 
 def usual_history(samples: int) -> int:
