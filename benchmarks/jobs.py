@@ -44,7 +44,7 @@ def jobs_of(part: str, cache: Path) -> Jobs:
         return [(half, (*own, STEPS, Sizes(unseen=128), SOLVERS, cache)) for own in order]
     if part == "precision":
         # On a CPU half precision takes eight times as long: few step counts.
-        steps = {"digits": (4, 6), "patches": (4,), "shapes": (4,)}
+        steps = {"digits": (4, 6, 8, 10), "patches": (4,), "shapes": (4,)}
         return [(precision, (name, dtype, 3.0, steps[name], FEW, cache)) for name in NETWORKS for dtype in DTYPES]
     if part == "generalisation":
         return [
