@@ -25,7 +25,7 @@ from .objective import make_objective
 from .processes import Processes
 from .report import FitResult, Peer, StepReport
 from .samples import CountedDenoiser, Samples, content_of
-from .scan import SCANNED, Candidate, best_of_methods, candidates, grids_of, rank, rmse
+from .scan import SCANNED, Candidate, best_of_methods, candidates, grids_of, rank
 from .space import Space
 from .spaces import FIRST_HISTORY, make_space, usual_history
 from .start import Start, find_start, resolve_initial
@@ -67,7 +67,7 @@ def fit_solver(
     Args:
         model: k-diffusion denoiser, `model(x, sigma, **extra_args) -> denoised`.
         x: Starting states at the model's highest noise level, shape [S, ...]; 64 are usually enough;
-            256 and more come nearer.
+            256 and more mostly come nearer.
         noise: The model's noise schedule.
         family: "dyweight" or "ds".
         steps: Step counts, in network calls.
@@ -259,7 +259,7 @@ def _fit_steps(
     else:
         space, theta = start.space, _run(task, start.space, start.theta, optimizer, f"{n}/main")
     space, theta, note = _not_worse(task, n, order, space, theta, optimizer)
-    after = task.error(f"{n}/after", task.judged, space.table(theta))
+    ((after, median),) = task.errors(f"{n}/after", task.judged, [space.table(theta)])
     ratio = peers[0].error / max(after, 1e-300)
     task.say(f"{n} steps: held-out error {before:.4f} -> {after:.4f}, 1/{ratio:.2f} of the best peer's")
     calls = task.calls()
@@ -267,7 +267,7 @@ def _fit_steps(
         space.step_card(theta), error_before=before, error_after=after, best_peer=peers[0].name,
         error_best_peer=peers[0].error, network_calls=calls, note=note,
     )  # fmt: skip
-    report = StepReport(before, after, tuple(peers), calls, time.monotonic() - began, start.name)
+    report = StepReport(before, after, median, tuple(peers), calls, time.monotonic() - began, start.name)
     return space.tensors(theta), card, report
 
 
@@ -299,12 +299,8 @@ def _peers(task: Task, n: int, order: list[Candidate]) -> list[Peer]:
     """Returns each method's best grid by the scan, judged on the held-out samples."""
     # Close calls in the scan are judged too, so that the peer is not the weaker for the few scanned samples.
     shown = {c.name: c for c in [*best_of_methods(order), *order[:6]]}
-
-    def work() -> Record:
-        return {"errors": torch.tensor([rmse(task.judged, c.table) for c in shown.values()], dtype=torch.float64)}
-
-    errors = task.recorded(f"{n}/peers", work)["errors"].tolist()
-    return sorted((Peer(*pair) for pair in zip(shown, errors, strict=True)), key=lambda peer: peer.error)
+    errors = task.errors(f"{n}/peers", task.judged, [c.table for c in shown.values()])
+    return sorted((Peer(name, *own) for name, own in zip(shown, errors, strict=True)), key=lambda peer: peer.error)
 
 
 def _run(task: Task, space: Space, theta: Tensor, optimizer: GaussNewton | GradientDescent, name: str) -> Tensor:

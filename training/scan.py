@@ -45,6 +45,7 @@ __all__ = [
     "heun_steps",
     "rank",
     "rmse",
+    "rmse_and_median",
     "scan_calls",
 ]
 
@@ -217,6 +218,15 @@ def scan_calls(tried: Sequence[Candidate], samples: int) -> int:
 
 def rmse(trial: Trial, table: SolverTable) -> float:
     """Returns the root mean square distance to the teacher's end over all samples of all processes."""
-    total = trial.processes.sums(trial.errors(table).sum())
-    value = float(torch.as_tensor(total)) / trial.total
-    return value**0.5 if value == value else float("inf")
+    return rmse_and_median(trial, table)[0]
+
+
+def rmse_and_median(trial: Trial, table: SolverTable) -> tuple[float, float]:
+    """Returns the same, and the root of the median of the samples' own mean squares: few far off rule the first."""
+    squares = trial.processes.joined(trial.errors(table), trial.samples, trial.total)
+    mean, median = float(squares.sum()) / trial.total, float(squares.median())
+    return _root(mean), _root(median)
+
+
+def _root(square: float) -> float:
+    return square**0.5 if square == square else float("inf")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from .gauss_newton import Progress
 from .journal import Journal, Record
 from .objective import Objective
 from .problem import Problem
-from .scan import Candidate, carrier, rmse
+from .scan import Candidate, carrier, rmse_and_median
 from .space import Space
 from .spaces import make_space
 from .trial import Trial
@@ -92,11 +92,15 @@ class Task:
 
     def error(self, name: str, trial: Trial, table: SolverTable) -> float:
         """Returns a table's RMSE to the teacher, recorded under that name."""
+        return self.errors(name, trial, [table])[0][0]
+
+    def errors(self, name: str, trial: Trial, tables: Sequence[SolverTable]) -> list[tuple[float, float]]:
+        """Returns tables' RMSE and median to the teacher, recorded under that name."""
 
         def work() -> Record:
-            return {"error": torch.tensor(rmse(trial, table), dtype=torch.float64)}
+            return {"errors": torch.tensor([rmse_and_median(trial, table) for table in tables], dtype=torch.float64)}
 
-        return float(self.recorded(name, work)["error"])
+        return [(error, median) for error, median in self.recorded(name, work)["errors"].tolist()]
 
     def keep(self, name: str, record: Record) -> Record:
         """Returns the record after writing it, with the network calls so far, to the journal."""

@@ -26,18 +26,24 @@ import server  # noqa: F401
 
 import nodes  # noqa: F401
 
-written, read, network = [], [], []
+written, read, listed, network = [], [], [], []
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate", "shutil.copyfile"}
 
 
 def watch(event, arguments):
+    if "__pycache__" in str(arguments):  # byte code, where there was none yet
+        return
     if event == "open":
         path, _, flags = arguments
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and "__pycache__" not in str(path):
+        if isinstance(path, int):  # of a file that was opened by its name before
+            return
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             written.append(str(path))
-        elif Path(str(path)).suffix not in (".py", ".pyc"):
+        elif Path(os.fsdecode(path)).suffix != ".py":
             read.append(str(path))
-    elif event in CHANGES and "__pycache__" not in str(arguments):
+    elif event in ("os.listdir", "os.scandir"):
+        listed.append(str(arguments[0]))
+    elif event in CHANGES:
         written.append(f"{event} {arguments}")
     elif event.startswith(("socket.", "urllib.", "http.")):
         network.append(event)
@@ -59,6 +65,7 @@ print(
             "foreign": [module for module in loaded - {*own} if module.split(".")[0] not in sys.stdlib_module_names],
             "written": written,
             "read": read,
+            "listed": listed,
             "network": network,
             "nodes": len(pack_module.NODE_CLASS_MAPPINGS),
         }
