@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from learned_solvers.samplers import SolverTable, ipndm, sample_table
+from learned_solvers.samplers import SolverTable, VPNoise, ipndm, sample_table
 from learned_solvers.training import GaussNewton, fit_solver
 from learned_solvers.training.gauss_newton import _Refined
 from learned_solvers.training.problem import Normal, Problem
 from learned_solvers.training.samples import CountedDenoiser, Samples
 from learned_solvers.training.scan import rmse
+from learned_solvers.training.spaces import make_space
 from learned_solvers.training.teacher import Teacher
 from learned_solvers.training.trial import Trial
 from oracles import curved
@@ -34,6 +35,18 @@ def rmse_of(x: Tensor, table: SolverTable, teacher_steps: int) -> float:
 def estimate(own: Problem, theta: Tensor, core: int, turn: int) -> Normal:
     now = _Refined(theta, own.losses(theta), 1e-3, turn)
     return GaussNewton(core=core)._normal_of_all(own, now, 1e-5)
+
+
+@pytest.mark.parametrize("nearest", [1e-3, 1e-5, 1e-6])
+@pytest.mark.parametrize("noise", [FLOW, VPNoise.stable_diffusion()], ids=["flow", "vp"])
+def test_a_second_turn_of_ds_begins_where_the_first_ended_however_near_the_end_its_times_are(noise, nearest):
+    few, more = (make_space("ds", 4, noise, None, history, False) for history in (2, 4))
+    parts = torch.tensor([0.6, 0.5, nearest], dtype=torch.float64).logit()
+    coeffs = torch.tensor([-0.3, 0.2, 0.1], dtype=torch.float64)
+    theta = torch.stack([parts[0], coeffs[0], parts[1], coeffs[1], parts[2], coeffs[2]])
+    before, after = few.table(theta), more.table(more.from_file(few.tensors(theta)))
+    assert_close(after.sigmas, before.sigmas, rtol=1e-6, atol=0)
+    assert_close(after.coeffs, before.coeffs, rtol=1e-6, atol=1e-12)
 
 
 def test_losses_are_the_mean_squares_of_each_sample():

@@ -94,8 +94,8 @@ def table_of(result: FitResult) -> str:
     lines.append("")
     lines.append(
         f"Errors are RMSE to the teacher's pictures on {result.held_out} held-out starts: nothing was fitted to them, "
-        "but fits to the first 64 samples stopped by them. A few starts that tip over to another picture rule such an "
-        "error; the medians of the starts' own tell of the others. "
+        "but iterations on up to 64 samples stopped by them. A few starts that tip over to another picture rule such an "
+        "error; the medians of the starts' own errors do not heed them. "
         f"*Before* is what each fit started from ({starts}). "
         f"The teacher took {result.teacher_calls:,} network calls, shared by all rows."
     )
