@@ -234,7 +234,7 @@ def _samples(runs: Any) -> Figure:
     for steps, color in ((5, PEER), (10, OURS)):
         own = [r for r in runs if r["steps"] == steps]
         axis.plot([r["samples"] for r in own], [r["error"] for r in own], "o-", color=color, label=f"{steps} steps")
-    axis.set(title="10 steps need 32 samples, 5 fewer", xlabel="samples", ylabel="error on unseen starts")
+    axis.set(title="Most is gained by 32 samples", xlabel="samples", ylabel="error on unseen starts")
     axis.set(xscale="log", yscale="log")
     axis.legend(fontsize=9)
     counts = sorted({r["samples"] for r in runs})

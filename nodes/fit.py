@@ -91,7 +91,7 @@ class FitLearnedSolver:
                         "min": 2,
                         "max": 4096,
                         "tooltip": "Noises to fit to; a third as many more judge the result. 32 to 64 are enough; 256 "
-                        "and more take longer and come nearer, as steps use a longer history then.",
+                        "and more take longer and mostly come nearer, as steps use a longer history then.",
                     },
                 ),
                 "teacher": (

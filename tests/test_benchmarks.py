@@ -254,7 +254,7 @@ def test_the_documents_say_where_the_record_of_fidelity_shows_us_worse():
     peers = [best_peer(point)["sharpness"] for point in flat]
     assert f"leave {ours[0]:.1f} times the teacher's gradients in 3 calls (the best peer {peers[0]:.1f})" in told
     assert all(own < peer for own, peer in zip(ours[1:], peers[1:], strict=True))
-    assert f"in more calls less than the peer, whose are up to {max(peers):.1f} times" in told
+    assert f"With more calls ours leave less than the peer's, which reach {max(peers):.1f} times" in told
     off = [abs(p["ours"]["dyweight"]["sharpness"] - 1) > abs(best_peer(p)["sharpness"] - 1) for _, p in points]
     assert f"further from the teacher's than the peer of least error at {sum(off)} of 54" in told
     saved = [

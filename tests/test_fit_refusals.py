@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from learned_solvers.samplers import EDMNoise, FlowNoise
+from learned_solvers.samplers import EDMNoise, FlowNoise, VPNoise
 from learned_solvers.training import fit_solver
 from oracles import curved
 from torch import Tensor
@@ -65,14 +66,16 @@ def test_a_setting_that_breaks_a_rule_is_refused(changed, message):
         ({"x": torch.ones(24, 6, dtype=torch.long)}, TypeError, "a start per row, got torch.int64"),
         ({"x": torch.full((24, 6), torch.nan)}, ValueError, r"x must hold finite numbers, .* got shape \[24, 6\]"),
         ({"x": torch.ones(24)}, ValueError, r"a start per row, got shape \[24\]"),
-        ({"x": starts() / 4}, ValueError, r"of standard deviation 1, got 0.2\d*: multiply unit noise by it"),
-        ({"x": starts() * 4, "noise": EDMNoise()}, ValueError, "of standard deviation 80, got"),
+        ({"x": starts(), "noise": EDMNoise()}, ValueError, "of standard deviation 80, got .*: multiply unit noise by"),
+        ({"x": starts() * 80, "noise": EDMNoise(0.002, 0.5)}, ValueError, "of standard deviation 0.5, got"),
+        ({"extra_args": {1: 2}}, TypeError, "extra_args must map the model's argument names to values, got {1: 2}"),
+        ({"card": ["a"]}, TypeError, r"card must map entries to texts, got \['a'\]"),
         ({"teacher_steps": "30"}, TypeError, "teacher_steps must be a whole number, got '30'"),
         ({"history": 1.5}, TypeError, "history must be a whole number, got 1.5"),
         ({"held_out": 0.25}, TypeError, "held_out must be a whole number, got 0.25"),
         ({"microbatch": True}, TypeError, "microbatch must be a whole number, got True"),
         ({"seed": "a"}, TypeError, "seed must be a whole number, got 'a'"),
-        ({"extra_args": [1]}, TypeError, "extra_args must map the model's argument names to values, got list"),
+        ({"extra_args": [1]}, TypeError, "extra_args must map the model's argument names to values, got \\[1\\]"),
         ({"card": {"author": "me"}}, ValueError, "card has no entry author: take some of model_family, checkpoint"),
         ({"card": {"guidance": 5}}, ValueError, "guidance must be text of at most 2000 characters .* got '5'"),
         ({"journal": Path(__file__).parent}, ValueError, "journal must be a file to keep the fit in, got the folder"),
@@ -84,19 +87,39 @@ def test_a_setting_of_another_kind_is_refused(changed, error, message):
         fit_solver(curved, settings.pop("x"), **settings)
 
 
-def test_what_no_family_has_is_refused_before_a_network_call():
-    def never(x, sigma):
-        raise AssertionError("the model was called")
-
-    for changed, message in (
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
         ({"family": "dyw"}, "family must be dyweight or ds"),
         ({"family": "ds", "learn_grid": True}, "no grid to learn"),
         ({"family": "ds", "noise": EDMNoise(), "x": 80 * starts()}, "DS-Solver is defined on flow and vp noise"),
         ({"card": {"author": "me"}}, "card has no entry author"),
-    ):
-        settings = {"x": starts(), "noise": FLOW, "steps": (3,), "teacher_steps": 5, **changed}
-        with pytest.raises(ValueError, match=message):
-            fit_solver(never, settings.pop("x"), **settings)
+    ],
+)
+def test_what_no_family_has_is_refused_before_a_network_call(changed, message):
+    def never(x, sigma):
+        raise AssertionError("the model was called")
+
+    settings = {"x": starts(), "noise": FLOW, "steps": (3,), "teacher_steps": 5, **changed}
+    with pytest.raises(ValueError, match=message):
+        fit_solver(never, settings.pop("x"), **settings)
+
+
+@pytest.mark.parametrize(
+    ("noise", "scale"), [(FLOW, 8.0), (EDMNoise(0.002, 0.5), 1.118), (VPNoise.stable_diffusion(), 14.6)]
+)
+def test_starts_of_a_scale_that_hosts_make_are_taken(noise, scale):
+    """HiDream's noise has a scale of 8; ComfyUI starts EDM models at sqrt(1 + sigma^2)."""
+    result = fit_solver(curved, scale * starts(), noise=noise, steps=(2,), teacher_steps=5)
+    assert result.report[2].network_calls > 0
+
+
+def test_numpys_whole_numbers_are_whole_numbers():
+    counts = {name: np.int64(n) for name, n in (("history", 2), ("teacher_steps", 5), ("held_out", 6), ("seed", 1))}
+    ours = fit_solver(curved, starts(), noise=FLOW, steps=(np.int64(2),), microbatch=np.int32(24), **counts)
+    same = fit_solver(curved, starts(), noise=FLOW, steps=(2,), history=2, teacher_steps=5, held_out=6, microbatch=24)
+    assert ours.report[2].error_after == same.report[2].error_after
+    assert ours.solver.card.steps[2].history == 2
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import date
+from hashlib import sha256
 
+import numpy as np
 import pytest
 import torch
 from learned_solvers.training import GaussNewton, Teacher, fit_solver
-from learned_solvers.training.samples import CountedDenoiser, Samples, content_of
+from learned_solvers.training.samples import CountedDenoiser, Samples, add_content
 from learned_solvers.training.spaces import make_space
 from oracles import curved
 from safetensors import safe_open
@@ -36,6 +39,11 @@ def test_an_interrupted_fit_goes_on_and_ends_with_the_same_file(tmp_path, stop_a
     assert any("going on with the fit" in line for line in said) == (tmp_path / "journal").exists()
 
 
+@dataclass
+class Known:
+    held: torch.Tensor
+
+
 class Opaque:
     """A condition that only the model understands; its repr has an address in it."""
 
@@ -60,8 +68,10 @@ def test_a_journal_of_other_conditions_is_refused_and_one_of_the_same_goes_on(tm
 
 
 def test_what_an_extra_argument_holds_tells_it_from_another():
-    def content(value: object) -> bytes:
-        return content_of(value, lambda other: type(other).__qualname__)
+    def content(value: object, of_other: Callable[[object], str] = lambda other: type(other).__qualname__) -> str:
+        digest = sha256()
+        add_content(digest, value, of_other)
+        return digest.hexdigest()
 
     tensor = torch.arange(3000.0)
     other = tensor.clone()
@@ -69,11 +79,15 @@ def test_what_an_extra_argument_holds_tells_it_from_another():
     pairs = [
         (tensor, other), (tensor, tensor.view(3, 1000)), ([tensor], [other]), ({"a": tensor}, {"a": other}),
         (tensor.numpy(), other.numpy()), ([1, [2]], [[1], 2]), ({"a": 1}, {"b": 1}), (1, "1"), (None, False),
-        (["a,b"], ["a", "b"]),
+        (["a,b"], ["a", "b"]), (["ab", "c"], ["a", "bc"]), ({"a": 1}, ["a", 1]), (b"a", b"b"),
+        (np.float32(3), np.float32(5)), (np.array(["a"]), np.array(["b"])), (Known(tensor), Known(other)),
+        (np.array([None, "a"]), np.array([None, "b"])), (tensor.bool(), other.view(2, -1).bool()),
     ]  # fmt: skip
     assert all(content(a) != content(b) for a, b in pairs)
     assert content({"a": 1, "b": [tensor]}) == content({"b": [tensor.clone()], "a": 1})
-    assert content(Opaque()) == content(Opaque()) and content_of(Opaque(), repr) != content_of(Opaque(), repr)
+    assert content(tensor.numpy()[::-1]) == content(tensor.flip(0).numpy())
+    one, two = Opaque(), Opaque()
+    assert content(one) == content(two) and content(one, repr) != content(two, repr)
 
 
 @pytest.mark.parametrize("turns", [1, 4])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import date
 from hashlib import sha256
@@ -24,7 +25,7 @@ from .journal import Journal, Record
 from .objective import make_objective
 from .processes import Processes
 from .report import FitResult, Peer, StepReport
-from .samples import CountedDenoiser, Samples, content_of
+from .samples import CountedDenoiser, Samples, add_content
 from .scan import SCANNED, Candidate, best_of_methods, candidates, grids_of, rank
 from .space import Space
 from .spaces import FIRST_HISTORY, make_space, usual_history
@@ -35,6 +36,7 @@ from .trial import Trial
 
 __all__ = ["MOST_STEPS", "fit_solver"]
 
+_SIZED = 64  # numbers whose root mean square is near their standard deviation
 MOST_STEPS = 100  # calls of a solver: beyond, nothing is left to learn, and a Jacobian takes days
 
 
@@ -57,8 +59,8 @@ def fit_solver(
     microbatch: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-    cache: Path | None = None,
-    journal: Path | None = None,
+    cache: str | Path | None = None,
+    journal: str | Path | None = None,
     processes: Processes | None = None,
     card: Mapping[str, Any] | None = None,
 ) -> FitResult:
@@ -90,7 +92,8 @@ def fit_solver(
         cache: Folder for the teacher's end states; give every model its own.
         journal: File that keeps what has been found, so that a fit that was interrupted goes on and ends with the same
             file, the day of its card included; deleted by no one. One of other settings, starts or extra_args is
-            refused; the model is not compared: give every model its own.
+            refused (but objects of kinds that are not known here count by their type); the model is not compared: give
+            every model its own.
         processes: This process's place among several, `join_processes()` under torchrun.
         card: Further card entries: model_family, checkpoint, guidance, resolution, source, licence, note.
 
@@ -99,8 +102,9 @@ def fit_solver(
         ValueError: A setting breaks a rule; the message names it and the remedy.
     """
     counts = {"history": history, "teacher_steps": teacher_steps, "held_out": held_out, "microbatch": microbatch}
-    _check_kinds(x, noise, steps, {**counts, "seed": seed}, extra_args)
-    steps = [int(n) for n in steps]
+    _check_kinds(x, noise, steps, {**counts, "seed": seed}, extra_args, card)
+    steps, seed, teacher_steps = [int(n) for n in steps], int(seed), int(teacher_steps)
+    history, held_out, microbatch = (None if n is None else int(n) for n in (history, held_out, microbatch))
     processes, say = processes or Processes(), progress or (lambda line: None)
     counted = CountedDenoiser(model, x.dtype, say)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -123,7 +127,7 @@ def fit_solver(
         "initial": str(initial), "learn_grid": learn_grid,
         "samples": [list(x.shape), held], "seed": seed, "version": VERSION,
         "start": float(x.cpu().double().square().sum()),
-        "extra_args": sha256(content_of(extra_args or {}, lambda other: type(other).__qualname__)).hexdigest(),
+        "extra_args": _digest(extra_args or {}),
     }  # fmt: skip
     source = resolve_initial(initial, family, steps, noise)
     notes = Journal(
@@ -133,6 +137,7 @@ def fit_solver(
         say(f"going on with the fit in {journal}")
     day = _day(notes)
     objective, tutor = make_objective(loss), Teacher(teacher, teacher_steps)
+    cache = None if cache is None else Path(cache)
     say(f"teacher: {teacher}, {teacher_steps} steps, {tutor.calls * len(x)} network calls")
 
     def trial(start: int, stop: int) -> Trial:
@@ -152,19 +157,23 @@ def fit_solver(
 
 
 def _check_kinds(
-    x: Tensor, noise: Noise, steps: Iterable[int], counts: Mapping[str, object], extra_args: object
+    x: Tensor, noise: Noise, steps: Sequence[int], counts: Mapping[str, object], extra_args: object, card: object
 ) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x must be a tensor of floating-point numbers, a start per row, got {got}")
     check_noise(noise)
-    if not (isinstance(steps, Iterable) and all(_is_whole(n) for n in steps)):
+    if not (isinstance(steps, Sequence) and all(_is_whole(n) for n in steps)):
         raise TypeError(f"steps must be a list of step counts, such as (4, 6), got {steps!r:.100}")
     for name, value in counts.items():
         if value is not None and not _is_whole(value):
             raise TypeError(f"{name} must be a whole number, got {value!r:.100}")
-    if not isinstance(extra_args, Mapping | None):
-        raise TypeError(f"extra_args must map the model's argument names to values, got {type(extra_args).__name__}")
+    if not (
+        extra_args is None or (isinstance(extra_args, Mapping) and all(isinstance(key, str) for key in extra_args))
+    ):
+        raise TypeError(f"extra_args must map the model's argument names to values, got {extra_args!r:.100}")
+    if not isinstance(card, Mapping | None):
+        raise TypeError(f"card must map entries to texts, got {card!r:.100}")
     if x.ndim < 2 or not bool(torch.isfinite(x.float()).all()):
         raise ValueError(f"x must hold finite numbers, a start per row, got shape {list(x.shape)}: draw it anew")
 
@@ -196,13 +205,18 @@ def _check(
 
 
 def _check_size(x: Tensor, noise: Noise) -> None:
-    """Refuses starts that are of another size than noise at the highest level, such as unit noise for a VP model."""
-    level = 1.0 if isinstance(noise, FlowNoise) else float(noise.sigma_max)
+    """Refuses VP and EDM starts of another size than noise at the highest level, such as unit noise.
+
+    A flow model's noise may have a scale of its own, and few numbers have no size.
+    """
+    if isinstance(noise, FlowNoise) or x.numel() < _SIZED:
+        return
+    level = float(noise.sigma_max)
     size = float(x.cpu().double().square().mean().sqrt())
-    if not level / 2 < size < 2 * level:
+    if not level / 2 < size < 2 * math.sqrt(1 + level**2):
         raise ValueError(
             f"x must hold starts at the model's highest noise level, of standard deviation {level:.4g}, got "
-            f"{size:.4g}: multiply unit noise by it"
+            f"{size:.4g}: multiply unit noise by the level"
         )
 
 
@@ -212,6 +226,13 @@ def _check_card(family: str, noise: Noise, facts: Mapping[str, Any]) -> None:
     if unknown := [name for name in facts if name not in free]:
         raise ValueError(f"card has no entry {', '.join(map(str, unknown))}: take some of {', '.join(free)}")
     Card(family, noise.kind, steps={1: StepCard()}, **facts)
+
+
+def _digest(extra_args: Mapping[str, Any]) -> str:
+    """Returns a hash, the same in every process; objects of unknown kinds count by their type alone."""
+    digest = sha256()
+    add_content(digest, extra_args, lambda other: type(other).__qualname__)
+    return digest.hexdigest()
 
 
 def _day(notes: Journal) -> str:

@@ -20,8 +20,8 @@ __all__ = ["Processes", "join_processes"]
 class Processes:
     """This process's place among `count`; process `rank` has the microbatches rank, rank + count, ...
 
-    Whole microbatches, so that each is computed as in a single process, to the last bit. Those of picked rows are not:
-    iterations on all samples, of more than the core, go another way in float32, to a result that is as good.
+    Whole microbatches, so that each is computed as in a single process, to the last bit. Picked rows are grouped
+    anew, so with more samples than the core float32's rounding differs; the result is as good.
     """
 
     rank: int = 0

@@ -60,6 +60,10 @@ class FitResult:
     held_out: int
 
 
+def _least_median(report: StepReport) -> float:
+    return min(peer.median for peer in report.peers)
+
+
 def _times(theirs: float, ours: float) -> str:
     return f"{theirs / ours:.2f}" if ours > 0 else "inf"
 
@@ -68,7 +72,7 @@ def better_peers(result: FitResult) -> list[str]:
     """Returns a sentence per step count at which a classical solver is closer to the teacher than the fitted one."""
     return [
         f"At {steps} calls {report.peers[0].name} is closer to the teacher than the new solver"
-        + (", though not on most starts (see the medians)" if report.median_after < report.peers[0].median else "")
+        + (", though its median is larger" if report.median_after < _least_median(report) else "")
         + ": take more samples, or that one."
         for steps, report in result.report.items()
         if report.peers[0].error < report.error_after
@@ -87,15 +91,15 @@ def table_of(result: FitResult) -> str:
         lines.append(
             f"| {steps} | {peers} | {report.error_before:.4f} | **{report.error_after:.4f}** "
             f"| {_times(report.peers[0].error, report.error_after)} "
-            f"| {_times(min(peer.median for peer in report.peers), report.median_after)} "
+            f"| {_times(_least_median(report), report.median_after)} "
             f"| {report.network_calls:,} | {report.seconds:.0f} |"
         )
     starts = "; ".join(f"{steps} calls: {report.start}" for steps, report in result.report.items())
     lines.append("")
     lines.append(
         f"Errors are RMSE to the teacher's pictures on {result.held_out} held-out starts: nothing was fitted to them, "
-        "but iterations on up to 64 samples stopped by them. A few starts that tip over to another picture rule such an "
-        "error; the medians of the starts' own errors do not heed them. "
+        "but they decided when iterations on up to 64 samples stopped. A few starts that tip over to another picture "
+        "can dominate such an error; the medians are insensitive to them. "
         f"*Before* is what each fit started from ({starts}). "
         f"The teacher took {result.teacher_calls:,} network calls, shared by all rows."
     )

@@ -5,6 +5,7 @@ The fitting problem has several minima and the start decides, so the best few ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -224,9 +225,5 @@ def rmse(trial: Trial, table: SolverTable) -> float:
 def rmse_and_median(trial: Trial, table: SolverTable) -> tuple[float, float]:
     """Returns the same, and the root of the median of the samples' own mean squares: few far off rule the first."""
     squares = trial.processes.joined(trial.errors(table), trial.samples, trial.total)
-    mean, median = float(squares.sum()) / trial.total, float(squares.median())
-    return _root(mean), _root(median)
-
-
-def _root(square: float) -> float:
-    return square**0.5 if square == square else float("inf")
+    squares = squares.nan_to_num(nan=math.inf, posinf=math.inf)
+    return (float(squares.sum()) / trial.total) ** 0.5, float(squares.median()) ** 0.5

@@ -11,7 +11,10 @@ from .space import Space
 __all__ = ["FIRST_HISTORY", "make_space", "usual_history"]
 
 FIRST_HISTORY = 3  # entries that a fit begins with
-_LONGER, _SAMPLES = 6, 256  # entries that a step may use where a fit has so many samples: 8 latents, as iPNDM holds
+_LONGER, _SAMPLES = (
+    6,
+    256,
+)  # entries that a step may use where a fit has so many samples: it holds 8 latents then, as iPNDM
 
 
 def usual_history(samples: int) -> int:

@@ -20,7 +20,7 @@ from ..samplers.multistep import Denoiser
 from ..samplers.schedules import Noise
 from .files import write_tensors
 from .room import Room
-from .samples import CountedDenoiser, Samples, content_of
+from .samples import CountedDenoiser, Samples, add_content
 
 __all__ = ["TEACHERS", "Reference", "Teacher", "teacher_grid"]
 
@@ -165,5 +165,6 @@ def _digest(teacher: Teacher, batch: Samples, levels: Tensor, trajectory: bool) 
     digest.update(levels.numpy().tobytes())
     tensors = {"x": batch.x, **batch.extra_args}
     for key in sorted(tensors):
-        digest.update(key.encode() + content_of(tensors[key], repr))
+        digest.update(key.encode())
+        add_content(digest, tensors[key], repr)
     return digest.hexdigest()[:32]

@@ -53,7 +53,7 @@ class Trial:
         return replace(self, samples=samples, reference=self.reference.rows(0, len(samples)), total=count)
 
     def pick(self: _Own, rows: Tensor) -> _Own:
-        """Returns the samples of a list of numbers of all processes' samples; of several, for `normal` alone."""
+        """Returns the samples of a list of numbers of all processes' samples; with several, only for `normal`."""
         places = self.processes.places(rows, self.samples, self.total)
         return replace(self, samples=self.samples.pick(places), reference=self.reference.pick(places), total=len(rows))
 
