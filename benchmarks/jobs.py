@@ -43,7 +43,7 @@ def jobs_of(part: str, cache: Path) -> Jobs:
         order = [(name, dtype, g) for g in reversed(GUIDANCES) for name in NETWORKS for dtype in DTYPES]
         return [(half, (*own, STEPS, Sizes(unseen=128), SOLVERS, cache)) for own in order]
     if part == "precision":
-        # On a CPU half precision takes eight times as long: few step counts.
+        # On a CPU half precision takes five to eight times as long: few step counts.
         steps = {"digits": (4, 6, 8, 10), "patches": (4,), "shapes": (4,)}
         return [(precision, (name, dtype, 3.0, steps[name], FEW, cache)) for name in NETWORKS for dtype in DTYPES]
     if part == "generalisation":
