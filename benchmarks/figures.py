@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
+from .half import lead_of
 from .peers import compared, of_best_peer
 from .record import named, records
 
-__all__ = ["draw", "lead_of", "pairs"]
+__all__ = ["draw", "pairs"]
 
 OURS, SEARCHED, PEER, PUBLISHED, BOUND = "#d1495b", "#edae49", "#30638e", "#8d96a3", "#222222"
 TITLES = {
@@ -105,7 +107,7 @@ def _per_call(found: Any, key: str, label: str, title: str) -> Figure:
         axis.set(title=TITLES[name], yscale="log", xlabel="network calls")
         axis.xaxis.set(major_locator=FixedLocator(steps), minor_locator=NullLocator())
         if key == "error":
-            _label_errors(axis, [0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4])
+            _label(axis.yaxis, [0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4])
         axis.grid(axis="y", alpha=0.3)
     first = np.atleast_1d(axes)[0]
     first.set_ylabel(label)
@@ -115,13 +117,18 @@ def _per_call(found: Any, key: str, label: str, title: str) -> Figure:
     return figure
 
 
-def _label_errors(axis: Axes, errors: list[float]) -> None:
-    """Puts these ticks alone on a logarithmic axis: its own are powers of ten, too few to read errors by."""
-    axis.yaxis.set(
-        major_locator=FixedLocator(errors),
-        major_formatter=FixedFormatter([f"{error:g}" for error in errors]),
+def _label(side: Axis, ticks: Sequence[float]) -> None:
+    """Puts these ticks alone on a logarithmic axis: its own are powers of ten, too few to read by."""
+    side.set(
+        major_locator=FixedLocator(ticks),
+        major_formatter=FixedFormatter([f"{tick:g}" for tick in ticks]),
         minor_locator=NullLocator(),
     )
+
+
+def _short(name: str) -> str:
+    """Returns a network's title without its convention."""
+    return TITLES[name].partition("\n")[0]
 
 
 def _closer(found: Any) -> Figure:
@@ -164,7 +171,7 @@ def _savings(found: Any) -> Figure:
         axis.barh(row, 5, color=OURS, height=0.55)
         text = f"{record['calls']} calls" if record["calls"] else f"more than {most} calls"
         axis.text(most + 0.15, row, text, va="center")
-    axis.set_yticks(range(len(found)), [TITLES[r["network"]].partition("\n")[0] for r in found])
+    axis.set_yticks(range(len(found)), [_short(r["network"]) for r in found])
     axis.set(xlabel="network calls for the same error (guidance 3)")
     axis.set_title("What a fitted solver reaches in 5 calls takes the best peer …")
     axis.invert_yaxis()
@@ -193,23 +200,17 @@ def _half(found: Any) -> Figure:
         for name, marker in (("digits", "o"), ("patches", "s"), ("shapes", "^")):
             points = [r for own in found if (own["dtype"], own["network"]) == (dtype, name) for r in own["records"]]
             leads = {where: [lead_of(r, where) for r in points] for where in ("network", "copy")}
-            label = f"{dtype}, {TITLES[name].partition(chr(10))[0]}"
-            axis.plot(leads["network"], leads["copy"], marker, color=color, ms=5, alpha=0.75, label=label)
+            shown = f"{dtype}, {_short(name)}"
+            axis.plot(leads["network"], leads["copy"], marker, color=color, ms=5, alpha=0.75, label=shown)
     ticks = [0.5, 1, 1.5, 2, 3, 4]
     axis.plot([0.5, 4.5], [0.5, 4.5], "--", color=BOUND, lw=1, label="equal")
     axis.set(xscale="log", yscale="log", xlabel="best peer's error / ours in float32", ylabel="in half precision")
     for side in (axis.xaxis, axis.yaxis):
-        side.set(major_locator=FixedLocator(ticks), minor_locator=NullLocator())
-        side.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
+        _label(side, ticks)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=9)
     axis.set_title("float16 keeps the lead, bfloat16 loses of the largest")
     return figure
-
-
-def lead_of(record: dict[str, Any], where: str) -> float:
-    """Returns the best peer's error over DyWeight's in a record of half, on the "network" or its "copy"."""
-    return min(peer[where]["error"] for peer in record["peers"].values()) / record["ours"]["dyweight"][where]["error"]
 
 
 def _small() -> tuple[Figure, Axes]:
@@ -222,7 +223,7 @@ def _calls(by_network: Any) -> Figure:
     figure, axis = _small()
     for (name, runs), color in zip(by_network.items(), (PEER, SEARCHED, OURS), strict=False):
         calls = [(r["network_calls"] + r["teacher_calls"]) / 1000 for r in runs]
-        axis.plot([r["steps"] for r in runs], calls, "o-", color=color, label=TITLES[name].partition("\n")[0])
+        axis.plot([r["steps"] for r in runs], calls, "o-", color=color, label=_short(name))
     axis.set(title="Calls grow with the steps", xlabel="steps of the solver", ylabel="thousand calls of a fit", ylim=0)
     axis.legend(fontsize=9)
     return figure
@@ -237,10 +238,8 @@ def _samples(runs: Any) -> Figure:
     axis.set(title="Most is gained by 32 samples", xlabel="samples", ylabel="error on unseen starts")
     axis.set(xscale="log", yscale="log")
     axis.legend(fontsize=9)
-    counts = sorted({r["samples"] for r in runs})
-    axis.xaxis.set(major_locator=FixedLocator(counts), minor_locator=NullLocator())
-    axis.xaxis.set_major_formatter(FixedFormatter(list(map(str, counts))))
-    _label_errors(axis, [0.002, 0.005, 0.01, 0.02, 0.05, 0.1])
+    _label(axis.xaxis, sorted({r["samples"] for r in runs}))
+    _label(axis.yaxis, [0.002, 0.005, 0.01, 0.02, 0.05, 0.1])
     return figure
 
 

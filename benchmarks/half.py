@@ -20,7 +20,7 @@ from .quality import quality_of
 from .record import records
 from .subjects import SUBJECTS
 
-__all__ = ["half"]
+__all__ = ["half", "lead_of"]
 
 
 def half(
@@ -56,6 +56,11 @@ def half(
         })  # fmt: skip
         print(name, dtype, guidance, n, _line(found[-1]), flush=True)
     return {"network": name, "dtype": dtype, "guidance": guidance, "records": found}
+
+
+def lead_of(record: dict[str, Any], where: str) -> float:
+    """Returns the best peer's error over DyWeight's in a record of half, on the "network" or its "copy"."""
+    return min(peer[where]["error"] for peer in record["peers"].values()) / record["ours"]["dyweight"][where]["error"]
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from learned_solvers.training import GaussNewton, Teacher, fit_solver
-from learned_solvers.training.samples import CountedDenoiser, Samples, add_content
+from learned_solvers.training.content import add_content
+from learned_solvers.training.samples import CountedDenoiser, Samples
 from learned_solvers.training.spaces import make_space
 from oracles import curved
 from safetensors import safe_open

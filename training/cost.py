@@ -44,9 +44,9 @@ def most_calls(
     Most fits stop long before: they take fewer iterations and rarely more than one damped step in each. `scanned` says
     that the fit starts from a scan of the classical solvers; the other arguments are `fit_solver`'s.
     """
-    in_turns = scanned and isinstance(settings, GaussNewton)
+    from_scan = settings if scanned and isinstance(settings, GaussNewton) else None  # may go in turns
     if history is None:
-        history = usual_history(fitted) if in_turns else FIRST_HISTORY
+        history = usual_history(fitted) if from_scan else FIRST_HISTORY
     total = teacher.calls * (fitted + judged)
     few, newton = min(2 * TRIED, fitted), GaussNewton()  # twice: half precision
     for n in sorted(set(steps)):
@@ -61,10 +61,9 @@ def most_calls(
         for starts, iterations in zip((STARTS, KEPT), ITERATIONS, strict=True):
             total += turns * starts * _descent(newton, n, jacobians[0], few, few, iterations)
         main = settings
-        if in_turns and isinstance(settings, GaussNewton) and min(n, history) > FIRST_HISTORY:
-            # A fit of few entries to the core comes before it.
-            total += _descent(settings, n, jacobians[2], min(settings.core, fitted), judged)
-            main = replace(settings, near=True)
+        if from_scan and min(n, history) > FIRST_HISTORY:  # a fit of few entries to the core comes before it
+            total += _descent(from_scan, n, jacobians[2], min(from_scan.core, fitted), judged)
+            main = replace(from_scan, near=True)
         total += _descent(main, n, jacobians[0], fitted, judged) + 5 * n * fitted
         # Where it misses the best classical solver, the fit starts again from that one with its whole history.
         total += _descent(settings, n, jacobians[1], fitted, judged) + 4 * n * fitted

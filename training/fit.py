@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import date
 from hashlib import sha256
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +15,17 @@ from torch import Tensor
 
 from ..samplers import Solver
 from ..samplers.card import Card, StepCard
-from ..samplers.schedules import FlowNoise, Noise, check_noise
+from ..samplers.schedules import Noise
 from ..samplers.version import VERSION
+from .checks import check_card, check_kinds, check_settings, check_size
+from .content import add_content
 from .gauss_newton import GaussNewton, Progress
 from .gradient import OPTIMIZERS, GradientDescent
 from .journal import Journal, Record
 from .objective import make_objective
 from .processes import Processes
 from .report import FitResult, Peer, StepReport
-from .samples import CountedDenoiser, Samples, add_content
+from .samples import CountedDenoiser, Samples
 from .scan import SCANNED, Candidate, best_of_methods, candidates, grids_of, rank
 from .space import Space
 from .spaces import FIRST_HISTORY, make_space, usual_history
@@ -34,10 +34,7 @@ from .task import Task
 from .teacher import Teacher
 from .trial import Trial
 
-__all__ = ["MOST_STEPS", "fit_solver"]
-
-_SIZED = 64  # numbers whose root mean square is near their standard deviation
-MOST_STEPS = 100  # calls of a solver: beyond, nothing is left to learn, and a Jacobian takes days
+__all__ = ["fit_solver"]
 
 
 def fit_solver(
@@ -102,9 +99,10 @@ def fit_solver(
         ValueError: A setting breaks a rule; the message names it and the remedy.
     """
     counts = {"history": history, "teacher_steps": teacher_steps, "held_out": held_out, "microbatch": microbatch}
-    _check_kinds(x, noise, steps, {**counts, "seed": seed}, extra_args, card)
+    check_kinds(x, noise, steps, {**counts, "seed": seed}, extra_args, card)
     steps, seed, teacher_steps = [int(n) for n in steps], int(seed), int(teacher_steps)
     history, held_out, microbatch = (None if n is None else int(n) for n in (history, held_out, microbatch))
+    cache, journal = (None if place is None else Path(place) for place in (cache, journal))
     processes, say = processes or Processes(), progress or (lambda line: None)
     counted = CountedDenoiser(model, x.dtype, say)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -112,32 +110,29 @@ def fit_solver(
     chosen = _optimizer(optimizer, seed)
     if history is None:
         history = usual_history(len(x) - held) if _newton_from_scan(initial, chosen) else FIRST_HISTORY
-    _check(x, held, steps, history, microbatch, extra_args or {})
-    _check_size(x, noise)
+    check_settings(x, held, steps, history, microbatch, extra_args or {})
+    check_size(x, noise)
     for n in steps:  # refuses what no family has
         make_space(family, n, noise, grids_of(noise)[0][1], history, learn_grid)
     facts = {
         "model_family": "unknown", "checkpoint": "unknown", "package_version": VERSION,
         "source": "fitted with Learned Solvers", **(card or {}),
     }  # fmt: skip
-    _check_card(family, noise, facts)
+    check_card(family, noise, facts)
     settings = {
         "family": family, "steps": list(steps), "history": history, "teacher": [teacher, teacher_steps],
         "optimizer": repr(optimizer), "loss": _name_of(loss), "noise": repr(noise),
         "initial": str(initial), "learn_grid": learn_grid,
         "samples": [list(x.shape), held], "seed": seed, "version": VERSION,
         "start": float(x.cpu().double().square().sum()),
-        "extra_args": _digest(extra_args or {}),
+        "extra_args": None if journal is None else _digest(extra_args or {}),
     }  # fmt: skip
     source = resolve_initial(initial, family, steps, noise)
-    notes = Journal(
-        None if journal is None else Path(journal), settings, processes.from_first, writes=processes.rank == 0
-    )
+    notes = Journal(journal, settings, processes.from_first, writes=processes.rank == 0)
     if notes.resumed:
         say(f"going on with the fit in {journal}")
     day = _day(notes)
     objective, tutor = make_objective(loss), Teacher(teacher, teacher_steps)
-    cache = None if cache is None else Path(cache)
     say(f"teacher: {teacher}, {teacher_steps} steps, {tutor.calls * len(x)} network calls")
 
     def trial(start: int, stop: int) -> Trial:
@@ -154,78 +149,6 @@ def fit_solver(
         cards[n] = replace(own, loss=loss if isinstance(loss, str) else "features", **reference)
     solver = Solver(f"{family}_fitted", Card(family, noise.kind, steps=cards, **{"date": day, **facts}), parameters)
     return FitResult(solver, reports, tutor.calls * len(x), held)
-
-
-def _check_kinds(
-    x: Tensor, noise: Noise, steps: Sequence[int], counts: Mapping[str, object], extra_args: object, card: object
-) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x must be a tensor of floating-point numbers, a start per row, got {got}")
-    check_noise(noise)
-    if not (isinstance(steps, Sequence) and all(_is_whole(n) for n in steps)):
-        raise TypeError(f"steps must be a list of step counts, such as (4, 6), got {steps!r:.100}")
-    for name, value in counts.items():
-        if value is not None and not _is_whole(value):
-            raise TypeError(f"{name} must be a whole number, got {value!r:.100}")
-    if not (
-        extra_args is None or (isinstance(extra_args, Mapping) and all(isinstance(key, str) for key in extra_args))
-    ):
-        raise TypeError(f"extra_args must map the model's argument names to values, got {extra_args!r:.100}")
-    if not isinstance(card, Mapping | None):
-        raise TypeError(f"card must map entries to texts, got {card!r:.100}")
-    if x.ndim < 2 or not bool(torch.isfinite(x.float()).all()):
-        raise ValueError(f"x must hold finite numbers, a start per row, got shape {list(x.shape)}: draw it anew")
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _check(
-    x: Tensor, held: int, steps: Sequence[int], history: int, microbatch: int | None, extra_args: Mapping[str, Any]
-) -> None:
-    if not 0 < held < len(x):
-        raise ValueError(
-            f"held_out must leave samples on both sides of {len(x)}, got {held}: take 2 starts or more, and fewer that "
-            "judge"
-        )
-    if not steps or min(steps) < 1 or max(steps) > MOST_STEPS:
-        raise ValueError(f"steps must be counts from 1 to {MOST_STEPS}, got {list(steps)}")
-    if history < 1 or (microbatch is not None and microbatch < 1):
-        raise ValueError(f"history and microbatch must be at least 1, got {history} and {microbatch}")
-    for name, value in extra_args.items():
-        # A text or a mapping is no list of rows, a number or 0-d tensor has none.
-        rows = len(value) if isinstance(value, Tensor | list | tuple) and getattr(value, "ndim", 1) else 1
-        if rows not in (1, len(x)):
-            raise ValueError(
-                f"extra_args[{name!r}] must have a row per start, {len(x)}, or one for all, got {rows}: repeat its "
-                f"rows, or bind what all starts share to the model, functools.partial(model, {name}=...)"
-            )
-
-
-def _check_size(x: Tensor, noise: Noise) -> None:
-    """Refuses VP and EDM starts of another size than noise at the highest level, such as unit noise.
-
-    A flow model's noise may have a scale of its own, and few numbers have no size.
-    """
-    if isinstance(noise, FlowNoise) or x.numel() < _SIZED:
-        return
-    level = float(noise.sigma_max)
-    size = float(x.cpu().double().square().mean().sqrt())
-    if not level / 2 < size < 2 * math.sqrt(1 + level**2):
-        raise ValueError(
-            f"x must hold starts at the model's highest noise level, of standard deviation {level:.4g}, got "
-            f"{size:.4g}: multiply unit noise by the level"
-        )
-
-
-def _check_card(family: str, noise: Noise, facts: Mapping[str, Any]) -> None:
-    """Refuses, before hours of fitting, entries that no card can have."""
-    free = [entry.name for entry in fields(Card) if entry.name not in ("family", "prediction", "steps")]
-    if unknown := [name for name in facts if name not in free]:
-        raise ValueError(f"card has no entry {', '.join(map(str, unknown))}: take some of {', '.join(free)}")
-    Card(family, noise.kind, steps={1: StepCard()}, **facts)
 
 
 def _digest(extra_args: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..samplers.guidance import listed, of_samples, spread
 from ..samplers.schedules import Noise
+from .content import add_content
 from .cost import most_calls
 from .gauss_newton import GaussNewton
 from .gradient import GradientDescent
@@ -176,11 +177,5 @@ def _stat(args: argparse.Namespace) -> list[tuple[str, int, int]]:
 def _hash(*values: object) -> str:
     """Returns a name for values: numbers, texts, encoded prompts."""
     digest = hashlib.sha256()
-    for value in values:
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            for cond in value:
-                for key in sorted(cond):
-                    digest.update(key.encode() + cond[key].float().numpy().tobytes())
-        else:
-            digest.update(repr(value).encode())
+    add_content(digest, values, repr)
     return digest.hexdigest()[:16]

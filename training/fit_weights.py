@@ -25,8 +25,8 @@ if not __package__:  # run as a file
     __package__ = _as_package.TRAINING
 
 from ..samplers.names import check_name, has_suffix
+from .checks import MOST_STEPS
 from .demo import run_demo
-from .fit import MOST_STEPS
 from .gauss_newton import GaussNewton
 from .gradient import OPTIMIZERS, GradientDescent
 from .model_fit import fit_model

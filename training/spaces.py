@@ -11,10 +11,8 @@ from .space import Space
 __all__ = ["FIRST_HISTORY", "make_space", "usual_history"]
 
 FIRST_HISTORY = 3  # entries that a fit begins with
-_LONGER, _SAMPLES = (
-    6,
-    256,
-)  # entries that a step may use where a fit has so many samples: it holds 8 latents then, as iPNDM
+_LONGER = 6  # entries that a step may use where a fit has many samples: it holds 8 latents then, as iPNDM
+_SAMPLES = 256  # many
 
 
 def usual_history(samples: int) -> int:

@@ -18,9 +18,10 @@ from ..samplers import EDMNoise, FlowNoise, Grid, VPNoise, dpmpp_2m, euler, heun
 from ..samplers.grids import FLUX_GRID
 from ..samplers.multistep import Denoiser
 from ..samplers.schedules import Noise
+from .content import add_content
 from .files import write_tensors
 from .room import Room
-from .samples import CountedDenoiser, Samples, add_content
+from .samples import CountedDenoiser, Samples
 
 __all__ = ["TEACHERS", "Reference", "Teacher", "teacher_grid"]
 
