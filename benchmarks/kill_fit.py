@@ -6,20 +6,26 @@ A fit here is what the command does between loading a model and its end (trainin
 fit with journal and teacher's cache, make the files, deliver them. Every other kill comes at a random moment of a
 whole fit's time, the others at a file operation. After each nothing but whole files may be there; a fit
 that is let through must end with the very bytes of one that nobody disturbed, and leave nothing else. Each fit is a
-forked process, so this needs Linux or macOS. A real ComfyUI's fit is killed in tests/test_comfy_fit.py.
+new process, not a fork: a fork of one with threads can wait forever for a lock that nobody holds any more. Windows
+has no SIGKILL, so this needs Linux or macOS. A real ComfyUI's fit is killed in tests/test_comfy_fit.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import signal
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
+from threading import RLock
 from typing import Any
 
 import torch
@@ -27,12 +33,14 @@ from learned_solvers.samplers import FlowNoise, load_solver
 from learned_solvers.training import fit_solver
 from learned_solvers.training.output import Output
 from safetensors import safe_open
+from tqdm import tqdm
 
 from .record import RESULTS, Run, about, keep
 
 WHOLE = 50  # kills of a run that is recorded
 OPERATIONS = ("replace", "link", "fsync", "unlink", "rmdir")
 _AFTER_RESUMING = 30  # file operations, at least
+_PATIENCE = 300  # seconds for what takes three
 WORK = "0123456789abcdef"  # what a fit leaves in its folder is called so, and nothing else is deleted
 STARTS = torch.randn(8, 6, generator=torch.Generator().manual_seed(2))
 
@@ -59,40 +67,62 @@ def fit(output: Output) -> None:
 
 
 @contextmanager
-def killed_at(operation: int) -> Iterator[None]:
-    """Kills this process at its n-th file operation."""
-    real, seen = {name: getattr(os, name) for name in OPERATIONS}, 0
+def counted(kill_at: int) -> Iterator[list[int]]:
+    """Counts this process's file operations in the one entry, and kills the process at one of them; 0: at none."""
+    real, seen = {name: getattr(os, name) for name in OPERATIONS}, [0]
 
-    def counted(name: str) -> Any:
+    def watched(name: str) -> Any:
         def call(*arguments: Any, **more: Any) -> Any:
-            nonlocal seen
-            seen += 1
-            if seen == operation:
+            seen[0] += 1
+            if seen[0] == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             return real[name](*arguments, **more)
 
         return call
 
     for name in OPERATIONS:
-        setattr(os, name, counted(name))
-    yield
-    if "KILL_FIT_COUNT" in os.environ:
-        Path(os.environ["KILL_FIT_COUNT"]).write_text(str(seen))
+        setattr(os, name, watched(name))
+    yield seen
 
 
-def started(output: Output, operation: int = 0) -> int:
-    """Returns the id of a new process that fits, and kills itself at a file operation if one is given."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        torch.set_num_threads(1)
-        with killed_at(operation):
-            fit(output)
-        code = 0
-    finally:
-        os._exit(code)
+def _fit_here(output: Output, kill_at: int, told: Connection) -> None:
+    """What a fit's process does: tells that it begins, and how many file operations there were."""
+    torch.set_num_threads(1)
+    tqdm.set_lock(RLock())  # its own is a semaphore, which a killed process leaves behind
+    told.send("begins")
+    with counted(kill_at) as seen:
+        fit(output)
+    told.send(seen[0])
+
+
+@dataclass
+class Fit:
+    """A process that fits from when it is made; it kills itself at a file operation if one is given."""
+
+    output: Output
+    kill_at: int = 0
+    process: BaseProcess = field(init=False)
+    told: Connection = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Starts the process, and waits until it begins to fit."""
+        context = multiprocessing.get_context("spawn")
+        self.told, tell = context.Pipe(duplex=False)
+        self.process = context.Process(target=_fit_here, args=(self.output, self.kill_at, tell), daemon=True)
+        self.process.start()
+        tell.close()
+        if not self.told.poll(_PATIENCE):
+            self.process.kill()
+            raise TimeoutError(f"a fit did not begin in {_PATIENCE} seconds")
+        self.told.recv()
+
+    def ended(self) -> int:
+        """Returns the exit code, negative for a signal's number, when the fit has ended."""
+        self.process.join(_PATIENCE)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise TimeoutError(f"a fit did not end in {_PATIENCE} seconds")
+        return self.process.exitcode
 
 
 def left_behind(output: Output, reference: dict[str, bytes]) -> str:
@@ -118,13 +148,10 @@ def run(kills: int, seed: int, folder: Path) -> dict[str, Any]:
     """Returns the record of so many kills; AssertionError where something was lost."""
     random, records, chains = Random(seed), [], 0
     whole = Output(folder / "whole" / "a.safetensors", "fit")
-    counting = folder / "count"
+    undisturbed = Fit(whole)
     began = time.monotonic()
-    os.environ["KILL_FIT_COUNT"] = str(counting)
-    _, status = os.waitpid(started(whole), 0)
-    del os.environ["KILL_FIT_COUNT"]
-    assert status == 0, "the fit itself fails"
-    length, operations = time.monotonic() - began, int(counting.read_text())
+    assert undisturbed.ended() == 0, "the fit itself fails"
+    length, operations = time.monotonic() - began, undisturbed.told.recv()
     reference = {path.name: path.read_bytes() for path in whole.solver.parent.iterdir()}
     assert sorted(reference) == ["a.md", "a.png", "a.safetensors"], sorted(reference)
     output = Output(folder / "killed" / "a.safetensors", "fit")
@@ -132,13 +159,14 @@ def run(kills: int, seed: int, folder: Path) -> dict[str, Any]:
         last = _AFTER_RESUMING if output.folder.exists() else operations
         at_operation = random.randint(1, last) if len(records) % 2 else 0
         seconds = random.uniform(0, length)
-        child = started(output, at_operation)
+        killed = Fit(output, at_operation)
         if not at_operation:
             time.sleep(seconds)
-            os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
+            killed.process.kill()
+        ended = killed.ended()
         state = left_behind(output, reference)
-        if os.WIFSIGNALED(status):
+        assert ended in (0, -signal.SIGKILL), f"a fit does not go on from: {state}"
+        if ended:
             how = {"operation": at_operation} if at_operation else {"seconds": round(seconds, 3)}
             records.append({**how, "left": state})
         if state == "delivered":
@@ -154,13 +182,11 @@ def run(kills: int, seed: int, folder: Path) -> dict[str, Any]:
 def _finish(output: Output, reference: dict[str, bytes]) -> None:
     """Lets a fit through, and makes the place free for the next."""
     if not output.solver.exists():
-        _, status = os.waitpid(started(output), 0)
-        assert status == 0, "a fit that was killed does not go on"
+        assert Fit(output).ended() == 0, "a fit that was killed does not go on"
     assert left_behind(output, reference) == "delivered"
     if output.folder.exists():  # killed after the delivery, before the folder was emptied
         again = Output(output.solver, output.command, overwrite=True)
-        _, status = os.waitpid(started(again), 0)
-        assert status == 0 and left_behind(again, reference) == "delivered"
+        assert Fit(again).ended() == 0 and left_behind(again, reference) == "delivered"
     assert not output.folder.exists(), "the folder is left"
     for path in output.solver.parent.iterdir():
         path.unlink()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import signal
 
 import pytest
 
@@ -10,7 +10,7 @@ from benchmarks import kill_fit
 from benchmarks.record import records
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes, which Windows does not have")
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills with SIGKILL, which Windows does not have")
 def test_fits_that_are_killed_leave_whole_files_and_end_as_an_undisturbed_one(tmp_path):
     found = kill_fit.run(3, 1, tmp_path)
     assert len(found["runs"]) == 3 and found["finished"] >= 1
