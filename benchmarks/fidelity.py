@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learned_solvers.samplers import SolverTable, load_solver
+from learned_solvers.samplers import Solver, SolverTable, load_solver
 from learned_solvers.training import fit_solver
 from learned_solvers.training.fit import FitResult
 from learned_solvers.training.teacher import Teacher
@@ -25,6 +25,7 @@ __all__ = [
     "Sizes",
     "fidelity",
     "fit",
+    "fitted_of",
     "unseen_of",
 ]
 
@@ -43,9 +44,11 @@ class Sizes:
     ranked: int = 48
 
 
-def unseen_of(subject: Subject, guidance: float | Tensor, count: int, cache: Path | None = None) -> Trial:
+def unseen_of(
+    subject: Subject, guidance: float | Tensor, count: int, cache: Path | None = None, seed: int = 99
+) -> Trial:
     """Returns starts that no fit sees, with the teacher's ends, on the float32 network."""
-    model, samples = subject.model(), subject.starts(count, 99, guidance)
+    model, samples = subject.model(), subject.starts(count, seed, guidance)
     reference = TEACHER.reference(model, samples, subject.noise, cache=cache)
     return Trial(model, samples, reference, count)
 
@@ -78,7 +81,7 @@ def fidelity(name: str, guidance: float, steps: Sequence[int], sizes: Sizes, sol
     fits = {}
     for family in subject.families:
         fits[family] = fit(subject, family, guidance, steps, sizes)
-        fits[family].solver.save(solvers / f"{family}_{name}_guidance-{guidance:g}.safetensors", overwrite=True)
+        fits[family].solver.save(solvers / _file_of(family, name, guidance), overwrite=True)
     records = []
     for n in steps:
         ours = {
@@ -96,6 +99,15 @@ def fidelity(name: str, guidance: float, steps: Sequence[int], sizes: Sizes, sol
         records.append({"steps": n, "ours": ours, "published": published})
         print(name, guidance, n, _line(records[-1]), flush=True)
     return {"network": name, "guidance": guidance, "records": records}
+
+
+def fitted_of(name: str, guidance: float, solvers: Path) -> dict[str, Solver]:
+    """Returns the fitted solvers of a network at a guidance, by family, that `fidelity` wrote into a folder."""
+    return {family: load_solver(solvers / _file_of(family, name, guidance)) for family in SUBJECTS[name].families}
+
+
+def _file_of(family: str, name: str, guidance: float) -> str:
+    return f"{family}_{name}_guidance-{guidance:g}.safetensors"
 
 
 def _measured(name: str, unseen: Trial, table: SolverTable) -> dict[str, Any]:

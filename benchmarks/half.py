@@ -10,14 +10,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from learned_solvers.samplers import load_solver
 from learned_solvers.training.scan import candidates
 
-from .fidelity import Sizes, unseen_of
-from .peers import best_of
+from .fidelity import Sizes, fitted_of, unseen_of
+from .peers import best_of, peers_of
 from .precision import DTYPES
 from .quality import quality_of
-from .record import records
 from .subjects import SUBJECTS
 
 __all__ = ["half", "lead_of"]
@@ -33,13 +31,7 @@ def half(
     subject = SUBJECTS[name]
     unseen = unseen_of(subject, guidance, sizes.unseen, cache)
     trials = {"network": unseen, "copy": replace(unseen, model=subject.model(DTYPES[dtype]))}
-    fitted = {
-        family: load_solver(solvers / f"{family}_{name}_guidance-{guidance:g}.safetensors")
-        for family in subject.families
-    }
-    recorded = next(own for own in records("peers") if (own["network"], own["guidance"]) == (name, guidance))
-    peers_at = {point["steps"]: point["peers"] for point in recorded["records"]}
-    found = []
+    fitted, peers_at, found = fitted_of(name, guidance, solvers), peers_of(name, guidance), []
     for n in steps:
         labels = dict.fromkeys(best_of(peers_at[n], measure) for measure in ("error", "frechet"))
         classical = {candidate.name: candidate.table for candidate in candidates(n, subject.noise)}

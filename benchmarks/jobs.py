@@ -14,6 +14,7 @@ import torch
 from learned_solvers.samplers.files import write_whole
 
 from . import cost, generalisation
+from .again import SEEDS, again
 from .fidelity import GUIDANCES, STEPS, Sizes, fidelity
 from .half import half
 from .overhead import host_here, overhead_here
@@ -30,8 +31,8 @@ NETWORKS = ("patches", "shapes", "digits")  # the longest first
 WHOLE, FEW = Sizes(), Sizes(fitted=64, held_out=16, unseen=256, ranked=32)
 
 
-def jobs_of(part: str, cache: Path) -> Jobs:
-    """Returns the calls that make a part's records, the longest first."""
+def jobs_of(part: str, cache: Path, seeds: Sequence[int] = SEEDS) -> Jobs:
+    """Returns the calls that make a part's records, the longest first; `seeds` are those of `again`."""
     if part == "fidelity":
         order = [(name, g) for g in reversed(GUIDANCES) for name in NETWORKS]
         return [(fidelity, (*own, STEPS, WHOLE, cache / name_of(fidelity, own), cache)) for own in order]
@@ -39,6 +40,9 @@ def jobs_of(part: str, cache: Path) -> Jobs:
         return [(peers, (name, g, STEPS, WHOLE, cache)) for g in reversed(GUIDANCES) for name in NETWORKS]
     if part == "savings":
         return [(savings, (name, 3.0, WHOLE, SOLVERS, cache)) for name in NETWORKS]
+    if part == "again":
+        order = [(name, g, str(seed)) for seed in seeds for g in reversed(GUIDANCES) for name in NETWORKS]
+        return [(again, (*own, STEPS, WHOLE, SOLVERS, cache)) for own in order]
     if part == "half":
         order = [(name, dtype, g) for g in reversed(GUIDANCES) for name in NETWORKS for dtype in DTYPES]
         return [(half, (*own, STEPS, Sizes(unseen=128), SOLVERS, cache)) for own in order]
@@ -65,7 +69,7 @@ def jobs_of(part: str, cache: Path) -> Jobs:
     return [(overhead_here(), ())]
 
 
-PARTS = ("fidelity", "peers", "savings", "half", "generalisation", "precision", "cost", "overhead")
+PARTS = ("fidelity", "peers", "again", "savings", "half", "generalisation", "precision", "cost", "overhead")
 
 
 def name_of(work: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
@@ -91,13 +95,13 @@ def measured(cache: Path, how: Mapping[str, Any], work: Callable[..., Any], argu
     return Run(kept["about"], kept["record"], cache / name)
 
 
-def chosen(parts: Sequence[str], cache: Path, only: Sequence[str]) -> dict[str, Jobs]:
+def chosen(parts: Sequence[str], cache: Path, only: Sequence[str], seeds: Sequence[int] = SEEDS) -> dict[str, Jobs]:
     """Returns the jobs of each part whose name holds one of the texts `only`; all if there are none.
 
     Raises:
         ValueError: One of them names no job.
     """
-    every = {part: jobs_of(part, cache) for part in parts}
+    every = {part: jobs_of(part, cache, seeds) for part in parts}
     found = {
         part: [job for job in jobs if not only or any(text in name_of(*job) for text in only)]
         for part, jobs in every.items()

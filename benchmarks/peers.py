@@ -19,7 +19,7 @@ from .quality import Quality, quality_of
 from .record import records
 from .subjects import SUBJECTS, Subject
 
-__all__ = ["best_of", "best_peers", "compared", "least_error", "of_best_peer", "peers", "with_peers"]
+__all__ = ["best_of", "best_peers", "compared", "least_error", "of_best_peer", "peers", "peers_of", "with_peers"]
 
 
 def peers(name: str, guidance: float, steps: Sequence[int], sizes: Sizes, cache: Path | None) -> dict[str, Any]:
@@ -62,6 +62,18 @@ def best_peers(subject: Subject, unseen: Trial, steps: int, sizes: Sizes) -> lis
 def least_error(trial: Trial, tables: Sequence[SolverTable]) -> float:
     """Returns the error of the best of some tables over all starts."""
     return min(rmse(trial, table) for table in tables)
+
+
+def peers_of(name: str, guidance: float) -> dict[int, dict[str, Any]]:
+    """Returns the recorded peers of a network at a guidance, by step count: their measures by name.
+
+    Raises:
+        ValueError: There are none.
+    """
+    for own in records("peers"):
+        if (own["network"], own["guidance"]) == (name, guidance):
+            return {point["steps"]: point["peers"] for point in own["records"]}
+    raise ValueError(f"no peers of {name} at guidance {guidance:g} are recorded: run python -m benchmarks peers first")
 
 
 def compared() -> list[dict[str, Any]]:

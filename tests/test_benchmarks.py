@@ -7,16 +7,18 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from learned_solvers.samplers import FlowNoise, euler
+from learned_solvers.samplers import FlowNoise, euler, load_solver
 from learned_solvers.training.samples import CountedDenoiser, Samples
-from learned_solvers.training.teacher import Reference
+from learned_solvers.training.teacher import Reference, teacher_grid
 from learned_solvers.training.trial import Trial
 
 from benchmarks import jobs, record
+from benchmarks.again import again
 from benchmarks.fidelity import Sizes
 from benchmarks.overhead import SIZES, _peak, _samplers
 from benchmarks.quality import frechet, sharpness, span_error
@@ -79,6 +81,40 @@ def test_a_network_denoises_its_own_pictures_and_follows_its_guidance(name):
     assert (denoised - x0).square().mean() < 0.5 * (level / kept) ** 2
     one, per_row = (model(x0, sigma, guidance=g, **own) for g in (5.0, torch.full((64,), 5.0)))
     assert torch.equal(one, per_row)
+
+
+ADAMS_BASHFORTH = ([1], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24])
+
+
+def test_the_recorded_solvers_are_judged_again_on_starts_of_their_own_seed():
+    found = again("digits", 3.0, "5", (3, 5), Sizes(unseen=24), record.SOLVERS, None)
+    subject = SUBJECTS["digits"]
+    model, samples = subject.model(), subject.starts(24, 10_005, 3.0)
+
+    def gradient(x, sigma):
+        return (x - model(x, torch.full((24,), sigma), **samples.extra_args)) / sigma
+
+    def error(ends):
+        return float((ends - teacher).square().mean().sqrt())
+
+    x, history, levels = samples.x, [], teacher_grid(subject.noise, 60).tolist()
+    for level, following in pairwise(levels):
+        history = [gradient(x, level), *history[:3]]
+        x = x + (following - level) * sum(
+            w * d for w, d in zip(ADAMS_BASHFORTH[len(history) - 1], history, strict=True)
+        )
+    teacher = x
+    solver = load_solver(record.SOLVERS / "dyweight_digits_guidance-3.safetensors")
+    for point in found["records"]:
+        table, x, entries = solver.table(point["steps"], subject.noise), samples.x, []
+        for scale, row, sigma in zip(table.scale, table.coeffs, table.sigmas, strict=False):
+            entries.append(gradient(x, float(sigma)))
+            x = float(scale) * x + sum(float(c) * h for c, h in zip(row, entries, strict=False))
+        assert point["ours"]["dyweight"]["error"] == pytest.approx(error(x), rel=1e-4)
+        assert point["ours"]["dyweight"]["span"] < error(x)
+        assert len(point["peers"]) >= 5 and all(peer["error"] > 0 for peer in point["peers"].values())
+    other = again("digits", 3.0, "6", (3,), Sizes(unseen=24), record.SOLVERS, None)
+    assert other["records"][0]["ours"] != found["records"][0]["ours"]
 
 
 @pytest.mark.slow
@@ -158,11 +194,13 @@ def test_a_job_that_was_done_at_the_same_sizes_is_not_done_again(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["fidelty"], "no part fidelty: name some of fidelity, peers, savings"),
+        (["fidelty"], "no part fidelty: name some of fidelity, peers, again, savings"),
         (["--workers", "0"], "--workers must be at least 1, got 0"),
         (["savings", "--quick"], "--quick has its own small part"),
         (["savings", "--only", "birds"], "--only birds names no job: take a text that is in one of savings-patches"),
         (["savings", "--only", "digits", "brids"], "--only brids names no job"),
+        (["savings", "--seed", "7"], "--seed must be at least 0, and is of the part `again` alone"),
+        (["again", "--seed", "-1"], "--seed must be at least 0"),
         (["figures", "--only", "digits"], "--only names measurements, and figures has none"),
         (["savings", "--cache", str(Path(__file__) / "x")], "is no folder to keep jobs in"),
     ],
