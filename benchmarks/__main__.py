@@ -2,7 +2,7 @@
 
     python -m benchmarks                     all parts: about four hours of two cores
     python -m benchmarks fidelity figures    some parts; what is measured again replaces its own records alone
-    python -m benchmarks again --seed 7      the recorded solvers and peers on starts of your own; nothing is fitted
+    python -m benchmarks again --seed 7      recorded solvers and peers on starts of your own: a quarter of an hour
     python -m benchmarks --quick             two minutes: asserts ratios on small samples, writes nothing
     python -m benchmarks.recipe              the papers' gradient recipe, which takes an hour and a half alone
 
@@ -19,12 +19,11 @@ from pathlib import Path
 
 import torch
 
-from .again import SEEDS, told
+from .again import SEEDS, beside_the_record
 from .jobs import PARTS, chosen, run
 from .overhead import host_here
-from .peers import compared
 from .quick import quick
-from .record import RESULTS, check_record, records
+from .record import RESULTS, check_record
 
 
 def main() -> None:
@@ -37,15 +36,15 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each (2)")
     parser.add_argument("--cache", type=Path, help="folder that keeps finished jobs and teachers' ends: a run goes on")
     parser.add_argument("--only", nargs="+", default=[], help="jobs whose name holds one of these, such as digits-3.0")
-    parser.add_argument("--seed", type=int, help="of the starts of the part `again` (1, then 2)")
+    parser.add_argument("--seed", type=int, help="of the starts that `again` draws: shown, not recorded (1 and 2 are)")
     args = parser.parse_args()
     unknown = [part for part in args.parts if part not in (*PARTS, "figures")]
     if unknown:
         parser.error(f"no part {', '.join(unknown)}: name some of {', '.join(PARTS)}, figures")
     if args.workers < 1:
         parser.error(f"--workers must be at least 1, got {args.workers}")
-    if args.seed is not None and (args.parts != ["again"] or args.seed < 0):
-        parser.error("--seed must be at least 0, and is of the part `again` alone: python -m benchmarks again --seed 7")
+    if args.seed is not None and (args.parts != ["again"] or not 0 <= args.seed < 2**32):
+        parser.error("--seed is from 0 to 2^32 - 1 and for `again` alone: python -m benchmarks again --seed 7")
     if args.quick and (args.parts or args.only or args.cache):
         parser.error("--quick has its own small part of everything: leave parts, --only and --cache out")
     torch.set_num_threads(1)
@@ -77,14 +76,12 @@ def main() -> None:
             if "overhead" in jobs_of_parts:
                 host_here()  # refuses a COMFYUI_PATH without ComfyUI now, not after hours
             for part, jobs in jobs_of_parts.items():
-                run(part, jobs, args.workers, cache, " ".join(["python -m benchmarks", part, *more]))
-        except (FileNotFoundError, ValueError) as error:
+                found = run(part, jobs, args.workers, cache, " ".join(["python -m benchmarks", part, *more]))
+                for seed in seeds if part == "again" else ():
+                    if own := [record for record in found if record["seed"] == seed]:
+                        print(beside_the_record(own), flush=True)
+        except (FileNotFoundError, RuntimeError, ValueError) as error:
             parser.exit(1, f"{error}\n")
-    if "again" in args.parts:
-        print(f"as recorded: {told(compared())}")
-        for seed in seeds:
-            found = [own for own in records("again") if own["seed"] == seed]
-            print(f"seed {seed}, {len(found)} of 9 networks and guidances: {told(found)}")
     if not args.parts or "figures" in args.parts:
         from .figures import draw
 

@@ -18,12 +18,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from .half import lead_of
-from .peers import compared, of_best_peer
+from .peers import compared, lead_at, of_best_peer
 from .record import named, records
 
 __all__ = ["draw", "pairs"]
 
 OURS, SEARCHED, PEER, PUBLISHED, BOUND = "#d1495b", "#edae49", "#30638e", "#8d96a3", "#222222"
+NETWORKS = ("#4a7c59", "#7a5195", "#8a6240")
 TITLES = {
     "digits": "digits\nflow, transformer", "patches": "photo patches\nVP/eps, U-Net",
     "shapes": "drawn shapes\nEDM, U-Net",
@@ -90,6 +91,7 @@ def _per_call(found: Any, key: str, label: str, title: str) -> Figure:
                 *zip(*published, strict=True),
                 "v",
                 color=PUBLISHED,
+                zorder=3,  # before the lines: one lies under DS's
                 label="best of the published tables (of other models)",
             )
         for family, color, shown in (("ds", SEARCHED, "DS, fitted"), ("dyweight", OURS, "DyWeight, fitted")):
@@ -140,7 +142,7 @@ def _closer(found: Any) -> Figure:
         steps = [r["steps"] for r in rows[0]["records"]]
         _heat_map(
             axis,
-            [[of_best_peer(r, "error") / r["ours"]["dyweight"]["error"] for r in row["records"]] for row in rows],
+            [[lead_at(r) for r in row["records"]] for row in rows],
             [f"{row['guidance']:g}" for row in rows],
             list(map(str, steps)),
         )
@@ -163,24 +165,28 @@ def _heat_map(axis: Axes, ratios: list[list[float]], rows: list[str], columns: l
 
 
 def _savings(found: Any) -> Figure:
-    """Draws the calls that the best peer needs for our error at five."""
-    figure, axis = plt.subplots(figsize=(7, 2.3), layout="constrained")
-    for row, record in enumerate(found):
-        most = record["calls"] or max(map(int, record["peers"]))
-        axis.barh(row, most, color=PEER, height=0.55)
-        axis.barh(row, 5, color=OURS, height=0.55)
-        text = f"{record['calls']} calls" if record["calls"] else f"more than {most} calls"
-        axis.text(most + 0.15, row, text, va="center")
-    axis.set_yticks(range(len(found)), [_short(r["network"]) for r in found])
-    axis.set(xlabel="network calls for the same error (guidance 3)")
-    axis.set_title("What a fitted solver reaches in 5 calls takes the best peer …")
-    axis.invert_yaxis()
+    """Draws the calls that the best peer needs for our error at five, a bar per network and guidance."""
+    names = list(dict.fromkeys(record["network"] for record in found))
+    figure, axes = plt.subplots(1, len(names), figsize=(3.1 * len(names), 2.3), layout="constrained", sharex=True)
+    for axis, name in zip(np.atleast_1d(axes), names, strict=True):
+        rows = sorted((r for r in found if r["network"] == name), key=lambda r: r["guidance"])
+        for row, record in enumerate(rows):
+            most = record["calls"] or max(map(int, record["peers"]))
+            axis.barh(row, most, color=PEER, height=0.6)
+            axis.barh(row, 5, color=OURS, height=0.6)
+            axis.text(most + 0.15, row, str(record["calls"] or f"more than {most}"), va="center")
+        axis.set_yticks(range(len(rows)), [f"{r['guidance']:g}" for r in rows])
+        axis.set(title=_short(name), xlabel="network calls", xlim=(0, 11))
+        axis.invert_yaxis()
+    np.atleast_1d(axes)[0].set_ylabel("guidance")
+    figure.suptitle("Calls of the best peer (blue) for the error of a fitted solver in 5 (red)", fontsize=13)
     return figure
 
 
 def _generalisation(found: Any) -> Figure:
     """Draws a heat map per question: best peer's error over ours, where fitted against where used."""
     shown = [r for r in found if "starts" not in r["what"]]
+    shown.sort(key=lambda r: "guidance" not in r["what"])  # the question of most users first
     figure, axes = plt.subplots(2, 3, figsize=(10.5, 6), layout="constrained")
     for axis, record in zip(axes.flat, shown, strict=False):
         rows, columns = list(record["ratios"]), list(next(iter(record["ratios"].values())))
@@ -209,7 +215,7 @@ def _half(found: Any) -> Figure:
         _label(side, ticks)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=9)
-    axis.set_title("float16 keeps the lead, bfloat16 loses of the largest")
+    axis.set_title("Leads in float16 are those in float32; in bfloat16 the largest shrink")
     return figure
 
 
@@ -221,7 +227,7 @@ def _small() -> tuple[Figure, Axes]:
 def _calls(by_network: Any) -> Figure:
     """Draws a fit's calls by the steps of its solver."""
     figure, axis = _small()
-    for (name, runs), color in zip(by_network.items(), (PEER, SEARCHED, OURS), strict=False):
+    for (name, runs), color in zip(by_network.items(), NETWORKS, strict=False):
         calls = [(r["network_calls"] + r["teacher_calls"]) / 1000 for r in runs]
         axis.plot([r["steps"] for r in runs], calls, "o-", color=color, label=_short(name))
     axis.set(title="Calls grow with the steps", xlabel="steps of the solver", ylabel="thousand calls of a fit", ylim=0)
@@ -235,7 +241,8 @@ def _samples(runs: Any) -> Figure:
     for steps, color in ((5, PEER), (10, OURS)):
         own = [r for r in runs if r["steps"] == steps]
         axis.plot([r["samples"] for r in own], [r["error"] for r in own], "o-", color=color, label=f"{steps} steps")
-    axis.set(title="Most is gained by 32 samples", xlabel="samples", ylabel="error on unseen starts")
+    axis.set(title="More samples help a solver of many steps most", ylabel="error on unseen starts")
+    axis.set(xlabel="samples (256: with a history of six)")
     axis.set(xscale="log", yscale="log")
     axis.legend(fontsize=9)
     _label(axis.xaxis, sorted({r["samples"] for r in runs}))
@@ -310,7 +317,7 @@ def _recipe(found: Any) -> Figure:
         labels.append(f"solver of\n{newton['steps']} calls")
     axis.set_yticks(range(len(labels)), labels)
     axis.set(xlabel="thousand network calls of the fit (a backward pass as two)")
-    axis.set_title("Fits to an error within 2.5 % of the recipe's, or less")
+    axis.set_title("As near as the papers' recipe, or within 2.5 %, for a fraction of the calls")
     axis.barh([0], [0], color=OURS, label="Gauss-Newton, no backpropagation")
     axis.barh([0], [0], color=PEER, label="the papers' recipe, Adam")
     figure.legend(loc="outside lower center", ncols=2, fontsize=10)

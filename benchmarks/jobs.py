@@ -39,7 +39,7 @@ def jobs_of(part: str, cache: Path, seeds: Sequence[int] = SEEDS) -> Jobs:
     if part == "peers":
         return [(peers, (name, g, STEPS, WHOLE, cache)) for g in reversed(GUIDANCES) for name in NETWORKS]
     if part == "savings":
-        return [(savings, (name, 3.0, WHOLE, SOLVERS, cache)) for name in NETWORKS]
+        return [(savings, (name, g, WHOLE, SOLVERS, cache)) for g in GUIDANCES for name in NETWORKS]
     if part == "again":
         order = [(name, g, str(seed)) for seed in seeds for g in reversed(GUIDANCES) for name in NETWORKS]
         return [(again, (*own, STEPS, WHOLE, SOLVERS, cache)) for own in order]
@@ -113,8 +113,10 @@ def chosen(parts: Sequence[str], cache: Path, only: Sequence[str], seeds: Sequen
     return {part: jobs for part, jobs in found.items() if jobs}
 
 
-def run(part: str, jobs: Jobs, workers: int, cache: Path, command: str) -> None:
-    """Puts what a part's jobs find into its results file, each as it ends, in the place of what the file has of them.
+def run(part: str, jobs: Jobs, workers: int, cache: Path, command: str) -> list[Any]:
+    """Returns what a part's jobs found, and puts it into its results file, each as it ends, in the place of the last.
+
+    Jobs that are not the part's own, of another seed, leave no record.
 
     Args:
         part: One of PARTS.
@@ -130,7 +132,7 @@ def run(part: str, jobs: Jobs, workers: int, cache: Path, command: str) -> None:
     host: dict[str, str] = {}
     if part == "overhead":  # timed: nothing beside it
         workers, host = 1, host_here()
-    how, failed = about(command, workers=workers, **host), []
+    how, found, failed = about(command, workers=workers, **host), [], []
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         waiting = {pool.submit(measured, cache, how, *job): name_of(*job) for job in jobs}
         for future in as_completed(waiting):
@@ -138,7 +140,10 @@ def run(part: str, jobs: Jobs, workers: int, cache: Path, command: str) -> None:
             if error := future.exception():  # the others' work is kept
                 failed.append(f"{name}: {type(error).__name__}: {error}")
                 continue
-            keep(part, name, future.result(), order)
-            print(f"{name}: recorded in {part}.json", flush=True)
+            found.append(future.result().record)
+            if name in order:
+                keep(part, name, future.result(), order)
+                print(f"{name}: recorded in {part}.json", flush=True)
     if failed:
         raise RuntimeError("failed: " + "; ".join(failed))
+    return found

@@ -19,7 +19,18 @@ from .quality import Quality, quality_of
 from .record import records
 from .subjects import SUBJECTS, Subject
 
-__all__ = ["best_of", "best_peers", "compared", "least_error", "of_best_peer", "peers", "peers_of", "with_peers"]
+__all__ = [
+    "best_of",
+    "best_peers",
+    "compared",
+    "finite_quality",
+    "lead_at",
+    "least_error",
+    "of_best_peer",
+    "peers",
+    "peers_of",
+    "with_peers",
+]
 
 
 def peers(name: str, guidance: float, steps: Sequence[int], sizes: Sizes, cache: Path | None) -> dict[str, Any]:
@@ -30,7 +41,7 @@ def peers(name: str, guidance: float, steps: Sequence[int], sizes: Sizes, cache:
     for n in steps:
         few = unseen.first(sizes.ranked)
         chosen = _chosen(name, few, list(candidates(n, subject.noise)))
-        found_of = {c.name: _quality(name, unseen, c) for c in chosen}
+        found_of = {c.name: finite_quality(name, unseen, c) for c in chosen}
         measured = {label: asdict(own) for label, own in found_of.items() if own is not None}
         found.append({"steps": n, "peers": measured})
         best = "; ".join(f"{key}: {best_of(measured, key)}" for key in ("error", "frechet"))
@@ -38,7 +49,7 @@ def peers(name: str, guidance: float, steps: Sequence[int], sizes: Sizes, cache:
     return {"network": name, "guidance": guidance, "records": found}
 
 
-def _quality(name: str, trial: Trial, candidate: Candidate) -> Quality | None:
+def finite_quality(name: str, trial: Trial, candidate: Candidate) -> Quality | None:
     """Returns a candidate's quality; None where it leaves the numbers."""
     ends = trial.ends(candidate.table)
     return quality_of(name, trial, ends) if bool(ends.isfinite().all()) else None
@@ -46,7 +57,7 @@ def _quality(name: str, trial: Trial, candidate: Candidate) -> Quality | None:
 
 def _chosen(name: str, few: Trial, tried: Sequence[Candidate]) -> list[Candidate]:
     """Returns the best three and the best grid of each of the five best methods by error, the best five by Frechet."""
-    measured = {candidate: _quality(name, few, candidate) for candidate in tried}
+    measured = {candidate: finite_quality(name, few, candidate) for candidate in tried}
     finite = {candidate: found for candidate, found in measured.items() if found is not None}
     by_error = sorted(finite, key=lambda candidate: finite[candidate].error)
     by_frechet = sorted(finite, key=lambda candidate: finite[candidate].frechet)
@@ -101,3 +112,8 @@ def best_of(measured: Mapping[str, Mapping[str, float]], key: str) -> str:
 def of_best_peer(record: dict[str, Any], key: str) -> float:
     """Returns the best peer's measure in a record."""
     return min(peer[key] for peer in record["peers"].values())
+
+
+def lead_at(record: dict[str, Any], key: str = "error") -> float:
+    """Returns the best peer's measure over DyWeight's in a record."""
+    return of_best_peer(record, key) / record["ours"]["dyweight"][key]
