@@ -144,9 +144,14 @@ class Card:
             raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {self.prediction!r}")
         if not self.steps or any(n < 1 for n in self.steps):
             raise ValueError(f"a card needs step counts of at least 1, got {list(self.steps)}")
+        if not isinstance(self.transferable, bool):
+            raise ValueError(f"transferable must be true or false, got {self.transferable!r:.40}")
         for field in fields(self):
             if field.name not in ("steps", "transferable"):
                 _check_text(field.name, getattr(self, field.name))
+        for name in ("family", "model_family", "checkpoint"):
+            if not getattr(self, name):
+                raise ValueError(f'a card must say its {name}, got an empty text: write "unknown" where it is')
         object.__setattr__(self, "steps", MappingProxyType(dict(sorted(self.steps.items()))))
 
     def to_metadata(self) -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .choose import choose_solver
@@ -18,6 +19,7 @@ from .table import SolverTable
 __all__ = ["sample_ds_solver", "sample_dyweight", "sample_solver", "table_between"]
 
 
+@torch.no_grad()
 def sample_dyweight(
     model: Denoiser,
     x: Tensor,
@@ -39,6 +41,7 @@ def sample_dyweight(
     )
 
 
+@torch.no_grad()
 def sample_ds_solver(
     model: Denoiser,
     x: Tensor,
@@ -57,6 +60,7 @@ def sample_ds_solver(
     )
 
 
+@torch.no_grad()
 def sample_solver(
     model: Denoiser,
     x: Tensor,

@@ -91,7 +91,13 @@ class VPNoise:
 
     @classmethod
     def linear_beta(cls, beta_0: float = 0.1, beta_1: float = 20.0) -> VPNoise:
-        """The continuous VP SDE with linear beta, clamped to model times [1e-3, 1] (arXiv 2011.13456)."""
+        """The continuous VP SDE with linear beta, clamped to model times [1e-3, 1] (arXiv 2011.13456).
+
+        Raises:
+            ValueError: beta does not rise.
+        """
+        if not beta_0 < beta_1:
+            raise ValueError(f"beta must rise, got {beta_0:g} to {beta_1:g}: the paper has 0.1 to 20")
         times = torch.tensor([1e-3, 1.0], dtype=torch.float64)
         return cls(times, -(beta_1 - beta_0) / 4 * times.square() - beta_0 / 2 * times, (beta_0, beta_1))
 

@@ -32,9 +32,8 @@ def ds_flow_table(timedeltas: Tensor, coeffs: Tensor) -> SolverTable:
         coeffs: Coefficients c of older entries, strictly lower-triangular, shape [N, N].
     """
     timedeltas = timedeltas.double()
-    levels = torch.cat([timedeltas.new_ones(1), 1 - timedeltas.cumsum(0)])
-    levels = torch.where(levels < 1e-6, torch.zeros_like(levels), levels)  # rounding; the last level is 0
     n = len(timedeltas)
+    levels = torch.cat([timedeltas.new_ones(1), 1 - timedeltas[:-1].cumsum(0), timedeltas.new_zeros(1)])
     rows = -timedeltas[:, None] * _with_newest(coeffs)
     return SolverTable(levels, levels[:-1], torch.ones(n, dtype=torch.float64), rows, "derivative")
 

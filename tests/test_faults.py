@@ -119,6 +119,21 @@ def test_every_sample_is_worked_on_once_and_in_order(count, size, most):
     assert [i for part in Room().each(count, size, work) for i in part] == list(range(count))
 
 
+def test_a_remainder_that_found_no_room_says_nothing_of_whole_parts():
+    sizes, full = [], [True]
+
+    def work(start: int, stop: int) -> None:
+        sizes.append(stop - start)
+        if stop - start == 2 and full:  # another program has the memory for a while
+            full.clear()
+            raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")
+
+    room = Room()
+    list(room.each(10, 4, work))
+    list(room.each(8, 4, work))
+    assert sizes == [4, 4, 2, 1, 1, 4, 4]
+
+
 class Broken:
     """The denoiser, of which one call ends as `act` says."""
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from learned_solvers.samplers import EDMNoise, FlowNoise, VPNoise
-from learned_solvers.training import fit_solver
-from oracles import curved
+from learned_solvers.samplers import EDMNoise, FlowNoise, Solver, VPNoise
+from learned_solvers.training import GradientDescent, fit_solver
+from oracles import curved, dyweight_solver
 from torch import Tensor
 
 FLOW = FlowNoise()
@@ -17,6 +18,15 @@ FLOW = FlowNoise()
 
 def starts() -> Tensor:
     return torch.randn(24, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def rising() -> Solver:
+    """Returns a DyWeight solver whose second level lies above its first step's end."""
+    sound = dyweight_solver(4, name="rising", prediction="flow")
+    weights = sound.parameters[4]["weights"].clone()
+    weights[1] *= -0.1
+    card = replace(sound.card, steps={4: replace(sound.card.steps[4], divisor="call")})
+    return replace(sound, card=card, parameters={4: {**sound.parameters[4], "weights": weights}})
 
 
 @pytest.mark.parametrize(
@@ -46,7 +56,7 @@ def starts() -> Tensor:
         ({"initial": "dyweight_sd15"}, "is a dyweight solver for vp models: start a dyweight fit on flow noise"),
         (
             {"initial": "heun", "steps": (4,)},
-            "a dyweight fit of 4 steps cannot start from 'heun': name scan, or one of",
+            "a dyweight fit of 4 steps cannot start from 'heun': name scan, a classical solver",
         ),
     ],
 )
@@ -94,6 +104,13 @@ def test_a_setting_of_another_kind_is_refused(changed, error, message):
         ({"family": "ds", "learn_grid": True}, "no grid to learn"),
         ({"family": "ds", "noise": EDMNoise(), "x": 80 * starts()}, "DS-Solver is defined on flow and vp noise"),
         ({"card": {"author": "me"}}, "card has no entry author"),
+        ({"card": {"checkpoint": ""}}, "a card must say its checkpoint, got an empty text: write"),
+        ({"card": {"transferable": "yes"}}, "transferable must be true or false, got 'yes'"),
+        ({"initial": "ipndm 4", "steps": (3, 5)}, "a dyweight fit of 3 steps cannot start from 'ipndm 4'"),
+        ({"initial": "dyweight_flux1-dev"}, "latent tokens"),
+        ({"initial": "dyweight_flux1-dev", "noise": FlowNoise(256), "learn_grid": True}, "flux_shift"),
+        ({"initial": rising(), "steps": (4,)}, "rising in 4 steps has levels that do not descend: start from a scan"),
+        ({"optimizer": None}, "optimizer must be gauss-newton, adam, adamw, lion, got None"),
     ],
 )
 def test_what_no_family_has_is_refused_before_a_network_call(changed, message):
@@ -133,3 +150,17 @@ def test_numpys_whole_numbers_are_whole_numbers():
 def test_a_model_that_is_no_denoiser_is_refused(model, error, message):
     with pytest.raises(error, match=message):
         fit_solver(model, starts(), noise=FLOW, steps=(3,), teacher_steps=5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"optimizer": "sgd"}, "optimizer must be one of adam, adamw, lion, got 'sgd'"),
+        ({"batch": 0}, "batch and epochs must be at least 1, rate above 0 and warm_up from 0 to below 1, got 0, 1"),
+        ({"rate": float("nan")}, "rate above 0"),
+        ({"warm_up": 1.0}, "warm_up from 0 to below 1"),
+    ],
+)
+def test_settings_of_gradient_descent_that_cannot_be_are_refused(changed, message):
+    with pytest.raises(ValueError, match=message):
+        GradientDescent(**changed)

@@ -10,6 +10,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 import torch
+from learned_solvers.samplers import VPNoise
 from learned_solvers.training import GaussNewton, Teacher, fit_solver
 from learned_solvers.training.content import add_content
 from learned_solvers.training.samples import CountedDenoiser, Samples
@@ -66,6 +67,35 @@ def test_a_journal_of_other_conditions_is_refused_and_one_of_the_same_goes_on(tm
     assert_close(again.solver.parameters[3], first.solver.parameters[3], rtol=0, atol=0)
     with pytest.raises(ValueError, match="belongs to a fit with other settings"):
         fit_solver(conditioned, x, **settings, **settings_with(0.5))
+
+
+@pytest.mark.parametrize("other", ["starts", "noise", "initial"])
+def test_a_journal_of_other_starts_another_schedule_or_another_beginning_is_refused(tmp_path, other):
+    file, journal = tmp_path / "own.safetensors", tmp_path / "journal"
+    settings = {"steps": (3,), "teacher_steps": 8, "history": 3}
+
+    def begin(shift: float) -> None:
+        made = fit_solver(curved, starts("flow"), noise=FLOW, initial=f"ipndm 2, shift {shift:g}", **settings)
+        made.solver.save(file, overwrite=True)
+
+    levels = torch.linspace(0.03, 14.6, 2000, dtype=torch.float64)  # a repr has dots in the middle
+    bent = levels.clone()
+    bent[1000] += 0.001
+    begin(1)
+    noise = VPNoise.from_sigmas(levels) if other == "noise" else FLOW
+    start = {"x": starts("vp" if other == "noise" else "flow"), "noise": noise}
+    start["initial"] = "ipndm 2" if other == "noise" else str(file)
+    first = fit_solver(curved, start["x"], journal=journal, **settings, noise=noise, initial=start["initial"])
+    same = fit_solver(curved, start["x"], journal=journal, **settings, noise=noise, initial=start["initial"])
+    assert_close(dict(same.solver.parameters[3]), dict(first.solver.parameters[3]), rtol=0, atol=0)
+    if other == "starts":
+        start["x"] = -start["x"]  # of the same size
+    elif other == "noise":
+        start["noise"] = VPNoise.from_sigmas(bent)
+    else:
+        begin(3)  # another solver under the same name
+    with pytest.raises(ValueError, match="belongs to a fit with other settings"):
+        fit_solver(curved, start["x"], journal=journal, **settings, noise=start["noise"], initial=start["initial"])
 
 
 def test_what_an_extra_argument_holds_tells_it_from_another():

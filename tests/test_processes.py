@@ -42,6 +42,7 @@ result = fit_solver(
 if processes.rank == 0:
     result.solver.save({output!r})
     print(result.report[3].network_calls)
+processes.leave()
 """
 
 

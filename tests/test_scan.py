@@ -66,3 +66,13 @@ def test_candidates_take_the_calls_and_start_fits_from_rules_alone(kind, steps):
         assert not heun or candidate.grid is None
         # UniPC takes 0 as 0.001: a grid that ends in 0.001 and 0 would leave it a last step of nothing.
         assert not candidate.method.startswith("uni_pc") or float(candidate.table.levels[-2]) > 0.0011
+
+
+@pytest.mark.parametrize(("timesteps", "steps"), [(10, 11), (20, 18), (50, 50), (100, 60)])
+def test_a_model_of_few_timesteps_has_candidates_on_the_grids_that_it_has(timesteps, steps):
+    noise = VPNoise.scaled_linear(0.00085, 0.012, timesteps)
+    tried = list(candidates(steps, noise))
+    assert any(candidate.name.startswith("ipndm 2, karras") for candidate in tried)
+    for candidate in tried:
+        levels = candidate.table.levels
+        assert bool((levels.diff() < 0).all()) or candidate.method == "heun"  # it calls twice at a level

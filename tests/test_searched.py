@@ -65,6 +65,12 @@ def test_rounding_of_the_deltas_leaves_the_last_level_at_0(error):
     assert ds_flow_table(deltas, torch.zeros(5, 5)).sigma_end == 0
 
 
+def test_a_last_delta_of_nearly_nothing_is_a_step_of_its_own():
+    timedeltas = torch.tensor([0.5, 0.5 - 5e-7, 5e-7], dtype=torch.float64)
+    levels = ds_flow_table(timedeltas, torch.zeros(3, 3)).levels
+    assert levels[-1] == 0 and float(levels[-2]) == pytest.approx(5e-7, rel=1e-6)
+
+
 def test_a_flow_step_is_the_papers_formula():
     coeffs = torch.tensor([[0.0, 0.0], [-0.7, 0.0]])
     table = ds_flow_table(torch.tensor([0.4, 0.6]), coeffs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -36,7 +37,10 @@ from .trial import Trial
 
 __all__ = ["fit_solver"]
 
+_EPOCHS = 40  # of a gradient optimizer that is named by a text
 
+
+@torch.no_grad()
 def fit_solver(
     model: Callable[..., Tensor],
     x: Tensor,
@@ -66,15 +70,16 @@ def fit_solver(
     Args:
         model: k-diffusion denoiser, `model(x, sigma, **extra_args) -> denoised`.
         x: Starting states at the model's highest noise level, shape [S, ...]; 64 are usually enough;
-            256 and more mostly come nearer.
+            256 to fit to and more mostly come nearer.
         noise: The model's noise schedule.
         family: "dyweight" or "ds".
         steps: Step counts, in network calls.
         history: Newest entries that a step may use. None: 3; where a fit by Gauss-Newton starts from a scan and has 256
-            samples and more, 6.
+            samples and more to fit to, held_out not counted, 6.
         teacher: "euler", "heun", "dpmpp_2m" or "ipndm".
         teacher_steps: Its steps.
-        optimizer: "gauss-newton" (forward passes only), "adam", "adamw", "lion", or a settings object.
+        optimizer: "gauss-newton" (forward passes only); "adam", "adamw" or "lion", 40 passes over the samples; or a
+            settings object.
         loss: "l2", "l1", "huber", "trajectory", or a feature function of the end states.
         initial: "scan" tries the classical solvers on many grids and starts from the best few; the name of one of
             them ("ipndm 3, shift 1"); or a solver (object, name or file) to go on from, its nearest step count, of two
@@ -88,10 +93,10 @@ def fit_solver(
         progress: Told what happens, a line at a time.
         cache: Folder for the teacher's end states; give every model its own.
         journal: File that keeps what has been found, so that a fit that was interrupted goes on and ends with the same
-            file, the day of its card included; deleted by no one. One of other settings, starts or extra_args is
-            refused (but objects of kinds that are not known here count by their type); the model is not compared: give
-            every model its own.
-        processes: This process's place among several, `join_processes()` under torchrun.
+            file, the day of its card included; deleted by no one. One of other settings, starts, noise, initial or
+            extra_args is refused (but objects of kinds that are not known here count by their type); the model is not
+            compared: give every model its own.
+        processes: This process's place among several, `join_processes()` under torchrun; `leave()` it at the end.
         card: Further card entries: model_family, checkpoint, guidance, resolution, source, licence, note.
 
     Raises:
@@ -105,7 +110,7 @@ def fit_solver(
     cache, journal = (None if place is None else Path(place) for place in (cache, journal))
     processes, say = processes or Processes(), progress or (lambda line: None)
     counted = CountedDenoiser(model, x.dtype, say)
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     held = max(1, len(x) // 4) if held_out is None else held_out
     chosen = _optimizer(optimizer, seed)
     if history is None:
@@ -119,15 +124,16 @@ def fit_solver(
         "source": "fitted with Learned Solvers", **(card or {}),
     }  # fmt: skip
     check_card(family, noise, facts)
+    source = resolve_initial(initial, family, steps, noise, history, learn_grid)
     settings = {
         "family": family, "steps": list(steps), "history": history, "teacher": [teacher, teacher_steps],
-        "optimizer": repr(optimizer), "loss": _name_of(loss), "noise": repr(noise),
-        "initial": str(initial), "learn_grid": learn_grid,
+        "optimizer": repr(optimizer), "loss": _name_of(loss), "learn_grid": learn_grid,
         "samples": [list(x.shape), held], "seed": seed, "version": VERSION,
-        "start": float(x.cpu().double().square().sum()),
-        "extra_args": None if journal is None else _digest(extra_args or {}),
     }  # fmt: skip
-    source = resolve_initial(initial, family, steps, noise)
+    if journal is not None:
+        begun_from = [source.card, source.parameters] if isinstance(source, Solver) else source
+        held_by = {"noise": noise, "starts": x, "initial": begun_from, "extra_args": extra_args or {}}
+        settings |= {name: _digest(value) for name, value in held_by.items()}
     notes = Journal(journal, settings, processes.from_first, writes=processes.rank == 0)
     if notes.resumed:
         say(f"going on with the fit in {journal}")
@@ -151,10 +157,10 @@ def fit_solver(
     return FitResult(solver, reports, tutor.calls * len(x), held)
 
 
-def _digest(extra_args: Mapping[str, Any]) -> str:
+def _digest(value: Any) -> str:
     """Returns a hash, the same in every process; objects of unknown kinds count by their type alone."""
     digest = sha256()
-    add_content(digest, extra_args, lambda other: type(other).__qualname__)
+    add_content(digest, value, lambda other: type(other).__qualname__)
     return digest.hexdigest()
 
 
@@ -170,12 +176,12 @@ def _name_of(loss: str | Callable[[Tensor], Tensor]) -> str:
 
 
 def _optimizer(optimizer: str | GaussNewton | GradientDescent, seed: int) -> GaussNewton | GradientDescent:
-    if not isinstance(optimizer, str):
+    if isinstance(optimizer, GaussNewton | GradientDescent):
         return optimizer
     if optimizer == "gauss-newton":
         return GaussNewton()
     if optimizer in OPTIMIZERS:
-        return GradientDescent(optimizer, rate=1e-2 if optimizer == "lion" else 3e-2, seed=seed)
+        return GradientDescent(optimizer, rate=1e-2 if optimizer == "lion" else 3e-2, epochs=_EPOCHS, seed=seed)
     raise ValueError(f"optimizer must be gauss-newton, {', '.join(OPTIMIZERS)}, got {optimizer!r}")
 
 
@@ -202,16 +208,15 @@ def _fit_steps(
         space, theta = _in_turns(task, n, start, newton)
     else:
         space, theta = start.space, _run(task, start.space, start.theta, optimizer, f"{n}/main")
-    space, theta, note = _not_worse(task, n, order, space, theta, optimizer)
+    space, theta, note, again = _not_worse(task, n, order, space, theta, optimizer)
     ((after, median),) = task.errors(f"{n}/after", task.judged, [space.table(theta)])
     ratio = peers[0].error / max(after, 1e-300)
     task.say(f"{n} steps: held-out error {before:.4f} -> {after:.4f}, 1/{ratio:.2f} of the best peer's")
     calls = task.calls()
-    card = replace(
-        space.step_card(theta), error_before=before, error_after=after, best_peer=peers[0].name,
-        error_best_peer=peers[0].error, network_calls=calls, note=note,
-    )  # fmt: skip
-    report = StepReport(before, after, median, tuple(peers), calls, time.monotonic() - began, start.name)
+    errors = {"error_before": before, "error_after": after, "error_best_peer": peers[0].error}
+    errors = {name: error for name, error in errors.items() if math.isfinite(error)}  # a card has no infinite ones
+    card = replace(space.step_card(theta), **errors, best_peer=peers[0].name, network_calls=calls, note=note)
+    report = StepReport(before, after, median, tuple(peers), calls, time.monotonic() - began, again or start.name)
     return space.tensors(theta), card, report
 
 
@@ -266,26 +271,26 @@ def _run(task: Task, space: Space, theta: Tensor, optimizer: GaussNewton | Gradi
 
 def _not_worse(
     task: Task, n: int, order: list[Candidate], space: Space, theta: Tensor, optimizer: GaussNewton | GradientDescent
-) -> tuple[Space, Tensor, str | None]:
+) -> tuple[Space, Tensor, str | None, str | None]:
     """Returns a result that is no worse than the best classical solver on the fit's own samples.
 
-    A window can cut a classical solver's history; then the fit starts again from the whole of it. DS-Solver on VP
-    models ends its grid above 0 and may still fall short: the note says so.
+    A window can cut a classical solver's history; then the fit starts again from the whole of it, and the last of what
+    is returned names it. DS-Solver on VP models ends its grid above 0 and may still fall short: the note says so.
     """
     best = order[0]
     bound = task.error(f"{n}/best peer", task.fitted, best.table)
-    reached = task.error(f"{n}/reached", task.fitted, space.table(theta))
+    reached, start = task.error(f"{n}/reached", task.fitted, space.table(theta)), None
     if reached > bound and task.can_start_from(best):
         wide = task.space(n, best, history=n)
         task.say(f"{n} steps: starting again from {best.name} with its whole history")
         again = _run(task, wide, wide.initial(best.table), optimizer, f"{n}/wide")
         error = task.error(f"{n}/wide/reached", task.fitted, wide.table(again))
         if error < reached:
-            space, theta, reached = wide, again, error
+            space, theta, reached, start = wide, again, error, f"{best.name}, whole history"
     if reached <= bound:
-        return space, theta, None
+        return space, theta, None, start
     note = (
         f"Error {reached:.4g} on the fit's samples; {best.name} has {bound:.4g}: use that one, or fit to more samples."
     )
     task.say(f"{n} steps: {note}")
-    return space, theta, note
+    return space, theta, note, start

@@ -74,6 +74,15 @@ class GradientDescent:
     clip: float = 1.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
+        if self.batch < 1 or self.epochs < 1 or not self.rate > 0 or not 0 <= self.warm_up < 1:
+            raise ValueError(
+                "batch and epochs must be at least 1, rate above 0 and warm_up from 0 to below 1, got "
+                f"{self.batch}, {self.epochs}, {self.rate:g} and {self.warm_up:g}"
+            )
+
     def fit(
         self,
         problem: Problem,
@@ -111,7 +120,7 @@ class GradientDescent:
 
     def _batches(self, total: int) -> list[Tensor]:
         """Returns the sample numbers of every update, in an order of their own in each epoch."""
-        order, per_epoch = torch.Generator().manual_seed(self.seed), max(1, total // self.batch)
+        order, per_epoch = torch.Generator().manual_seed(self.seed), -(-total // self.batch)
         epochs = [torch.randperm(total, generator=order) for _ in range(self.epochs)]
         return [rows[k * self.batch : (k + 1) * self.batch] for rows in epochs for k in range(per_epoch)]
 
@@ -137,15 +146,14 @@ class GradientDescent:
             return torch.autograd.grad(loss, theta)[0], loss.detach()
 
         gradient, value = torch.zeros_like(theta), theta.new_zeros(())
-        for part, loss in problem.model.room.each(len(rows), max(1, len(rows)), of_part):
+        for part, loss in problem.model.room.each(len(rows), problem.samples.microbatch, of_part):
             gradient, value = gradient + part, value + loss
         return gradient.detach(), value
 
     def _value(self, problem: Problem, theta: Tensor, rows: Tensor) -> Tensor:
         """Returns the sum of some samples' losses, in as many parts as fit into memory."""
-        parts = problem.model.room.each(
-            len(rows), max(1, len(rows)), lambda start, stop: self._loss(problem, theta, rows[start:stop])
-        )
+        size = problem.samples.microbatch
+        parts = problem.model.room.each(len(rows), size, lambda i, j: self._loss(problem, theta, rows[i:j]).detach())
         return sum(parts, theta.new_zeros(()))
 
     def _schedule(self, done: float) -> float:
@@ -155,14 +163,14 @@ class GradientDescent:
 
     def _loss(self, problem: Problem, theta: Tensor, rows: Tensor) -> Tensor:
         """Returns the sum of the losses of some of this process's samples, with a graph down to theta."""
-        if len(rows) == 0:
-            return 0 * theta.sum()
-        table = problem.space.table(theta)
         batch, reference = problem.samples.pick(rows), problem.reference.pick(rows)
         with torch.enable_grad():
+            if len(rows) == 0:
+                return 0 * theta.sum()
+            table = problem.space.table(theta)
             states = problem.run(table, batch, _Recomputed(problem.model)).states
             residual = problem.objective.residual(states[1:], table.levels[1:], reference)
-        return problem.objective.rho(residual).cpu().double().sum()
+            return problem.objective.rho(residual).cpu().double().sum()
 
     def _check_gradient(self, problem: Problem, theta: Tensor) -> None:
         """Compares the derivative along one direction with a difference, on a few samples."""

@@ -10,7 +10,8 @@ import torch
 __all__ = ["Room", "is_out_of_memory"]
 
 _Result = TypeVar("_Result")
-_SAID = ("out of memory", "not enough memory", "can't allocate memory", "failed to allocate")
+_SAID = ("out of memory", "not enough memory", "can't allocate memory", "failed to allocate", "alloc_failed")
+_SAID += ("not enough gpu video memory",)  # DirectML's
 
 
 class Room:
@@ -23,6 +24,7 @@ class Room:
     def __init__(self, say: Callable[[str], None] = lambda line: None) -> None:
         self.say = say
         self.most: int | None = None
+        self.fitted = 0
 
     def each(self, count: int, size: int, work: Callable[[int, int], _Result]) -> Iterator[_Result]:
         """Yields `work(start, stop)` of parts of `count` samples, of `size` or, where memory ended, fewer.
@@ -32,13 +34,14 @@ class Room:
         Raises:
             RuntimeError: Out of memory with one sample.
         """
-        start = 0
+        start, here = 0, count  # `here`: at most so many until this work is done
         while start < count:
-            stop = min(count, start + min(size, self.most or size))
+            stop = min(count, start + min(size, here, self.most or size))
             result, ended = self._tried(work, start, stop)
             if ended:  # here the exception is gone, and with it what its frames held
-                self._halve(stop - start)
+                here = self._halved(stop - start)
             else:
+                self.fitted = max(self.fitted, stop - start)
                 yield result  # pyright: ignore[reportReturnType]
                 start = stop
 
@@ -53,11 +56,15 @@ class Room:
                 raise
             return None, True
 
-    def _halve(self, tried: int) -> None:
-        self.most = tried // 2
+    def _halved(self, tried: int) -> int:
+        """Returns half as many; for good, unless as many have fitted before: memory may be short for a while."""
+        if tried > self.fitted:
+            self.most = tried // 2
+        self.fitted = min(self.fitted, tried // 2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self.say(f"out of memory with {tried} samples at a time: going on with {self.most}")
+        self.say(f"out of memory with {tried} samples at a time: going on with {tried // 2}")
+        return tried // 2
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -55,7 +55,7 @@ class Samples:
 
     def is_per_sample(self, value: Any) -> bool:
         """Whether an extra argument has one row per sample."""
-        return isinstance(value, Tensor | list | tuple) and len(value) == len(self) and getattr(value, "ndim", 1) > 0
+        return isinstance(value, Tensor | list | tuple) and getattr(value, "ndim", 1) > 0 and len(value) == len(self)
 
 
 class CountedDenoiser:
@@ -97,11 +97,11 @@ class CountedDenoiser:
 
     def _refuse_unless_far_out(self, x: Tensor, sigma: Tensor, denoised: Tensor) -> None:
         """Raises ValueError, but where the state is one that a bad table led to: that table's loss is infinite then."""
-        size = x.cpu().double().square().mean().sqrt().item()
-        level = sigma.cpu().double().max().item()
-        if not size <= _FAR_OUT * math.sqrt(1 + level**2):
+        sizes, level = x.cpu().double().flatten(1).square().mean(1).sqrt(), sigma.cpu().double().max().item()
+        broken = (~torch.isfinite(denoised.cpu())).flatten(1).any(1) & (sizes <= _FAR_OUT * math.sqrt(1 + level**2))
+        if not bool(broken.any()):
             return
-        wrong = int((~torch.isfinite(denoised)).sum())
+        wrong, size = int((~torch.isfinite(denoised)).sum()), float(sizes[broken][0])
         raise ValueError(
             f"the network returned {wrong} numbers of {denoised.numel()} that are not finite, in network call "
             f"{self.calls}, at sigma {level:.4g}, from a state of ordinary size ({size:.3g}): run the model in "

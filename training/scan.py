@@ -130,15 +130,24 @@ def candidates(steps: int, noise: Noise) -> Iterator[Candidate]:
     ]
     grids += [(name, None, levels) for name, levels in published_grids(noise).items()]
     for grid_name, grid, levels_of in grids:
-        levels = levels_of(steps)
+        levels = _levels(levels_of, steps)
         if levels is None:
             continue
         for name, method in _methods(steps, noise, levels):
             yield Candidate(f"{name}, {grid_name}", grid, method(levels))
         fewer = heun_steps(steps, levels)
-        short = levels_of(fewer) if fewer > 1 else None
+        short = _levels(levels_of, fewer) if fewer > 1 else None
         if short is not None:
             yield Candidate(f"heun, {grid_name}", None, heun(short))
+
+
+def _levels(levels_of: Levels, steps: int) -> Tensor | None:
+    """Returns a grid's levels; None where it has none for so many steps, as on a model of fewer timesteps."""
+    try:
+        levels = levels_of(steps)
+    except ValueError:
+        return None
+    return levels if levels is not None and bool((levels.diff() < 0).all()) else None
 
 
 def candidate_named(name: str, steps: int, noise: Noise) -> Candidate:

@@ -17,7 +17,8 @@ from .gauss_newton import COARSE, GaussNewton, difference_step
 from .neighbour import resampled
 from .scan import Candidate, best_of_methods, candidates, carrier
 from .space import Space, is_valid
-from .task import Task
+from .spaces import FIRST_HISTORY, make_space
+from .task import Task, is_a_start
 
 __all__ = ["ITERATIONS", "KEPT", "MANY", "STARTS", "TRIED", "Start", "find_start", "resolve_initial"]
 
@@ -39,7 +40,12 @@ class Start:
 
 
 def resolve_initial(
-    initial: str | Path | Solver, family: str, steps: Sequence[int], noise: Noise | None = None
+    initial: str | Path | Solver,
+    family: str,
+    steps: Sequence[int],
+    noise: Noise | None = None,
+    history: int = FIRST_HISTORY,
+    learn_grid: bool = False,
 ) -> str | Solver:
     """Returns the solver that `initial` names; its text where that is "scan" or the name of a classical solver.
 
@@ -48,6 +54,8 @@ def resolve_initial(
         family: "dyweight" or "ds".
         steps: Step counts that will be fitted.
         noise: The model's schedule; None: not known yet, so what any kind of model has is accepted.
+        history: Newest entries that a step may use.
+        learn_grid: Whether the grid's shape is learned too.
 
     Raises:
         ValueError: No such solver, one of another family or prediction type, or one that a fit cannot start from.
@@ -55,7 +63,10 @@ def resolve_initial(
     """
     if isinstance(initial, str) and not Path(initial).is_file() and initial not in list_solvers():
         if initial != "scan":
-            _check_classical(initial, max(steps), [noise] if noise else [FlowNoise(), VPNoise.stable_diffusion()])
+            noises = [noise] if noise else [FlowNoise(), VPNoise.stable_diffusion()]
+            for n in steps if noise else [max(steps)]:
+                known = [c for own in noises for c in candidates(n, own) if is_a_start(c, family, own, learn_grid)]
+                _check_classical(initial, known, f"a {family} fit of {n} steps")
         return initial
     solver = initial if isinstance(initial, Solver) else load_solver(initial)
     kind = solver.prediction if noise is None else noise.kind
@@ -68,14 +79,17 @@ def resolve_initial(
         step = _nearest(solver, n)[1]
         if step.analytic_first or (step.divisor == "state" and family == "dyweight"):
             raise ValueError(f"{solver.name} divides by the state's level or has an analytic step: start from a scan")
+        if noise is not None:
+            space = make_space(family, n, noise, step.grid, history, learn_grid)
+            if not bool((space.table(_parameters(space, solver, n)).levels.diff() < 0).all()):
+                raise ValueError(f"{solver.name} in {n} steps has levels that do not descend: start from a scan")
     return solver
 
 
-def _check_classical(name: str, steps: int, noises: Sequence[Noise]) -> None:
-    known = [candidate for noise in noises for candidate in candidates(steps, noise)]
+def _check_classical(name: str, known: Sequence[Candidate], what: str) -> None:
     if not any(_is_called(candidate, name) for candidate in known):
         raise ValueError(
-            f"a fit cannot start from {name!r}: name scan, a classical solver ({', '.join(_methods(known))}), with or "
+            f"{what} cannot start from {name!r}: name scan, a classical solver ({', '.join(_methods(known))}), with or "
             f"without a grid, a bundled solver ({', '.join(list_solvers())}) or a solver file that exists"
         )
 
@@ -89,22 +103,13 @@ def find_start(task: Task, steps: int, order: list[Candidate], initial: str | So
         order: The classical candidates, best first.
         initial: As `resolve_initial` returned it; of a classical solver the name ("ipndm 3, shift 1") or its beginning
             ("ipndm 3"), which means the best grid.
-
-    Raises:
-        ValueError: The family's space cannot hold the solver, or there is none of that name for this step count.
     """
     order = [candidate for candidate in order if task.can_start_from(candidate)]
     if isinstance(initial, Solver):
         return _from_solver(task, steps, initial)
     if initial == "scan":
         return _best_start(task, steps, order)
-    for candidate in order:
-        if _is_called(candidate, initial):
-            return _from_candidate(task, steps, candidate)
-    raise ValueError(
-        f"a {task.family} fit of {steps} steps cannot start from {initial!r}: name scan, or one of "
-        f"{', '.join(_methods(order))}"
-    )
+    return _from_candidate(task, steps, next(candidate for candidate in order if _is_called(candidate, initial)))
 
 
 def _methods(known: Sequence[Candidate]) -> list[str]:
@@ -131,8 +136,13 @@ def _from_solver(task: Task, steps: int, solver: Solver) -> Start:
     """Returns a solver's parameters at its nearest step count, resampled to this one."""
     count, step = _nearest(solver, steps)
     space = task.space_on(steps, step.grid)
-    theta = space.from_file(resampled(solver.parameters[count], steps))
+    theta = _parameters(space, solver, steps)
     return Start(space, theta, space.table(theta), f"{solver.name} at {count} steps")
+
+
+def _parameters(space: Space, solver: Solver, steps: int) -> Tensor:
+    """Returns the parameters of a solver's nearest step count, resampled to this one."""
+    return space.from_file(resampled(solver.parameters[_nearest(solver, steps)[0]], steps))
 
 
 def _best_start(task: Task, steps: int, order: list[Candidate]) -> Start:

@@ -19,7 +19,7 @@ from .space import Space
 from .spaces import make_space
 from .trial import Trial
 
-__all__ = ["Task"]
+__all__ = ["Task", "is_a_start"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,18 +57,8 @@ class Task:
         return make_space(self.family, steps, self.noise, grid, history or self.history, self.learn_grid)
 
     def can_start_from(self, candidate: Candidate) -> bool:
-        """Whether the family has the candidate's levels: they descend, and DS-Solver on VP models cannot end at 0.
-
-        So must those that its rows lead to, which ipndm_v's miss.
-        """
-        levels, rows = candidate.table.levels, with_derivatives(candidate.table).coeffs.sum(1)
-        reached = levels[0] + torch.cat([rows.new_zeros(1), rows.cumsum(0)])
-        if bool((reached.diff() >= 0).any()) or bool((reached[:-1] <= 0).any()):
-            return False
-        if self.learn_grid and (candidate.grid is None or candidate.grid.shape_parameter is None):
-            return False
-        vp_times = self.family == "ds" and isinstance(self.noise, VPNoise)
-        return bool((levels.diff() < 0).all()) and not (vp_times and levels[-1] == 0)
+        """Whether the family has the candidate's levels."""
+        return is_a_start(candidate, self.family, self.noise, self.learn_grid)
 
     def on(self, space: Space) -> tuple[Problem, Problem]:
         """Returns the problems of both on a space."""
@@ -107,3 +97,18 @@ class Task:
         record = {**record, "calls": torch.tensor(float(self.calls()), dtype=torch.float64)}
         self.notes.put(name, record)
         return record
+
+
+def is_a_start(candidate: Candidate, family: str, noise: Noise, learn_grid: bool) -> bool:
+    """Whether a family has a candidate's levels: they descend, and DS-Solver on VP models cannot end at 0.
+
+    So must those that its rows lead to, which ipndm_v's miss.
+    """
+    levels, rows = candidate.table.levels, with_derivatives(candidate.table).coeffs.sum(1)
+    reached = levels[0] + torch.cat([rows.new_zeros(1), rows.cumsum(0)])
+    if bool((reached.diff() >= 0).any()) or bool((reached[:-1] <= 0).any()):
+        return False
+    if learn_grid and (candidate.grid is None or candidate.grid.shape_parameter is None):
+        return False
+    vp_times = family == "ds" and isinstance(noise, VPNoise)
+    return bool((levels.diff() < 0).all()) and not (vp_times and levels[-1] == 0)

@@ -98,7 +98,8 @@ class Teacher:
             noise: The model's schedule.
             trajectory: Keep all states, not only the ends.
             cache: A folder; a microbatch that is in it is not run again. Files are named by their content: starts,
-                extra tensors and teacher; the caller gives every model a folder of its own.
+                extra arguments and teacher (objects of kinds not known here count by their repr); the caller gives
+                every model a folder of its own.
             progress: Called with the number of samples done after each microbatch.
         """
         levels = teacher_grid(noise, self.steps)
