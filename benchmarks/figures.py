@@ -176,7 +176,7 @@ def _savings(found: Any) -> Figure:
             axis.barh(row, 5, color=OURS, height=0.6)
             axis.text(most + 0.15, row, str(record["calls"] or f"more than {most}"), va="center")
         axis.set_yticks(range(len(rows)), [f"{r['guidance']:g}" for r in rows])
-        axis.set(title=_short(name), xlabel="network calls", xlim=(0, 11))
+        axis.set(title=_short(name), xlabel="network calls", xlim=(0, 11), xticks=range(0, 11, 2))
         axis.invert_yaxis()
     np.atleast_1d(axes)[0].set_ylabel("guidance")
     figure.suptitle("Calls of the best peer (blue) for the error of a fitted solver in 5 (red)", fontsize=13)

@@ -62,10 +62,11 @@ class Grid:
         kinds, _, points = _RULES[self.rule]
         if noise.kind not in kinds:
             raise ValueError(f"grid rule {self.rule} is defined on {' and '.join(kinds)} noise, got {noise.kind}")
-        try:
-            levels = points(steps, noise, **self.parameters)
-        except (OverflowError, ZeroDivisionError):
-            levels = torch.full((1,), math.nan)
+        with torch.device("cpu"):  # whatever the default device is
+            try:
+                levels = points(steps, noise, **self.parameters)
+            except (OverflowError, ZeroDivisionError):
+                levels = torch.full((1,), math.nan)
         if not bool(torch.isfinite(levels).all()) or not bool((levels.diff() < 0).all()):
             raise ValueError(
                 f"grid rule {self.rule} with {dict(self.parameters)} makes no descending grid: change them"

@@ -36,10 +36,12 @@ def sample_table(
 ) -> Tensor:
     """Returns the state at `table.sigma_end`, after exactly `table.nfe` calls of the model.
 
-    Half-precision states are carried, combined and divided in float32, the model sees them in their own dtype.
+    Half-precision states are carried, combined and divided in float32, the model sees them in their own dtype. A graph
+    is recorded as elsewhere in torch: call it under `torch.no_grad()`, as `sample_dyweight` does by itself.
 
     Args:
-        model: k-diffusion denoiser, `model(x, sigma, **extra_args) -> denoised`, with sigma [B].
+        model: k-diffusion denoiser, `model(x, sigma, **extra_args) -> denoised`, with sigma [B], float32 or wider: a
+            network in half precision casts what it makes of it.
         x: Start state at noise level `table.sigma_start`, shape [B, ...], any rank.
         table: The solver.
         extra_args: Passed to the model.

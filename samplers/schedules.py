@@ -67,20 +67,21 @@ class VPNoise:
         Raises:
             ValueError: Not an ascending table of positive finite levels.
         """
-        sigmas = torch.as_tensor(sigmas).detach().cpu().double()
+        sigmas = torch.as_tensor(sigmas, device="cpu").detach().double()
         if sigmas.ndim != 1 or len(sigmas) < 2 or not bool(torch.isfinite(sigmas).all()) or float(sigmas[0]) <= 0:
             raise ValueError(
                 f"a model's sigmas must be at least two positive finite levels, got shape {list(sigmas.shape)}"
             )
         if bool((sigmas.diff() <= 0).any()):
             raise ValueError("a model's sigmas must ascend (entry 0 is the cleanest): flip the table if it descends")
-        times = torch.arange(1, len(sigmas) + 1, dtype=torch.float64) / len(sigmas)
+        times = torch.arange(1, len(sigmas) + 1, dtype=torch.float64, device="cpu") / len(sigmas)
         return cls(times, -0.5 * torch.log1p(sigmas.square()))
 
     @classmethod
     def scaled_linear(cls, beta_start: float, beta_end: float, timesteps: int = 1000) -> VPNoise:
         """Latent diffusion's schedule: the square roots of beta are linear (arXiv 2112.10752)."""
-        betas = torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64).square()
+        roots = torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64, device="cpu")
+        betas = roots.square()
         products = torch.cumprod(1 - betas, 0)
         return cls.from_sigmas(((1 - products) / products).sqrt())
 
@@ -98,7 +99,7 @@ class VPNoise:
         """
         if not beta_0 < beta_1:
             raise ValueError(f"beta must rise, got {beta_0:g} to {beta_1:g}: the paper has 0.1 to 20")
-        times = torch.tensor([1e-3, 1.0], dtype=torch.float64)
+        times = torch.tensor([1e-3, 1.0], dtype=torch.float64, device="cpu")
         return cls(times, -(beta_1 - beta_0) / 4 * times.square() - beta_0 / 2 * times, (beta_0, beta_1))
 
     @property

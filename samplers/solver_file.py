@@ -119,7 +119,8 @@ class Solver:
                 f"for {steps}"
             )
         try:
-            table = FAMILIES[self.family].table(self.parameters[steps], self.card.steps[steps], noise)
+            with torch.device("cpu"):  # whatever the default device is
+                table = FAMILIES[self.family].table(self.parameters[steps], self.card.steps[steps], noise)
         except ValueError as error:
             raise ValueError(f"{self.name}, {steps} steps: {error}") from error
         if not bool((table.levels[:-1] > 0).all()):

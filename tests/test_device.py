@@ -88,6 +88,20 @@ def run(table: SolverTable, device: str, dtype: torch.dtype, model=GAUSSIAN) -> 
     return everything, Operations(everything.seen[starts[0] :])
 
 
+@pytest.mark.parametrize("name", ["dyweight_flux1-dev", "dyweight_sd15", "ds_flow-sit", "ds_vp-dit", "dyweight_ffhq64"])
+def test_a_table_is_the_same_whatever_torchs_default_device_is(name):
+    def table() -> SolverTable:
+        solver = load_solver(name)
+        kinds = {"flow": lambda: FlowNoise(4096), "vp": VPNoise.stable_diffusion, "edm": EDMNoise}
+        return solver.table(solver.steps[0], kinds[solver.prediction]())
+
+    usual = table()
+    with torch.device("meta"):
+        other = table()
+    for name_of_part in ("levels", "sigmas", "scale", "coeffs"):
+        assert torch.equal(getattr(other, name_of_part), getattr(usual, name_of_part))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 def test_no_float64_reaches_the_device(table, dtype):
