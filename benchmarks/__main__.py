@@ -1,6 +1,6 @@
 """`python -m benchmarks`: measures what the README claims and writes results/*.json and figures/*.png beside this file.
 
-    python -m benchmarks                     all parts: about four hours of two cores
+    python -m benchmarks                     all parts: about five hours of two cores
     python -m benchmarks fidelity figures    some parts; what is measured again replaces its own records alone
     python -m benchmarks again --seed 7      recorded solvers and peers on starts of your own: a quarter of an hour
     python -m benchmarks --quick             two minutes: asserts ratios on small samples, writes nothing

@@ -49,31 +49,36 @@ def again(
 
 def beside_the_record(found: Sequence[dict[str, Any]]) -> str:
     """Returns what records of one seed come to, and what fidelity and the peers have on record for the same points."""
-    places = {(own["network"], own["guidance"]) for own in found}
-    before = [own for own in compared() if (own["network"], own["guidance"]) in places]
-    lines = [f"On record: {_told(before)}.", f"Starts of seed {found[0]['seed']}: {_told(found)}."]
-    pairs = [
-        (f"{own['network']}, guidance {own['guidance']:g}, {new['steps']} calls", lead_at(old), lead_at(new))
+    here, every = _points(found), _points(compared())
+    before = {place: every[place] for place in here}
+    leads = {place: (lead_at(before[place]), lead_at(here[place])) for place in here}
+    farthest = sorted(leads, key=lambda place: abs(math.log(leads[place][0] / leads[place][1])), reverse=True)[:5]
+    return "\n".join(
+        [
+            f"On record: {_told(before)}.",
+            f"Starts of seed {found[0]['seed']}: {_told(here)}.",
+            "Best peer's error / ours that differ most, on record and here:",
+            *(f"  {place}: {leads[place][0]:.2f}, {leads[place][1]:.2f}" for place in farthest),
+        ]
+    )
+
+
+def _points(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {
+        f"{own['network']}, guidance {own['guidance']:g}, {point['steps']} calls": point
         for own in found
-        for other in before
-        if (other["network"], other["guidance"]) == (own["network"], own["guidance"])
-        for new in own["records"]
-        for old in other["records"]
-        if old["steps"] == new["steps"]
-    ]
-    farthest = sorted(pairs, key=lambda pair: abs(math.log(pair[2] / pair[1])), reverse=True)[:5]
-    lines.append("Best peer's error / ours that differ most, on record and here:")
-    return "\n".join([*lines, *(f"  {place}: {old:.2f}, {new:.2f}" for place, old, new in farthest)])
+        for point in own["records"]
+    }
 
 
-def _told(found: Sequence[dict[str, Any]]) -> str:
-    points = [point for own in found for point in own["records"]]
-    later = [point for point in points if point["steps"] >= 4]
-    ours = [point["ours"]["dyweight"] for point in later]
+def _told(points: dict[str, dict[str, Any]]) -> str:
+    later = [point for point in points.values() if point["steps"] >= 4]
+    leads, leads_later = ([lead_at(point) for point in some] for some in (points.values(), later))
+    third = sum(lead_at(point, "frechet") >= 3 for point in later)
+    near = sum(own["error"] <= 1.15 * own["span"] for own in (point["ours"]["dyweight"] for point in later))
     return (
-        f"error below the best peer's at {sum(lead_at(point) > 1 for point in points)} of {len(points)} points, half "
-        f"of it at {sum(lead_at(point) >= 2 for point in points)}; of the {len(later)} from 4 calls on half of it at "
-        f"{sum(lead_at(point) >= 2 for point in later)}, a third of the best peer's Frechet distance at "
-        f"{sum(lead_at(point, 'frechet') >= 3 for point in later)}, within 1.15 of the span bound at "
-        f"{sum(own['error'] <= 1.15 * own['span'] for own in ours)}"
+        f"error below the best peer's at {sum(lead > 1 for lead in leads)} of {len(leads)} points, half of it at "
+        f"{sum(lead >= 2 for lead in leads)}; of the {len(later)} from 4 calls on half of it at "
+        f"{sum(lead >= 2 for lead in leads_later)}, a third of the best peer's Frechet distance at {third}, within "
+        f"1.15 of the span bound at {near}"
     )

@@ -121,12 +121,16 @@ def test_the_documents_say_what_the_record_of_other_starts_does():
     assert [len(some) for some in points] == [54, 54, 54] and len(found) == 18
     leads = [{place: lead_at(point) for place, point in some.items()} for some in points]
     ahead, twice = ([sum(lead >= least for lead in some.values()) for some in leads] for least in (1, 2))
-    third = [sum(lead_at(point, "frechet") >= 3 for point in some.values()) for some in points]
+    later = [[point for (*_, steps), point in some.items() if steps >= 4] for some in points]
+    half, third = ([sum(lead_at(p, key) >= least for p in some) for some in later]
+                   for key, least in (("error", 2), ("frechet", 3)))  # fmt: skip
+    near = [sum(p["ours"]["dyweight"]["error"] <= 1.15 * p["ours"]["dyweight"]["span"] for p in some) for some in later]
     readme, told = document("README.md"), document("benchmarks/README.md")
     assert ahead == [54, 54, 54]
     assert f"it is closer at all 54 again, twice as close at {twice[1]} and {twice[2]};" in readme
-    assert f"at 54 of 54 on both, half of it at {twice[1]} and {twice[2]} ({twice[0]} on record)" in told
-    assert f"Frechet distance a third at {third[1]} and {third[2]} ({third[0]})" in told
+    assert f"on half of it at {half[1]} and {half[2]} of 45 ({half[0]} on record)" in told
+    assert f"Frechet distance at {third[1]} and {third[2]} ({third[0]})" in told
+    assert f"times the span bound at {near[1]} and {near[2]} ({near[0]})" in told
     three = {place: [some[place] for some in leads] for place in leads[0]}
     apart = {place: max(own) / min(own) for place, own in three.items()}
     moved = [place for place in apart if apart[place] > 6 / 5]
