@@ -11,6 +11,7 @@ import folder_paths
 
 from ..samplers import Solver, list_solvers, load_solver
 from ..samplers.plain import shown
+from ..samplers.names import in_utf8
 from ..samplers.solver_file import BUNDLED, SUFFIX
 
 __all__ = ["FOLDER", "find_solver", "fingerprint", "loadable_solvers", "place_of", "solver_names"]
@@ -24,7 +25,7 @@ folder_paths.folder_names_and_paths[FOLDER][1].add(SUFFIX)  # a folder registere
 
 def solver_names() -> list[str]:
     """Returns the user's files (with their ending, and sub-folder) and the bundled solvers (without)."""
-    return [*folder_paths.get_filename_list(FOLDER), *list_solvers()]
+    return [*in_utf8(folder_paths.get_filename_list(FOLDER), f"models/{FOLDER}"), *list_solvers()]
 
 
 def find_solver(name: str) -> Solver:
@@ -70,7 +71,7 @@ def _path(name: str) -> Path:
     """Returns the file of an entry of the drop-down; of nothing else, whatever a prompt may hold in its place."""
     if name in list_solvers():
         return BUNDLED / f"{name}{SUFFIX}"
-    path = folder_paths.get_full_path(FOLDER, name) if name in folder_paths.get_filename_list(FOLDER) else None
+    path = folder_paths.get_full_path(FOLDER, name) if name in solver_names() else None
     if path is None:
         raise FileNotFoundError(
             f"no solver file is called {shown(repr(name), 200)}: choose one from the drop-down, or put it into "

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import urllib.error
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
-from comfy_host import Server, error_of
+from comfy_host import ROOT, Server, error_of
 from comfy_prompts import learned, model_nodes, node
 from host_process import free_port
 from test_comfy_fit_node import fit, folder, succeeded, written
@@ -93,6 +95,21 @@ def test_a_denoise_that_is_no_part_of_a_grid_is_refused(server, denoise, told):
     if denoise == denoise:  # the host refuses what is typed, not what is wired; of NaN not even that
         prompt["number"] = node("PrimitiveFloat", value=denoise)
         prompt["solver"]["inputs"]["denoise"] = ["number", 0]
+def test_a_name_that_is_not_utf8_ends_no_run_and_is_named_in_the_log(server):
+    path = Path(os.fsdecode(os.fsencode(folder(server)) + b"/caf\xe9.safetensors"))
+    shutil.copy(ROOT / "solver_weights" / f"{BUNDLED}.safetensors", path)
+    lists = server.get("/object_info/LearnedSolver")["LearnedSolver"]["input"]["required"]["solver"]
+    assert BUNDLED in lists[0] and not any("caf" in name for name in lists[0])
+    assert asked(server, "caf\udce9.safetensors")[0] == 404
+    prompt = {**model_nodes(server, "sd3"), "solver": learned("auto", 20)}
+    prompt["told"] = node("PreviewAny", source=["solver", 2])
+    assert "no solver for SD3 (flow) model has 20 steps" in error_of(server.submit(prompt))
+    prompt["solver"] = learned("auto", 5)
+    succeeded(server.submit(prompt))
+    told = r"the name of 'caf\udce9.safetensors' in models/solver_weights is not UTF-8; rename it"
+    assert server.log.count(told) == 1
+
+
     prompt["told"] = node("PreviewAny", source=["solver", 2])
     assert told in error_of(server.submit(prompt))
 
