@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import folder_paths
 
 from ..samplers import Solver, list_solvers, load_solver
-from ..samplers.plain import shown
 from ..samplers.names import in_utf8
+from ..samplers.plain import shown
 from ..samplers.solver_file import BUNDLED, SUFFIX
 
 __all__ = ["FOLDER", "find_solver", "fingerprint", "loadable_solvers", "place_of", "solver_names"]
@@ -39,13 +40,13 @@ def find_solver(name: str) -> Solver:
 
 
 def loadable_solvers() -> list[Solver]:
-    """Returns all solvers that can be read, the user's first; a broken file is named in the log, not hidden."""
+    """Returns all solvers that can be read, the user's first; the log names a broken one once."""
     solvers = []
     for name in solver_names():
         try:
             solvers.append(find_solver(name))
         except Exception as error:  # whatever a broken file raises, the others can still be chosen
-            _log.warning("left out of the automatic choice: %s", error)
+            _warn_once(f"left out of the automatic choice: {error}", _mark(name))
     return solvers
 
 
@@ -57,14 +58,22 @@ def place_of(name: str) -> str:
 def fingerprint(name: str | None) -> str:
     """Returns what changes when a file behind a drop-down entry does; "auto" and wired names watch all of them."""
     names = solver_names() if name is None or name == "auto" else [name]
-    marks = []
-    for each in names:
-        try:
-            status = _path(each).stat()
-            marks.append(f"{each}:{status.st_mtime_ns}:{status.st_size}")
-        except OSError:
-            marks.append(f"{each}:gone")
-    return "|".join(marks)
+    return "|".join(map(_mark, names))
+
+
+def _mark(name: str) -> str:
+    """Returns what changes when a file does."""
+    try:
+        status = _path(name).stat()
+        return f"{name}:{status.st_mtime_ns}:{status.st_size}"
+    except OSError:
+        return f"{name}:gone"
+
+
+@cache
+def _warn_once(text: str, mark: str) -> None:
+    """Writes a warning about a file, again only when the file is another one."""
+    _log.warning("%s", text)
 
 
 def _path(name: str) -> Path:

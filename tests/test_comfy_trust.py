@@ -83,18 +83,18 @@ def test_a_hostile_file_in_the_folder_is_named_and_hides_no_other(server):
     prompt = {**model_nodes(server, "sd3"), "solver": learned("auto", 5)}
     prompt["told"] = node("PreviewAny", source=["solver", 2])
     assert BUNDLED in succeeded(server.submit(prompt))["outputs"]["told"]["text"][0]
+    told = f"left out of the automatic choice: {folder(server) / 'bomb.safetensors'}: not a safetensors file"
+    assert server.log.count(told) == 1
+    prompt["solver"] = learned("auto", 6)
+    succeeded(server.submit(prompt))
+    assert server.log.count(told) == 1
+    os.utime(folder(server) / "bomb.safetensors", (1, 1))
+    prompt["solver"] = learned("auto", 7)
+    succeeded(server.submit(prompt))
+    assert server.log.count(told) == 2
     (folder(server) / "circle.safetensors").unlink()
 
 
-@pytest.mark.parametrize(
-    ("denoise", "told"),
-    [(float("nan"), "denoise must be from 0.01 to 1, got nan"), (-1.0, "got -1"), (0.0, "got 0"), (2.0, "got 2")],
-)
-def test_a_denoise_that_is_no_part_of_a_grid_is_refused(server, denoise, told):
-    prompt = {**model_nodes(server, "sd3"), "solver": learned(BUNDLED, 5, denoise)}
-    if denoise == denoise:  # the host refuses what is typed, not what is wired; of NaN not even that
-        prompt["number"] = node("PrimitiveFloat", value=denoise)
-        prompt["solver"]["inputs"]["denoise"] = ["number", 0]
 def test_a_name_that_is_not_utf8_ends_no_run_and_is_named_in_the_log(server):
     path = Path(os.fsdecode(os.fsencode(folder(server)) + b"/caf\xe9.safetensors"))
     shutil.copy(ROOT / "solver_weights" / f"{BUNDLED}.safetensors", path)
@@ -110,6 +110,15 @@ def test_a_name_that_is_not_utf8_ends_no_run_and_is_named_in_the_log(server):
     assert server.log.count(told) == 1
 
 
+@pytest.mark.parametrize(
+    ("denoise", "told"),
+    [(float("nan"), "denoise must be from 0.01 to 1, got nan"), (-1.0, "got -1"), (0.0, "got 0"), (2.0, "got 2")],
+)
+def test_a_denoise_that_is_no_part_of_a_grid_is_refused(server, denoise, told):
+    prompt = {**model_nodes(server, "sd3"), "solver": learned(BUNDLED, 5, denoise)}
+    if denoise == denoise:  # the host refuses what is typed, not what is wired; of NaN not even that
+        prompt["number"] = node("PrimitiveFloat", value=denoise)
+        prompt["solver"]["inputs"]["denoise"] = ["number", 0]
     prompt["told"] = node("PreviewAny", source=["solver", 2])
     assert told in error_of(server.submit(prompt))
 
