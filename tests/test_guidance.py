@@ -66,7 +66,7 @@ def test_more_guidances_than_samples_are_refused():
         ("2, 3.5, 5 (distilled, CFG 1)", ["3 (distilled, CFG 1)"], ["3", "6 (distilled, CFG 1)"]),
         ("3.5 (distilled, CFG 1.34, 2, 2.66)", ["3.5 (distilled, CFG 2.5)"], ["3.5 (distilled, CFG 3)"]),
         ("the host's default (distilled, CFG 1)", ["the host's default (distilled, CFG 1)"], ["1"]),
-        ("1 (shown at 1.375)", ["1 (shown at 1.375)"], ["1", "1.2", "1.375"]),
+        ("1 (shown at 1.375)", ["1 (shown at 1.375)", "1"], ["1.2", "1.375", "1 (distilled, CFG 1)"]),
         ("about 5, 7.5", [], ["6"]),
     ],
 )
