@@ -116,6 +116,8 @@ def remarks(
     told = []
     if card.model_family != model_family(base):
         told.append(f"fitted for {card.checkpoint}, this model is {model_family(base)}: a transfer, compare it")
+    elif card.checkpoint != "unknown":
+        told.append(f"fitted for {card.checkpoint}")
     if card.guidance not in ("", "none") and not (guidance is not None and among(guidance, card.guidance)):
         here = "yours is not visible here" if guidance is None else f"here it is {guidance}"
         told.append(f"fitted at guidance {card.guidance}, {here}")
@@ -160,4 +162,7 @@ def guidance_of(base: Any, conds: Iterable[Mapping[str, Any]], *cfgs: float) -> 
     found = [cond["guidance"] for cond in conds if "guidance" in cond]
     if not found and default is None:
         return f"the host's default (distilled, CFG {cfg})"
-    return cfg
+    own = found[0] if found else default
+    if own == default == 0:  # Chroma: as good as none
+        return cfg
+    return f"{'no guidance' if own is None else format(own, 'g')} (distilled, CFG {cfg})"
