@@ -370,6 +370,22 @@ def test_compare_refuses_what_it_cannot_run_before_it_samples(server, widgets, m
     assert json.loads(told)["sigma"] == []
 
 
+@pytest.mark.parametrize("sampler", NAMES)
+def test_compare_says_which_of_our_samplers_has_not_the_steps(server, sampler):
+    history = compared(server, "sd15", solver="ds_vp-dit", steps="5 6", samplers=f"euler, {sampler}/karras")
+    table = succeeded(history)["outputs"]["t"]["text"][0]
+    assert re.search(rf"\| 6 \| {sampler}/karras \| 6 \| \d", table) and "| 5 | euler/simple | 5 | " in table
+    if sampler == "dyweight":
+        assert "| 5 | dyweight/karras | 0 | sampler dyweight: no dyweight solver for SD15 (vp) model has 5" in table
+    else:
+        assert re.search(r"\| 5 \| ds_solver/karras \| 5 \| \d", table)
+
+
+def test_a_teacher_of_ours_that_has_not_the_steps_is_refused(server):
+    message = error_of(compared(server, "sd15", teacher="dyweight", teacher_steps=5))
+    assert "no dyweight solver for SD15 (vp) model has 5 steps" in message
+
+
 def test_compare_says_which_sampler_cannot_do_with_so_few_calls(server):
     table = succeeded(compared(server, "sd3", samplers="dpm_adaptive, dpm_fast"))["outputs"]["t"]["text"][0]
     assert "| 6 | dpm_adaptive/simple | 0 | cannot sample in 6 model calls |" in table
