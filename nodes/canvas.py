@@ -3,17 +3,52 @@
 from __future__ import annotations
 
 import textwrap
+import unicodedata
+from functools import cache
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-__all__ = ["BLUE", "FAINT", "GREY", "INK", "ORANGE", "PAPER", "Canvas"]
+__all__ = ["BLUE", "FAINT", "GREY", "INK", "ORANGE", "PAPER", "Canvas", "in_font"]
 
 PAPER, INK, GREY, FAINT = "#ffffff", "#1b1f24", "#68707a", "#dfe3e8"
 BLUE, ORANGE = "#2563b8", "#d9622b"
+# Dashes and minus, times, micro, and letters that are no letter with an accent.
+_INSTEAD = {
+    "\u2013": "-",
+    "\u2014": "-",
+    "\u2212": "-",
+    "\u00d7": "x",
+    "\u00b5": "u",
+    "\u03bc": "u",
+    "ß": "ss",
+    "→": "->",
+    "ø": "o",
+    "æ": "ae",
+}
 _FINE = 2  # drawn at twice the size and reduced: smooth lines without another library
+
+
+def in_font(text: str) -> str:
+    """Returns a text in letters that Pillow's own font has: hardly more than ASCII, a crossed box for all others."""
+    return "".join(map(_letter, unicodedata.normalize("NFC", text)))
+
+
+@cache
+def _letter(letter: str) -> str:
+    if _is_drawn(letter):
+        return letter
+    plain = "".join(c for c in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(c))
+    plain = _INSTEAD.get(letter, plain)
+    return plain if all(map(_is_drawn, plain)) else "?"
+
+
+@cache
+def _is_drawn(letter: str) -> bool:
+    font = ImageFont.load_default(30)
+    return letter.isspace() or bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))
 
 
 class Canvas:
@@ -32,6 +67,7 @@ class Canvas:
         self, x: float, y: float, text: str, size: int = 15, colour: str = INK, anchor: str = "la", width: float = 0
     ) -> None:
         """Writes a line; with a width, as small as it must be to fit, then cut."""
+        text = in_font(text)
         font = ImageFont.load_default(size * _FINE)
         while width and size > 10 and font.getlength(text) > width * _FINE:
             size -= 1
