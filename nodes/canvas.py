@@ -76,9 +76,12 @@ class Canvas:
             text = text.rstrip("…")[:-1] + "…"
         self.draw.text((x * _FINE, y * _FINE), text, colour, font, anchor=anchor)
 
-    def paragraph(self, x: float, y: float, text: str, width: float, size: int = 13, colour: str = GREY) -> None:
-        """Writes text in lines of at most a width."""
-        for i, line in enumerate(textwrap.wrap(text, max(8, int(width / (0.55 * size))))):
+    def paragraph(
+        self, x: float, y: float, text: str, width: float, height: float, size: int = 13, colour: str = GREY
+    ) -> None:
+        """Writes text in lines of at most a width, as many as a height takes."""
+        letters, lines = max(8, int(width / (0.55 * size))), max(1, int(height / (1.35 * size)))
+        for i, line in enumerate(textwrap.wrap(text, letters, max_lines=lines, placeholder=" …")):
             self.text(x, y + i * 1.35 * size, line, size, colour, width=width)
 
     def line(self, points: list[tuple[float, float]], colour: str = INK, width: float = 1.0) -> None:

@@ -60,9 +60,9 @@ def draw_grid(title: str, columns: Sequence[Column], rows: Sequence[tuple[str, S
             x = left + k * (width + _GAP)
             if cell.picture is None:
                 canvas.box(x, y, width, height, None, FAINT)
-                canvas.paragraph(x + 6, y + 6, cell.caption, width - 12)
+                canvas.paragraph(x + 6, y + 6, cell.caption, width - 12, height - 12)
                 continue
-            canvas.picture(x + (width - shown) // 2, y, shown, height, cell.picture)
+            canvas.picture(x, y, shown, height, cell.picture)
             canvas.text(x, y + height + 5, cell.caption, 14, BLUE if column.ours else GREY, width=width)
     return canvas.to_image()
 

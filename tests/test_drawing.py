@@ -66,17 +66,26 @@ def grid(drawing, height, width, caption="error 0.1234"):
     ("size", "shown", "column"),
     [((512, 64), 32, 150), ((512, 256), 128, 150), ((512, 512), 256, 256), ((256, 512), 256, 256)],
 )
-def test_a_narrow_picture_stands_in_the_middle_of_a_column_that_captions_fit_under(drawing, size, shown, column):
+def test_a_narrow_picture_stands_in_a_column_that_captions_fit_under(drawing, size, shown, column):
     drawn = grid(drawing, *size)
     places = [np.flatnonzero((drawn == colour).all(-1).any(0)) for colour in ((255, 0, 0), (0, 255, 0))]
-    first = 18 + (column - shown) // 2
-    assert (places[0][0], len(places[0])) == (first, shown) == (places[1][0] - column - 10, len(places[1]))
+    assert [(place[0], len(place)) for place in places] == [(18, shown), (18 + column + 10, shown)]
     assert drawn.shape[1] == 18 + 2 * column + 10 + 18
     below = drawn[90 + max(1, round(shown * size[0] / size[1])) :, :, :]
     assert (below < 200).any(), "no caption"
 
 
+def test_a_long_refusal_stays_within_its_box(drawing):
+    grids = drawing("picture_grid")
+    refused = grids.Cell(None, 40 * "no such step count ")
+    drawn = grids.draw_grid(
+        "", [grids.Column(""), grids.Column("")], [("", [grids.Cell(torch.ones(3, 64, 256), ""), refused])]
+    )
+    dark = np.flatnonzero((drawn[0].numpy() < 0.7).all(-1).any(1))  # letters; the box is lighter
+    assert 90 < dark[0] < dark[-1] < 90 + 64
+
+
 def test_a_caption_under_a_narrow_picture_is_whole(drawing):
-    """Ten digits more make it longer: what is cut looks alike."""
+    """What is cut looks alike: these two differ in the last digit."""
     short, long = (grid(drawing, 512, 64, text) for text in ("error 0.1234", "error 0.1235"))
     assert not np.array_equal(short, long)
