@@ -47,8 +47,13 @@ def _letter(letter: str) -> str:
 
 @cache
 def _is_drawn(letter: str) -> bool:
-    font = ImageFont.load_default(30)
-    return letter.isspace() or bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))
+    return letter.isspace() or _pixels(letter) != _pixels("\uffff")
+
+
+def _pixels(letter: str) -> bytes:
+    picture = Image.new("L", (60, 60))
+    ImageDraw.Draw(picture).text((10, 10), letter, 255, ImageFont.load_default(30))
+    return picture.tobytes()
 
 
 class Canvas:
