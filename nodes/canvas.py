@@ -3,17 +3,57 @@
 from __future__ import annotations
 
 import textwrap
+import unicodedata
+from functools import cache
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-__all__ = ["BLUE", "FAINT", "GREY", "INK", "ORANGE", "PAPER", "Canvas"]
+__all__ = ["BLUE", "FAINT", "GREY", "INK", "ORANGE", "PAPER", "Canvas", "in_font"]
 
 PAPER, INK, GREY, FAINT = "#ffffff", "#1b1f24", "#68707a", "#dfe3e8"
 BLUE, ORANGE = "#2563b8", "#d9622b"
+# Dashes and minus, times, micro, and letters that are no letter with an accent.
+_INSTEAD = {
+    "\u2013": "-",
+    "\u2014": "-",
+    "\u2212": "-",
+    "\u00d7": "x",
+    "\u00b5": "u",
+    "\u03bc": "u",
+    "ß": "ss",
+    "→": "->",
+    "ø": "o",
+    "æ": "ae",
+}
 _FINE = 2  # drawn at twice the size and reduced: smooth lines without another library
+
+
+def in_font(text: str) -> str:
+    """Returns a text in letters that Pillow's own font has: hardly more than ASCII, a crossed box for all others."""
+    return "".join(map(_letter, unicodedata.normalize("NFC", text)))
+
+
+@cache
+def _letter(letter: str) -> str:
+    if _is_drawn(letter):
+        return letter
+    plain = "".join(c for c in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(c))
+    plain = _INSTEAD.get(letter, plain)
+    return plain if all(map(_is_drawn, plain)) else "?"
+
+
+@cache
+def _is_drawn(letter: str) -> bool:
+    return letter.isspace() or _pixels(letter) != _pixels("\uffff")
+
+
+def _pixels(letter: str) -> bytes:
+    picture = Image.new("L", (60, 60))
+    ImageDraw.Draw(picture).text((10, 10), letter, 255, ImageFont.load_default(30))
+    return picture.tobytes()
 
 
 class Canvas:
@@ -32,6 +72,7 @@ class Canvas:
         self, x: float, y: float, text: str, size: int = 15, colour: str = INK, anchor: str = "la", width: float = 0
     ) -> None:
         """Writes a line; with a width, as small as it must be to fit, then cut."""
+        text = in_font(text)
         font = ImageFont.load_default(size * _FINE)
         while width and size > 10 and font.getlength(text) > width * _FINE:
             size -= 1
@@ -40,9 +81,12 @@ class Canvas:
             text = text.rstrip("…")[:-1] + "…"
         self.draw.text((x * _FINE, y * _FINE), text, colour, font, anchor=anchor)
 
-    def paragraph(self, x: float, y: float, text: str, width: float, size: int = 13, colour: str = GREY) -> None:
-        """Writes text in lines of at most a width."""
-        for i, line in enumerate(textwrap.wrap(text, max(8, int(width / (0.55 * size))))):
+    def paragraph(
+        self, x: float, y: float, text: str, width: float, height: float, size: int = 13, colour: str = GREY
+    ) -> None:
+        """Writes text in lines of at most a width, as many as a height takes."""
+        letters, lines = max(8, int(width / (0.55 * size))), max(1, int(height / (1.35 * size)))
+        for i, line in enumerate(textwrap.wrap(text, letters, max_lines=lines, placeholder=" …")):
             self.text(x, y + i * 1.35 * size, line, size, colour, width=width)
 
     def line(self, points: list[tuple[float, float]], colour: str = INK, width: float = 1.0) -> None:

@@ -10,6 +10,7 @@ import comfy.samplers
 import comfy.utils
 from torch import Tensor
 
+from ..samplers.plain import few, shown
 from .bench import Bench, Run
 from .folder import fingerprint, solver_names
 from .inputs import (
@@ -154,7 +155,7 @@ def _more(text: str) -> list[str]:
     names = _words(text)
     for name in names:
         if name not in (known := [AUTO, *solver_names()]):
-            raise ValueError(f"more_solvers: {name!r} is none of {', '.join(known)}")
+            raise ValueError(f"more_solvers: {shown(repr(name), 200)} is none of {few(known)}")
     return names
 
 

@@ -14,18 +14,24 @@ from ..samplers import Solver, choose_solver
 from ..samplers.choose import nearest_steps
 from ..samplers.host_models import model_family, noise_of
 from ..samplers.multistep import Callback
+from ..samplers.plain import counted
 from ..samplers.schedules import FlowNoise, Noise
 from ..samplers.solver_file import FAMILIES
 from .folder import loadable_solvers
 from .host_text import show_text
 from .inputs import AUTO
 from .plan import find, guidance_of, remarks
-from .sampling import sample_learned_solver
+from .sampling import sample_learned_solver, table_for
 from .set_solver import CHANNEL
 
 __all__ = ["SAMPLERS", "learned_schedule", "sample_ds_solver", "sample_dyweight"]
 
 SAMPLERS = {"dyweight": "dyweight", "ds": "ds_solver"}  # family: name in the drop-down
+_LONGER = (
+    "as many as this node's sigmas: if a start or end step or SplitSigmas cut them from a longer grid, name that "
+    "grid's steps in Set Learned Solver"
+)
+_ONE_MORE = ". The scheduler ddim_uniform makes one step more than asked of some counts, 7 of 6"
 _log = logging.getLogger("learned_solvers")
 
 
@@ -71,24 +77,32 @@ def _sample(
         return x
     options = (extra_args or {}).get("model_options", {}).get("transformer_options", {})
     wanted = options.get(CHANNEL, {})
-    name, steps = wanted.get("solver", AUTO), wanted.get("steps") or len(sigmas) - 1
+    name, named_steps = wanted.get("solver", AUTO), wanted.get("steps")
+    steps = named_steps or len(sigmas) - 1
     base = model.inner_model.inner_model
     noise = noise_of(base, base.model_sampling, x.shape)
-    solver, hints = _find(name, noise, steps, model_family(base), family)
-    if steps in solver.steps:
-        told = [f"{solver.name}: {steps} steps", *hints]
-        told += remarks(
-            solver,
-            steps,
-            base,
-            sampling=base.model_sampling,
-            noise=noise,
-            shape=x.shape,
-            guidance=_guidance(model.inner_model),
-        )
-        _log.info("%s", "; ".join(told))
-        show_text("\n".join(told))
+    solver, hints = _find(name, noise, steps, model_family(base), family, named=bool(named_steps))
+    table, _ = table_for(model, x, sigmas, solver, steps)
+    told = [_summary(family, solver, steps, table.nfe), *hints]
+    if table.nfe < steps and not named_steps:
+        told.append(f"{counted(steps, 'step')}, {_LONGER}")
+    told += remarks(
+        solver,
+        steps,
+        base,
+        sampling=base.model_sampling,
+        noise=noise,
+        shape=x.shape,
+        guidance=_guidance(model.inner_model),
+    )
+    _log.info("%s", "; ".join(told))
+    show_text("\n".join(told))
     return sample_learned_solver(model, x, sigmas, extra_args, callback, disable, solver=solver, steps=steps)
+
+
+def _summary(family: str, solver: Solver, steps: int, calls: int) -> str:
+    ran = f"{calls} of its {counted(steps, 'model call')}" if calls < steps else counted(steps, "step")
+    return f"sampler {SAMPLERS[family]}: {solver.name}, {ran}"
 
 
 def _guidance(guider: Any) -> str | None:
@@ -98,25 +112,37 @@ def _guidance(guider: Any) -> str | None:
     return guidance_of(guider.model_patcher.model, guider.conds.get("positive", ()), guider.cfg)
 
 
-def _find(name: str, noise: Noise, steps: int, model: str, family: str) -> tuple[Solver, list[str]]:
+def _find(name: str, noise: Noise, steps: int, model: str, family: str, *, named: bool) -> tuple[Solver, list[str]]:
+    """Returns the solver and what else was fitted for the model; `named`: Set Learned Solver names the steps.
+
+    Raises:
+        ValueError: None fits, or the named one is of the other family or has not the steps.
+    """
     sampler, others = SAMPLERS[family], [other for other in SAMPLERS if other != family]
     try:
         solver, hints = find(name, noise, steps, architecture=model, family=family)
     except ValueError as error:
         if name != AUTO:
             raise
-        raise ValueError(f"sampler {sampler}: {error}{_elsewhere(noise, steps, model, others)}") from error
+        ways = _elsewhere(noise, steps, model, others) + ("" if named else _ONE_MORE)
+        raise ValueError(f"sampler {sampler}: {error}{ways}") from error
     if solver.family != family:
         raise ValueError(
             f"Set Learned Solver names {solver.name}, which belongs to {FAMILIES[solver.family].title}: choose the "
             f"sampler {SAMPLERS[solver.family]}, or another file for the sampler {sampler}"
         )
+    if steps not in solver.steps and solver.prediction == noise.kind and not named:
+        try:
+            solver.table(steps, noise)
+        except ValueError as error:
+            raise ValueError(f"sampler {sampler}: {error}{_ONE_MORE}") from error
     return solver, hints
 
 
 def _elsewhere(noise: Noise, steps: int, model: str, families: Sequence[str]) -> str:
     """Returns what other samplers could do, for a refusal; a file that is named here is chosen elsewhere too."""
-    ways, solvers = ". Name a file with the node Set Learned Solver", loadable_solvers()
+    ways = ". Name a file, or the steps of the whole grid, with the node Set Learned Solver"
+    solvers = loadable_solvers()
     for family in families:
         try:
             solver = choose_solver(solvers, noise, steps, model_family=model, family=family)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import folder_paths
 
 from ..samplers import Solver, list_solvers, load_solver
+from ..samplers.names import in_utf8
 from ..samplers.plain import shown
 from ..samplers.solver_file import BUNDLED, SUFFIX
 
@@ -24,7 +26,7 @@ folder_paths.folder_names_and_paths[FOLDER][1].add(SUFFIX)  # a folder registere
 
 def solver_names() -> list[str]:
     """Returns the user's files (with their ending, and sub-folder) and the bundled solvers (without)."""
-    return [*folder_paths.get_filename_list(FOLDER), *list_solvers()]
+    return [*in_utf8(folder_paths.get_filename_list(FOLDER), f"models/{FOLDER}"), *list_solvers()]
 
 
 def find_solver(name: str) -> Solver:
@@ -38,13 +40,13 @@ def find_solver(name: str) -> Solver:
 
 
 def loadable_solvers() -> list[Solver]:
-    """Returns all solvers that can be read, the user's first; a broken file is named in the log, not hidden."""
+    """Returns all solvers that can be read, the user's first; the log names a broken one once."""
     solvers = []
     for name in solver_names():
         try:
             solvers.append(find_solver(name))
         except Exception as error:  # whatever a broken file raises, the others can still be chosen
-            _log.warning("left out of the automatic choice: %s", error)
+            _warn_once(f"left out of the automatic choice: {error}", _mark(name))
     return solvers
 
 
@@ -56,21 +58,29 @@ def place_of(name: str) -> str:
 def fingerprint(name: str | None) -> str:
     """Returns what changes when a file behind a drop-down entry does; "auto" and wired names watch all of them."""
     names = solver_names() if name is None or name == "auto" else [name]
-    marks = []
-    for each in names:
-        try:
-            status = _path(each).stat()
-            marks.append(f"{each}:{status.st_mtime_ns}:{status.st_size}")
-        except OSError:
-            marks.append(f"{each}:gone")
-    return "|".join(marks)
+    return "|".join(map(_mark, names))
+
+
+def _mark(name: str) -> str:
+    """Returns what changes when a file does."""
+    try:
+        status = _path(name).stat()
+        return f"{name}:{status.st_mtime_ns}:{status.st_size}"
+    except OSError:
+        return f"{name}:gone"
+
+
+@cache
+def _warn_once(text: str, mark: str) -> None:
+    """Writes a warning about a file, again only when the file is another one."""
+    _log.warning("%s", text)
 
 
 def _path(name: str) -> Path:
     """Returns the file of an entry of the drop-down; of nothing else, whatever a prompt may hold in its place."""
     if name in list_solvers():
         return BUNDLED / f"{name}{SUFFIX}"
-    path = folder_paths.get_full_path(FOLDER, name) if name in folder_paths.get_filename_list(FOLDER) else None
+    path = folder_paths.get_full_path(FOLDER, name) if name in solver_names() else None
     if path is None:
         raise FileNotFoundError(
             f"no solver file is called {shown(repr(name), 200)}: choose one from the drop-down, or put it into "

@@ -12,7 +12,7 @@ from .canvas import BLUE, FAINT, GREY, INK, Canvas
 __all__ = ["Cell", "Column", "draw_grid"]
 
 _GAP, _MARGIN, _TITLE, _HEAD, _CAPTION = 10, 18, 46, 44, 26
-_LONGEST, _SHORTEST = 256, 192
+_LONGEST, _SHORTEST, _NARROWEST = 256, 192, 150
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,8 @@ def draw_grid(title: str, columns: Sequence[Column], rows: Sequence[tuple[str, S
         rows: A label, may be empty, and a cell per column.
     """
     first = next(cell.picture for _, cells in rows for cell in cells if cell.picture is not None)
-    width, height = _size_of(first)
+    shown, height = _size_of(first)
+    width = max(shown, _NARROWEST)  # a caption has room under a narrow picture too
     left = _MARGIN + (70 if any(label for label, _ in rows) else 0)
     canvas = Canvas(
         left + len(columns) * (width + _GAP) - _GAP + _MARGIN,
@@ -59,9 +60,9 @@ def draw_grid(title: str, columns: Sequence[Column], rows: Sequence[tuple[str, S
             x = left + k * (width + _GAP)
             if cell.picture is None:
                 canvas.box(x, y, width, height, None, FAINT)
-                canvas.paragraph(x + 6, y + 6, cell.caption, width - 12)
+                canvas.paragraph(x + 6, y + 6, cell.caption, width - 12, height - 12)
                 continue
-            canvas.picture(x, y, width, height, cell.picture)
+            canvas.picture(x, y, shown, height, cell.picture)
             canvas.text(x, y + height + 5, cell.caption, 14, BLUE if column.ours else GREY, width=width)
     return canvas.to_image()
 

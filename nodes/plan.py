@@ -9,7 +9,7 @@ from typing import Any
 
 from ..samplers import Solver, SolverTable, choose_solver, part_of_table
 from ..samplers.guidance import among, listed
-from ..samplers.host_models import model_family, noise_of, pixel_size
+from ..samplers.host_models import default_guidance, has_guidance, model_family, noise_of, pixel_size
 from ..samplers.schedules import FlowNoise, Noise, VPNoise, sized
 from .folder import find_solver, loadable_solvers, place_of
 from .inputs import AUTO, check_number
@@ -116,6 +116,8 @@ def remarks(
     told = []
     if card.model_family != model_family(base):
         told.append(f"fitted for {card.checkpoint}, this model is {model_family(base)}: a transfer, compare it")
+    elif card.checkpoint != "unknown":
+        told.append(f"fitted for {card.checkpoint}")
     if card.guidance not in ("", "none") and not (guidance is not None and among(guidance, card.guidance)):
         here = "yours is not visible here" if guidance is None else f"here it is {guidance}"
         told.append(f"fitted at guidance {card.guidance}, {here}")
@@ -154,9 +156,13 @@ def guidance_of(base: Any, conds: Iterable[Mapping[str, Any]], *cfgs: float) -> 
         cfgs: Classifier-free guidance, or several.
     """
     cfg = listed(cfgs)
-    own = next((cond["guidance"] for cond in conds if cond.get("guidance") is not None), None)
-    if own is not None:
-        return f"{own:g} (distilled, CFG {cfg})"
-    if getattr(base.model_config, "unet_config", {}).get("guidance_embed"):
+    if not has_guidance(base):
+        return cfg
+    default = default_guidance(base)
+    found = [cond["guidance"] for cond in conds if "guidance" in cond]
+    if not found and default is None:
         return f"the host's default (distilled, CFG {cfg})"
-    return cfg
+    own = found[0] if found else default
+    if own == default == 0:  # Chroma: as good as none
+        return cfg
+    return f"{'no guidance' if own is None else format(own, 'g')} (distilled, CFG {cfg})"

@@ -12,8 +12,9 @@ from ..samplers import FlowNoise, Solver, SolverTable, sample_table
 from ..samplers.host_models import noise_of
 from ..samplers.k_diffusion import table_between
 from ..samplers.multistep import Callback
+from ..samplers.plain import counted
 
-__all__ = ["sample_learned_solver"]
+__all__ = ["sample_learned_solver", "table_for"]
 
 _log = logging.getLogger("learned_solvers")
 
@@ -42,6 +43,23 @@ def sample_learned_solver(
     if len(sigmas) < 2:
         return x
     extra_args = {} if extra_args is None else extra_args
+    table, goes_on = table_for(model, x, sigmas, solver, steps, tokens)  # goes_on: another sampler takes over
+    extra_args = _with_mask_function(extra_args, sigmas)
+    if table.steps != len(sigmas) - 1:
+        _log.info("%s makes %s; of the %d sigmas it was handed only the ends count", solver.name,
+                  counted(table.nfe, "model call"), len(sigmas))  # fmt: skip
+    x = sample_table(model, x, table, extra_args, callback, disable)
+    return _with_kept_region(model, x, sigmas, table, goes_on, extra_args)
+
+
+def table_for(
+    model: Any, x: Tensor, sigmas: Tensor, solver: Solver, steps: int, tokens: int | None = None
+) -> tuple[SolverTable, bool]:
+    """Returns the table that will run on the model that is being sampled, and whether more is left of it.
+
+    Raises:
+        ValueError: The solver does not fit the steps, the model or the latent's shape.
+    """
     base = model.inner_model.inner_model
     noise = noise_of(base, base.model_sampling, x.shape)
     if isinstance(noise, FlowNoise) and noise.tokens is None:
@@ -52,13 +70,7 @@ def sample_learned_solver(
             f"{solver.name} has a grid that shifts with the picture's size, which these latents do not tell: connect "
             "the latent to the Learned Solver node, or choose a solver with times of its own, such as ds_flow-sit"
         )
-    table, goes_on = table_between(solver, steps, noise, sigmas)  # goes_on: another sampler takes over
-    extra_args = _with_mask_function(extra_args, sigmas)
-    if table.steps != len(sigmas) - 1:
-        _log.info("%s makes %d model calls; of the %d sigmas it was handed only the ends count", solver.name, table.nfe,
-                  len(sigmas))  # fmt: skip
-    x = sample_table(model, x, table, extra_args, callback, disable)
-    return _with_kept_region(model, x, sigmas, table, goes_on, extra_args)
+    return table_between(solver, steps, noise, sigmas)
 
 
 def _with_mask_function(extra_args: Mapping[str, Any], sigmas: Tensor) -> Mapping[str, Any]:

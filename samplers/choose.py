@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
+from .plain import few, shown
 from .schedules import Noise, sized
 from .solver_file import Solver
 
@@ -52,11 +53,11 @@ def choose_solver(
     which = f"{family} solver" if family else "solver"
     fitting = list(dict.fromkeys([*exact, *transferable]))  # a transferable solver's own model is an exact match too
     known, others = (
-        [f"{s.name} ({', '.join(map(str, s.steps))} steps)" for s in some]
+        [f"{shown(s.name, 100)} ({', '.join(map(str, s.steps))} steps)" for s in some]
         for some in (fitting, [s for s in same_type if s not in fitting and steps in s.steps])
     )
-    ways = [f"choose the steps of {', or of '.join(known)}"] if known else []
-    ways += [f"name one that was fitted for another model: {', '.join(others)}"] if others else []
+    ways = [f"choose the steps of {few(known, ', or of ')}"] if known else []
+    ways += [f"name one that was fitted for another model: {few(others)}"] if others else []
     ways.append(f"fit one for {steps} steps on this model")
     raise ValueError(
         f"no {which} for {model_family or 'this'} ({noise.kind}) model has {steps} steps: {'; or '.join(ways)}"

@@ -13,6 +13,7 @@ __all__ = ["among", "apart", "listed", "of_samples", "spread", "values_of"]
 
 _Value = TypeVar("_Value", bound=Hashable)
 
+_SHOWN = re.compile(r" \(shown [^)]*\)")  # where else the authors show it
 _LIST = re.compile(r"\d+(?:\.\d+)?(?:, \d+(?:\.\d+)?)*")
 
 
@@ -54,8 +55,9 @@ def among(here: str, fitted: str) -> bool:
     """Whether a guidance, as a card would say it, is that of a card, or lies within those that the card lists.
 
     All else that the texts say must be the same: "3 (distilled, CFG 1)" is among "2, 3.5, 5 (distilled, CFG 1)", and
-    "3" is not.
+    "3" is not. Only where else it was shown does not count: "1" is among "1 (shown at 1.375)".
     """
+    here, fitted = _SHOWN.sub("", here), _SHOWN.sub("", fitted)
     if _LIST.sub("#", here) != _LIST.sub("#", fitted):
         return False
     pairs = [(values_of(a), values_of(b)) for a, b in zip(_LIST.findall(here), _LIST.findall(fitted), strict=True)]

@@ -11,15 +11,30 @@ from typing import Any
 
 from .schedules import EDMNoise, FlowNoise, Noise, VPNoise
 
-__all__ = ["latent_tokens", "model_family", "noise_of", "pixel_size"]
+__all__ = ["default_guidance", "has_guidance", "latent_tokens", "model_family", "noise_of", "pixel_size"]
 
 # Other states than x0 + sigma * noise or (1 - sigma) * x0 + sigma * noise, or no noise at all.
 _UNLIKE = {"IMG_TO_IMG", "IMG_TO_IMG_FLOW", "V_PREDICTION_DDPM", "COSMOS_RFLOW"}
+
+# comfy/model_base.py: the guidance that the network is handed where a conditioning has none.
+_GUIDANCE = {"Chroma": 0.0, "Flux": 3.5, "HunyuanVideo": 6.0, "HunyuanImage21": 6.0, "Hunyuan3Dv2": 5.0}
 
 
 def model_family(base: Any) -> str:
     """Returns the architecture in ComfyUI's own spelling ("Flux", "SD15"), for a BaseModel."""
     return type(base.model_config).__name__
+
+
+def has_guidance(base: Any) -> bool:
+    """Whether a BaseModel's network is handed a guidance and uses it, as FLUX.1-dev's does and Schnell's does not."""
+    if any(c.__name__ == "Chroma" for c in type(base).__mro__):
+        return True
+    return bool(getattr(base.model_config, "unet_config", {}).get("guidance_embed"))
+
+
+def default_guidance(base: Any) -> float | None:
+    """Returns the guidance that the host hands to such a network unasked; None where it is not known."""
+    return next((_GUIDANCE[c.__name__] for c in type(base).__mro__ if c.__name__ in _GUIDANCE), None)
 
 
 def noise_of(base: Any, sampling: Any, shape: Sequence[int] | None) -> Noise:

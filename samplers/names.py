@@ -6,11 +6,15 @@ a file but nothing at all, and a fit written to it is lost without an error.
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Iterable
+from functools import cache
 from pathlib import PurePath
 
-__all__ = ["check_name", "has_suffix"]
+__all__ = ["check_name", "has_suffix", "in_utf8"]
 
+_log = logging.getLogger("learned_solvers")
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3]) *(\..*)?", re.IGNORECASE)
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 
@@ -35,3 +39,21 @@ def check_name(name: str) -> None:
 def has_suffix(path: str | PurePath, suffix: str) -> bool:
     """Whether a name has an ending in whatever case: hosts and Windows list `A.SAFETENSORS` as well."""
     return PurePath(path).suffix.lower() == suffix
+
+
+def in_utf8(names: Iterable[str], folder: str) -> list[str]:
+    """Returns the names that are UTF-8; the log has each of the others once.
+
+    Linux takes any bytes. Python reads those as halves of surrogate pairs, which end a log or a page that shows them.
+    """
+    return [name for name in names if _is_utf8(name, folder)]
+
+
+@cache
+def _is_utf8(name: str, folder: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        _log.warning("left out: the name of %s in %s is not UTF-8; rename it", ascii(name), folder)
+        return False
+    return True

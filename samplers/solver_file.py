@@ -35,6 +35,7 @@ FAMILIES: Mapping[str, Family] = {f.name: f for f in (dyweight.FAMILY, searched.
 BUNDLED = Path(__file__).resolve().parent.parent / "solver_weights"
 SUFFIX = ".safetensors"
 _PUBLISHED = (".pt", ".pkl", ".json")  # what training/import_weights.py reads
+_REMEDIES = ("update Learned Solvers", "put it where models belong")  # of refusals that need no other one
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # narrower ones hold no solver's numbers
 
 
@@ -193,7 +194,7 @@ def load_solver(solver: str | Path) -> Solver:
         return _assemble(path.stem, *read_container(path))
     except ValueError as error:
         told = shown(str(error))
-        remedy = "" if "update Learned Solvers" in told else "; get the file again, or fit it again"
+        remedy = "" if any(own in told for own in _REMEDIES) else "; get the file again, or fit it again"
         raise ValueError(f"{name}: {told}{remedy}") from error
 
 

@@ -99,6 +99,22 @@ def test_a_family_is_named_in_the_refusal_and_others_are_not_offered():
     assert "exact" not in message
 
 
+def test_of_many_solvers_the_refusal_lists_eight_and_counts_the_others():
+    own = [ds_solver(5, name=f"own{i:02}", model_family="Flux") for i in range(20)]
+    others = [ds_solver(8, name=f"other{i:02}", model_family="Wan") for i in range(11)]
+    message = refusal([*own, *others], "flow", 8, model_family="Flux")
+    assert "or of own07 (5 steps) and 12 more; or" in message and "own08" not in message
+    assert "other07 (8 steps) and 3 more; or" in message and "other08" not in message
+
+
+def test_a_name_in_the_refusal_is_one_that_can_be_shown():
+    message = refusal(
+        [ds_solver(5, name="a\udce9\nb" + 200 * "c", model_family="Flux")], "flow", 8, model_family="Flux"
+    )
+    assert r"the steps of a\udce9\nbccc" in message and " ... (5 steps)" in message
+    assert message.isprintable() and len(message) < 300
+
+
 def test_no_candidate_at_all_leaves_fitting():
     message = "no solver for this (edm) model has 5 steps: fit one for 5 steps on this model"
     assert refusal([], "edm", 5) == message

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import numpy as np
 import pytest
 from browser_host import keep_shot
+from comfy_host import ROOT
 from comfy_page import ComfyPage
 from comfy_workflows import NAMES, TINY, api_prompt, on_tiny_models, with_known_pictures, workflow
 from PIL import Image
@@ -69,6 +71,85 @@ def test_the_steps_follow_the_solver(page):
     page.choose(OURS, "solver", "dyweight_sd15")
     page.page.wait_for_timeout(500)
     assert page.widget(OURS, "steps") == (4, "steps (4, 6, 8, 10)")
+
+
+def with_steps(solver, steps):
+    """Returns a workflow that was saved with a solver and steps."""
+    saved = workflow("sd15_first_picture")
+    own = next(n for n in saved["nodes"] if n["type"] == OURS)
+    own["widgets_values"] = [42, "fixed", solver, steps, 2.0, 1.0]
+    return saved
+
+
+@pytest.mark.parametrize("steps", [7, 6, 20])
+def test_an_opened_workflow_keeps_its_steps_until_the_user_changes_them(page, steps):
+    page.open(f"saved{steps}", with_steps("dyweight_flux1-dev", steps))
+    page.page.wait_for_timeout(700)
+    assert page.widget(OURS, "steps") == (steps, "steps (3, 5, 7)")
+    page.page.evaluate("app.refreshComboInNodes()")
+    page.page.wait_for_timeout(700)
+    assert page.widget(OURS, "steps") == (steps, "steps (3, 5, 7)")
+    assert page.prompt()["5"]["inputs"]["steps"] == steps
+    page.click(OURS, "steps", 0.06)
+    assert page.widget(OURS, "steps")[0] == {7: 5, 6: 5, 20: 7}[steps]
+
+
+def test_a_label_of_the_users_own_stays(page):
+    page.open("named", with_steps("dyweight_flux1-dev", 5))
+    page.page.evaluate(
+        f"app.graph._nodes.find(n => n.type === '{OURS}').widgets.find(w => w.name === 'steps').label = 'calls'"
+    )
+    page.choose(OURS, "solver", "dyweight_sd15")
+    page.page.wait_for_timeout(500)
+    assert page.widget(OURS, "steps") == (4, "calls")
+
+
+def test_a_file_that_is_fitted_again_has_its_new_counts_at_once(page):
+    """After a run, and when the drop-downs are refreshed. The value is the user's."""
+    path = page.server.base / "models" / "solver_weights" / "again.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "solver_weights" / "dyweight_flux1-dev.safetensors", path)
+    try:
+        page.page.evaluate("app.refreshComboInNodes()")
+        page.open("again", with_steps(path.name, 7))
+        page.page.wait_for_timeout(700)
+        assert page.widget(OURS, "steps") == (7, "steps (3, 5, 7)")
+        shutil.copy(ROOT / "solver_weights" / "dyweight_sd15.safetensors", path)
+        page.page.evaluate("app.refreshComboInNodes()")
+        page.page.wait_for_timeout(700)
+        assert page.widget(OURS, "steps") == (7, "steps (4, 6, 8, 10)")
+        page.click(OURS, "steps", 0.94)
+        assert page.widget(OURS, "steps")[0] == 8
+        shutil.copy(ROOT / "solver_weights" / "ds_vp-dit.safetensors", path)
+        text = {"1": {"class_type": "PreviewAny", "inputs": {"source": ["2", 0]}}}
+        text["2"] = {"class_type": "PrimitiveString", "inputs": {"value": "a run"}}
+        client = page.page.evaluate("window.app.api?.clientId ?? window.app.api?.initialClientId")
+        page.server.post("/prompt", {"prompt": text, "client_id": client})
+        page.page.wait_for_timeout(2500)
+        assert page.widget(OURS, "steps") == (8, "steps (5, 6, 7, 8, 9, 10)")
+    finally:
+        path.unlink()
+
+
+def test_a_node_in_a_subgraph_has_its_new_counts_too(page):
+    path = page.server.base / "models" / "solver_weights" / "inside.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "solver_weights" / "dyweight_flux1-dev.safetensors", path)
+    inside = f"[...app.graph.subgraphs.values()].flatMap(g => g._nodes).find(n => n.type === '{OURS}')"
+    steps = f"(w => [w.value, w.label])({inside}.widgets.find(w => w.name === 'steps'))"
+    try:
+        page.page.evaluate("app.refreshComboInNodes()")
+        page.open("inside", with_steps(path.name, 7))
+        move = f"app.graph.convertToSubgraph(new Set([app.graph._nodes.find(n => n.type === '{OURS}')]))"
+        page.page.evaluate(f"{{ {move} }}")
+        page.page.wait_for_timeout(700)
+        assert page.page.evaluate(steps) == [7, "steps (3, 5, 7)"]
+        shutil.copy(ROOT / "solver_weights" / "dyweight_sd15.safetensors", path)
+        page.page.evaluate("app.refreshComboInNodes()")
+        page.page.wait_for_timeout(700)
+        assert page.page.evaluate(steps) == [7, "steps (4, 6, 8, 10)"]
+    finally:
+        path.unlink()
 
 
 def test_a_picture_is_sampled_and_the_solver_named_on_the_node(page, tmp_path):

@@ -85,7 +85,7 @@ def texts(server, stop):
     [
         ("sd3", "mine/dyweight_new", "dyweight", "2", 4),
         ("sd15", "", "ds", "2", 4),
-        ("flux", "dyweight_flux", "dyweight", "the host's default (distilled, CFG 1)", 4),
+        ("flux", "dyweight_flux", "dyweight", "3.5 (distilled, CFG 1)", 4),
         ("wan", "dyweight_wan", "dyweight", "2", 5),
     ],
 )

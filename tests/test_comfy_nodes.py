@@ -114,7 +114,8 @@ def test_ksampler_equals_the_learned_solver_node_and_the_one_node(server, model,
     [
         ("sd15", "dyweight", 7, "choose the steps of dyweight_sd15 (4, 6, 8, 10 steps)"),
         ("sd15", "dyweight", 7, "or choose the sampler ds_solver (ds_vp-dit)"),
-        ("sd3", "dyweight", 6, "Name a file with the node Set Learned Solver"),
+        ("sd3", "dyweight", 6, "Name a file, or the steps of the whole grid, with the node Set Learned Solver"),
+        ("sd3", "ds_solver", 20, "of some counts, 7 of 6"),
         ("sd3", "ds_solver", 20, "choose the steps of ds_flow-sit (5, 6, 7, 8, 9, 10 steps)"),
     ],
 )
@@ -155,10 +156,17 @@ def test_set_learned_solver_names_the_steps_for_a_part_of_the_grid(server):
     advanced |= {"return_with_leftover_noise": "disable", "sampler_name": "dyweight", "scheduler": "simple"}
     prompt = saved(prompt, a=node("KSamplerAdvanced", **advanced))
     assert torch.isfinite(saved_latent(server, succeeded(server.submit(prompt)), "a")).all()
-    assert "dyweight_sd15: 8 steps" in server.log
+    assert re.search("sampler dyweight: dyweight_sd15, [345] of its 8 model calls; fitted for v1-5", server.log)
     prompt["a"]["inputs"]["model"] = ["1", 0]  # unnamed, four sigmas are four steps
     prompt["a"]["inputs"]["start_at_step"] = 1
-    assert "dyweight solver for SD15 (vp) model has 7 steps" in error_of(server.submit(prompt))
+    message = error_of(server.submit(prompt))
+    assert "dyweight solver for SD15 (vp) model has 7 steps" in message and "of some counts, 7 of 6" in message
+    prompt["set"]["inputs"]["steps"] = 7  # named, they are no scheduler's
+    prompt["a"]["inputs"]["model"] = ["set", 0]
+    message = error_of(server.submit(prompt))
+    assert "dyweight_sd15 was fitted for 4, 6, 8 and 10 steps, got 7" in message and "ddim_uniform" not in message
+    prompt["set"]["inputs"]["steps"] = 0
+    assert "ddim_uniform makes one step more than asked" in error_of(server.submit(prompt))
 
 
 def test_denoise_below_one_runs_the_last_part_of_the_solver(server):
@@ -168,6 +176,8 @@ def test_denoise_below_one_runs_the_last_part_of_the_solver(server):
     history = succeeded(server.submit(prompt))
     assert "3 of its 6 model calls, from sigma 1.6" in history["outputs"]["calls"]["text"][0]
     assert "dyweight_sd15 makes 3 model calls" in server.log
+    told = "sampler dyweight: dyweight_sd15, 3 of its 6 model calls; 6 steps, as many as this node's sigmas: if a start"
+    assert told in server.log
     stock, one = saved_latent(server, history, "stock"), saved_latent(server, history, "one")
     # They start at almost the same level: the scheduler's, and the one of the percentage.
     assert_close(stock, one, rtol=0, atol=0.1 * float(one.abs().max()))
@@ -189,6 +199,47 @@ def test_another_guidance_than_that_of_the_fit_is_said(server, model, solver, fi
     assert "here it is 3\n" in outputs["othertold"]["text"][0] + "\n"
     assert ("guidance" in outputs["sametold"]["text"][0]) == (model == "sd3")
     assert "here it is 3.25" in server.log
+
+
+def test_one_model_call_is_one(server):
+    prompt = saved(model_nodes(server, "sd15"), a=ksampler("dyweight", 4, denoise=0.1))
+    succeeded(server.submit(prompt))
+    assert "sampler dyweight: dyweight_sd15, 1 of its 4 model calls" in server.log
+    assert "dyweight_sd15 makes 1 model call; of the" in server.log
+
+
+def test_the_whole_grid_is_its_steps_and_the_checkpoint_is_said(server):
+    prompt = saved(model_nodes(server, "sd15"), a=ksampler("dyweight", 10))
+    succeeded(server.submit(prompt))
+    assert "sampler dyweight: dyweight_sd15, 10 steps; fitted for v1-5-pruned-emaonly; fitted at" in server.log
+
+
+@pytest.mark.parametrize(
+    ("model", "guidance", "told"),
+    [
+        ("flux", None, None),  # as the card: 3.5 (distilled, CFG 1)
+        ("flux", 3.5, None),
+        ("flux", 2.0, "here it is 2 (distilled, CFG 1)"),
+        ("flux", "off", "here it is no guidance (distilled, CFG 1)"),
+        ("hunyuanvideo", None, "here it is 6 (distilled, CFG 1)"),
+        ("hunyuanvideo", 1.0, "here it is 1 (distilled, CFG 1)"),
+        ("sd15", 3.5, "here it is 1"),  # its network knows no other guidance than CFG
+        ("sd3", 3.5, None),  # at CFG 1, as the card's "1 (shown at 1.375)"
+    ],
+)
+def test_the_guidance_is_what_the_network_is_handed(server, model, guidance, told):
+    prompt = model_nodes(server, model)
+    prompt["own"] = prompt["2"]
+    if guidance is not None:
+        kind, widgets = ("FluxDisableGuidance", {}) if guidance == "off" else ("FluxGuidance", {"guidance": guidance})
+        prompt["own"] = node(kind, conditioning=["2", 0], **widgets)
+    solver = {"flux": "dyweight_flux1-dev", "sd15": "dyweight_sd15"}.get(model, "ds_flow-sit")
+    steps = load_solver(solver).steps[0]
+    prompt = saved(prompt, a=one_node(solver, steps, cfg=1.0, positive=["own", 0]))
+    prompt["told"] = node("PreviewAny", source=["a", 1])
+    lines = succeeded(server.submit(prompt))["outputs"]["told"]["text"][0].splitlines()
+    found = [line.partition(", here ")[2] for line in lines if line.startswith("fitted at guidance")]
+    assert [f"here {line}" for line in found] == ([] if told is None else [told])
 
 
 def test_a_guidance_within_those_of_the_fit_is_not_remarked_on(server):
@@ -317,6 +368,22 @@ def test_compare_refuses_what_it_cannot_run_before_it_samples(server, widgets, m
     prompt["t"] = node("PreviewAny", source=["seen", 0])
     told = succeeded(server.submit(prompt))["outputs"]["t"]["text"][0]
     assert json.loads(told)["sigma"] == []
+
+
+@pytest.mark.parametrize("sampler", NAMES)
+def test_compare_says_which_of_our_samplers_has_not_the_steps(server, sampler):
+    history = compared(server, "sd15", solver="ds_vp-dit", steps="5 6", samplers=f"euler, {sampler}/karras")
+    table = succeeded(history)["outputs"]["t"]["text"][0]
+    assert re.search(rf"\| 6 \| {sampler}/karras \| 6 \| \d", table) and "| 5 | euler/simple | 5 | " in table
+    if sampler == "dyweight":
+        assert "| 5 | dyweight/karras | 0 | sampler dyweight: no dyweight solver for SD15 (vp) model has 5" in table
+    else:
+        assert re.search(r"\| 5 \| ds_solver/karras \| 5 \| \d", table)
+
+
+def test_a_teacher_of_ours_that_has_not_the_steps_is_refused(server):
+    message = error_of(compared(server, "sd15", teacher="dyweight", teacher_steps=5))
+    assert "no dyweight solver for SD15 (vp) model has 5 steps" in message
 
 
 def test_compare_says_which_sampler_cannot_do_with_so_few_calls(server):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import urllib.error
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
-from comfy_host import Server, error_of
+from comfy_host import ROOT, Server, error_of
 from comfy_prompts import learned, model_nodes, node
 from host_process import free_port
 from test_comfy_fit_node import fit, folder, succeeded, written
@@ -81,7 +83,31 @@ def test_a_hostile_file_in_the_folder_is_named_and_hides_no_other(server):
     prompt = {**model_nodes(server, "sd3"), "solver": learned("auto", 5)}
     prompt["told"] = node("PreviewAny", source=["solver", 2])
     assert BUNDLED in succeeded(server.submit(prompt))["outputs"]["told"]["text"][0]
+    told = f"left out of the automatic choice: {folder(server) / 'bomb.safetensors'}: not a safetensors file"
+    assert server.log.count(told) == 1
+    prompt["solver"] = learned("auto", 6)
+    succeeded(server.submit(prompt))
+    assert server.log.count(told) == 1
+    os.utime(folder(server) / "bomb.safetensors", (1, 1))
+    prompt["solver"] = learned("auto", 7)
+    succeeded(server.submit(prompt))
+    assert server.log.count(told) == 2
     (folder(server) / "circle.safetensors").unlink()
+
+
+def test_a_name_that_is_not_utf8_ends_no_run_and_is_named_in_the_log(server):
+    path = Path(os.fsdecode(os.fsencode(folder(server)) + b"/caf\xe9.safetensors"))
+    shutil.copy(ROOT / "solver_weights" / f"{BUNDLED}.safetensors", path)
+    lists = server.get("/object_info/LearnedSolver")["LearnedSolver"]["input"]["required"]["solver"]
+    assert BUNDLED in lists[0] and not any("caf" in name for name in lists[0])
+    assert asked(server, "caf\udce9.safetensors")[0] == 404
+    prompt = {**model_nodes(server, "sd3"), "solver": learned("auto", 20)}
+    prompt["told"] = node("PreviewAny", source=["solver", 2])
+    assert "no solver for SD3 (flow) model has 20 steps" in error_of(server.submit(prompt))
+    prompt["solver"] = learned("auto", 5)
+    succeeded(server.submit(prompt))
+    told = r"the name of 'caf\udce9.safetensors' in models/solver_weights is not UTF-8; rename it"
+    assert server.log.count(told) == 1
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
 import shutil
 import time
@@ -139,9 +140,11 @@ def test_the_users_own_file_is_chosen_first_and_a_broken_one_named(forge):
     try:
         load_solver("dyweight_sd15").save(folder / "fitted.safetensors")
         (folder / "broken.safetensors").write_bytes(b"no such thing")
+        (folder / os.fsdecode(b"caf\xe9.safetensors")).write_bytes(b"a name that is not UTF-8")
         job = forge.run("txt2img", **ONE, sampler_name="DyWeight", steps=6)
         assert job.info["Learned solver"] == "mine/fitted.safetensors"
         assert re.search("left out of the automatic choice: .*broken.safetensors: not a safetensors file", forge.log)
+        assert forge.log.count(r"the name of 'mine/caf\udce9.safetensors' in ") == 1
     finally:
         shutil.rmtree(folder.parent)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -9,8 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from comfy_host import checkouts
 from learned_solvers.samplers import FlowNoise, VPNoise, load_solver
 from learned_solvers.samplers.guidance import among, apart, listed, of_samples, spread, values_of
+from learned_solvers.samplers.host_models import default_guidance
 from torch.testing import assert_close
 
 
@@ -66,7 +69,7 @@ def test_more_guidances_than_samples_are_refused():
         ("2, 3.5, 5 (distilled, CFG 1)", ["3 (distilled, CFG 1)"], ["3", "6 (distilled, CFG 1)"]),
         ("3.5 (distilled, CFG 1.34, 2, 2.66)", ["3.5 (distilled, CFG 2.5)"], ["3.5 (distilled, CFG 3)"]),
         ("the host's default (distilled, CFG 1)", ["the host's default (distilled, CFG 1)"], ["1"]),
-        ("1 (shown at 1.375)", ["1 (shown at 1.375)"], ["1", "1.2", "1.375"]),
+        ("1 (shown at 1.375)", ["1 (shown at 1.375)", "1"], ["1.2", "1.375", "1 (distilled, CFG 1)"]),
         ("about 5, 7.5", [], ["6"]),
     ],
 )
@@ -132,3 +135,25 @@ def test_the_webui_compares_a_distilled_guidance_with_its_own_scale(here, wanted
     job = SimpleNamespace(is_hr_pass=False, width=512, height=512, cfg_scale=1.0, distilled_cfg_scale=here)
     told = " ".join(remarks_on(solver, 7, job, FlowNoise(1024), "Flux"))
     assert told.count(f"distilled CFG scale here is {here:g}") == wanted
+
+
+def defaults_of(checkout):
+    """Returns the classes of a ComfyUI's models, empty, and the guidance that some default to."""
+    classes, defaults = {}, {}
+    for found in ast.parse((checkout / "comfy" / "model_base.py").read_text()).body:
+        if isinstance(found, ast.ClassDef):
+            bases = [classes[base.id] for base in found.bases if isinstance(base, ast.Name) and base.id in classes]
+            classes[found.name] = type(found.name, tuple(bases), {})
+            for call in (c for c in ast.walk(found) if isinstance(c, ast.Call) and len(c.args) == 2):
+                if ast.unparse(call).startswith("kwargs.get('guidance', "):
+                    defaults[found.name] = call.args[1].value
+    return classes, defaults
+
+
+@pytest.mark.comfy
+@pytest.mark.parametrize("checkout", checkouts(), ids=lambda path: path.name)
+def test_the_guidance_without_one_in_the_conditioning_is_the_hosts(checkout):
+    classes, defaults = defaults_of(checkout)
+    assert defaults.pop("Hunyuan3Dv2_1") == 5.0  # which its network does not read
+    assert {"Flux", "Chroma", "HunyuanVideo", "Hunyuan3Dv2"} <= defaults.keys()
+    assert {name: default_guidance(classes[name]()) for name in defaults} == defaults

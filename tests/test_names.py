@@ -7,7 +7,7 @@ from pathlib import Path, PureWindowsPath
 
 import pytest
 from learned_solvers.samplers import load_solver
-from learned_solvers.samplers.names import check_name, has_suffix
+from learned_solvers.samplers.names import check_name, has_suffix, in_utf8
 from learned_solvers.samplers.solver_file import BUNDLED
 from learned_solvers.training.fit_weights import main as fit_weights
 from oracles import ds_solver
@@ -91,3 +91,12 @@ def test_names_that_differ_in_case_never_overwrite_each_other(tmp_path):
         ds_solver(6).save(second)
         assert load_solver(second).steps == (6,)
     assert load_solver(first).steps == (5,)
+
+
+def test_a_name_that_is_not_utf8_is_left_out_and_named_once_in_letters_that_any_log_takes(caplog):
+    names = ["a.safetensors", "caf\udce9/b.safetensors", "é.safetensors"]
+    with caplog.at_level("WARNING", logger="learned_solvers"):
+        for _ in range(2):
+            assert in_utf8(names, "models/solver_weights") == ["a.safetensors", "é.safetensors"]
+    told = r"left out: the name of 'caf\udce9/b.safetensors' in models/solver_weights is not UTF-8; rename it"
+    assert [record.getMessage() for record in caplog.records] == [told]

@@ -9,7 +9,8 @@ from pathlib import Path
 from modules.paths import data_path, models_path
 
 from ..samplers import Solver, list_solvers, load_solver
-from ..samplers.names import has_suffix
+from ..samplers.names import has_suffix, in_utf8
+from ..samplers.plain import few, shown
 from ..samplers.solver_file import FAMILIES, SUFFIX
 
 __all__ = ["FOLDER", "PLACE", "described", "named_solver", "readable_solvers", "solver_names"]
@@ -22,7 +23,7 @@ _log = logging.getLogger("learned_solvers")
 def solver_names() -> list[str]:
     """Returns the user's files (with sub-folder and ending), then the bundled solvers (without)."""
     own = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if has_suffix(path, SUFFIX))
-    return [*own, *list_solvers()]
+    return [*in_utf8(own, str(PLACE)), *list_solvers()]
 
 
 def named_solver(name: str) -> Solver:
@@ -32,8 +33,10 @@ def named_solver(name: str) -> Solver:
         ValueError: No file has the name, or the file breaks a rule.
     """
     if name not in solver_names():
-        known = ", ".join(solver_names())
-        raise ValueError(f"no solver file is called {name!r}: choose one of {known}, or put the file into {PLACE}")
+        raise ValueError(
+            f"no solver file is called {shown(repr(name), 200)}: choose one of {few(solver_names())}, or put the file "
+            f"into {PLACE}"
+        )
     return replace(load_solver(FOLDER / name if has_suffix(name, SUFFIX) else name), name=name)
 
 

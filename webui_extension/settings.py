@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 from modules import scripts, shared
 
+from ..samplers.plain import few
 from .choice import AUTO
 from .files import solver_names
 
@@ -49,4 +50,4 @@ def _apply(p: Any, file: str, files: list[str]) -> None:
 def _confirm(p: Any, files: list[str]) -> None:
     known = [AUTO, *solver_names()]
     if missing := [file for file in files if file not in known]:
-        raise RuntimeError(f"no solver file is called {', '.join(missing)}: choose from {', '.join(known)}")
+        raise RuntimeError(f"no solver file is called {few(missing)}: choose from {few(known)}")
