@@ -39,6 +39,8 @@ def again(
         measured = {
             c.name: finite_quality(name, unseen, c) for c in candidates(n, subject.noise) if c.name in peers_at[n]
         }
+        if set(measured) != set(peers_at[n]):
+            raise ValueError(f"peers of {name} are on record that are none now: run python -m benchmarks peers first")
         peers = {label: asdict(own) for label, own in measured.items() if own is not None}
         found.append({"steps": n, "ours": ours, "peers": peers})
         print(

@@ -17,6 +17,8 @@ PAPER, INK, GREY, FAINT = "#ffffff", "#1b1f24", "#68707a", "#dfe3e8"
 BLUE, ORANGE = "#2563b8", "#d9622b"
 # Dashes and minus, times, micro, and letters that are no letter with an accent.
 _INSTEAD = {
+    "\u2011": "-",
+    "\u00ad": "",
     "\u2013": "-",
     "\u2014": "-",
     "\u2212": "-",
@@ -27,6 +29,10 @@ _INSTEAD = {
     "→": "->",
     "ø": "o",
     "æ": "ae",
+    "ł": "l",
+    "Ł": "L",
+    "đ": "d",
+    "\u0131": "i",
 }
 _FINE = 2  # drawn at twice the size and reduced: smooth lines without another library
 

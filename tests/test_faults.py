@@ -134,6 +134,21 @@ def test_a_remainder_that_found_no_room_says_nothing_of_whole_parts():
     assert sizes == [4, 4, 2, 1, 1, 4, 4]
 
 
+def test_work_that_takes_more_of_a_sample_is_learned_after_two_ends():
+    """A Jacobian takes more memory than a run, and both share the room."""
+    room, ends = Room(), []
+
+    def jacobian(start: int, stop: int) -> None:
+        if stop - start > 8:
+            ends.append(stop - start)
+            raise MemoryError
+
+    for _ in range(10):
+        list(room.each(64, 64, lambda start, stop: None))
+        list(room.each(64, 64, jacobian))
+    assert room.most == 8 and ends == [64, 32, 16, 64, 32, 16]
+
+
 class Broken:
     """The denoiser, of which one call ends as `act` says."""
 

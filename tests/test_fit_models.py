@@ -90,7 +90,8 @@ def test_no_call_has_more_samples_than_a_microbatch(optimizer):
 
 def test_an_epoch_takes_every_sample_once():
     batches = GradientDescent(batch=4, epochs=2)._batches(10)
-    assert [len(rows) for rows in batches] == [4, 4, 2, 4, 4, 2]
+    assert [len(rows) for rows in batches] == [4, 3, 3, 4, 3, 3]
+    assert [len(rows) for rows in GradientDescent(batch=16)._batches(33)] == [11, 11, 11]
     assert sorted(torch.cat(batches).tolist()) == sorted([*range(10), *range(10)])
 
 

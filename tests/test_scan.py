@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from learned_solvers.samplers import FlowNoise, VPNoise
+from learned_solvers.training import fit_solver
 from learned_solvers.training.samples import CountedDenoiser, Samples
 from learned_solvers.training.scan import HOST_METHODS, candidates, rank, rmse, scan_calls
 from learned_solvers.training.teacher import Teacher
@@ -76,3 +77,11 @@ def test_a_model_of_few_timesteps_has_candidates_on_the_grids_that_it_has(timest
     for candidate in tried:
         levels = candidate.table.levels
         assert bool((levels.diff() < 0).all()) or candidate.method == "heun"  # it calls twice at a level
+
+
+def test_a_model_of_few_timesteps_can_be_fitted():
+    noise = VPNoise.from_sigmas(torch.linspace(0.03, 14.6, 8, dtype=torch.float64))
+    x = noise.sigma_max * torch.randn(16, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    result = fit_solver(curved, x, noise=noise, steps=(9,), teacher_steps=20)
+    assert result.report[9].error_after < result.report[9].error_before
+    assert bool((result.solver.table(9, noise).levels.diff() < 0).all())

@@ -180,7 +180,7 @@ def _optimizer(optimizer: str | GaussNewton | GradientDescent, seed: int) -> Gau
         return optimizer
     if optimizer == "gauss-newton":
         return GaussNewton()
-    if optimizer in OPTIMIZERS:
+    if isinstance(optimizer, str) and optimizer in OPTIMIZERS:
         return GradientDescent(optimizer, rate=1e-2 if optimizer == "lion" else 3e-2, epochs=_EPOCHS, seed=seed)
     raise ValueError(f"optimizer must be gauss-newton, {', '.join(OPTIMIZERS)}, got {optimizer!r}")
 
@@ -216,7 +216,8 @@ def _fit_steps(
     errors = {"error_before": before, "error_after": after, "error_best_peer": peers[0].error}
     errors = {name: error for name, error in errors.items() if math.isfinite(error)}  # a card has no infinite ones
     card = replace(space.step_card(theta), **errors, best_peer=peers[0].name, network_calls=calls, note=note)
-    report = StepReport(before, after, median, tuple(peers), calls, time.monotonic() - began, again or start.name)
+    name = f"{start.name}, then {again}" if again else start.name
+    report = StepReport(before, after, median, tuple(peers), calls, time.monotonic() - began, name)
     return space.tensors(theta), card, report
 
 

@@ -279,7 +279,10 @@ def difference_step(problem: Problem, theta: Tensor) -> float:
     squares = torch.stack(parts).sum(0) if parts else torch.zeros(2, dtype=torch.float64)
     of_difference, of_state = problem.processes.sums(squares).tolist()
     if not (math.isfinite(of_difference) and math.isfinite(of_state)):
-        raise ValueError("a fit cannot start where the states are not finite: start from a scan, or another solver")
+        raise ValueError(
+            "a fit cannot start where the states are not finite: take another initial, or leave out the starts that "
+            "the network overflows on"
+        )
     noise = math.sqrt(of_difference / (6 * max(of_state, 1e-300)))
     forward = math.sqrt(noise)
     return max(forward, 1e-4) if forward <= COARSE else min(noise ** (1 / 3), 0.2)

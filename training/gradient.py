@@ -58,7 +58,7 @@ class GradientDescent:
         optimizer: "adam", "adamw" or "lion".
         rate: Highest learning rate: 3e-2 for small models, 5e-4 to 1e-3 for SD and FLUX, 1e-2 with Lion.
         weight_decay: Decoupled; the FLUX recipe has 5e-2.
-        batch: Samples per update, over all processes.
+        batch: Samples per update, over all processes, at most.
         epochs: Passes over the samples.
         warm_up: Part of the updates over which the rate rises; after it a cosine falls to 1 % of it.
         clip: Largest norm of the gradient.
@@ -122,7 +122,9 @@ class GradientDescent:
         """Returns the sample numbers of every update, in an order of their own in each epoch."""
         order, per_epoch = torch.Generator().manual_seed(self.seed), -(-total // self.batch)
         epochs = [torch.randperm(total, generator=order) for _ in range(self.epochs)]
-        return [rows[k * self.batch : (k + 1) * self.batch] for rows in epochs for k in range(per_epoch)]
+        return [
+            part for rows in epochs for part in rows.tensor_split(per_epoch)
+        ]  # even: one sample is no update's worth
 
     def _update(
         self, problem: Problem, theta: Tensor, optimizer: torch.optim.Optimizer, rows: Tensor, done: float
@@ -165,8 +167,6 @@ class GradientDescent:
         """Returns the sum of the losses of some of this process's samples, with a graph down to theta."""
         batch, reference = problem.samples.pick(rows), problem.reference.pick(rows)
         with torch.enable_grad():
-            if len(rows) == 0:
-                return 0 * theta.sum()
             table = problem.space.table(theta)
             states = problem.run(table, batch, _Recomputed(problem.model)).states
             residual = problem.objective.residual(states[1:], table.levels[1:], reference)

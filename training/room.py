@@ -24,7 +24,7 @@ class Room:
     def __init__(self, say: Callable[[str], None] = lambda line: None) -> None:
         self.say = say
         self.most: int | None = None
-        self.fitted = 0
+        self.fitted, self.ended = 0, set[int]()
 
     def each(self, count: int, size: int, work: Callable[[int, int], _Result]) -> Iterator[_Result]:
         """Yields `work(start, stop)` of parts of `count` samples, of `size` or, where memory ended, fewer.
@@ -57,10 +57,10 @@ class Room:
             return None, True
 
     def _halved(self, tried: int) -> int:
-        """Returns half as many; for good, unless as many have fitted before: memory may be short for a while."""
-        if tried > self.fitted:
+        """Returns half as many; not for good where as many fitted before: memory may be short once."""
+        if tried > self.fitted or tried in self.ended:
             self.most = tried // 2
-        self.fitted = min(self.fitted, tried // 2)
+        self.ended.add(tried)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self.say(f"out of memory with {tried} samples at a time: going on with {tried // 2}")

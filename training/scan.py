@@ -112,7 +112,9 @@ def carrier(table: SolverTable, noise: Noise) -> Grid:
     """
 
     def room(grid: Grid) -> float:
-        levels = grid.levels(table.steps, noise)
+        levels = _levels(lambda n: grid.levels(n, noise), table.steps)
+        if levels is None:
+            return -math.inf
         steps = (levels[1:] / table.levels[:-1] - 1).abs().min()
         return float(steps) - float((levels[-1] == 0) != (table.levels[-1] == 0))
 
