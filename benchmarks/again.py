@@ -15,7 +15,7 @@ from learned_solvers.training.scan import candidates
 
 from .fidelity import Sizes, fitted_of, unseen_of
 from .peers import compared, finite_quality, lead_at, peers_of
-from .quality import quality_of, span_error
+from .quality import measured, span_error
 from .subjects import SUBJECTS
 
 __all__ = ["SEEDS", "again", "beside_the_record"]
@@ -35,13 +35,13 @@ def again(
         ours = {}
         for family, solver in fitted.items():
             table = solver.table(n, subject.noise)
-            ours[family] = asdict(quality_of(name, unseen, unseen.ends(table))) | {"span": span_error(unseen, table)}
-        measured = {
+            ours[family] = measured(name, unseen, table) | {"span": span_error(unseen, table)}
+        theirs = {
             c.name: finite_quality(name, unseen, c) for c in candidates(n, subject.noise) if c.name in peers_at[n]
         }
-        if set(measured) != set(peers_at[n]):
+        if set(theirs) != set(peers_at[n]):
             raise ValueError(f"peers of {name} are on record that are none now: run python -m benchmarks peers first")
-        peers = {label: asdict(own) for label, own in measured.items() if own is not None}
+        peers = {label: asdict(own) for label, own in theirs.items() if own is not None}
         found.append({"steps": n, "ours": ours, "peers": peers})
         print(
             f"{name}, guidance {guidance:g}, {n} calls: best peer's error / ours {lead_at(found[-1]):.2f}", flush=True

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from learned_solvers.samplers import Solver, SolverTable, load_solver
+from learned_solvers.samplers import Solver, load_solver
 from learned_solvers.training import fit_solver
 from learned_solvers.training.fit import FitResult
 from learned_solvers.training.teacher import Teacher
 from learned_solvers.training.trial import Trial
 from torch import Tensor
 
-from .quality import quality_of, span_error
+from .quality import measured, span_error
 from .subjects import SUBJECTS, Subject
 
 __all__ = [
@@ -85,7 +85,7 @@ def fidelity(name: str, guidance: float, steps: Sequence[int], sizes: Sizes, sol
     records = []
     for n in steps:
         ours = {
-            family: _measured(name, unseen, result.solver.table(n, subject.noise)) for family, result in fits.items()
+            family: measured(name, unseen, result.solver.table(n, subject.noise)) for family, result in fits.items()
         }
         for family, result in fits.items():
             table, report = result.solver.table(n, subject.noise), result.report[n]
@@ -95,7 +95,7 @@ def fidelity(name: str, guidance: float, steps: Sequence[int], sizes: Sizes, sol
         for file in subject.published:
             solver = load_solver(file)
             if n in solver.steps:
-                published[file] = _measured(name, unseen, solver.table(n, subject.noise_with_tokens))
+                published[file] = measured(name, unseen, solver.table(n, subject.noise_with_tokens))
         records.append({"steps": n, "ours": ours, "published": published})
         print(name, guidance, n, _line(records[-1]), flush=True)
     return {"network": name, "guidance": guidance, "records": records}
@@ -108,10 +108,6 @@ def fitted_of(name: str, guidance: float, solvers: Path) -> dict[str, Solver]:
 
 def _file_of(family: str, name: str, guidance: float) -> str:
     return f"{family}_{name}_guidance-{guidance:g}.safetensors"
-
-
-def _measured(name: str, unseen: Trial, table: SolverTable) -> dict[str, Any]:
-    return asdict(quality_of(name, unseen, unseen.ends(table)))
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ precision.py fits to such copies too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from learned_solvers.training.scan import candidates
 from .fidelity import Sizes, fitted_of, unseen_of
 from .peers import best_of, peers_of
 from .precision import DTYPES
-from .quality import quality_of
+from .quality import measured
 from .subjects import SUBJECTS
 
 __all__ = ["half", "lead_of"]
@@ -41,7 +41,7 @@ def half(
         }
         found.append({"steps": n} | {
             side: {
-                label: {where: asdict(quality_of(name, trial, trial.ends(table))) for where, trial in trials.items()}
+                label: {where: measured(name, trial, table) for where, trial in trials.items()}
                 for label, table in own.items()
             }
             for side, own in tables.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .subjects import SUBJECTS
 
-__all__ = ["Quality", "classifier", "error_and_median", "frechet", "quality_of", "sharpness", "span_error"]
+__all__ = ["Quality", "classifier", "error_and_median", "frechet", "measured", "quality_of", "sharpness", "span_error"]
 
 FEATURES = 32
 
@@ -101,6 +101,11 @@ def quality_of(name: str, trial: Trial, ends: Tensor) -> Quality:
         frechet=frechet(features(ends.float()), features(truth.float())),
         sharpness=sharpness(ends) / sharpness(truth),
     )
+
+
+def measured(name: str, trial: Trial, table: SolverTable) -> dict[str, float]:
+    """Returns the quality of a table's end states, for a record."""
+    return asdict(quality_of(name, trial, trial.ends(table)))
 
 
 def span_error(trial: Trial, table: SolverTable) -> float:

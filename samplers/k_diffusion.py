@@ -19,7 +19,6 @@ from .table import SolverTable
 __all__ = ["sample_ds_solver", "sample_dyweight", "sample_solver", "table_between"]
 
 
-@torch.no_grad()
 def sample_dyweight(
     model: Denoiser,
     x: Tensor,
@@ -41,7 +40,6 @@ def sample_dyweight(
     )
 
 
-@torch.no_grad()
 def sample_ds_solver(
     model: Denoiser,
     x: Tensor,

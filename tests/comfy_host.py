@@ -115,6 +115,13 @@ def error_of(history: dict[str, Any]) -> str:
     return next(m[1]["exception_message"] for m in history["status"]["messages"] if m[0] == "execution_error")
 
 
+def succeeded(history: dict[str, Any]) -> dict[str, Any]:
+    """Returns the history of a prompt that ran to its end."""
+    assert "refused" not in history, history
+    assert history["status"]["status_str"] == "success", error_of(history)
+    return history
+
+
 def make_base(checkout: Path, base: Path) -> None:
     """Fills a base folder: tiny models, the test pack, and this checkout under a hyphenated name."""
     (base / "custom_nodes").mkdir(parents=True)

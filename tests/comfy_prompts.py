@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 Prompt = dict[str, dict[str, Any]]
+WIRES = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0]}
 
 
 @dataclass(frozen=True)
@@ -96,3 +97,22 @@ def saved_latent(server: Server, history: dict[str, Any], prefix: str) -> Tensor
     """Returns what SaveLatent wrote, from the file on disk."""
     entry = history["outputs"][f"{prefix}save"]["latents"][0]
     return load_file(server.base / "output" / entry["subfolder"] / entry["filename"])["latent_tensor"]
+
+
+def ksampler(sampler: str, steps: int, scheduler: str = "simple", model: Any = ("1", 0), **more: Any) -> dict[str, Any]:
+    """Returns the stock KSampler."""
+    own = {"seed": 7, "cfg": 2.0, "denoise": 1.0, **WIRES, "model": list(model), **more}
+    return node("KSampler", sampler_name=sampler, scheduler=scheduler, steps=steps, **own)
+
+
+def one_node(solver: str, steps: int, **more: Any) -> dict[str, Any]:
+    """Returns KSampler (Learned Solver)."""
+    own = {"seed": 7, "cfg": 2.0, "denoise": 1.0, **WIRES, **more}
+    return node("LearnedSolverKSampler", solver=solver, steps=steps, **own)
+
+
+def saved(prompt: Prompt, **runs: dict[str, Any]) -> Prompt:
+    """Returns the prompt with a node and a SaveLatent per name added."""
+    for name, run in runs.items():
+        prompt = {**prompt, name: run, f"{name}save": node("SaveLatent", samples=[name, 0], filename_prefix=name)}
+    return prompt

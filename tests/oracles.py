@@ -14,6 +14,7 @@ from learned_solvers.samplers.card import Card, StepCard
 from torch import Tensor
 
 __all__ = [
+    "IPNDM",
     "Constant",
     "GaussianFlow",
     "GaussianVE",
@@ -27,6 +28,9 @@ __all__ = [
     "sd_alphas",
     "sd_sigmas",
 ]
+
+IPNDM = ([1.0], [-1 / 2, 3 / 2], [5 / 12, -16 / 12, 23 / 12], [-9 / 24, 37 / 24, -59 / 24, 55 / 24])
+"""Its weights by order, oldest entry first (Adams-Bashforth's)."""
 
 
 def append_dims(sigma: Tensor, ndim: int) -> Tensor:

@@ -16,6 +16,7 @@ from learned_solvers.samplers import FlowNoise, euler, load_solver
 from learned_solvers.training.samples import CountedDenoiser, Samples
 from learned_solvers.training.teacher import Reference, teacher_grid
 from learned_solvers.training.trial import Trial
+from oracles import IPNDM
 
 from benchmarks import jobs, record
 from benchmarks.again import again
@@ -83,9 +84,6 @@ def test_a_network_denoises_its_own_pictures_and_follows_its_guidance(name):
     assert torch.equal(one, per_row)
 
 
-ADAMS_BASHFORTH = ([1], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24])
-
-
 def test_the_recorded_solvers_are_judged_again_on_starts_of_their_own_seed():
     found = again("digits", 3.0, "5", (3, 5), Sizes(unseen=24), record.SOLVERS, None)
     subject = SUBJECTS["digits"]
@@ -99,10 +97,8 @@ def test_the_recorded_solvers_are_judged_again_on_starts_of_their_own_seed():
 
     x, history, levels = samples.x, [], teacher_grid(subject.noise, 60).tolist()
     for level, following in pairwise(levels):
-        history = [gradient(x, level), *history[:3]]
-        x = x + (following - level) * sum(
-            w * d for w, d in zip(ADAMS_BASHFORTH[len(history) - 1], history, strict=True)
-        )
+        history = [*history[-3:], gradient(x, level)]
+        x = x + (following - level) * sum(w * d for w, d in zip(IPNDM[len(history) - 1], history, strict=True))
     teacher = x
     solver = load_solver(record.SOLVERS / "dyweight_digits_guidance-3.safetensors")
     for point in found["records"]:

@@ -11,7 +11,7 @@ import uuid
 import numpy as np
 import pytest
 import torch
-from comfy_host import error_of
+from comfy_host import error_of, succeeded
 from comfy_prompts import model_nodes, node, saved_latent
 from learned_solvers.samplers import load_solver
 from learned_solvers.training import TEACHERS
@@ -43,12 +43,6 @@ def fit(server, model, *, name, batch=4, size=32, **widgets):
     prompt["fit"] = node("FitLearnedSolver", **wires, **own)
     prompt["picture"] = node("SaveImage", images=["fit", 1], filename_prefix=name.replace("/", "-") or "empty")
     return prompt
-
-
-def succeeded(history):
-    assert "refused" not in history, history
-    assert history["status"]["status_str"] == "success", error_of(history)
-    return history
 
 
 def folder(server):

@@ -1,4 +1,4 @@
-"""Stock drop-downs, one-node sampling, comparing and looking into files, in real ComfyUI servers."""
+"""Stock drop-downs, one-node sampling and what is said of it, in real ComfyUI servers."""
 
 from __future__ import annotations
 
@@ -8,46 +8,20 @@ import re
 import subprocess
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from comfy_host import error_of, python_of
-from comfy_prompts import learned, model_nodes, node, sampled, saved_latent
+from comfy_host import error_of, python_of, succeeded
+from comfy_prompts import WIRES, ksampler, learned, model_nodes, node, one_node, sampled, saved, saved_latent
 from learned_solvers.samplers import load_solver
-from PIL import Image
 from torch.testing import assert_close
 
 pytestmark = pytest.mark.comfy
 NAMES, SCHEDULER = ["dyweight", "ds_solver"], "learned"
-WIRES = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0]}
 
 
 def options(server, kind, name):
     entry = server.get(f"/object_info/{kind}")[kind]["input"]["required"][name]
     return entry[0] if isinstance(entry[0], list) else entry[1]["options"]
-
-
-def ksampler(sampler, steps, scheduler="simple", model=("1", 0), **more):
-    own = {"seed": 7, "cfg": 2.0, "denoise": 1.0, **WIRES, "model": list(model), **more}
-    return node("KSampler", sampler_name=sampler, scheduler=scheduler, steps=steps, **own)
-
-
-def one_node(solver, steps, **more):
-    own = {"seed": 7, "cfg": 2.0, "denoise": 1.0, **WIRES, **more}
-    return node("LearnedSolverKSampler", solver=solver, steps=steps, **own)
-
-
-def saved(prompt, **runs):
-    """Adds a node and a SaveLatent per name."""
-    for name, run in runs.items():
-        prompt = {**prompt, name: run, f"{name}save": node("SaveLatent", samples=[name, 0], filename_prefix=name)}
-    return prompt
-
-
-def succeeded(history):
-    assert "refused" not in history, history
-    assert history["status"]["status_str"] == "success", error_of(history)
-    return history
 
 
 # ---- what loading the pack does
@@ -305,131 +279,3 @@ def test_every_node_and_every_input_is_explained(server):
         inputs = {**entry["input"].get("required", {}), **entry["input"].get("optional", {})}
         assert [key for key, value in inputs.items() if not value[1].get("tooltip")] == []
         assert len(entry["output_tooltips"]) == len(entry["output"])
-
-
-# ---- comparing, and looking into a file
-
-
-def picture(server, history, key):
-    entry = history["outputs"][key]["images"][0]
-    with Image.open(server.base / "output" / entry["filename"]) as image:
-        return np.asarray(image.convert("RGB")).copy()
-
-
-def test_compare_prints_the_error_that_the_saved_latents_have(server):
-    prompt = model_nodes(server, "sd15")
-    own = {k: v for k, v in WIRES.items()}
-    prompt["cmp"] = node(
-        "CompareSamplers", **own, seed=7, cfg=2.0, solver="auto", steps="5 6", samplers="euler, heun, dpmpp_2m/karras",
-        scheduler="simple", teacher="dpmpp_2m", teacher_steps=12, more_solvers="ds_vp-dit, dyweight_sd15",
-    )  # fmt: skip
-    prompt |= {"t": node("PreviewAny", source=["cmp", 1])}
-    prompt["grid"] = node("SaveImage", images=["cmp", 0], filename_prefix="grid")
-    prompt = saved(prompt, euler=ksampler("euler", 6), teacher=ksampler("dpmpp_2m", 12))
-    history = succeeded(server.submit(prompt))
-    table = history["outputs"]["t"]["text"][0]
-    rows = {
-        (int(r[0]), r[1].strip("*")): r[2:] for r in (line.strip("| ").split(" | ") for line in table.splitlines()[4:])
-    }
-    # The node measures in the model's own scale: SD's latents are stored divided by 0.18215.
-    distance = 0.18215 * (saved_latent(server, history, "euler") - saved_latent(server, history, "teacher")).double()
-    assert float(rows[6, "euler/simple"][1]) == pytest.approx(float(distance.square().mean().sqrt()), abs=2e-6)
-    assert rows[6, "heun/simple"][0] == "5" and rows[6, "euler/simple"][0] == "6"  # heun's next count would be 7
-    assert "was fitted for 4, 6, 8 and 10 steps" in rows[5, "dyweight_sd15"][1]
-    assert "dyweight_sd15" in next(line for line in table.splitlines() if line.startswith("| 6 | **auto**"))
-    grid = picture(server, history, "grid")
-    assert grid.shape[0] > 300 and grid.shape[1] > 800 and (grid[:8, :8] == 255).all() and grid.std() > 20
-
-
-def compared(server, model, **widgets):
-    """Returns the history of a small comparison, its table in "t"."""
-    prompt = model_nodes(server, model)
-    own = {"solver": "auto", "steps": "6", "samplers": "euler", "scheduler": "simple", "teacher": "heun"}
-    prompt["watched"] = node("TinyWatch", model=["1", 0], name="compared")
-    prompt["cmp"] = node("CompareSamplers", **WIRES, seed=7, cfg=2.0, **own, teacher_steps=4)
-    prompt["cmp"]["inputs"] |= {"model": ["watched", 0], **widgets}
-    prompt["t"] = node("PreviewAny", source=["cmp", 1])
-    return server.submit(prompt)
-
-
-@pytest.mark.parametrize(
-    ("widgets", "message"),
-    [
-        ({"samplers": "eular"}, "'eular' names none of euler, "),
-        ({"more_solvers": "ds_flow"}, "more_solvers: 'ds_flow' is none of auto, "),
-        ({"solver": "dyweight_flux1-dev"}, "dyweight_flux1-dev was fitted for flow models, this model is vp"),
-        ({"steps": "20"}, "choose the steps of dyweight_sd15 (4, 6, 8, 10 steps)"),
-    ],
-)
-def test_compare_refuses_what_it_cannot_run_before_it_samples(server, widgets, message):
-    assert message in error_of(compared(server, "sd15", **widgets))
-    prompt = {k: v for k, v in model_nodes(server, "sd15").items() if k == "4"}
-    prompt["seen"] = node("TinySeen", latent=["4", 0], name="compared")
-    prompt["t"] = node("PreviewAny", source=["seen", 0])
-    told = succeeded(server.submit(prompt))["outputs"]["t"]["text"][0]
-    assert json.loads(told)["sigma"] == []
-
-
-@pytest.mark.parametrize("sampler", NAMES)
-def test_compare_says_which_of_our_samplers_has_not_the_steps(server, sampler):
-    history = compared(server, "sd15", solver="ds_vp-dit", steps="5 6", samplers=f"euler, {sampler}/karras")
-    table = succeeded(history)["outputs"]["t"]["text"][0]
-    assert re.search(rf"\| 6 \| {sampler}/karras \| 6 \| \d", table) and "| 5 | euler/simple | 5 | " in table
-    if sampler == "dyweight":
-        assert "| 5 | dyweight/karras | 0 | sampler dyweight: no dyweight solver for SD15 (vp) model has 5" in table
-    else:
-        assert re.search(r"\| 5 \| ds_solver/karras \| 5 \| \d", table)
-
-
-def test_a_teacher_of_ours_that_has_not_the_steps_is_refused(server):
-    message = error_of(compared(server, "sd15", teacher="dyweight", teacher_steps=5))
-    assert "no dyweight solver for SD15 (vp) model has 5 steps" in message
-
-
-def test_compare_says_which_sampler_cannot_do_with_so_few_calls(server):
-    table = succeeded(compared(server, "sd3", samplers="dpm_adaptive, dpm_fast"))["outputs"]["t"]["text"][0]
-    assert "| 6 | dpm_adaptive/simple | 0 | cannot sample in 6 model calls |" in table
-    assert re.search(r"\| 6 \| dpm_fast/simple \| [1-6] \| \d", table)
-
-
-@pytest.mark.parametrize(
-    "solver", ["dyweight_sd15", "ds_flow-sit", "dyweight_cifar10", "dyweight_flux1-dev", "ds_vp-dit"]
-)
-def test_info_draws_every_step_count_and_reads_the_card(server, solver):
-    prompt = {"i": node("LearnedSolverInfo", solver=solver, steps=0, scheduler="simple")}
-    prompt |= {
-        "t": node("PreviewAny", source=["i", 1]),
-        "p": node("SaveImage", images=["i", 0], filename_prefix=solver),
-    }
-    history = succeeded(server.submit(prompt))
-    drawn = picture(server, history, "p")
-    steps = load_solver(solver).steps
-    assert 1000 < drawn.shape[1] < 1600 and 350 * len(steps) < drawn.shape[0] < 500 * len(steps) + 100
-    assert len({tuple(pixel) for pixel in drawn[::7, ::7].reshape(-1, 3)}) > 10
-    card = history["outputs"]["t"]["text"][0]
-    assert f"steps: {', '.join(map(str, steps))}" in card and load_solver(solver).card.checkpoint in card
-
-
-def test_info_without_a_model_shows_the_grid_of_the_latents_size(server):
-    prompt = {"small": node("EmptySD3LatentImage", width=256, height=512, batch_size=1)}
-    prompt["usual"] = node("EmptySD3LatentImage", width=1024, height=1024, batch_size=1)
-    for name, wires in (("none", {}), ("one", {"latent": ["usual", 0]}), ("other", {"latent": ["small", 0]})):
-        prompt[f"i{name}"] = node(
-            "LearnedSolverInfo", solver="dyweight_flux1-dev", steps=3, scheduler="simple", **wires
-        )
-        prompt[name] = node("SaveImage", images=[f"i{name}", 0], filename_prefix=name)
-    history = succeeded(server.submit(prompt))
-    none, one, other = (picture(server, history, name) for name in ("none", "one", "other"))
-    assert np.array_equal(none, one) and not np.array_equal(none, other)
-
-
-def test_info_shows_the_solver_on_a_models_own_schedule(server):
-    prompt = model_nodes(server, "flux", width=128)
-    prompt["i"] = node("LearnedSolverInfo", solver="dyweight_flux1-dev", steps=3, scheduler="simple")
-    prompt["p"] = node("SaveImage", images=["i", 0], filename_prefix="plain")
-    plain = picture(server, succeeded(server.submit(prompt)), "p")
-    prompt["i"]["inputs"] |= {"model": ["1", 0], "latent": ["4", 0]}
-    own = picture(server, succeeded(server.submit(prompt)), "p")
-    assert plain.shape == own.shape and not np.array_equal(plain, own)
-    prompt["i"]["inputs"] |= {"solver": "dyweight_sd15", "steps": 4}
-    assert "was fitted for vp models, this model is flow" in error_of(server.submit(prompt))

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from comfy_host import ROOT, Server, error_of
+from comfy_host import ROOT, Server, error_of, succeeded
 from comfy_prompts import learned, model_nodes, node
 from host_process import free_port
-from test_comfy_fit_node import fit, folder, succeeded, written
+from test_comfy_fit_node import fit, folder, written
 
 pytestmark = pytest.mark.comfy
 BUNDLED = "ds_flow-sit"

@@ -7,12 +7,11 @@ import torch
 from learned_solvers.samplers import EDMNoise, FlowNoise, Grid, VPNoise, euler, ipndm, sample_table
 from learned_solvers.samplers.card import StepCard
 from learned_solvers.samplers.dyweight import FAMILY, dyweight_table
-from oracles import GaussianFlow, GaussianVE, Recorder, Steps
+from oracles import IPNDM, GaussianFlow, GaussianVE, Recorder, Steps
 from torch import Tensor
 
 GRID = Grid("polynomial", {"rho": 7.0}).levels(6, EDMNoise(0.02, 20.0))
 EVEN = torch.linspace(20, 2, 7, dtype=torch.float64)
-IPNDM = ([1.0], [-1 / 2, 3 / 2], [5 / 12, -16 / 12, 23 / 12], [-9 / 24, 37 / 24, -59 / 24, 55 / 24])
 
 
 def ipndm_weights(steps: int, order: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from learned_solvers.samplers import load_solver, sample_ds_solver, sample_dyweight
+from learned_solvers.samplers import VPNoise, load_solver, sample_ds_solver, sample_dyweight
 from learned_solvers.training import GradientDescent, fit_solver
 from oracles import curved, sd_sigmas
 from test_fit import FLOW, starts
@@ -57,9 +57,7 @@ def test_a_gradient_optimizer_takes_gradients_wherever_it_is_called(outer):
     ],
 )
 def test_sampling_records_no_graph(sampler, solver, sigmas):
-    from learned_solvers.samplers import FlowNoise, VPNoise
-
-    noise = VPNoise.stable_diffusion() if sampler is sample_dyweight else FlowNoise()
+    noise = VPNoise.stable_diffusion() if sampler is sample_dyweight else FLOW
     model, x = Module(), starts("flow", 4) * float(sigmas[0])
     end = sampler(model, x, sigmas, solver=load_solver(solver), noise=noise, disable=True)
     assert not end.requires_grad and not any(model.graphs) and len(model.graphs) == len(sigmas) - 1
