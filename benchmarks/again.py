@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from learned_solvers.training.scan import candidates
+from learned_solvers.training.starts.candidates import candidates
 
 from .fidelity import Sizes, fitted_of, unseen_of
 from .peers import compared, finite_quality, lead_at, peers_of

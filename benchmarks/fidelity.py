@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from learned_solvers.samplers import Solver, load_solver
 from learned_solvers.training import fit_solver
+from learned_solvers.training.data.teacher import Teacher
+from learned_solvers.training.data.trial import Trial
 from learned_solvers.training.fit import FitResult
-from learned_solvers.training.teacher import Teacher
-from learned_solvers.training.trial import Trial
 from torch import Tensor
 
 from .quality import measured, span_error

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from learned_solvers.samplers import Solver
+from learned_solvers.training.data.trial import Trial
 from learned_solvers.training.models.digits import DigitsDenoiser, DigitsTransformer, load_digits
-from learned_solvers.training.scan import rmse
+from learned_solvers.training.starts.candidates import rmse
 from learned_solvers.training.train_digits import flow_loss, load_pictures
-from learned_solvers.training.trial import Trial
 from torch import Tensor
 
 from .fidelity import Sizes, fit, unseen_of

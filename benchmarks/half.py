@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from learned_solvers.training.scan import candidates
+from learned_solvers.training.starts.candidates import candidates
 
 from .fidelity import Sizes, fitted_of, unseen_of
 from .peers import best_of, peers_of

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learned_solvers.samplers.files import write_whole
+from learned_solvers.samplers.files.write import write_whole
 
 from . import cost, generalisation
 from .again import SEEDS, again

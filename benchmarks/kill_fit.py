@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from learned_solvers.samplers import FlowNoise, load_solver
 from learned_solvers.training import fit_solver
-from learned_solvers.training.output import Output
+from learned_solvers.training.store.output import Output
 from safetensors import safe_open
 from tqdm import tqdm
 

@@ -31,7 +31,7 @@ if not __package__:  # run as a file, by ComfyUI's Python
     import_module(__package__)
 
 from learned_solvers.samplers import FlowNoise, SolverTable, load_solver, sample_table
-from learned_solvers.samplers.dyweight import dyweight_table
+from learned_solvers.samplers.families.dyweight import dyweight_table
 from learned_solvers.training.models.loading import find_comfy, host_module
 
 from .k_diffusion_modules import k_diffusion_folder, k_diffusion_module

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from learned_solvers.samplers import SolverTable
-from learned_solvers.training.scan import Candidate, best_of_methods, candidates, rank, rmse
-from learned_solvers.training.trial import Trial
+from learned_solvers.training.data.trial import Trial
+from learned_solvers.training.starts.candidates import Candidate, best_of_methods, candidates, rank, rmse
 
 from .fidelity import Sizes, unseen_of
 from .quality import Quality, quality_of

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learned_solvers.training.scan import rmse
+from learned_solvers.training.starts.candidates import rmse
 
 from .fidelity import Sizes, fit, unseen_of
 from .peers import best_peers, least_error

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import torch
 from learned_solvers.samplers import SolverTable
-from learned_solvers.training.trial import Trial
+from learned_solvers.training.data.trial import Trial
 from torch import Tensor, nn
 
 from .subjects import SUBJECTS

@@ -21,15 +21,15 @@ from typing import Any
 import torch
 from learned_solvers.samplers import FlowNoise, Grid, ipndm
 from learned_solvers.training import GradientDescent, fit_solver
-from learned_solvers.training.demo import demo_starts
+from learned_solvers.training.command.demo import demo_starts
+from learned_solvers.training.data.samples import CountedDenoiser, Samples
+from learned_solvers.training.data.teacher import Teacher
+from learned_solvers.training.data.trial import Trial
 from learned_solvers.training.models.digits import load_digits
-from learned_solvers.training.objective import make_objective
-from learned_solvers.training.problem import Problem
-from learned_solvers.training.samples import CountedDenoiser, Samples
-from learned_solvers.training.space import Space
+from learned_solvers.training.optimise.losses import make_objective
+from learned_solvers.training.optimise.problem import Problem
 from learned_solvers.training.spaces import make_space
-from learned_solvers.training.teacher import Teacher
-from learned_solvers.training.trial import Trial
+from learned_solvers.training.spaces.base import Space
 
 from .quality import error_and_median
 from .record import Run, about, keep

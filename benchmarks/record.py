@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learned_solvers.samplers.files import write_whole
-from learned_solvers.samplers.version import VERSION
+from learned_solvers.samplers.files.card import VERSION
+from learned_solvers.samplers.files.write import write_whole
 
 __all__ = ["RESULTS", "SOLVERS", "Run", "about", "check_record", "keep", "named", "read_records", "records"]
 

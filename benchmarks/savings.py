@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from learned_solvers.samplers import load_solver
-from learned_solvers.training.scan import rmse
+from learned_solvers.training.starts.candidates import rmse
 
 from .fidelity import Sizes, unseen_of
 from .peers import best_peers, least_error

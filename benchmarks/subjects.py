@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from learned_solvers.samplers import EDMNoise, FlowNoise
 from learned_solvers.samplers.schedules import Noise
+from learned_solvers.training.data.samples import CountedDenoiser, Samples
 from learned_solvers.training.models.digits import load_digits
-from learned_solvers.training.samples import CountedDenoiser, Samples
 from learned_solvers.training.train_digits import load_pictures as digit_pictures
 from safetensors.torch import load_file
 from torch import Tensor, nn

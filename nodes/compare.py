@@ -10,7 +10,7 @@ import comfy.samplers
 import comfy.utils
 from torch import Tensor
 
-from ..samplers.plain import few, shown
+from ..samplers.text import few, shown
 from .bench import Bench, Run
 from .folder import fingerprint, solver_names
 from .inputs import (

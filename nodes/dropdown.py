@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..samplers import Solver, choose_solver
 from ..samplers.choose import nearest_steps
-from ..samplers.host_models import model_family, noise_of
-from ..samplers.multistep import Callback
-from ..samplers.plain import counted
+from ..samplers.comfy_models import model_family, noise_of
+from ..samplers.families import FAMILIES
+from ..samplers.loop import Callback
 from ..samplers.schedules import FlowNoise, Noise
-from ..samplers.solver_file import FAMILIES
+from ..samplers.text import counted
 from .folder import loadable_solvers
 from .host_text import show_text
 from .inputs import AUTO

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..samplers.comfy_models import model_family, pixel_size
+from ..samplers.families import FAMILIES
 from ..samplers.guidance import of_samples, spread
-from ..samplers.host_models import model_family, pixel_size
-from ..samplers.solver_file import FAMILIES
 from .fitting import Fit, Wanted, claimed
 from .inputs import (
     CATEGORY,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..samplers import sample_table
-from ..samplers.host_models import noise_of
+from ..samplers.comfy_models import noise_of
 from .host_text import show_text
 from .inside_guider import Denoiser
 from .picture_grid import Column

@@ -11,9 +11,9 @@ from pathlib import Path
 import folder_paths
 
 from ..samplers import Solver, list_solvers, load_solver
-from ..samplers.names import in_utf8
-from ..samplers.plain import shown
-from ..samplers.solver_file import BUNDLED, SUFFIX
+from ..samplers.files.names import in_utf8
+from ..samplers.files.solver import BUNDLED, SUFFIX
+from ..samplers.text import shown
 
 __all__ = ["FOLDER", "find_solver", "fingerprint", "loadable_solvers", "place_of", "solver_names"]
 

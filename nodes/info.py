@@ -11,7 +11,7 @@ import comfy.samplers
 from torch import Tensor
 
 from ..samplers import Solver
-from ..samplers.host_models import noise_of
+from ..samplers.comfy_models import noise_of
 from ..samplers.schedules import USUAL_TOKENS, FlowNoise, Noise
 from .folder import find_solver, fingerprint, place_of
 from .inputs import CATEGORY, latent_input, model_input, solver_input, steps_input

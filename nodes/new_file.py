@@ -9,9 +9,9 @@ from typing import Any
 
 import folder_paths
 
-from ..samplers.names import check_name, has_suffix
-from ..samplers.plain import shown
-from ..samplers.solver_file import SUFFIX
+from ..samplers.files.names import check_name, has_suffix
+from ..samplers.files.solver import SUFFIX
+from ..samplers.text import shown
 from .folder import FOLDER
 
 __all__ = ["model_file", "path_of_new", "refuse_existing"]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..samplers import Solver, SolverTable, choose_solver, part_of_table
+from ..samplers.comfy_models import default_guidance, has_guidance, model_family, noise_of, pixel_size
 from ..samplers.guidance import among, listed
-from ..samplers.host_models import default_guidance, has_guidance, model_family, noise_of, pixel_size
 from ..samplers.schedules import FlowNoise, Noise, VPNoise, sized
 from .folder import find_solver, loadable_solvers, place_of
 from .inputs import AUTO, check_number

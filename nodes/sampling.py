@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from ..samplers import FlowNoise, Solver, SolverTable, sample_table
-from ..samplers.host_models import noise_of
+from ..samplers.comfy_models import noise_of
 from ..samplers.k_diffusion import table_between
-from ..samplers.multistep import Callback
-from ..samplers.plain import counted
+from ..samplers.loop import Callback
+from ..samplers.text import counted
 
 __all__ = ["sample_learned_solver", "table_for"]
 

@@ -2,13 +2,13 @@
 
 from .choose import choose_solver
 from .classical import adams_bashforth, deis, deis_edm, euler, euler_end, heun, ipndm, ipndm_v
-from .exponential import dpmpp_2m, res_multistep, uni_pc
+from .classical.exponential import dpmpp_2m, res_multistep, uni_pc
+from .files.solver import Solver, list_solvers, load_solver
 from .grids import Grid
 from .k_diffusion import sample_ds_solver, sample_dyweight, sample_solver
-from .multistep import sample_table
+from .loop import sample_table
 from .part import part_of_table
 from .schedules import EDMNoise, FlowNoise, VPNoise
-from .solver_file import Solver, list_solvers, load_solver
 from .table import SolverTable
 
 __all__ = [

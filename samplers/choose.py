@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from .plain import few, shown
+from .files.solver import Solver
 from .schedules import Noise, sized
-from .solver_file import Solver
+from .text import few, shown
 
 __all__ = ["choose_solver", "nearest_steps"]
 

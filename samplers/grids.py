@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .schedules import EDMNoise, FlowNoise, Noise, VPNoise
 
-__all__ = ["FLUX_GRID", "Grid"]
+__all__ = ["FLUX_GRID", "Grid", "checked_levels"]
 
 _LARGEST = 1e9  # of a grid's parameters: all of them are numbers around 1 to 10000
 
@@ -87,6 +87,18 @@ class Grid:
     def bent(self, steps: int, noise: Noise, value: Tensor) -> Tensor:
         """Returns the levels with `value` (0-d, may carry a gradient) in the shape parameter's place."""
         return _RULES[self.rule][2](steps, noise, value)
+
+
+def checked_levels(sigmas: Tensor) -> Tensor:
+    """Returns noise levels as float64 on the CPU, without gradients, shape [N + 1].
+
+    Raises:
+        ValueError: They are fewer than two, do not descend, or end below 0.
+    """
+    sigmas = torch.as_tensor(sigmas, device="cpu").detach().double()
+    if sigmas.ndim != 1 or len(sigmas) < 2 or bool((sigmas.diff() >= 0).any()) or float(sigmas[-1]) < 0:
+        raise ValueError(f"sigmas must be at least two descending levels, the last 0 or above, got {sigmas.tolist()}")
+    return sigmas
 
 
 def _polynomial(steps: int, noise: VPNoise | EDMNoise, rho: float) -> Tensor:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from .choose import choose_solver
-from .multistep import Callback, Denoiser, sample_table
+from .families import FAMILIES
+from .files.solver import Solver, list_solvers, load_solver
+from .loop import Callback, Denoiser, sample_table
 from .part import part_of_table
 from .schedules import Noise, VPNoise
-from .solver_file import FAMILIES, Solver, list_solvers, load_solver
 from .table import SolverTable
 
 __all__ = ["sample_ds_solver", "sample_dyweight", "sample_solver", "table_between"]

@@ -15,7 +15,7 @@ import torch
 from comfy_host import Server, error_of
 from comfy_prompts import Prompt, learned, model_nodes, node, saved_latent
 from learned_solvers.samplers import Grid, Solver
-from learned_solvers.samplers.card import Card, StepCard
+from learned_solvers.samplers.files.card import Card, StepCard
 from torch import Tensor
 from torch.testing import assert_close
 

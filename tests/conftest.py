@@ -25,33 +25,18 @@ if NAME not in sys.modules:
 sys.path.append(str(ROOT))  # for benchmarks; behind everything, as nodes/ would shadow a host's module
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config, log):
-    """Returns a scheduler of pytest-xdist's: one worker has all tests that share a host, or a file's fixtures."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    config.option.loadscopereorder = False  # in the files' order, not the one of most tests first
-
-    class ByHost(LoadScopeScheduling):
-        def _split_scope(self, nodeid):
-            return group_of(nodeid, [path.name for path in checkouts()])
-
-    return ByHost(config, log)
-
-
-def group_of(nodeid: str, hosts: list[str]) -> str:
-    """Returns a ComfyUI checkout's name where a test's parameters begin with it, "forge", or the test's file."""
-    file, _, name = nodeid.partition("::")
-    parameters = name.partition("[")[2]
-    for host in sorted(hosts, key=len, reverse=True):  # one name may begin another
-        if parameters.startswith((f"{host}-", f"{host}]")):
-            return host
-    return "forge" if Path(file).name.startswith("test_forge") else file
-
-
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Puts the file that takes longest first: at the end one of two workers would be left alone with it."""
+    """Groups tests for `pytest -n 2 --dist loadgroup`: one worker has all tests of a host, else all of a file.
+
+    The file that takes longest comes first: at the end one of two workers would be left alone with it.
+    """
+    hosts = {path.name for path in checkouts()}
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        server = set() if parameters is None else set(parameters._idlist)
+        group = next(iter(server & hosts), "forge" if item.get_closest_marker("forge") else item.path.name)
+        item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: item.path.name != "test_fit_digits.py")
 
 

@@ -43,7 +43,7 @@ def imports_against_the_rules(file: str, source: str) -> list[str]:
 def _may_import(file: str, name: str, dots: int) -> bool:
     home, *_ = parts = PurePosixPath(file).parts
     if dots:  # relative: resolved to the folder below the root
-        if home == "scripts" or dots > len(parts) or (home == "samplers" and dots > 1):
+        if home == "scripts" or dots > len(parts):
             return False
         target = [*parts[: len(parts) - dots], *name.split(".")]
         # Through a door only to the folder's own face, which says what it offers.

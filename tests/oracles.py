@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from learned_solvers.samplers import Grid, Solver
-from learned_solvers.samplers.card import Card, StepCard
+from learned_solvers.samplers.files.card import Card, StepCard
 from torch import Tensor
 
 __all__ = [

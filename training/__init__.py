@@ -1,13 +1,13 @@
 """Fitting solvers and importing published ones; run its scripts as files or with python -m."""
 
-from .claim import claimed
 from .cost import most_calls
+from .data.teacher import TEACHERS, Teacher
 from .fit import fit_solver
-from .gauss_newton import GaussNewton
-from .gradient import GradientDescent
+from .optimise.gradient import GradientDescent
+from .optimise.levenberg_marquardt import GaussNewton
 from .report import FitResult, Peer, StepReport, better_peers, table_of
-from .scan import candidate_named
-from .teacher import TEACHERS, Teacher
+from .starts.candidates import candidate_named
+from .store.output import claimed
 
 __all__ = [
     "TEACHERS",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..samplers.card import Card, StepCard
+from ..samplers.files.card import Card, StepCard
 from ..samplers.schedules import FlowNoise, Noise, check_noise
 
 __all__ = ["MOST_STEPS", "check_card", "check_kinds", "check_settings", "check_size"]

@@ -28,14 +28,8 @@ if not __package__:  # run as a file
     __package__ = _as_package.TRAINING
 
 from ..samplers import FlowNoise, Solver, load_solver
-from .comparison import Entry, Subject, compare, most_compared, solver_entries, table_entries
-from .comparison_files import FILES, write_files
-from .cost import duration
-from .demo import GUIDANCE, demo_starts
-from .models.comfy_samplers import host_entries
-from .models.digits import load_digits
-from .models.loading import check_one_model, find_comfy
-from .options import (
+from .command.demo import GUIDANCE, demo_starts
+from .command.options import (
     add_model_options,
     check_demo,
     count_of,
@@ -47,8 +41,14 @@ from .options import (
     seed_of,
     texts_of,
 )
-from .samples import CountedDenoiser, Samples
-from .teacher import TEACHERS, Teacher
+from .comparison.measure import Entry, Subject, compare, most_compared, solver_entries, table_entries
+from .comparison.write import FILES, write_files
+from .cost import duration
+from .data.samples import CountedDenoiser, Samples
+from .data.teacher import TEACHERS, Teacher
+from .models.comfy_samplers import host_entries
+from .models.digits import load_digits
+from .models.loading import check_one_model, find_comfy
 
 __all__ = ["main"]
 

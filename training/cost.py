@@ -9,14 +9,14 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..samplers.schedules import Noise
-from .gauss_newton import GaussNewton
-from .gradient import GradientDescent
-from .room import is_out_of_memory
-from .samples import Samples
-from .scan import SCANNED, candidates, scan_calls
+from .data.batch_limit import is_out_of_memory
+from .data.samples import Samples
+from .data.teacher import Teacher
+from .optimise.gradient import GradientDescent
+from .optimise.levenberg_marquardt import GaussNewton
 from .spaces import FIRST_HISTORY, make_space, usual_history
-from .start import ITERATIONS, KEPT, MANY, STARTS, TRIED
-from .teacher import Teacher
+from .starts.candidates import SCANNED, candidates, scan_calls
+from .starts.choose import ITERATIONS, KEPT, MANY, STARTS, TRIED
 
 __all__ = ["duration", "most_calls", "seconds_of_call"]
 

@@ -15,25 +15,24 @@ import torch
 from torch import Tensor
 
 from ..samplers import Solver
-from ..samplers.card import Card, StepCard
+from ..samplers.files.card import VERSION, Card, StepCard
 from ..samplers.schedules import Noise
-from ..samplers.version import VERSION
 from .checks import check_card, check_kinds, check_settings, check_size
-from .content import add_content
-from .gauss_newton import GaussNewton, Progress
-from .gradient import OPTIMIZERS, GradientDescent
-from .journal import Journal, Record
-from .objective import make_objective
-from .processes import Processes
+from .data.processes import Processes
+from .data.samples import CountedDenoiser, Samples
+from .data.teacher import Teacher
+from .data.trial import Trial
+from .optimise.gradient import OPTIMIZERS, GradientDescent
+from .optimise.levenberg_marquardt import GaussNewton, Progress
+from .optimise.losses import make_objective
 from .report import FitResult, Peer, StepReport
-from .samples import CountedDenoiser, Samples
-from .scan import SCANNED, Candidate, best_of_methods, candidates, grids_of, rank
-from .space import Space
 from .spaces import FIRST_HISTORY, make_space, usual_history
-from .start import Start, find_start, resolve_initial
+from .spaces.base import Space
+from .starts.candidates import SCANNED, Candidate, best_of_methods, candidates, grids_of, rank
+from .starts.choose import Start, find_start, resolve_initial
+from .store.content import add_content
+from .store.journal import Journal, Record
 from .task import Task
-from .teacher import Teacher
-from .trial import Trial
 
 __all__ = ["fit_solver"]
 

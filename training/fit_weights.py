@@ -24,19 +24,19 @@ if not __package__:  # run as a file
 
     __package__ = _as_package.TRAINING
 
-from ..samplers.names import check_name, has_suffix
+from ..samplers.files.names import check_name, has_suffix
 from .checks import MOST_STEPS
-from .demo import run_demo
-from .gauss_newton import GaussNewton
-from .gradient import OPTIMIZERS, GradientDescent
-from .model_fit import fit_model
+from .command.demo import run_demo
+from .command.options import add_model_options, check_demo, count_of, model_name, seed_of
+from .command.run import fit_model
+from .data.processes import Processes, join_processes
+from .data.teacher import TEACHERS, Teacher
 from .models.loading import check_one_model, find_comfy
-from .objective import LOSSES
-from .options import add_model_options, check_demo, count_of, model_name, seed_of
-from .output import Output
-from .processes import Processes, join_processes
-from .start import resolve_initial
-from .teacher import TEACHERS, Teacher
+from .optimise.gradient import OPTIMIZERS, GradientDescent
+from .optimise.levenberg_marquardt import GaussNewton
+from .optimise.losses import LOSSES
+from .starts.choose import resolve_initial
+from .store.output import Output
 
 __all__ = ["main"]
 

@@ -27,14 +27,14 @@ if not __package__:  # run as a file
 
     __package__ = _as_package.TRAINING
 
-from ..samplers.card import Card, StepCard
+from ..samplers.files.card import VERSION, Card, StepCard
+from ..samplers.files.safe import read_json
+from ..samplers.files.solver import Solver
 from ..samplers.grids import FLUX_GRID, Grid
-from ..samplers.plain import read_json, shown
-from ..samplers.solver_file import Solver
-from ..samplers.version import VERSION
-from .inert_pickle import LARGEST, read_inert_pickle
-from .pickle_stream import check_pickles
-from .published_models import MODELS
+from ..samplers.text import shown
+from .published.inert_pickle import LARGEST, read_inert_pickle
+from .published.models import MODELS
+from .published.pickle_stream import check_pickles
 
 __all__ = ["Table", "assemble", "main", "read_tables"]
 

@@ -10,14 +10,14 @@ import torch
 from ..samplers import Grid, SolverTable, VPNoise
 from ..samplers.conversion import with_derivatives
 from ..samplers.schedules import Noise
-from .gauss_newton import Progress
-from .journal import Journal, Record
-from .objective import Objective
-from .problem import Problem
-from .scan import Candidate, carrier, rmse_and_median
-from .space import Space
+from .data.trial import Trial
+from .optimise.levenberg_marquardt import Progress
+from .optimise.losses import Objective
+from .optimise.problem import Problem
 from .spaces import make_space
-from .trial import Trial
+from .spaces.base import Space
+from .starts.candidates import Candidate, carrier, rmse_and_median
+from .store.journal import Journal, Record
 
 __all__ = ["Task", "is_a_start"]
 

@@ -7,8 +7,8 @@ from typing import Any
 from modules import shared
 
 from ..samplers import Solver, choose_solver
+from ..samplers.families import FAMILIES
 from ..samplers.schedules import Noise
-from ..samplers.solver_file import FAMILIES
 from .files import named_solver, readable_solvers
 
 __all__ = ["AS_SET", "AUTO", "fitting_solvers", "solver_for", "wants_nearest", "wished_file"]

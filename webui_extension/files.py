@@ -9,9 +9,10 @@ from pathlib import Path
 from modules.paths import data_path, models_path
 
 from ..samplers import Solver, list_solvers, load_solver
-from ..samplers.names import has_suffix, in_utf8
-from ..samplers.plain import few, shown
-from ..samplers.solver_file import FAMILIES, SUFFIX
+from ..samplers.families import FAMILIES
+from ..samplers.files.names import has_suffix, in_utf8
+from ..samplers.files.solver import SUFFIX
+from ..samplers.text import few, shown
 
 __all__ = ["FOLDER", "PLACE", "described", "named_solver", "readable_solvers", "solver_names"]
 

@@ -9,8 +9,8 @@ from modules import script_callbacks, sd_samplers
 from modules.sd_samplers_common import SamplerData
 
 from ..samplers import list_solvers
-from ..samplers.solver_file import FAMILIES
-from ..samplers.version import VERSION
+from ..samplers.families import FAMILIES
+from ..samplers.files.card import VERSION
 from .files import solver_names
 from .sampler import LearnedSampler
 from .settings import add_axis, add_settings

@@ -12,7 +12,7 @@ from modules.sd_samplers_kdiffusion import KDiffusionSampler
 from torch import Tensor
 
 from ..samplers import Solver, part_of_table, sample_table
-from ..samplers.multistep import Callback
+from ..samplers.loop import Callback
 from ..samplers.schedules import Noise
 from .host_model import architecture, noise_of
 from .plan import Part, Plan, make_plan

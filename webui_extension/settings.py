@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 from modules import scripts, shared
 
-from ..samplers.plain import few
+from ..samplers.text import few
 from .choice import AUTO
 from .files import solver_names
 

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 import torch
-from learned_solvers.training.files import write_tensors
+from learned_solvers.samplers.files.write import write_tensors
 from learned_solvers.training.train_digits import averaged
 from torch import Tensor
 

@@ -11,7 +11,7 @@ from random import Random
 import torch
 from authors_files import checkpoint, snapshot_bytes
 from learned_solvers.samplers import EDMNoise, FlowNoise, VPNoise, load_solver
-from learned_solvers.samplers.solver_file import BUNDLED, Solver
+from learned_solvers.samplers.files.solver import BUNDLED, Solver
 from learned_solvers.training.import_weights import assemble, read_tables
 from safetensors.torch import save
 

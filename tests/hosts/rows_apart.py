@@ -13,7 +13,7 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "training"))
 import _as_package  # noqa: F401 - makes the folder the package learned_solvers
-from learned_solvers.training.fit_plan import guidances
+from learned_solvers.training.command.fit_plan import guidances
 from learned_solvers.training.models.comfy import ComfyModel
 
 SHAPE = (3, 16, 8, 8)

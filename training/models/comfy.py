@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...samplers.host_models import model_family, noise_of, pixel_size
+from ...samplers.comfy_models import model_family, noise_of, pixel_size
 from ...samplers.schedules import Noise
-from .comfy_denoiser import differentiable_model, joined, sampler_that
 from .conditioning import Cond
+from .guider import differentiable_model, joined, sampler_that
 from .loading import load_parts
 
 __all__ = ["ComfyModel"]

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..comparison import Entry
-from ..scan import HOST_METHODS
+from ..comparison.measure import Entry
+from ..starts.candidates import HOST_METHODS
 from .comfy import ComfyModel
 
 __all__ = ["host_entries"]

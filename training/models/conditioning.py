@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..files import write_tensors
+from ...samplers.files.write import write_tensors
 
 __all__ = ["Cond", "read_conditioning", "write_conditioning"]
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ...samplers.host_models import model_family
-from ...samplers.names import has_suffix
+from ...samplers.comfy_models import model_family
+from ...samplers.files.names import has_suffix
 
 __all__ = ["Parts", "check_one_model", "find_comfy", "host_module", "load_parts"]
 

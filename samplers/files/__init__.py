@@ -1,0 +1,1 @@
+"""Solver files: read, checked, written and listed."""

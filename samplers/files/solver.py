@@ -1,0 +1,245 @@
+"""Solver files: read, write, validate and list.
+
+`<family>_<model>.safetensors` holds the parameters of several step counts ("7/weights", "7/t_scale") and the card as
+metadata. Reading trusts nothing; each refusal names the file, the rule and the remedy. No pickle is ever read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from numbers import Integral
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from ..families import FAMILIES
+from ..schedules import Noise, check_noise
+from ..table import SolverTable
+from ..text import shown
+from .card import Card, is_count
+from .names import check_name, has_suffix
+from .safe import read_container
+from .write import write_whole
+
+__all__ = ["BUNDLED", "SUFFIX", "Solver", "list_solvers", "load_solver"]
+
+BUNDLED = Path(__file__).resolve().parents[2] / "solver_weights"
+SUFFIX = ".safetensors"
+_PUBLISHED = (".pt", ".pkl", ".json")  # what training/import_weights.py reads
+_REMEDIES = ("update Learned Solvers", "put it where models belong")  # of refusals that need no other one
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # narrower ones hold no solver's numbers
+
+
+@dataclass(frozen=True, eq=False)
+class Solver:
+    """A learned solver: parameters for one or more step counts, and the card.
+
+    Args:
+        name: For people: the file's stem, or whatever the maker called it.
+        card: What it was fitted for.
+        parameters: Per number of network calls, the family's tensors, float64 on the CPU.
+
+    Raises:
+        ValueError: Parameters break a rule of the family.
+    """
+
+    name: str
+    card: Card
+    parameters: Mapping[int, Mapping[str, Tensor]]
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise ValueError(
+                f"family must be one of {', '.join(FAMILIES)}, got {self.family!r}: update Learned Solvers"
+            )
+        family = FAMILIES[self.family]
+        for nfe, step in self.card.steps.items():
+            if self.prediction not in family.kinds or (step.grid and self.prediction not in step.grid.kinds):
+                raise ValueError(
+                    f"{nfe} steps: {family.title}{f' on a {step.grid.rule} grid' if step.grid else ''} does not exist "
+                    f"for {self.prediction} models; write the right prediction and grid into the card"
+                )
+        if set(self.parameters) != set(self.card.steps):
+            raise ValueError(
+                f"the card lists steps {shown(str([*self.card.steps]), 200)}, the parameters are for "
+                f"{shown(str(sorted(self.parameters)), 200)}: both must name the same step counts"
+            )
+        for nfe, tensors in self.parameters.items():
+            if set(tensors) != set(family.tensors):
+                raise ValueError(f"{nfe} steps must have {', '.join(family.tensors)}, got {', '.join(tensors)}")
+            for name, tensor in tensors.items():
+                if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+                    raise ValueError(f"{nfe}/{name} must hold finite floating-point numbers")
+            try:
+                family.check(tensors, nfe, self.card.steps[nfe])
+            except ValueError as error:
+                raise ValueError(f"{nfe} steps: {error}") from error
+
+    @property
+    def family(self) -> str:
+        """ "dyweight" or "ds"."""
+        return self.card.family
+
+    @property
+    def prediction(self) -> str:
+        """Kind of noise schedule that it runs on: "flow", "vp" or "edm"."""
+        return self.card.prediction
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The step counts it was fitted for, counted in network calls, ascending."""
+        return tuple(self.card.steps)
+
+    def table(self, steps: int, noise: Noise) -> SolverTable:
+        """Returns the table for `steps` network calls on a noise schedule.
+
+        Raises:
+            TypeError: `steps` is no int, or `noise` no noise schedule.
+            ValueError: The solver was not fitted for so many calls, or for another kind of noise schedule.
+        """
+        check_noise(noise)
+        if noise.kind != self.prediction:
+            raise ValueError(
+                f"{self.name} was fitted for {self.prediction} models, this model is {noise.kind}: choose one for "
+                f"{noise.kind} models"
+            )
+        if isinstance(steps, bool) or not isinstance(steps, Integral):
+            raise TypeError(f"steps must be an int, got {shown(repr(steps), 200)}: choose one of {_listed(self.steps)}")
+        if steps not in self.parameters:
+            raise ValueError(
+                f"{self.name} was fitted for {_listed(self.steps)} steps, got {steps}: choose one of these, or fit it "
+                f"for {steps}"
+            )
+        try:
+            with torch.device("cpu"):  # whatever the default device is
+                table = FAMILIES[self.family].table(self.parameters[steps], self.card.steps[steps], noise)
+        except ValueError as error:
+            raise ValueError(f"{self.name}, {steps} steps: {error}") from error
+        if not bool((table.levels[:-1] > 0).all()):
+            raise ValueError(
+                f"{self.name}: its learned steps do not fit this model's noise schedule, which starts at sigma "
+                f"{table.sigma_start:.4g}: choose another solver, or fit one on this model"
+            )
+        return table
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Writes the solver file atomically and returns its path.
+
+        Raises:
+            FileExistsError: The file exists and `overwrite` is False.
+            ValueError: The path does not end in .safetensors, or some system does not take its name.
+        """
+        path = Path(path)
+        if not has_suffix(path, SUFFIX):
+            raise ValueError(f"{path}: a solver file ends in {SUFFIX}; rename it")
+        check_name(path.name)
+        tensors = {
+            f"{nfe}/{name}": tensor.detach().cpu().double().clone().contiguous()
+            for nfe, own in self.parameters.items()
+            for name, tensor in own.items()
+        }
+        content = _in_order(save(tensors, metadata=self.card.to_metadata()))
+        try:
+            write_whole(path, content, overwrite=overwrite)
+        except FileExistsError as error:
+            raise FileExistsError(f"{path} exists already: choose another name, or ask for an overwrite") from error
+        return path
+
+
+def load_solver(solver: str | Path) -> Solver:
+    """Returns a solver by the name of a bundled file ("dyweight_flux1-dev"), or by the path of a .safetensors file.
+
+    Raises:
+        TypeError: Neither a name nor a path.
+        ValueError: Unknown name, or the file breaks a rule; the message names file, rule and remedy.
+        FileNotFoundError: The path does not exist.
+    """
+    if not isinstance(solver, (str, os.PathLike)) or not isinstance(os.fspath(solver), str):
+        raise TypeError(
+            f"a solver is named by a text or a path, got {type(solver).__name__}: give a bundled solver's name, or the "
+            f"path of a {SUFFIX} file"
+        )
+    path, asked = Path(solver), shown(repr(str(solver)), 200)
+    if path.suffix.lower() in _PUBLISHED:
+        name = shown(str(path), 1000)
+        raise ValueError(
+            f"{name}: a solver file ends in {SUFFIX}; published {', '.join(_PUBLISHED)} files become solver files by "
+            f"python training/import_weights.py {name} --output FOLDER"
+        )
+    if not has_suffix(path, SUFFIX):
+        if str(solver) not in list_solvers():
+            raise ValueError(
+                f"no bundled solver is called {asked}{_hint(str(solver))}: choose one of {', '.join(list_solvers())}, "
+                f"or give the path of a {SUFFIX} file{_left_out(str(solver))}"
+            )
+        path = BUNDLED / f"{solver}{SUFFIX}"
+    name = shown(str(path), 1000)
+    if os.path.isdir(path):
+        raise ValueError(f"{name} is a folder: name the {SUFFIX} file in it")
+    if not os.path.isfile(path):  # unlike Path's, False for every text that is no file's name
+        own = f", such as {path.stem!r}" if path.stem in list_solvers() else ""
+        raise FileNotFoundError(
+            f"{name} does not exist: give the path of a solver file, or a bundled solver's name{own}"
+        )
+    try:
+        return _assemble(path.stem, *read_container(path))
+    except ValueError as error:
+        told = shown(str(error))
+        remedy = "" if any(own in told for own in _REMEDIES) else "; get the file again, or fit it again"
+        raise ValueError(f"{name}: {told}{remedy}") from error
+
+
+def list_solvers() -> list[str]:
+    """Returns the names of the bundled solvers, sorted."""
+    return sorted(path.stem for path in BUNDLED.glob(f"*{SUFFIX}"))
+
+
+def _hint(name: str) -> str:
+    """Returns what an unknown name may have meant."""
+    if name and os.path.exists(name):
+        return f" (it is {'a folder' if os.path.isdir(name) else f'a file that does not end in {SUFFIX}'})"
+    near = [] if name in FAMILIES else get_close_matches(name[:200], list_solvers(), 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _left_out(name: str) -> str:
+    """Returns what to know where a packager left out the family of files that a name belongs to."""
+    family = name.partition("_")[0]
+    if family not in FAMILIES or any(own.startswith(f"{family}_") for own in list_solvers()):
+        return ""
+    return (
+        f" (this package leaves out {FAMILIES[family].title}'s published files: the project's own releases have them)"
+    )
+
+
+def _in_order(content: bytes) -> bytes:
+    """Returns a safetensors file with its header's keys sorted: the same solver is the same bytes everywhere."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return struct.pack("<Q", len(header)) + header + content[8 + length :]
+
+
+def _assemble(name: str, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Solver:
+    card = Card.from_metadata(metadata)
+    parameters: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        count, _, tensor_name = key.partition("/")
+        if not is_count(count) or not tensor_name:
+            raise ValueError(f'tensors are called "<steps>/<name>", got {key[:40]!r}: this is not a solver file')
+        if tensor.dtype not in _FLOATS:
+            raise ValueError(f"{key} must hold floating-point numbers of 16 bits or more, got {tensor.dtype}")
+        parameters.setdefault(int(count), {})[tensor_name] = tensor.to(torch.float64, copy=True)  # off the file
+    return Solver(name, card, parameters)
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} and {last}" if most else last

@@ -1,0 +1,63 @@
+"""Each table equals the sampler function of a real ComfyUI that it stands for, on a nonlinear denoiser."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+import torch
+from comfy_host import HOSTS, WANTED, checkouts, python_of
+from learned_solvers.samplers import sample_table
+from learned_solvers.training.starts.candidates import HOST_METHODS
+from oracles import Mixture, Recorder
+from torch import Tensor
+
+pytestmark = pytest.mark.comfy
+if not checkouts():
+    pytest.skip(f"no ComfyUI: {WANTED}", allow_module_level=True)
+
+LEVELS = {
+    "VE": [14.6, 9.0, 5.5, 3.9, 1.7, 0.9, 0.35, 0.1],
+    "VE to 0": [14.6, 9.0, 5.5, 3.9, 1.7, 0.9, 0.35, 0.0],
+    "flow to 0": [1.0, 0.93, 0.7, 0.66, 0.4, 0.25, 0.1, 0.0],
+    "EDM to 0": [700.0, 54.0, 8.0, 1.0, 0.05, 0.001, 0.0],
+    **{f"{n} steps": [*torch.linspace(12, 1, n).tolist(), 0.0] for n in (2, 3, 4, 5)},
+}
+MEAN = torch.tensor([[1.0, -0.5, 0.3], [-0.8, 0.6, -1.0]]).double()
+STD, LOGW = torch.tensor([0.3, 0.5]).double(), torch.tensor([0.1, -0.1]).double()
+# uni_pc takes a last level of 0 as 0.001 and so cannot come from there.
+RUNS = [
+    (name, grid) for name in HOST_METHODS for grid in LEVELS if not (name.startswith("uni_pc") and grid == "EDM to 0")
+]
+
+
+def start(sigmas: Tensor) -> Tensor:
+    noise = torch.randn(3, 3, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return float(sigmas[0]) * noise
+
+
+@pytest.fixture(scope="module", params=checkouts(), ids=lambda path: path.name)
+def host(request, tmp_path_factory) -> dict[tuple[str, str], tuple[Tensor, int]]:
+    """(end state, model calls) of every run in the host, in one process of its own."""
+    folder = tmp_path_factory.mktemp("samplers")
+    runs = []
+    for name, grid in RUNS:
+        sigmas = torch.tensor(LEVELS[grid], dtype=torch.float64)
+        runs.append((name, sigmas, grid.startswith("flow"), start(sigmas)))
+    torch.save({"mean": MEAN, "std": STD, "logw": LOGW, "runs": runs}, folder / "request.pt")
+    script = [str(HOSTS / "run_samplers.py"), str(request.param), str(folder / "request.pt"), str(folder / "result.pt")]
+    command = [str(python_of(request.param)), *script]
+    ran = subprocess.run(command, cwd=request.param, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return dict(zip(RUNS, torch.load(folder / "result.pt", weights_only=True), strict=True))
+
+
+@pytest.mark.parametrize(("name", "grid"), RUNS)
+def test_a_table_is_comfyuis_own_sampler(host, name, grid):
+    sigmas = torch.tensor(LEVELS[grid], dtype=torch.float64)
+    model = Recorder(Mixture(MEAN, STD, LOGW, grid.startswith("flow")))
+    table = HOST_METHODS[name](sigmas)
+    result = sample_table(model, start(sigmas), table, disable=True)
+    expected, calls = host[name, grid]
+    torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
+    assert len(model.x) == table.nfe == calls

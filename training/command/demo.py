@@ -1,0 +1,68 @@
+"""The whole path on the bundled small model: fit, save, load, sample, compare, draw. Any CPU, about a minute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...samplers import FlowNoise, load_solver
+from ..comparison.sheet import save_strips
+from ..comparison.strips import strips_of
+from ..data.samples import Samples
+from ..data.teacher import Teacher
+from ..fit import fit_solver
+from ..models.digits import SHAPE, load_digits
+from ..report import FitResult, table_of
+
+__all__ = ["GUIDANCE", "demo_starts", "run_demo"]
+
+GUIDANCE = 3.0
+STEPS = (3, 5, 7)
+TEACHER = Teacher("heun", 60)
+
+
+def demo_starts(count: int, seed: int = 0) -> tuple[Tensor, dict[str, object]]:
+    """Returns starts [count, 1, 8, 8] and the model's arguments: random labels, guidance 3."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, *SHAPE, generator=generator)
+    return x, {"label": torch.randint(0, 10, (count,), generator=generator), "guidance": GUIDANCE}
+
+
+def run_demo(output: Path, *, overwrite: bool = False, say: Callable[[str], None] = print) -> FitResult:
+    """Returns the fit's result after writing dyweight_digits.safetensors, demo.png and demo.md.
+
+    Raises:
+        FileExistsError: One of the files exists and `overwrite` is False.
+    """
+    file = output / "dyweight_digits.safetensors"
+    for path in (file, output / "demo.png", output / "demo.md"):
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists already: choose another --output, or add --overwrite")
+    model, noise = load_digits(), FlowNoise()
+    x, extra_args = demo_starts(128)
+    card = {"model_family": "digits", "checkpoint": "training/models/digits.safetensors", "guidance": "3"}
+    result = fit_solver(
+        model, x, noise=noise, steps=STEPS, held_out=64, extra_args=extra_args, progress=say,
+        teacher=TEACHER.method, teacher_steps=TEACHER.steps, card={**card, "resolution": "8x8", "licence": "MIT"},
+    )  # fmt: skip
+    result.solver.save(file, overwrite=overwrite)
+    _draw(output / "demo.png", file, result)
+    (output / "demo.md").write_text(f"# A solver fitted to the bundled model\n\n{table_of(result)}\n", "utf-8")
+    say(f"\n{table_of(result)}\n\nwritten: {file}, {output / 'demo.png'}, {output / 'demo.md'}")
+    return result
+
+
+def _draw(path: Path, file: Path, result: FitResult) -> None:
+    """Draws one start per digit: the teacher, and per step count the best classical solver and ours, from the file."""
+    model, noise, solver = load_digits(), FlowNoise(), load_solver(file)
+    x, _ = demo_starts(10, seed=1)
+    starts = Samples(x, {"label": torch.arange(10), "guidance": GUIDANCE}, len(x))
+    strips = strips_of(solver, result, TEACHER, model, starts, noise, lambda end: (end + 1) / 2)
+    save_strips(
+        path,
+        "The same noise, the same network, guidance 3: who comes closest to the teacher? (errors of these ten)",
+        strips,
+    )

@@ -1,0 +1,1 @@
+"""Solvers compared at equal network calls: measured, drawn, written."""

@@ -1,0 +1,109 @@
+"""Starting states with their conditioning, cut into microbatches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .batch_limit import Room
+
+__all__ = ["CountedDenoiser", "Samples"]
+
+_FAR_OUT = 30  # times the size of noise and picture: no state on a sampler's way from one to the other
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Starting states x [S, ...] at the solver's first noise level, and what the model takes with them.
+
+    Args:
+        x: States, float32 or wider, shape [S, ...].
+        extra_args: Keyword arguments of the model; tensors with S rows and lists of length S are per sample.
+        microbatch: Samples per model call.
+    """
+
+    x: Tensor
+    extra_args: Mapping[str, Any]
+    microbatch: int
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def rows(self, start: int, stop: int) -> Samples:
+        """Returns samples start ... stop - 1."""
+        own = {key: value[start:stop] if self.is_per_sample(value) else value for key, value in self.extra_args.items()}
+        return Samples(self.x[start:stop], own, self.microbatch)
+
+    def pick(self, rows: Tensor) -> Samples:
+        """Returns the samples of a list of row numbers."""
+        chosen = {
+            key: value[rows.to(value.device)] if isinstance(value, Tensor) else [value[i] for i in rows.tolist()]
+            for key, value in self.extra_args.items()
+            if self.is_per_sample(value)
+        }
+        return Samples(self.x[rows.to(self.x.device)], {**self.extra_args, **chosen}, self.microbatch)
+
+    def batches(self) -> Iterator[tuple[int, Samples]]:
+        """Yields (first row, microbatch)."""
+        for start in range(0, len(self), self.microbatch):
+            yield start, self.rows(start, start + self.microbatch)
+
+    def is_per_sample(self, value: Any) -> bool:
+        """Whether an extra argument has one row per sample."""
+        return isinstance(value, Tensor | list | tuple) and getattr(value, "ndim", 1) > 0 and len(value) == len(self)
+
+
+class CountedDenoiser:
+    """A denoiser that counts network calls, one per sample and call, and hides half precision from the fit.
+
+    The fit's states are float32; a model in half precision gets them in its own dtype. `room` is how many samples a
+    call may have.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype, say: Callable[[str], None] = lambda line: None) -> None:
+        self.model = model
+        self.dtype = dtype
+        self.calls = 0
+        self.room = Room(say)
+
+    def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
+        """Returns the denoised state in x's dtype.
+
+        Raises:
+            TypeError: The model returned something else than a tensor of x's shape.
+            ValueError: It is not finite, for a state of ordinary size.
+        """
+        self.calls += len(x)
+        return self.uncounted(x, sigma, **extra_args)
+
+    def uncounted(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
+        """Returns the same without counting."""
+        denoised = self.model(x.to(self.dtype), sigma, **extra_args)
+        if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
+            got = f"shape {list(denoised.shape)}" if isinstance(denoised, Tensor) else type(denoised).__name__
+            raise TypeError(
+                f"the model must return denoised states of the shape of its x, {list(x.shape)}, got {got}: wrap it as "
+                "k-diffusion does, model(x, sigma) -> denoised"
+            )
+        denoised = denoised.to(x.dtype)
+        if not bool(torch.isfinite(denoised).all()):
+            self._refuse_unless_far_out(x.detach(), sigma.detach(), denoised.detach())
+        return denoised
+
+    def _refuse_unless_far_out(self, x: Tensor, sigma: Tensor, denoised: Tensor) -> None:
+        """Raises ValueError, but where the state is one that a bad table led to: that table's loss is infinite then."""
+        sizes, level = x.cpu().double().flatten(1).square().mean(1).sqrt(), sigma.cpu().double().max().item()
+        broken = (~torch.isfinite(denoised.cpu())).flatten(1).any(1) & (sizes <= _FAR_OUT * math.sqrt(1 + level**2))
+        if not bool(broken.any()):
+            return
+        wrong, size = int((~torch.isfinite(denoised)).sum()), float(sizes[broken][0])
+        raise ValueError(
+            f"the network returned {wrong} numbers of {denoised.numel()} that are not finite, in network call "
+            f"{self.calls}, at sigma {level:.4g}, from a state of ordinary size ({size:.3g}): run the model in "
+            "bfloat16 or float32 (ComfyUI: --bf16-unet, --fp32-unet) in place of float16, or get the checkpoint again"
+        )

@@ -1,0 +1,172 @@
+"""The reference that a solver is fitted to: a many-step classical solver from the same start."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from ...samplers import EDMNoise, FlowNoise, Grid, VPNoise, dpmpp_2m, euler, heun, ipndm, sample_table
+from ...samplers.files.write import write_tensors
+from ...samplers.grids import FLUX_GRID
+from ...samplers.loop import Denoiser
+from ...samplers.schedules import Noise
+from ..store.content import add_content
+from .batch_limit import Room
+from .samples import CountedDenoiser, Samples
+
+__all__ = ["TEACHERS", "Reference", "Teacher", "teacher_grid"]
+
+_log = logging.getLogger("learned_solvers")
+_TABLES = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m, "ipndm": lambda sigmas: ipndm(sigmas, 4)}
+TEACHERS = tuple(_TABLES)
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The teacher's trajectories: `levels` [T + 1], `states` [T + 1, S, ...]; T = 0: only the ends."""
+
+    levels: Tensor
+    states: Tensor
+
+    @property
+    def end(self) -> Tensor:
+        """End states, shape [S, ...]."""
+        return self.states[-1]
+
+    def rows(self, start: int, stop: int) -> Reference:
+        """Returns the trajectories of samples start ... stop - 1."""
+        return Reference(self.levels, self.states[:, start:stop])
+
+    def pick(self, rows: Tensor) -> Reference:
+        """Returns the trajectories of a list of sample numbers."""
+        return Reference(self.levels, self.states[:, rows.to(self.states.device)])
+
+    def at(self, level: Tensor) -> Tensor:
+        """Returns the states at a noise level (0-d), interpolated linearly between the own ones, shape [S, ...]."""
+        i = int((self.levels > level.detach()).sum().clamp(1, len(self.levels) - 1))
+        part = (self.levels[i - 1] - level) / (self.levels[i - 1] - self.levels[i])
+        return self.states[i - 1] + part * (self.states[i] - self.states[i - 1])
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A many-step reference.
+
+    Args:
+        method: One of TEACHERS. heun costs two calls per step but the last, the others one.
+        steps: Steps of its grid.
+    """
+
+    method: str = "heun"
+    steps: int = 60
+
+    def __post_init__(self) -> None:
+        if self.method not in TEACHERS:
+            raise ValueError(f"teacher must be one of {', '.join(TEACHERS)}, got {self.method!r}")
+        if self.steps < 2:
+            raise ValueError(f"a teacher needs at least 2 steps, got {self.steps}: 28 to 100 are usual")
+
+    @property
+    def calls(self) -> int:
+        """Network calls per sample."""
+        return 2 * self.steps - 1 if self.method == "heun" else self.steps
+
+    def reference(
+        self,
+        model: Denoiser,
+        samples: Samples,
+        noise: Noise,
+        *,
+        trajectory: bool = False,
+        cache: Path | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Reference:
+        """Returns the teacher's end states or trajectories, microbatch by microbatch.
+
+        Args:
+            model: The denoiser.
+            samples: Starts.
+            noise: The model's schedule.
+            trajectory: Keep all states, not only the ends.
+            cache: A folder; a microbatch that is in it is not run again. Files are named by their content: starts,
+                extra arguments and teacher (objects of kinds not known here count by their repr); the caller gives
+                every model a folder of its own.
+            progress: Called with the number of samples done after each microbatch.
+        """
+        levels = teacher_grid(noise, self.steps)
+
+        def states_of(start: int, stop: int) -> Tensor:
+            batch = samples.rows(start, stop)
+            path = None if cache is None else cache / f"{_digest(self, batch, levels, trajectory)}.safetensors"
+            states = _cached(path, batch)
+            if states is None:
+                states = self._run(model, batch, levels, trajectory)
+                if path is not None:
+                    write_tensors(path, {"states": states})
+            if progress is not None:
+                progress(stop)
+            return states
+
+        room = model.room if isinstance(model, CountedDenoiser) else Room()
+        parts = list(room.each(len(samples), samples.microbatch, states_of))
+        return Reference(levels if trajectory else levels[-1:], torch.cat(parts, dim=1))
+
+    def end_of(self, model: Denoiser, x: Tensor, extra_args: Mapping[str, Any], noise: Noise) -> Tensor:
+        """Returns the end states of one batch of starts, shape [B, ...]."""
+        return self.reference(model, Samples(x, extra_args, len(x)), noise).end
+
+    def _run(self, model: Denoiser, batch: Samples, levels: Tensor, trajectory: bool) -> Tensor:
+        states: list[Tensor] = []
+        keep = (lambda step: states.append(step["x"])) if trajectory else None
+        end = sample_table(model, batch.x, _TABLES[self.method](levels), batch.extra_args, keep, disable=True)
+        if self.method == "heun":  # a step's second call is not at a state of the trajectory
+            states = states[::2]
+        return torch.stack([*states, end])
+
+
+def teacher_grid(noise: Noise, steps: int) -> Tensor:
+    """Returns a dense grid that ends at 0: Karras with rho 7 on VP and EDM models, even flow time on flow models.
+
+    Even flow time is shifted as FLUX shifts it where the number of latent tokens is known.
+    """
+    if isinstance(noise, FlowNoise):
+        if noise.tokens is None:
+            return Grid("flow_shift", {"shift": 1.0}).levels(steps, noise)
+        return FLUX_GRID.levels(steps, noise)
+    assert isinstance(noise, VPNoise | EDMNoise)
+    return Grid("karras", {"rho": 7.0}).levels(steps, noise)
+
+
+def _cached(path: Path | None, batch: Samples) -> Tensor | None:
+    """Returns the states of a cache file; None where there is none, or it is damaged, which the log tells."""
+    if path is None or not path.exists():
+        return None
+    try:
+        states = load(path.read_bytes())["states"]  # not mapped: Windows deletes no mapped file
+        if states.shape[1:] == batch.x.shape:
+            return states.to(batch.x.device)
+        reason = f"its states have shape {list(states.shape)}"
+    except (SafetensorError, KeyError) as error:
+        reason = str(error)
+    _log.warning("%s is damaged (%s): the teacher runs again", path, reason[:200])
+    return None
+
+
+def _digest(teacher: Teacher, batch: Samples, levels: Tensor, trajectory: bool) -> str:
+    """Returns a name for the microbatch's trajectories: the hash of what they follow from, but for the model."""
+    digest = hashlib.sha256(f"{teacher.method} {teacher.steps} {trajectory}".encode())
+    digest.update(levels.numpy().tobytes())
+    tensors = {"x": batch.x, **batch.extra_args}
+    for key in sorted(tensors):
+        digest.update(key.encode())
+        add_content(digest, tensors[key], repr)
+    return digest.hexdigest()[:32]

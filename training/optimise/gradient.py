@@ -1,0 +1,222 @@
+"""Gradient descent through the network, as in the papers: Adam, AdamW or Lion with warm-up, cosine and clipping.
+
+For denoisers that differentiate; activations are recomputed instead of kept (torch.utils.checkpoint). The gradient is
+compared with a difference before the first step, as hosts' fused operations may drop it without an error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..data.batch_limit import is_out_of_memory
+from ..data.samples import CountedDenoiser
+from .levenberg_marquardt import Progress, difference_step
+from .problem import Problem
+
+__all__ = ["OPTIMIZERS", "GradientDescent", "Lion"]
+
+
+class Lion(torch.optim.Optimizer):
+    """Lion (arXiv 2302.06675): sign of an interpolated momentum, decoupled weight decay."""
+
+    def __init__(
+        self, params: Any, lr: float = 1e-2, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Makes one update."""
+        for group in self.param_groups:
+            beta_1, beta_2 = group["betas"]
+            for p in (p for p in group["params"] if p.grad is not None):
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.sub_(group["lr"] * torch.lerp(p.grad, momentum, beta_1).sign())
+                momentum.lerp_(p.grad, 1 - beta_2)
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "lion": Lion,
+}
+
+
+@dataclass(frozen=True)
+class GradientDescent:
+    """Settings of a fit; the defaults are DyWeight's for small pixel models (arXiv 2603.11607, its run.sh).
+
+    Args:
+        optimizer: "adam", "adamw" or "lion".
+        rate: Highest learning rate: 3e-2 for small models, 5e-4 to 1e-3 for SD and FLUX, 1e-2 with Lion.
+        weight_decay: Decoupled; the FLUX recipe has 5e-2.
+        batch: Samples per update, over all processes, at most.
+        epochs: Passes over the samples.
+        warm_up: Part of the updates over which the rate rises; after it a cosine falls to 1 % of it.
+        clip: Largest norm of the gradient.
+        seed: Of the order of samples.
+    """
+
+    optimizer: str = "adam"
+    rate: float = 3e-2
+    weight_decay: float = 0.0
+    batch: int = 16
+    epochs: int = 1
+    warm_up: float = 0.1
+    clip: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
+        if self.batch < 1 or self.epochs < 1 or not self.rate > 0 or not 0 <= self.warm_up < 1:
+            raise ValueError(
+                "batch and epochs must be at least 1, rate above 0 and warm_up from 0 to below 1, got "
+                f"{self.batch}, {self.epochs}, {self.rate:g} and {self.warm_up:g}"
+            )
+
+    def fit(
+        self,
+        problem: Problem,
+        theta: Tensor,
+        held_out: Problem | None = None,
+        progress: Progress | None = None,
+        state: dict[str, Tensor] | None = None,
+        save: Callable[[dict[str, Tensor]], None] | None = None,
+    ) -> tuple[Tensor, float]:
+        """Returns the last parameters and their loss, on `held_out` where given; see `GaussNewton.fit`.
+
+        Raises:
+            ValueError: The gradient disagrees with a difference, or there is none.
+        """
+        theta = (theta if state is None else state["theta"]).clone().requires_grad_(True)
+        optimizer = OPTIMIZERS[self.optimizer]([theta], lr=self.rate, weight_decay=self.weight_decay)
+        first = 0
+        if state is None:
+            self._check_gradient(problem, theta)
+        else:
+            first = int(state["updates"])
+            optimizer.load_state_dict(_unflatten(optimizer.state_dict(), state))
+        batches = self._batches(problem.total)
+        for update, chosen in enumerate(batches[first:], first):
+            own = problem.processes.places(chosen, problem.samples, problem.total)
+            loss = self._update(problem, theta, optimizer, own, update / len(batches))
+            if (update + 1) % max(1, len(batches) // 20) == 0:
+                if progress is not None:
+                    progress(f"update {update + 1} of {len(batches)}: loss {loss:.3e}")
+                if save is not None:
+                    flat = _flatten(optimizer.state_dict())
+                    save({**flat, "theta": theta.detach(), "updates": torch.tensor(float(update + 1))})
+        theta = theta.detach()
+        return theta, (held_out or problem).loss(theta)
+
+    def _batches(self, total: int) -> list[Tensor]:
+        """Returns the sample numbers of every update, in an order of their own in each epoch."""
+        order, per_epoch = torch.Generator().manual_seed(self.seed), -(-total // self.batch)
+        epochs = [torch.randperm(total, generator=order) for _ in range(self.epochs)]
+        return [
+            part for rows in epochs for part in rows.tensor_split(per_epoch)
+        ]  # even: one sample is no update's worth
+
+    def _update(
+        self, problem: Problem, theta: Tensor, optimizer: torch.optim.Optimizer, rows: Tensor, done: float
+    ) -> float:
+        for group in optimizer.param_groups:
+            group["lr"] = self.rate * self._schedule(done)
+        optimizer.zero_grad(set_to_none=True)
+        gradient, loss = self._gradient(problem, theta, rows)
+        # One sum over processes for gradient, loss and count: some may have none of the update's samples.
+        sums = problem.processes.sums(torch.cat([gradient, loss[None], loss.new_tensor([len(rows)])]))
+        theta.grad = sums[:-2] / sums[-1]
+        torch.nn.utils.clip_grad_norm_([theta], self.clip)
+        optimizer.step()
+        return float(sums[-2] / sums[-1])
+
+    def _gradient(self, problem: Problem, theta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns gradient and value of the sum of some samples' losses, in as many parts as fit into memory."""
+
+        def of_part(start: int, stop: int) -> tuple[Tensor, Tensor]:
+            loss = self._loss(problem, theta, rows[start:stop])
+            return torch.autograd.grad(loss, theta)[0], loss.detach()
+
+        gradient, value = torch.zeros_like(theta), theta.new_zeros(())
+        for part, loss in problem.model.room.each(len(rows), problem.samples.microbatch, of_part):
+            gradient, value = gradient + part, value + loss
+        return gradient.detach(), value
+
+    def _value(self, problem: Problem, theta: Tensor, rows: Tensor) -> Tensor:
+        """Returns the sum of some samples' losses, in as many parts as fit into memory."""
+        size = problem.samples.microbatch
+        parts = problem.model.room.each(len(rows), size, lambda i, j: self._loss(problem, theta, rows[i:j]).detach())
+        return sum(parts, theta.new_zeros(()))
+
+    def _schedule(self, done: float) -> float:
+        if done < self.warm_up:
+            return (done + 1e-3) / self.warm_up
+        return 0.01 + 0.99 * (1 + math.cos(math.pi * (done - self.warm_up) / (1 - self.warm_up))) / 2
+
+    def _loss(self, problem: Problem, theta: Tensor, rows: Tensor) -> Tensor:
+        """Returns the sum of the losses of some of this process's samples, with a graph down to theta."""
+        batch, reference = problem.samples.pick(rows), problem.reference.pick(rows)
+        with torch.enable_grad():
+            table = problem.space.table(theta)
+            states = problem.run(table, batch, _Recomputed(problem.model)).states
+            residual = problem.objective.residual(states[1:], table.levels[1:], reference)
+            return problem.objective.rho(residual).cpu().double().sum()
+
+    def _check_gradient(self, problem: Problem, theta: Tensor) -> None:
+        """Compares the derivative along one direction with a difference, on a few samples."""
+        few, sums = problem.first(4), problem.processes.sums
+        rows = torch.arange(len(few.samples))
+        direction = torch.ones_like(theta) / math.sqrt(len(theta))
+        step = difference_step(problem, theta.detach())
+        try:
+            gradient, _ = self._gradient(few, theta, rows)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"this model does not differentiate ({error}): use the optimizer gauss-newton, which needs no gradient"
+            ) from error
+        along, differences = float(sums(gradient @ direction)) / few.total, []
+        for size in (step, step / 10, step / 100, step / 1000):  # small ones drown in rounding, large ones in curvature
+            with torch.no_grad():
+                ahead, behind = (sums(self._value(few, theta + sign * size * direction, rows)) for sign in (1, -1))
+            differences.append(float(ahead - behind) / (2 * size * few.total))
+            if abs(along - differences[-1]) <= 0.05 * max(abs(along), abs(differences[-1]), 1e-12) + 10 * size * size:
+                return
+        raise ValueError(
+            f"this model's gradient is wrong: {along:.4e} along a direction where differences give "
+            f"{', '.join(f'{d:.4e}' for d in differences)}; use the optimizer gauss-newton, which needs no gradient"
+        )
+
+
+class _Recomputed:
+    """A denoiser that keeps no activations: its forward pass runs again during backpropagation.
+
+    A call that is backpropagated through counts as three: a forward pass, and a backward pass that counts as two.
+    """
+
+    def __init__(self, model: CountedDenoiser) -> None:
+        self.model = model
+
+    def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
+        self.model.calls += (3 if x.requires_grad or sigma.requires_grad else 1) * len(x)
+        return checkpoint(self.model.uncounted, x, sigma, use_reentrant=False, **extra_args)  # pyright: ignore
+
+
+def _flatten(state: dict[str, Any]) -> dict[str, Tensor]:
+    return {f"optimizer/{k}": torch.as_tensor(v).clone() for k, v in state["state"].get(0, {}).items()}
+
+
+def _unflatten(empty: dict[str, Any], record: dict[str, Tensor]) -> dict[str, Any]:
+    own = {k.removeprefix("optimizer/"): v for k, v in record.items() if k.startswith("optimizer/")}
+    return {**empty, "state": {0: own} if own else {}}

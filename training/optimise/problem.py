@@ -1,0 +1,126 @@
+"""One fit's problem: a space, samples with their reference, an objective. Losses and normal equations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...samplers import SolverTable
+from ...samplers.loop import continue_table
+from ..data.samples import Samples
+from ..data.teacher import Reference
+from ..data.trial import Run, Trial
+from ..spaces.base import Restart, Space, is_valid
+from .losses import Objective
+
+__all__ = ["Normal", "Problem"]
+
+
+class Normal(NamedTuple):
+    """Normal equations at a point: J^T W J [P, P], J^T W r [P], the mean loss; float64 on the CPU."""
+
+    matrix: Tensor
+    gradient: Tensor
+    loss: float
+
+
+@dataclass(frozen=True, eq=False)
+class Problem(Trial):
+    """Samples to be matched by the tables of a space.
+
+    Args:
+        space: Free parameters.
+        objective: The loss.
+    """
+
+    space: Space = field(kw_only=True)
+    objective: Objective = field(kw_only=True)
+
+    @classmethod
+    def of(cls, trial: Trial, space: Space, objective: Objective) -> Problem:
+        """Returns the problem of a trial's samples on a space."""
+        own = {entry.name: getattr(trial, entry.name) for entry in fields(Trial)}
+        return cls(**own, space=space, objective=objective)
+
+    def loss(self, theta: Tensor) -> float:
+        """Returns the mean loss over all samples; inf where the parameters make no table or no finite states."""
+        mean = float(self.losses(theta).sum()) / self.total
+        return mean if mean == mean else float("inf")
+
+    def losses(self, theta: Tensor) -> Tensor:
+        """Returns the loss of each sample of all processes, shape [total], float64; inf where there is no table."""
+        if not is_valid(self.space, theta):
+            return torch.full([self.total], float("inf"), dtype=torch.float64)
+        table = self.space.table(theta)
+        none = torch.zeros(0, dtype=torch.float64)  # for a process without a sample
+
+        def own(start: int, batch: Samples) -> Tensor:
+            reference = self.reference.rows(start, start + len(batch))
+            return self.objective.rho(self._residual(table, self.run(table, batch).states, reference)).cpu().double()
+
+        return self.processes.joined(torch.cat([none, *self.each(own)]), self.samples, self.total)
+
+    def normal(self, theta: Tensor, difference: float, two_sided: bool = False) -> Normal:
+        """Returns the normal equations; the Jacobian is made of differences of size `difference`, forward or two-sided.
+
+        In memory at a time: one microbatch's run, and as many residuals of it as there are parameters.
+        """
+        size = len(theta)
+        matrix = torch.zeros(size, size, dtype=torch.float64)
+        gradient, loss = torch.zeros(size, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        base = self.space.table(theta)
+        steps = [self._step(theta, unit * difference, two_sided) for unit in torch.eye(size, dtype=torch.float64)]
+        ahead = [self.space.table(theta + step) for step in steps]
+        behind = [self.space.table(theta - step) for step in steps] if two_sided else None
+
+        def sums(start: int, batch: Samples) -> tuple[Tensor, Tensor, Tensor]:
+            reference = self.reference.rows(start, start + len(batch))
+            run = self.run(base, batch)
+            residual = self._residual(base, run.states, reference)
+            root = self.objective.weight(residual).sqrt()
+            jacobian = residual.new_empty(size, *residual.shape)
+            for k, restart in enumerate(self.space.restart):
+                column = self._departed(ahead[k], run, batch, reference, restart)
+                if behind is None:
+                    column = (column - residual) / float(steps[k].sum())
+                else:
+                    column = column - self._departed(behind[k], run, batch, reference, restart)
+                    column = column / (2 * float(steps[k].sum()))
+                jacobian[k] = root * column
+            # Means over the entries of a sample, sums over samples: the same scale as the loss.
+            scale, flat = 1.0 / residual[0].numel(), jacobian.flatten(1)
+            return (
+                scale * (flat @ flat.T).cpu().double(),
+                scale * (flat @ (root * residual).flatten()).cpu().double(),
+                self.objective.rho(residual).cpu().double().sum(),
+            )
+
+        for parts in self.each(sums):
+            matrix, gradient, loss = matrix + parts[0], gradient + parts[1], loss + parts[2]
+        # One sum over processes for all three.
+        together = self.processes.sums(torch.cat([matrix.flatten(), gradient, loss[None]])) / self.total
+        return Normal(together[: size * size].view(size, size), together[size * size : -1], float(together[-1]))
+
+    def _step(self, theta: Tensor, step: Tensor, two_sided: bool) -> Tensor:
+        """Returns a step of one parameter, halved until the tables that it leads to are valid."""
+        for _ in range(20):
+            if is_valid(self.space, theta + step) and (not two_sided or is_valid(self.space, theta - step)):
+                break
+            step = step / 2
+        return step
+
+    def _departed(self, table: SolverTable, run: Run, batch: Samples, reference: Reference, restart: Restart) -> Tensor:
+        """Returns the residual of a run that leaves `run` where `restart` says."""
+        later: list[Tensor] = []
+        start, history = restart.step, dict(enumerate(run.entries[: restart.known]))
+        end = continue_table(
+            self.model, run.states[start], table, history, start, batch.extra_args, lambda s: later.append(s["x"]), True
+        )
+        missing = len(run.states) - 1 - len(later)  # states that the callback has not seen: they are the base run's
+        return self._residual(table, [*run.states[:missing], *later, end], reference)
+
+    def _residual(self, table: SolverTable, states: list[Tensor], reference: Reference) -> Tensor:
+        return self.objective.residual(states[1:], table.levels[1:], reference)

@@ -1,0 +1,1 @@
+"""Published parameters and what their sources say."""

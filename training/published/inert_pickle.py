@@ -1,0 +1,115 @@
+"""Reads the figures in the DyWeight authors' .pkl files without executing anything from them.
+
+Those files are EDM "persistence" pickles: a stock unpickler would compile Python source that they carry. Here an exact
+allow-list of the eleven names that the authors' files use is mapped to inert stand-ins; any other name, and so any
+other call, refuses the file. Tensor storages inside are read by torch.load with weights_only.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.storage import TypedStorage
+
+from ...samplers.text import shown
+from .pickle_stream import check_pickles
+
+__all__ = ["LARGEST", "read_inert_pickle"]
+
+LARGEST = 2**20  # bytes; the authors' files have 15 to 16 kB
+_SOLVERS = ("dyweight_sampler", "heun_sampler", "ipndm_sampler", "euler_sampler", "dpm_pp_sampler", "unipc_sampler")
+
+
+def read_inert_pickle(path: Path) -> dict[str, Any]:
+    """Returns the pickle's outermost dictionary; objects become dictionaries of their state, solvers their names.
+
+    Raises:
+        ValueError: Too large, not such a file, or it names something outside the allow-list.
+    """
+    if path.stat().st_size > LARGEST:
+        raise ValueError(
+            f"{path}: a DyWeight .pkl has at most {LARGEST} bytes, this one {path.stat().st_size}: refused"
+        )
+    try:
+        data = path.read_bytes()
+        check_pickles(data)
+        content = _InertUnpickler(io.BytesIO(data)).load()
+    except Exception as error:  # a hostile pickle may raise anything; none of it is code of the file
+        reason = shown(str(error) or type(error).__name__, 300)
+        raise ValueError(f"{path}: refused, {reason}. Import the authors' original file") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path}: must hold a dictionary, got {type(content).__name__}: import the authors' original file"
+        )
+    return content
+
+
+class _InertUnpickler(pickle.Unpickler):
+    """An unpickler that can name nothing but inert stand-ins, made anew for each file."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self._allowed = _stand_ins()
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        if (module_name, global_name) not in self._allowed:
+            raise ValueError(f"it names {module_name}.{global_name}, which is not on the allow-list")
+        return self._allowed[module_name, global_name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise ValueError(
+            f"it refers to outside storage {pid[:40]!r}" if isinstance(pid, str) else "it refers to another"
+        )
+
+
+def _stand_ins() -> dict[tuple[str, str], Callable[..., Any] | str | type]:
+    """Returns the allow-list. Fresh closures, so that a pickle that sets attributes on them changes no other load."""
+
+    def persistent_object(meta: dict[str, Any]) -> dict[str, Any]:
+        state, name = meta["state"], meta["class_name"]
+        if not isinstance(name, str):
+            raise ValueError("a class's name must be a text")
+        return dict(state, class_name=name)
+
+    def parameter(data: Tensor, requires_grad: bool, hooks: Any) -> Tensor:
+        return data
+
+    def storage(content: bytes) -> Tensor:
+        if not isinstance(content, bytes):
+            raise ValueError("a storage must be bytes")
+        if content.startswith(b"PK"):
+            raise ValueError("a storage must be in torch's old layout")
+        check_pickles(content, count=5)  # magic number, protocol, system, storage, keys
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # TypedStorage is deprecated; these files hold nothing else
+            typed = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            if not isinstance(typed, TypedStorage):  # a tensor of stride 0 has any number of entries
+                raise ValueError("a storage must be nothing but that")
+            return torch.tensor(typed.tolist(), dtype=typed.dtype)
+
+    def tensor(
+        data: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], requires_grad: bool, hooks: Any
+    ) -> Tensor:
+        if not all(type(n) is int and 0 < n <= data.numel() for n in size):
+            raise ValueError("a tensor's size is no whole numbers, or it is larger than its storage")
+        if math.prod(size) > data.numel():
+            raise ValueError("a tensor is larger than its storage")
+        return torch.as_strided(data, size, stride, offset).clone()
+
+    return {
+        ("torch_utils.persistence", "_reconstruct_persistent_obj"): persistent_object,
+        ("torch._utils", "_rebuild_parameter"): parameter,
+        ("torch._utils", "_rebuild_tensor_v2"): tensor,
+        ("torch.storage", "_load_from_bytes"): storage,
+        ("collections", "OrderedDict"): OrderedDict,
+        **{("solvers", name): name for name in _SOLVERS},
+    }

@@ -1,0 +1,103 @@
+"""What a fit of DS-Solver may change: time steps and coefficients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...samplers import FlowNoise, SolverTable, VPNoise
+from ...samplers.conversion import with_denoised, with_derivatives
+from ...samplers.families.ds import VP_TIMES, ds_flow_table, ds_vp_table
+from ...samplers.files.card import StepCard
+from ...samplers.schedules import Noise
+from .base import Restart, windowed
+
+__all__ = ["DSSpace"]
+
+
+@dataclass(frozen=True)
+class DSSpace:
+    """Time steps and coefficients inside a window, on flow and VP models.
+
+    Vector: for each step i the coefficients c_ij of the newest `history` - 1 older entries, oldest first, then, but
+    in the last step, the logit of the part of the remaining time that is left after it.
+    """
+
+    steps: int
+    noise: Noise
+    history: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.noise, FlowNoise | VPNoise):
+            raise ValueError(f"DS-Solver is defined on flow and vp noise, got {self.noise.kind}: fit dyweight instead")
+        if self.steps < 2:
+            raise ValueError("a DS solver of one step has nothing to learn: fit dyweight instead")
+
+    @property
+    def _ends(self) -> tuple[float, float]:
+        return (1.0, 0.0) if isinstance(self.noise, FlowNoise) else VP_TIMES
+
+    @property
+    def _cells(self) -> list[tuple[int, int]]:
+        """(i, j) of every vector entry; j = -1 is the time step."""
+        last = self.steps - 1
+        return [
+            (i, j) for i in range(self.steps) for j in [*range(max(0, i - self.history + 1), i), *([-1] * (i < last))]
+        ]
+
+    @property
+    def restart(self) -> list[Restart]:  # noqa: D102 - see Space
+        return [Restart(i, i + 1) for i, _ in self._cells]
+
+    def _parts(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        cells = self._cells
+        at = [n for n, (_, j) in enumerate(cells) if j >= 0]
+        rows, columns = (torch.tensor([cells[n][k] for n in at], dtype=torch.long) for k in (0, 1))
+        coeffs = torch.zeros(self.steps, self.steps, dtype=torch.float64).index_put((rows, columns), theta[at])
+        first, last = self._ends
+        left = theta[[n for n, (_, j) in enumerate(cells) if j < 0]].sigmoid().cumprod(0)
+        times = torch.cat([left.new_tensor([first]), last + (first - last) * left])
+        timedeltas = -times.diff()
+        return torch.cat([timedeltas, (1 - timedeltas.sum())[None]]), coeffs
+
+    def table(self, theta: Tensor) -> SolverTable:  # noqa: D102 - see Space
+        timedeltas, coeffs = self._parts(theta)
+        if bool((timedeltas <= 1e-9).any()):
+            raise ValueError(f"time steps must be positive, got {timedeltas.tolist()}")
+        if isinstance(self.noise, VPNoise):
+            return ds_vp_table(timedeltas, coeffs, self.noise)
+        return ds_flow_table(timedeltas, coeffs)
+
+    def initial(self, table: SolverTable) -> Tensor:  # noqa: D102 - see Space
+        if isinstance(self.noise, VPNoise):
+            table = with_denoised(table)
+            ratio = table.levels[1:] / table.levels[:-1]
+            rows = table.coeffs / (1 - ratio)[:, None]
+            times = self.noise.index_at(table.levels) / 1000
+        else:
+            rows = with_derivatives(table).coeffs / table.levels.diff()[:, None]
+            times = table.levels
+        return self._vector(windowed(rows, self.history), times, 1e-4)
+
+    def _vector(self, rows: Tensor, times: Tensor, least: float) -> Tensor:
+        """Returns the parameters of rows and times; no time is nearer its neighbours than the part `least`."""
+        first, last = self._ends
+        left = ((times[1:-1] - last) / (first - last)).clamp(least, 1 - least)
+        part = torch.cat([left[:1], left[1:] / left[:-1]]).clamp(least, 1 - least).logit()
+        return torch.stack([part[i] if j < 0 else rows[i, j] for i, j in self._cells])
+
+    def from_file(self, tensors: Mapping[str, Tensor]) -> Tensor:  # noqa: D102 - see Space
+        times = self._ends[0] - torch.cat([torch.zeros(1, dtype=torch.float64), tensors["timedeltas"].cumsum(0)])
+        coeffs = tensors["coeffs"]
+        # What was learned stays as it is: only a logit must be finite.
+        return self._vector(windowed(coeffs + torch.diag(1 - coeffs.sum(1)), self.history), times, 1e-12)
+
+    def tensors(self, theta: Tensor) -> dict[str, Tensor]:  # noqa: D102 - see Space
+        timedeltas, coeffs = self._parts(theta)
+        return {"timedeltas": timedeltas, "coeffs": coeffs}
+
+    def step_card(self, theta: Tensor) -> StepCard:  # noqa: D102 - see Space
+        return StepCard(history=min(self.history, self.steps))

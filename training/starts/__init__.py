@@ -1,0 +1,1 @@
+"""Where a fit starts, and the classical solvers that it is compared with."""

@@ -1,0 +1,1 @@
+"""What a fit keeps on disk: journal, locked folder, delivered files."""
