@@ -1,4 +1,4 @@
-"""How the cost of a fit grows with steps, samples and model size, and how much memory it takes beside sampling."""
+"""How the cost of a fit grows with steps, samples and model size, and its memory compared with sampling."""
 
 from __future__ import annotations
 
@@ -7,80 +7,72 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from learned_solvers.samplers import EDMNoise, Grid, euler, sample_table
+from learned_solvers.samplers import EDMNoise, Grid, SolverTable, euler, sample_table
 from learned_solvers.training import GaussNewton, GradientDescent, fit_solver
+from learned_solvers.training.report import FitResult
+from torch import Tensor
 
-from .fidelity import Sizes, fit, unseen_of
 from .networks.shapes import ShapesDenoiser
 from .networks.unet import UNet
 from .quality import error_and_median
-from .subjects import SUBJECTS
+from .setting import Setting, fit, unseen_trial
+from .suite import BENCHMARKS
 
 __all__ = ["growth_with_samples", "growth_with_size", "growth_with_steps", "memory"]
 
-_STEPS = 5
+NOISE, STEPS = EDMNoise(), 5
 
 
 def growth_with_steps(name: str) -> list[dict[str, Any]]:
-    """Returns calls and seconds, without the teacher's, of fits to as many samples as the command takes."""
-    subject, sizes, records = SUBJECTS[name], Sizes(64, 22), []
-    for steps in (3, 4, 5, 6, 8, 10):
-        result = fit(subject, "dyweight", 3.0, (steps,), sizes)
-        records.append({
-            "steps": steps, "network_calls": result.report[steps].network_calls,
-            "teacher_calls": result.teacher_calls, "seconds": result.report[steps].seconds,
-        })  # fmt: skip
-        print(records[-1], flush=True)
-    return records
+    """Calls and seconds, without the teacher's, of fits to as many samples as the command takes."""
+    counts = (3, 4, 5, 6, 8, 10)
+    return [{"steps": n, **_cost(fit(BENCHMARKS[name], 3.0, Setting(64, 22, steps=(n,))))} for n in counts]
 
 
-def growth_with_samples(cache: Path | None) -> list[dict[str, Any]]:
-    """Returns calls, seconds and the error on unseen starts of fits for the digits, by steps and number of samples."""
-    subject, records = SUBJECTS["digits"], []
-    unseen = unseen_of(subject, 3.0, 512, cache)
-    for steps in (_STEPS, 2 * _STEPS):
+def growth_with_samples() -> list[dict[str, Any]]:
+    """Calls, seconds and the error on unseen starts of fits for the digits, by steps and number of samples."""
+    benchmark, records = BENCHMARKS["digits"], []
+    unseen = unseen_trial(benchmark, 3.0, Setting())
+    for steps in (STEPS, 2 * STEPS):
         for samples in (8, 16, 32, 64, 128, 256):
-            result = fit(subject, "dyweight", 3.0, (steps,), Sizes(samples, 32))
-            squares = unseen.errors(result.solver.table(steps, subject.noise))
-            report = result.report[steps]
-            records.append({
-                "steps": steps, "samples": samples, "network_calls": report.network_calls,
-                "teacher_calls": result.teacher_calls, "seconds": report.seconds,
-                **error_and_median(squares),
-            })  # fmt: skip
-            print(records[-1], flush=True)
+            result = fit(benchmark, 3.0, Setting(samples, 32, steps=(steps,)))
+            squares = unseen.errors(result.solver.table(steps, benchmark.noise))
+            records.append({"steps": steps, "samples": samples, **_cost(result), **error_and_median(squares)})
     return records
 
 
 def growth_with_size() -> list[dict[str, Any]]:
-    """Returns calls and seconds of a fit, and of sampling its starts, for U-Nets of growing width (random weights)."""
+    """Calls and seconds of a fit, and of sampling its starts, for U-Nets of growing width (random weights)."""
     records = []
     for width in (16, 32, 64):
         torch.manual_seed(0)
-        model = _wide(width)
-        x = 80 * torch.randn(32, 3, 16, 16)
-        extra_args = {"tokens": torch.ones(32, 4, dtype=torch.long), "guidance": 1.0}
-        table = euler(Grid("karras", {"rho": 7.0}).levels(_STEPS, EDMNoise()))
-        seconds = _seconds(lambda m=model, a=extra_args, x=x, t=table: sample_table(m, x, t, a, disable=True))
-        result = fit_solver(
-            model, x, noise=EDMNoise(), steps=(_STEPS,), extra_args=extra_args, teacher="euler", held_out=8
-        )
-        report = result.report[_STEPS]
+        model = _wide_denoiser(width)
+        x, extra_args = _starts(32, 16)
+        for _ in range(2):  # the first warms up
+            began = time.perf_counter()
+            sample_table(model, x, _karras_euler(STEPS), extra_args, disable=True)
+            seconds = time.perf_counter() - began
+        result = fit_solver(model, x, noise=NOISE, steps=(STEPS,), extra_args=extra_args, teacher="euler", held_out=8)
         records.append({
-            "parameters": sum(p.numel() for p in model.parameters()), "network_calls": report.network_calls,
-            "seconds": report.seconds, "microseconds_per_call": 1e6 * seconds / len(x) / _STEPS,
+            "parameters": sum(p.numel() for p in model.parameters()), **_cost(result),
+            "microseconds_per_call": 1e6 * seconds / len(x) / STEPS,
         })  # fmt: skip
-        print(records[-1], flush=True)
     return records
 
 
-def _wide(width: int) -> ShapesDenoiser:
-    """Returns an EDM denoiser of random weights that does something at every level."""
+def _cost(result: FitResult) -> dict[str, Any]:
+    """The calls and seconds of a fit for one step count."""
+    ((steps, report),) = result.report.items()
+    print(f"fit of {steps} steps: {report.network_calls} network calls, {report.seconds:.0f} seconds", flush=True)
+    calls = {"network_calls": report.network_calls, "teacher_calls": result.teacher_calls}
+    return {**calls, "seconds": report.seconds}
+
+
+def _wide_denoiser(width: int) -> ShapesDenoiser:
+    """An EDM denoiser of random weights that does something at every level."""
     model = ShapesDenoiser()
     model.network = UNet(16, width)
     for parameter in model.parameters():
@@ -89,42 +81,39 @@ def _wide(width: int) -> ShapesDenoiser:
     return model.requires_grad_(False).eval()
 
 
-def _seconds(run: Callable[[], Any]) -> float:
-    run()
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
+def _starts(count: int, side: int) -> tuple[Tensor, dict[str, Any]]:
+    x = NOISE.sigma_max * torch.randn(count, 3, side, side)
+    return x, {"tokens": torch.ones(count, 4, dtype=torch.long), "guidance": 1.0}
+
+
+def _karras_euler(steps: int) -> SolverTable:
+    return euler(Grid("karras", {"rho": 7.0}).levels(steps, NOISE))
 
 
 def memory() -> dict[str, int]:
-    """Returns the peak resident bytes of processes that sample, fit by Gauss-Newton and fit by Adam."""
+    """Peak resident bytes of processes that sample, fit by Gauss-Newton and fit by Adam."""
     # glibc keeps what was freed between small blocks; mapped one by one, what is resident is what is in use.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20), "OMP_NUM_THREADS": "1"}
-    peaks = {}
-    for mode in ("nothing", "sample", "gauss-newton", "adam"):
+
+    def peak(mode: str) -> int:
         command = [sys.executable, "-m", "benchmarks.cost", mode]
-        peaks[mode] = int(
-            subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
-        )
-        print(mode, peaks[mode], flush=True)
-    return peaks
+        return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout.split()[-1])
+
+    return {mode: peak(mode) for mode in ("nothing", "sample", "gauss-newton", "adam")}
 
 
 def _work(mode: str) -> None:
     """Samples or fits at 96x96, four samples at a time: a process of `memory`."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model, noise = _wide(32), EDMNoise()
-    x = 80 * torch.randn(12, 3, 96, 96)
-    extra_args = {"tokens": torch.ones(12, 4, dtype=torch.long), "guidance": 1.0}
+    model, (x, extra_args) = _wide_denoiser(32), _starts(12, 96)
     if mode == "sample":
-        table = euler(Grid("karras", {"rho": 7.0}).levels(3, noise))
-        for rows in x.split(4):
-            sample_table(model, rows, table, {**extra_args, "tokens": extra_args["tokens"][:4]}, disable=True)
+        for rows, tokens in zip(x.split(4), extra_args["tokens"].split(4), strict=True):
+            sample_table(model, rows, _karras_euler(3), {**extra_args, "tokens": tokens}, disable=True)
     elif mode != "nothing":
         optimizer = GaussNewton(iterations=2) if mode == "gauss-newton" else GradientDescent("adam", batch=4)
         fit_solver(
-            model, x, noise=noise, steps=(3,), held_out=4, microbatch=4, teacher="euler", teacher_steps=6,
+            model, x, noise=NOISE, steps=(3,), held_out=4, microbatch=4, teacher="euler", teacher_steps=6,
             initial="euler, karras 7", optimizer=optimizer, extra_args=extra_args,
         )  # fmt: skip
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

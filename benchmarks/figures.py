@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,21 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from .half import lead_of
-from .peers import compared, lead_at, of_best_peer
-from .record import named, records
+from .measures import SAVING_STEPS, lead_in_half
+from .peers import best_value, lead, recorded_points
+from .record import read_records
 
 __all__ = ["draw", "pairs"]
 
 OURS, SEARCHED, PEER, PUBLISHED, BOUND = "#d1495b", "#edae49", "#30638e", "#8d96a3", "#222222"
 NETWORKS = ("#4a7c59", "#7a5195", "#8a6240")
-TITLES = {
-    "digits": "digits\nflow, transformer", "patches": "photo patches\nVP/eps, U-Net",
-    "shapes": "drawn shapes\nEDM, U-Net",
-}  # fmt: skip
+NAMES = {"digits": "digits", "patches": "photo patches", "shapes": "drawn shapes"}
+KINDS = {"digits": "flow, transformer", "patches": "VP/eps, U-Net", "shapes": "EDM, U-Net"}
 SEVERAL = {"3 to 7": "3, 5, 7", "1 to 10": "1, 3, 6, 10"}  # guidances of a fit to several of them in turn
+SMALL = (4.5, 3.1)  # of a figure of half the usual width, in inches
 STYLE = {
-    "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110,
-    "legend.frameon": False, "axes.titlesize": 11,
+    "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110, "legend.frameon": False,
+    "axes.titlesize": 11, "figure.titlesize": 13, "legend.fontsize": 9, "figure.constrained_layout.use": True,
 }  # fmt: skip
 
 
@@ -40,119 +39,98 @@ def draw(figures: Path) -> None:
     """Writes a picture per record that is there."""
     figures.mkdir(exist_ok=True)
     plt.style.use(STYLE)
-    error = ("error", "error to the teacher (RMSE)", "Closest to the teacher at equal calls (guidance 3)")
-    frechet = (
-        "frechet",
-        "Fréchet distance to the teacher",
-        "Nearness to the teacher's distribution at equal calls (guidance 3)",
-    )
-    fidelity, cost = compared(), named("cost")
-    at_3 = [r for r in fidelity if r["guidance"] == 3]
-    drawn: dict[str, tuple[Any, Callable[[Any], Figure]]] = {
-        "error": (at_3, lambda r: _per_call(r, *error)),
-        "frechet": (at_3, lambda r: _per_call(r, *frechet)),
-        "closer": (fidelity, _closer),
-        "savings": (records("savings"), _savings),
-        "generalisation": (records("generalisation"), _generalisation),
-        "half": (records("half"), _half),
-        "calls": ({n: cost[f"growth_with_steps-{n}"] for n in TITLES if f"growth_with_steps-{n}" in cost}, _calls),
-        "samples": (cost.get("growth_with_samples"), _samples),
-        "size": (cost.get("growth_with_size"), _size),
-        "memory": (cost.get("memory"), _memory),
-        "overhead": (named("overhead").get("overhead"), _overhead),
-        "recipe": (pairs(records("recipe")), _recipe),
-    }
-    for name, (found, make) in drawn.items():
-        if not found:
+    points, cost = recorded_points(), read_records("cost")
+    at_3 = [record for record in points if record["guidance"] == 3]
+    calls = {name: cost[f"growth_with_steps-{name}"] for name in NAMES if f"growth_with_steps-{name}" in cost}
+    drawings: dict[str, tuple[Any, ...]] = {
+        "error": (at_3, _panels, _errors, 3.7,
+                  "Closest to the teacher at equal calls (guidance 3)", "error to the teacher (RMSE)"),
+        "frechet": (at_3, _panels, _by_calls, 3.7,
+                    "Nearness to the teacher's distribution at equal calls (guidance 3)",
+                    "Fréchet distance to the teacher"),
+        "closer": (points, _panels, _closer, 2.6,
+                   "How many times closer to the teacher than the best peer (RMSE)", "guidance"),
+        "savings": (read_records("savings").values(), _panels, _savings, 2.3,
+                    "Calls of the best peer (blue) for the error of a fitted solver in 5 (red)", "guidance"),
+        "generalisation": (read_records("generalisation").values(), _generalisation),
+        "half": (read_records("half").values(), _single, _half, (6, 4.4),
+                 "Leads in float16 are those in float32; in bfloat16 the largest shrink",
+                 "best peer's error / ours in float32", "in half precision"),
+        "calls": (calls, _single, _calls, SMALL,
+                  "Calls grow with the steps", "steps of the solver", "thousand calls of a fit"),
+        "samples": (cost.get("growth_with_samples"), _single, _samples, SMALL,
+                    "More samples help a solver of many steps most",
+                    "samples (256: with a history of six)", "error on unseen starts"),
+        "size": (cost.get("growth_with_size"), _single, _size, SMALL,
+                 "A fit's calls take about twice sampling's at most",
+                 "parameters of the network", "ms per call and sample"),
+        "memory": (cost.get("memory"), _single, _memory, SMALL,
+                   "Memory without and with backpropagation", "", "MiB beside the program"),
+        "overhead": (read_records("overhead").get("overhead"), _single, _overhead, (8, 3),
+                     "A learned step costs less than one of iPNDM",
+                     "", "time per step beside\nthe network (iPNDM = 1)"),
+        "recipe": (pairs(read_records("recipe").values()), _single, _recipe, (8, 3.2),
+                   "As near as the papers' recipe, or within 2.5 %, for a fraction of the calls",
+                   "thousand network calls of the fit (a backward pass as two)", ""),
+    }  # fmt: skip
+    for name, (records, make, *arguments) in drawings.items():
+        if not records:
             print(f"not measured: {name}", flush=True)
             continue
-        figure = make(found)
+        figure = make(records, *arguments)
         figure.savefig(figures / f"{name}.png", bbox_inches="tight")
         plt.close(figure)
         print(f"written: {figures / f'{name}.png'}", flush=True)
 
 
-def _per_call(found: Any, key: str, label: str, title: str) -> Figure:
-    """Draws a measure against calls at guidance 3, a panel per network."""
-    by_name = {r["network"]: r["records"] for r in found}
-    figure, axes = plt.subplots(1, len(by_name), figsize=(3.1 * len(by_name), 3.7), layout="constrained")
-    for axis, (name, points) in zip(np.atleast_1d(axes), by_name.items(), strict=True):
-        steps = [r["steps"] for r in points]
-        axis.plot(
-            steps,
-            [of_best_peer(r, key) for r in points],
-            "o-",
-            color=PEER,
-            label="best peer at its best grid",
-        )
-        published = [(r["steps"], min(p[key] for p in r["published"].values())) for r in points if r["published"]]
-        if published:  # markers alone: they have not every count, and no line would be measured between
-            axis.plot(
-                *zip(*published, strict=True),
-                "v",
-                color=PUBLISHED,
-                zorder=3,  # before the lines: one lies under DS's
-                label="best of the published tables (of other models)",
-            )
-        for family, color, shown in (("ds", SEARCHED, "DS, fitted"), ("dyweight", OURS, "DyWeight, fitted")):
-            if family in points[0]["ours"]:
-                axis.plot(steps, [r["ours"][family][key] for r in points], "s-", color=color, label=shown)
-        if key == "error":
-            axis.plot(
-                steps,
-                [r["ours"]["dyweight"]["span"] for r in points],
-                "--",
-                color=BOUND,
-                lw=1,
-                label="span bound of DyWeight's path",
-            )
-        axis.set(title=TITLES[name], yscale="log", xlabel="network calls")
-        axis.xaxis.set(major_locator=FixedLocator(steps), minor_locator=NullLocator())
-        if key == "error":
-            _label(axis.yaxis, [0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4])
-        axis.grid(axis="y", alpha=0.3)
-    first = np.atleast_1d(axes)[0]
-    first.set_ylabel(label)
-    handles, labels = first.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=10)
-    figure.suptitle(title, fontsize=13)
+def pairs(records: Collection[Any]) -> list[tuple[Any, Any]]:
+    """Each Gauss-Newton fit with the best of the recipe's runs for as many steps, where there is one."""
+    recipes, newtons = ([r for r in records if r["way"] == way] for way in ("recipe", "gauss-newton"))
+    tried = [(newton, [recipe for recipe in recipes if recipe["steps"] == newton["steps"]]) for newton in newtons]
+    return [(newton, min(runs, key=itemgetter("error"))) for newton, runs in tried if runs]
+
+
+def _single(
+    records: Any, plot: Callable[[Axes, Any], None], size: tuple[float, float], title: str, xlabel: str, ylabel: str
+) -> Figure:
+    """A figure with one pair of axes."""
+    figure, axis = plt.subplots(figsize=size)
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    plot(axis, records)
     return figure
 
 
-def _label(side: Axis, ticks: Sequence[float]) -> None:
-    """Puts these ticks alone on a logarithmic axis: its own are powers of ten, too few to read by."""
-    side.set(
-        major_locator=FixedLocator(ticks),
-        major_formatter=FixedFormatter([f"{tick:g}" for tick in ticks]),
-        minor_locator=NullLocator(),
-    )
-
-
-def _short(name: str) -> str:
-    """Returns a network's title without its convention."""
-    return TITLES[name].partition("\n")[0]
-
-
-def _closer(found: Any) -> Figure:
-    """Draws a heat map per network: the best peer's error over DyWeight's, by guidance and calls."""
-    names = list(dict.fromkeys(r["network"] for r in found))
-    figure, axes = plt.subplots(1, len(names), figsize=(3.1 * len(names), 2.6), layout="constrained", squeeze=False)
-    for axis, name in zip(axes[0], names, strict=True):
-        rows = sorted((r for r in found if r["network"] == name), key=lambda r: r["guidance"])
-        steps = [r["steps"] for r in rows[0]["records"]]
-        _heat_map(
-            axis,
-            [[lead_at(r) for r in row["records"]] for row in rows],
-            [f"{row['guidance']:g}" for row in rows],
-            list(map(str, steps)),
-        )
-        axis.set(title=TITLES[name], xlabel="network calls")
-    axes[0][0].set_ylabel("guidance")
-    figure.suptitle("How many times closer to the teacher than the best peer (RMSE)", fontsize=13)
+def _panels(
+    records: Collection[Any], plot: Callable[[Axes, list[Any]], None], height: float, title: str, ylabel: str
+) -> Figure:
+    """A figure with a panel per network, which shows the network's records by ascending guidance."""
+    by_name: dict[str, list[Any]] = {record["network"]: [] for record in records}
+    for record in sorted(records, key=itemgetter("guidance")):
+        by_name[record["network"]].append(record)
+    figure, axes = plt.subplots(1, len(by_name), figsize=(3.1 * len(by_name), height), squeeze=False)
+    for axis, (name, own) in zip(axes[0], by_name.items(), strict=True):
+        axis.set(title=f"{NAMES[name]}\n{KINDS[name]}", xlabel="network calls")
+        plot(axis, own)
+    axes[0][0].set_ylabel(ylabel)
+    figure.suptitle(title)
+    if axes[0][0].get_legend_handles_labels()[0]:
+        _legend_below(axes[0][0], 3)
     return figure
 
 
-def _heat_map(axis: Axes, ratios: list[list[float]], rows: list[str], columns: list[str]) -> None:
+def _legend_below(axis: Axes, columns: int) -> None:
+    """Puts the legend of some axes below the whole figure."""
+    handles, labels = axis.get_legend_handles_labels()
+    axis.figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=10)
+
+
+def _set_ticks(side: Axis, ticks: Sequence[float]) -> None:
+    """Puts these ticks alone on a logarithmic axis, whose default ones are powers of ten: too few to read by."""
+    labels = FixedFormatter([f"{tick:g}" for tick in ticks])
+    side.set(major_locator=FixedLocator(ticks), major_formatter=labels, minor_locator=NullLocator())
+
+
+def _heat_map(axis: Axes, ratios: list[list[float]], rows: Sequence[str], columns: Sequence[str]) -> None:
     """Draws ratios with their numbers: blue above 1, red below."""
     values = np.array(ratios)
     axis.imshow(np.log2(values), cmap="RdBu", vmin=-1.5, vmax=1.5, aspect="auto")
@@ -164,170 +142,150 @@ def _heat_map(axis: Axes, ratios: list[list[float]], rows: list[str], columns: l
     axis.spines[:].set_visible(False)
 
 
-def _savings(found: Any) -> Figure:
-    """Draws the calls that the best peer needs for our error at five, a bar per network and guidance."""
-    names = list(dict.fromkeys(record["network"] for record in found))
-    figure, axes = plt.subplots(1, len(names), figsize=(3.1 * len(names), 2.3), layout="constrained", sharex=True)
-    for axis, name in zip(np.atleast_1d(axes), names, strict=True):
-        rows = sorted((r for r in found if r["network"] == name), key=lambda r: r["guidance"])
-        for row, record in enumerate(rows):
-            most = record["calls"] or max(map(int, record["peers"]))
-            axis.barh(row, most, color=PEER, height=0.6)
-            axis.barh(row, 5, color=OURS, height=0.6)
-            axis.text(most + 0.15, row, str(record["calls"] or f"more than {most}"), va="center")
-        axis.set_yticks(range(len(rows)), [f"{r['guidance']:g}" for r in rows])
-        axis.set(title=_short(name), xlabel="network calls", xlim=(0, 11), xticks=range(0, 11, 2))
-        axis.invert_yaxis()
-    np.atleast_1d(axes)[0].set_ylabel("guidance")
-    figure.suptitle("Calls of the best peer (blue) for the error of a fitted solver in 5 (red)", fontsize=13)
-    return figure
+def _errors(axis: Axes, records: list[Any]) -> None:
+    """Draws errors against calls, with the span bound."""
+    _by_calls(axis, records, "error")
+    steps, bounds = zip(*((r["steps"], r["ours"]["dyweight"]["span"]) for r in records[0]["records"]), strict=True)
+    axis.plot(steps, bounds, "--", color=BOUND, lw=1, label="span bound of DyWeight's path")
+    _set_ticks(axis.yaxis, [0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4])
 
 
-def _generalisation(found: Any) -> Figure:
-    """Draws a heat map per question: best peer's error over ours, where fitted against where used."""
-    shown = [r for r in found if "starts" not in r["what"]]
-    shown.sort(key=lambda r: "guidance" not in r["what"])  # the question of most users first
-    figure, axes = plt.subplots(2, 3, figsize=(10.5, 6), layout="constrained")
-    for axis, record in zip(axes.flat, shown, strict=False):
-        rows, columns = list(record["ratios"]), list(next(iter(record["ratios"].values())))
-        ratios = [[record["ratios"][row][column] for column in columns] for row in rows]
-        _heat_map(axis, ratios, [str(SEVERAL.get(row, row)) for row in rows], columns)
+def _by_calls(axis: Axes, records: list[Any], key: str = "frechet") -> None:
+    """Draws a measure of the peers, the published tables and the fitted solvers against calls."""
+    points = records[0]["records"]
+    steps = [point["steps"] for point in points]
+    axis.plot(steps, [best_value(point, key) for point in points], "o-", color=PEER, label="best peer at its best grid")
+    published = [(r["steps"], min(p[key] for p in r["published"].values())) for r in points if r["published"]]
+    if published:  # markers alone, as not every count is there; before the lines, as one lies under DS's
+        label = "best of the published tables (of other models)"
+        axis.plot(*zip(*published, strict=True), "v", color=PUBLISHED, zorder=3, label=label)
+    for family, color, label in (("ds", SEARCHED, "DS, fitted"), ("dyweight", OURS, "DyWeight, fitted")):
+        if family in points[0]["ours"]:
+            axis.plot(steps, [point["ours"][family][key] for point in points], "s-", color=color, label=label)
+    axis.set_yscale("log")
+    axis.xaxis.set(major_locator=FixedLocator(steps), minor_locator=NullLocator())
+    axis.grid(axis="y", alpha=0.3)
+
+
+def _closer(axis: Axes, records: list[Any]) -> None:
+    """Draws the best peer's error over DyWeight's, by guidance and calls."""
+    leads = [[lead(point) for point in record["records"]] for record in records]
+    steps = [str(point["steps"]) for point in records[0]["records"]]
+    _heat_map(axis, leads, [f"{record['guidance']:g}" for record in records], steps)
+
+
+def _savings(axis: Axes, records: list[Any]) -> None:
+    """Draws the calls that the best peer needs for our error at five, a bar per guidance."""
+    for row, record in enumerate(records):
+        most = record["calls"] or max(map(int, record["peers"]))
+        axis.barh(row, most, color=PEER, height=0.6)
+        axis.barh(row, SAVING_STEPS, color=OURS, height=0.6)
+        axis.text(most + 0.15, row, str(record["calls"] or f"more than {most}"), va="center")
+    axis.set_yticks(range(len(records)), [f"{record['guidance']:g}" for record in records])
+    axis.set(title=NAMES[records[0]["network"]], xlim=(0, 11), xticks=range(0, 11, 2))
+    axis.invert_yaxis()
+
+
+def _generalisation(records: Any) -> Figure:
+    """A heat map per question: best peer's error over ours, where fitted against where used."""
+    drawn = [record for record in records if "starts" not in record["what"]]
+    drawn.sort(key=lambda record: "guidance" not in record["what"])  # the question of most users first
+    figure, axes = plt.subplots(2, 3, figsize=(10.5, 6))
+    for axis, record in zip(axes.flat, drawn, strict=False):
+        rows = list(record["ratios"].values())
+        labels = [SEVERAL.get(label) or label for label in record["ratios"]]
+        _heat_map(axis, [list(row.values()) for row in rows], labels, list(rows[0]))
         axis.set(title=record["what"], xlabel="used", ylabel="fitted")
-    for axis in list(axes.flat)[len(shown) :]:
+    for axis in list(axes.flat)[len(drawn) :]:
         axis.set_axis_off()
-    figure.suptitle("Used elsewhere: the best peer's error / ours at 5 calls (above 1, blue: still ahead)", fontsize=13)
+    figure.suptitle("Used elsewhere: the best peer's error / ours at 5 calls (above 1, blue: still ahead)")
     return figure
 
 
-def _half(found: Any) -> Figure:
+def _half(axis: Axes, records: Any) -> None:
     """Draws, for every point, the best peer's error over DyWeight's in half precision against that in float32."""
-    figure, axis = plt.subplots(figsize=(6, 4.4), layout="constrained")
     for dtype, color in (("float16", PEER), ("bfloat16", OURS)):
         for name, marker in (("digits", "o"), ("patches", "s"), ("shapes", "^")):
-            points = [r for own in found if (own["dtype"], own["network"]) == (dtype, name) for r in own["records"]]
-            leads = {where: [lead_of(r, where) for r in points] for where in ("network", "copy")}
-            shown = f"{dtype}, {_short(name)}"
-            axis.plot(leads["network"], leads["copy"], marker, color=color, ms=5, alpha=0.75, label=shown)
-    ticks = [0.5, 1, 1.5, 2, 3, 4]
+            points = [r for own in records if (own["dtype"], own["network"]) == (dtype, name) for r in own["records"]]
+            x, y = ([lead_in_half(point, where) for point in points] for where in ("network", "copy"))
+            axis.plot(x, y, marker, color=color, ms=5, alpha=0.75, label=f"{dtype}, {NAMES[name]}")
     axis.plot([0.5, 4.5], [0.5, 4.5], "--", color=BOUND, lw=1, label="equal")
-    axis.set(xscale="log", yscale="log", xlabel="best peer's error / ours in float32", ylabel="in half precision")
-    for side in (axis.xaxis, axis.yaxis):
-        _label(side, ticks)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=9)
-    axis.set_title("Leads in float16 are those in float32; in bfloat16 the largest shrink")
-    return figure
-
-
-def _small() -> tuple[Figure, Axes]:
-    """Returns an empty picture of half the usual width: two stand beside each other."""
-    return plt.subplots(figsize=(4.5, 3.1), layout="constrained")
-
-
-def _calls(by_network: Any) -> Figure:
-    """Draws a fit's calls by the steps of its solver."""
-    figure, axis = _small()
-    for (name, runs), color in zip(by_network.items(), NETWORKS, strict=False):
-        calls = [(r["network_calls"] + r["teacher_calls"]) / 1000 for r in runs]
-        axis.plot([r["steps"] for r in runs], calls, "o-", color=color, label=_short(name))
-    axis.set(title="Calls grow with the steps", xlabel="steps of the solver", ylabel="thousand calls of a fit", ylim=0)
-    axis.legend(fontsize=9)
-    return figure
-
-
-def _samples(runs: Any) -> Figure:
-    """Draws a solver's error on unseen starts by the samples that it was fitted to."""
-    figure, axis = _small()
-    for steps, color in ((5, PEER), (10, OURS)):
-        own = [r for r in runs if r["steps"] == steps]
-        axis.plot([r["samples"] for r in own], [r["error"] for r in own], "o-", color=color, label=f"{steps} steps")
-    axis.set(title="More samples help a solver of many steps most", ylabel="error on unseen starts")
-    axis.set(xlabel="samples (256: with a history of six)")
     axis.set(xscale="log", yscale="log")
-    axis.legend(fontsize=9)
-    _label(axis.xaxis, sorted({r["samples"] for r in runs}))
-    _label(axis.yaxis, [0.002, 0.005, 0.01, 0.02, 0.05, 0.1])
-    return figure
+    for side in (axis.xaxis, axis.yaxis):
+        _set_ticks(side, [0.5, 1, 1.5, 2, 3, 4])
+    axis.grid(alpha=0.3)
+    axis.legend()
 
 
-def _size(runs: Any) -> Figure:
-    """Draws a call's time in a fit beside that in sampling, by the size of the network."""
-    figure, axis = _small()
-    places = np.arange(len(runs))
-    axis.bar(places - 0.2, [r["microseconds_per_call"] / 1e3 for r in runs], 0.38, color=PEER, label="sampling")
-    fitting = [r["seconds"] / r["network_calls"] * 1e3 for r in runs]
+def _calls(axis: Axes, by_network: Any) -> None:
+    """Draws a fit's calls by the steps of its solver."""
+    for (name, runs), color in zip(by_network.items(), NETWORKS, strict=False):
+        calls = [(run["network_calls"] + run["teacher_calls"]) / 1000 for run in runs]
+        axis.plot([run["steps"] for run in runs], calls, "o-", color=color, label=NAMES[name])
+    axis.set_ylim(0)
+    axis.legend()
+
+
+def _samples(axis: Axes, runs: Any) -> None:
+    """Draws a solver's error on unseen starts by the samples that it was fitted to."""
+    for steps, color in ((5, PEER), (10, OURS)):
+        x, y = ([run[key] for run in runs if run["steps"] == steps] for key in ("samples", "error"))
+        axis.plot(x, y, "o-", color=color, label=f"{steps} steps")
+    axis.set(xscale="log", yscale="log")
+    axis.legend()
+    _set_ticks(axis.xaxis, sorted({run["samples"] for run in runs}))
+    _set_ticks(axis.yaxis, [0.002, 0.005, 0.01, 0.02, 0.05, 0.1])
+
+
+def _size(axis: Axes, runs: Any) -> None:
+    """Draws a call's time in a fit next to that in sampling, by the size of the network."""
+    places, sampling = np.arange(len(runs)), [run["microseconds_per_call"] / 1e3 for run in runs]
+    fitting = [run["seconds"] / run["network_calls"] * 1e3 for run in runs]
+    axis.bar(places - 0.2, sampling, 0.38, color=PEER, label="sampling")
     axis.bar(places + 0.2, fitting, 0.38, color=OURS, label="fitting")
-    axis.set_xticks(places, [f"{r['parameters'] / 1e6:.1f} M" for r in runs])
-    axis.set(
-        title="A fit's calls take about twice sampling's at most",
-        xlabel="parameters of the network",
-        ylabel="ms per call and sample",
-    )
-    axis.legend(fontsize=9)
-    return figure
+    axis.set_xticks(places, [f"{run['parameters'] / 1e6:.1f} M" for run in runs])
+    axis.legend()
 
 
-def _memory(peaks: Any) -> Figure:
+def _memory(axis: Axes, peaks: Any) -> None:
     """Draws the peak memory of sampling and of both ways of fitting."""
-    figure, axis = _small()
     ways = {"sample": "sampling", "gauss-newton": "fit, Gauss-\nNewton", "adam": "fit, Adam"}
     megabytes = [(peaks[way] - peaks["nothing"]) / 2**20 for way in ways]
-    axis.bar(list(ways.values()), megabytes, 0.55, color=[PEER, OURS, PUBLISHED])
-    for place, value in enumerate(megabytes):
-        axis.text(place, value, f"{value:.0f}", ha="center", va="bottom", fontsize=10)
+    bars = axis.bar(list(ways.values()), megabytes, 0.55, color=[PEER, OURS, PUBLISHED])
+    axis.bar_label(bars, [f"{value:.0f}" for value in megabytes], fontsize=10)
     axis.margins(y=0.12)
-    axis.set(title="Memory without and with backpropagation", ylabel="MiB beside the program")
-    return figure
 
 
-def _overhead(found: Any) -> Figure:
+def _overhead(axis: Axes, records: Any) -> None:
     """Draws time per step outside the network as a part of ComfyUI's iPNDM's."""
-    figure, axis = plt.subplots(figsize=(8, 3), layout="constrained")
-    samplers = {
-        "dyweight, history 3": ("DyWeight, history 3", OURS, 1.0),
-        "dyweight, history 6": ("history 6", OURS, 0.55),
-        "ds_flow-sit, whole history": ("DS-Solver", SEARCHED, 1.0),
-        "euler": ("Euler of k-diffusion", PEER, 1.0),
-    }
-    for i, (name, (label, color, alpha)) in enumerate(samplers.items()):
-        ratios = [times[name]["seconds"] / times["ipndm"]["seconds"] for times in found.values()]
-        axis.bar(np.arange(len(found)) + 0.21 * (i - 1.5), ratios, 0.19, color=color, alpha=alpha, label=label)
-    axis.axhline(1, color=BOUND, lw=1, ls="--")
-    axis.text(len(found) - 0.55, 1.03, "iPNDM of ComfyUI", ha="right", fontsize=10)
-    axis.set_xticks(range(len(found)), [label.replace(" ", "\n") for label in found], fontsize=9)
-    axis.set(
-        ylabel="time per step beside\nthe network (iPNDM = 1)", title="A learned step costs less than one of iPNDM"
+    samplers = (
+        ("dyweight, history 3", "DyWeight, history 3", OURS, 1.0),
+        ("dyweight, history 6", "history 6", OURS, 0.55),
+        ("ds_flow-sit, whole history", "DS-Solver", SEARCHED, 1.0),
+        ("euler", "Euler of k-diffusion", PEER, 1.0),
     )
-    figure.legend(loc="outside lower center", ncols=4, fontsize=10)
-    return figure
+    for i, (name, label, color, alpha) in enumerate(samplers):
+        ratios = [times[name]["seconds"] / times["ipndm"]["seconds"] for times in records.values()]
+        axis.bar(np.arange(len(records)) + 0.21 * (i - 1.5), ratios, 0.19, color=color, alpha=alpha, label=label)
+    axis.axhline(1, color=BOUND, lw=1, ls="--")
+    axis.text(len(records) - 0.55, 1.03, "iPNDM of ComfyUI", ha="right", fontsize=10)
+    axis.set_xticks(range(len(records)), [label.replace(" ", "\n") for label in records], fontsize=9)
+    _legend_below(axis, 4)
 
 
-def _recipe(found: Any) -> Figure:
+def _recipe(axis: Axes, records: Any) -> None:
     """Draws the calls of both ways to a solver of the same error, the teacher's apart."""
-    figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
-    labels = []
-    for row, (newton, recipe) in enumerate(found):
+    for row, (newton, recipe) in enumerate(records):
         for place, run, color in ((row - 0.2, newton, OURS), (row + 0.2, recipe, PEER)):
-            own = run["network_calls"] - run["teacher_calls"]
-            axis.barh(place, own / 1000, 0.36, color=color)
-            axis.barh(place, run["teacher_calls"] / 1000, 0.36, left=own / 1000, color=color, alpha=0.4)
-            text = f"{own / 1000:.0f} + {run['teacher_calls'] / 1000:.0f} for the teacher: error {run['error']:.4f}"
-            beginning = own if run is recipe else run["network_calls"]  # of a long bar on its pale part
-            axis.text(beginning / 1000 + 8, place, text, va="center", fontsize=9.5, color=BOUND)
-        labels.append(f"solver of\n{newton['steps']} calls")
-    axis.set_yticks(range(len(labels)), labels)
-    axis.set(xlabel="thousand network calls of the fit (a backward pass as two)")
-    axis.set_title("As near as the papers' recipe, or within 2.5 %, for a fraction of the calls")
+            total, teacher = run["network_calls"] / 1000, run["teacher_calls"] / 1000
+            own = total - teacher
+            axis.barh(place, own, 0.36, color=color)
+            axis.barh(place, teacher, 0.36, left=own, color=color, alpha=0.4)
+            text = f"{own:.0f} + {teacher:.0f} for the teacher: error {run['error']:.4f}"
+            start = own if run is recipe else total  # of a long bar on its pale part
+            axis.text(start + 8, place, text, va="center", fontsize=9.5, color=BOUND)
+    axis.set_yticks(range(len(records)), [f"solver of\n{newton['steps']} calls" for newton, _ in records])
     axis.barh([0], [0], color=OURS, label="Gauss-Newton, no backpropagation")
     axis.barh([0], [0], color=PEER, label="the papers' recipe, Adam")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=10)
     axis.invert_yaxis()
-    return figure
-
-
-def pairs(found: Any) -> list[tuple[Any, Any]]:
-    """Returns each Gauss-Newton fit with the best of the recipe's runs for as many steps, where there is one."""
-    recipes = [run for run in found if run["way"] == "recipe"]
-    newtons = [run for run in found if run["way"] == "gauss-newton"]
-    beside = [(newton, [run for run in recipes if run["steps"] == newton["steps"]]) for newton in newtons]
-    return [(newton, min(runs, key=itemgetter("error"))) for newton, runs in beside if runs]
+    _legend_below(axis, 2)

@@ -7,105 +7,98 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from learned_solvers.samplers import Solver
+from learned_solvers.samplers.guidance import per_sample
 from learned_solvers.training.data.trial import Trial
 from learned_solvers.training.models.digits import DigitsDenoiser, DigitsTransformer, load_digits
 from learned_solvers.training.starts.candidates import rmse
 from learned_solvers.training.train_digits import flow_loss, load_pictures
 from torch import Tensor
 
-from .fidelity import Sizes, fit, unseen_of
-from .peers import best_peers, least_error
-from .subjects import SUBJECTS, Subject
+from .peers import peer_errors
+from .setting import GUIDANCES, Setting, fit, unseen_trial
+from .suite import BENCHMARKS, Benchmark
 
-__all__ = ["GUIDANCES", "classes", "fine_tuned", "guidances", "seeds", "sizes_of_pictures"]
+__all__ = ["classes", "fine_tuned", "guidances", "seeds", "sizes_of_pictures"]
 
-STEPS = 5
-GUIDANCES = (1.0, 3.0, 5.0, 7.0, 10.0)
-
-
-def guidances(name: str, sizes: Sizes, cache: Path | None) -> dict[str, Any]:
-    """Returns ratios at each guidance of solvers fitted at one guidance, and at several at once."""
-    subject = SUBJECTS[name]
-    count = sizes.fitted + sizes.held_out
-    fitted_at: Mapping[str, float | Tensor] = {
-        "1": 1.0, "3": 3.0, "7": 7.0,
-        "3 to 7": _spread((3.0, 5.0, 7.0), count), "1 to 10": _spread((1.0, 3.0, 6.0, 10.0), count),
-    }  # fmt: skip
-    solvers = {label: fit(subject, "dyweight", at, (STEPS,), sizes).solver for label, at in fitted_at.items()}
-    used = {f"{at:g}": unseen_of(subject, at, sizes.unseen, cache) for at in GUIDANCES}
-    return _ratios(f"{name}, guidance", subject, solvers, used, sizes)
+_USED = (1.0, 3.0, 5.0, 7.0, 10.0)  # guidances
+_CLASSES = {"digits": range(10), "patches": range(1, 7)}
 
 
-def seeds(name: str, sizes: Sizes, cache: Path | None) -> dict[str, Any]:
-    """Returns the ratios of solvers fitted on three other sets of starts."""
-    subject = SUBJECTS[name]
-    solvers = {f"starts {n}": fit(subject, "dyweight", 3.0, (STEPS,), sizes, seed=n).solver for n in (0, 1, 2)}
-    return _ratios(f"{name}, starts", subject, solvers, {"unseen": unseen_of(subject, 3.0, sizes.unseen, cache)}, sizes)
+def guidances(name: str, setting: Setting) -> dict[str, Any]:
+    """Ratios at each guidance of solvers fitted at one guidance, and at several at once."""
+    benchmark, count = BENCHMARKS[name], setting.fitted + setting.held_out
+    several = {"3 to 7": (3.0, 5.0, 7.0), "1 to 10": (1.0, 3.0, 6.0, 10.0)}
+    fitted: dict[str, float | Tensor] = {f"{guidance:g}": guidance for guidance in GUIDANCES}
+    fitted |= {label: torch.tensor(per_sample(values, count)) for label, values in several.items()}
+    solvers = {label: fit(benchmark, guidance, setting).solver for label, guidance in fitted.items()}
+    used = {f"{guidance:g}": unseen_trial(benchmark, guidance, setting) for guidance in _USED}
+    return _ratios(f"{name}, guidance", benchmark, solvers, used, setting)
 
 
-def classes(name: str, sizes: Sizes, cache: Path | None) -> dict[str, Any]:
-    """Returns ratios on each half of the classes of solvers fitted on either half."""
-    subject = SUBJECTS[name]
-    count = 10 if name == "digits" else 6
-    first = 0 if name == "digits" else 1
-    halves = {"first half": (first, first + count // 2), "second half": (first + count // 2, first + count)}
-
-    def limited(low: int, high: int) -> Subject:
-        shape = () if name == "digits" else (1,)
-        return replace(subject, conditioning=lambda n, g: torch.randint(low, high, (n, *shape), generator=g))
-
-    solvers = {label: fit(limited(*half), "dyweight", 3.0, (STEPS,), sizes).solver for label, half in halves.items()}
-    used = {label: unseen_of(limited(*half), 3.0, sizes.unseen, cache) for label, half in halves.items()}
-    return _ratios(f"{name}, classes", subject, solvers, used, sizes)
+def seeds(name: str, setting: Setting) -> dict[str, Any]:
+    """Ratios of solvers fitted on three sets of starts."""
+    benchmark = BENCHMARKS[name]
+    solvers = {f"starts {seed}": fit(benchmark, 3.0, setting, seed=seed).solver for seed in (0, 1, 2)}
+    return _ratios(f"{name}, starts", benchmark, solvers, {"unseen": unseen_trial(benchmark, 3.0, setting)}, setting)
 
 
-def sizes_of_pictures(name: str, sizes: Sizes, cache: Path | None) -> dict[str, Any]:
-    """Returns ratios at other picture sizes of a solver fitted at 16x16 and of ones fitted there."""
-    subject = SUBJECTS[name]
-    places = {f"{side}x{side}": replace(subject, shape=(3, side, side)) for side in (8, 16, 24)}
-    solvers = {label: fit(place, "dyweight", 3.0, (STEPS,), sizes).solver for label, place in places.items()}
-    used = {label: unseen_of(place, 3.0, sizes.unseen, cache) for label, place in places.items()}
-    return _ratios(f"{name}, size", subject, solvers, used, sizes)
+def classes(name: str, setting: Setting) -> dict[str, Any]:
+    """Ratios on each half of the classes of solvers fitted on either half."""
+    benchmark, every = BENCHMARKS[name], _CLASSES[name]
+    shape = benchmark.conditioning(1, torch.Generator()).shape[1:]
+
+    def limited_to(half: range) -> Benchmark:
+        def draw(count: int, generator: torch.Generator) -> Tensor:
+            return torch.randint(half.start, half.stop, (count, *shape), generator=generator)
+
+        return replace(benchmark, conditioning=draw)
+
+    middle = len(every) // 2
+    places = {"first half": limited_to(every[:middle]), "second half": limited_to(every[middle:])}
+    return _across(f"{name}, classes", places, setting)
 
 
-def fine_tuned(sizes: Sizes) -> dict[str, Any]:
-    """Returns ratios on a copy of the digits network that was trained further, on digits turned upside down."""
-    subject = SUBJECTS["digits"]
-    tuned = _trained_further(300)
-    places = {
-        "original": subject,
-        "fine-tuned": replace(subject, load=lambda dtype: tuned),
-    }
-    solvers = {label: fit(place, "dyweight", 3.0, (STEPS,), sizes).solver for label, place in places.items()}
-    used = {label: unseen_of(place, 3.0, sizes.unseen) for label, place in places.items()}
-    return _ratios("digits, network", subject, solvers, used, sizes)
+def sizes_of_pictures(name: str, setting: Setting) -> dict[str, Any]:
+    """Ratios between picture sizes."""
+    sides = (8, 16, 24)
+    places = {f"{side}x{side}": replace(BENCHMARKS[name], shape=(3, side, side)) for side in sides}
+    return _across(f"{name}, size", places, setting)
 
 
-def _spread(values: tuple[float, ...], count: int) -> Tensor:
-    """Returns a guidance per sample: the values in turn."""
-    return torch.tensor(values).repeat(-(-count // len(values)))[:count]
+def fine_tuned(setting: Setting) -> dict[str, Any]:
+    """Ratios between the digits network and a copy that was trained further, on digits turned upside down."""
+    digits, tuned = BENCHMARKS["digits"], _train_further(300)
+    places = {"original": digits, "fine-tuned": replace(digits, load=lambda dtype: tuned)}
+    return _across("digits, network", places, replace(setting, cache=None))  # a cache does not tell networks apart
+
+
+def _across(what: str, places: Mapping[str, Benchmark], setting: Setting) -> dict[str, Any]:
+    """Ratios at each place of the solvers fitted at each place, at guidance 3."""
+    solvers = {label: fit(place, 3.0, setting).solver for label, place in places.items()}
+    used = {label: unseen_trial(place, 3.0, setting) for label, place in places.items()}
+    return _ratios(what, next(iter(places.values())), solvers, used, setting)
 
 
 def _ratios(
-    label: str, subject: Subject, solvers: Mapping[str, Solver], used: Mapping[str, Trial], sizes: Sizes
+    what: str, benchmark: Benchmark, solvers: Mapping[str, Solver], used: Mapping[str, Trial], setting: Setting
 ) -> dict[str, Any]:
-    """Returns best peer / ours, by solver and by place of use."""
-    ratios: dict[str, dict[str, float]] = {name: {} for name in solvers}
+    """The best peer's error / ours, by solver and by place of use."""
+    (steps,) = setting.steps
+    ratios: dict[str, dict[str, float]] = {label: {} for label in solvers}
     for place, unseen in used.items():
-        peer = least_error(unseen, best_peers(subject, unseen, STEPS, sizes))
-        for name, solver in solvers.items():
-            ratios[name][place] = peer / rmse(unseen, solver.table(STEPS, subject.noise))
-    print(label, {n: {p: round(r, 2) for p, r in row.items()} for n, row in ratios.items()}, flush=True)
-    return {"what": label, "steps": STEPS, "ratios": ratios}
+        (peer,) = peer_errors(benchmark, steps, unseen.first(setting.ranked), unseen)
+        for label, solver in solvers.items():
+            ratios[label][place] = peer / rmse(unseen, solver.table(steps, benchmark.noise))
+    print(what, {n: {p: round(r, 2) for p, r in row.items()} for n, row in ratios.items()}, flush=True)
+    return {"what": what, "steps": steps, "ratios": ratios}
 
 
-def _trained_further(steps: int) -> DigitsDenoiser:
-    """Returns the digits network after some steps on digits upside down, about as far from it as a fine-tune is."""
+def _train_further(steps: int) -> DigitsDenoiser:
+    """The digits network after some steps on digits upside down, about as far from it as a fine-tune is."""
     network: DigitsTransformer = load_digits().network.requires_grad_(True).train()
     pictures, labels = load_pictures()
     pictures = pictures.flip(2)

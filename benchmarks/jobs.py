@@ -1,4 +1,4 @@
-"""Which measurements make a part of the benchmarks, and how they are shared out to processes and recorded."""
+"""Which measurements make a part of the benchmarks, and how they are shared out to processes and saved."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,136 +15,111 @@ import torch
 from learned_solvers.samplers.files.write import write_whole
 
 from . import cost, generalisation
-from .again import SEEDS, again
-from .fidelity import GUIDANCES, STEPS, Sizes, fidelity
-from .half import half
-from .overhead import host_here, overhead_here
+from .measures import DTYPES, again, fidelity, half, precision, savings
+from .overhead import host_version, overhead_here
 from .peers import peers
-from .precision import DTYPES, precision
-from .record import SOLVERS, Run, about, keep, read_records
-from .savings import savings
+from .record import provenance, read_measurements, save
+from .setting import GUIDANCES, Setting
 
-__all__ = ["PARTS", "chosen", "run"]
-
-Jobs = list[tuple[Callable[..., Any], tuple[Any, ...]]]
-
-NETWORKS = ("patches", "shapes", "digits")  # the longest first
-WHOLE, FEW = Sizes(), Sizes(fitted=64, held_out=16, unseen=256, ranked=32)
-
-
-def jobs_of(part: str, cache: Path, seeds: Sequence[int] = SEEDS) -> Jobs:
-    """Returns the calls that make a part's records, the longest first; `seeds` are those of `again`."""
-    if part == "fidelity":
-        order = [(name, g) for g in reversed(GUIDANCES) for name in NETWORKS]
-        return [(fidelity, (*own, STEPS, WHOLE, cache / name_of(fidelity, own), cache)) for own in order]
-    if part == "peers":
-        return [(peers, (name, g, STEPS, WHOLE, cache)) for g in reversed(GUIDANCES) for name in NETWORKS]
-    if part == "savings":
-        return [(savings, (name, g, WHOLE, SOLVERS, cache)) for g in GUIDANCES for name in NETWORKS]
-    if part == "again":
-        order = [(name, g, str(seed)) for seed in seeds for g in reversed(GUIDANCES) for name in NETWORKS]
-        return [(again, (*own, STEPS, WHOLE, SOLVERS, cache)) for own in order]
-    if part == "half":
-        order = [(name, dtype, g) for g in reversed(GUIDANCES) for name in NETWORKS for dtype in DTYPES]
-        return [(half, (*own, STEPS, Sizes(unseen=128), SOLVERS, cache)) for own in order]
-    if part == "precision":
-        # On a CPU half precision takes five to eight times as long: few step counts.
-        steps = {"digits": (4, 6, 8, 10), "patches": (4,), "shapes": (4,)}
-        return [(precision, (name, dtype, 3.0, steps[name], FEW, cache)) for name in NETWORKS for dtype in DTYPES]
-    if part == "generalisation":
-        return [
-            (generalisation.guidances, ("patches", FEW, cache)),
-            (generalisation.sizes_of_pictures, ("shapes", FEW, cache)),
-            (generalisation.guidances, ("digits", FEW, cache)),
-            (generalisation.classes, ("patches", FEW, cache)),
-            (generalisation.classes, ("digits", FEW, cache)),
-            (generalisation.fine_tuned, (FEW,)),
-            (generalisation.seeds, ("digits", FEW, cache)),
-        ]
-    if part == "cost":
-        return [
-            *((cost.growth_with_steps, (name,)) for name in NETWORKS),
-            (cost.growth_with_samples, (cache,)), (cost.growth_with_size, ()), (cost.memory, ()),
-        ]  # fmt: skip
-    # Without ComfyUI a record of its own: it must not take the place of one that has ComfyUI's sampler.
-    return [(overhead_here(), ())]
-
+__all__ = ["PARTS", "SEEDS", "Job", "jobs_by_part", "run_job", "run_part", "select_jobs"]
 
 PARTS = ("fidelity", "peers", "again", "savings", "half", "generalisation", "precision", "cost", "overhead")
+SEEDS = (1, 2)  # of the sets of starts that `again` records
+NETWORKS = ("patches", "shapes", "digits")  # the longest first
 
 
-def name_of(work: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
-    """Returns a job's name, such as "fidelity-digits-3.0"."""
-    return "-".join(str(a) for a in (work.__name__, *arguments) if isinstance(a, str | float))
+@dataclass(frozen=True)
+class Job:
+    """One measurement, whose record is `work(*place, setting)`; without a setting `work(*place)`."""
+
+    work: Callable[..., Any]
+    place: tuple[str | float, ...] = ()
+    setting: Setting | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the measurement, such as "fidelity-digits-3.0"."""
+        return "-".join(map(str, (self.work.__name__, *self.place)))
 
 
-def measured(cache: Path, how: Mapping[str, Any], work: Callable[..., Any], arguments: tuple[Any, ...]) -> Run:
-    """Returns what a job found, from the cache if it has been done before, at the same sizes."""
-    name = name_of(work, arguments)
-    path = cache / f"{name}.json"
-    how = {**how, "samples": next((vars(value) for value in arguments if isinstance(value, Sizes)), None)}
-    kept = read_records(path)
-    if kept.get("about", {}).get("samples") == how["samples"] and "record" in kept:
-        print(f"{name}: from {path}", flush=True)
-    else:
-        print(f"{name}: begun", flush=True)
-        began = time.monotonic()
-        record = work(*arguments)
-        content = json.dumps({"about": {**how, "seconds": round(time.monotonic() - began)}, "record": record})
-        write_whole(path, content.encode())
-        kept = json.loads(content)  # the same as from the cache: numbers that are keys are texts there
-    return Run(kept["about"], kept["record"], cache / name)
-
-
-def chosen(parts: Sequence[str], cache: Path, only: Sequence[str], seeds: Sequence[int] = SEEDS) -> dict[str, Jobs]:
-    """Returns the jobs of each part whose name holds one of the texts `only`; all if there are none.
-
-    Raises:
-        ValueError: One of them names no job.
-    """
-    every = {part: jobs_of(part, cache, seeds) for part in parts}
-    found = {
-        part: [job for job in jobs if not only or any(text in name_of(*job) for text in only)]
-        for part, jobs in every.items()
+def jobs_by_part(cache: Path, seeds: Sequence[int] = SEEDS) -> dict[str, list[Job]]:
+    """The jobs of each part, the longest first; `seeds` are those of `again`."""
+    whole, few = Setting(cache=cache), Setting(fitted=64, held_out=16, unseen=256, ranked=32, cache=cache)
+    places = [(name, guidance) for guidance in reversed(GUIDANCES) for name in NETWORKS]
+    copies = [(name, dtype, guidance) for name, guidance in places for dtype in DTYPES]
+    folders = {(name, guidance): cache / f"fidelity-{name}-{guidance}" for name, guidance in places}
+    # On a CPU half precision takes five to eight times as long: few starts or step counts.
+    steps_in_half = {"patches": (4,), "shapes": (4,), "digits": (4, 6, 8, 10)}
+    generalised = [
+        (generalisation.guidances, "patches"), (generalisation.sizes_of_pictures, "shapes"),
+        (generalisation.guidances, "digits"), (generalisation.classes, "patches"), (generalisation.classes, "digits"),
+        (generalisation.fine_tuned,), (generalisation.seeds, "digits"),
+    ]  # fmt: skip
+    return {
+        "fidelity": [Job(fidelity, place, replace(whole, solvers=folder)) for place, folder in folders.items()],
+        "peers": [Job(peers, place, whole) for place in places],
+        "again": [Job(again, (*place, seed), whole) for seed in seeds for place in places],
+        "savings": [Job(savings, (name, guidance), whole) for guidance in GUIDANCES for name in NETWORKS],
+        "half": [Job(half, copy, replace(whole, unseen=128)) for copy in copies],
+        "generalisation": [Job(work, tuple(place), replace(few, steps=(5,))) for work, *place in generalised],
+        "precision": [Job(precision, c, replace(few, steps=steps_in_half[c[0]])) for c in copies if c[2] == 3],
+        "cost": [
+            *(Job(cost.growth_with_steps, (name,)) for name in NETWORKS),
+            *map(Job, (cost.growth_with_samples, cost.growth_with_size, cost.memory)),
+        ],
+        # Without ComfyUI under another name: it must not replace a measurement that has ComfyUI's sampler.
+        "overhead": [Job(overhead_here())],
     }
-    names = [name_of(*job) for jobs in every.values() for job in jobs]
+
+
+def select_jobs(
+    parts: Sequence[str], cache: Path, only: Sequence[str] = (), seeds: Sequence[int] = SEEDS
+) -> dict[str, list[Job]]:
+    """The jobs of some parts whose name contains one of the texts `only`; ValueError where a text is in no name."""
+    every = {part: jobs for part, jobs in jobs_by_part(cache, seeds).items() if part in parts}
+    names = [job.name for jobs in every.values() for job in jobs]
     for text in only:
         if not any(text in name for name in names):
-            raise ValueError(f"--only {text} names no job: take a text that is in one of {', '.join(names)}")
-    return {part: jobs for part, jobs in found.items() if jobs}
+            raise ValueError(f"--only {text} matches no job: choose a part of a name from {', '.join(names)}")
+    selected = {p: [job for job in jobs if any(text in job.name for text in only or [""])] for p, jobs in every.items()}
+    return {part: jobs for part, jobs in selected.items() if jobs}
 
 
-def run(part: str, jobs: Jobs, workers: int, cache: Path, command: str) -> list[Any]:
-    """Returns what a part's jobs found, and puts it into its results file, each as it ends, in the place of the last.
+def run_job(job: Job, cache: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The measurement of a job; from the cache where one of the same sizes is there."""
+    path, sizes = cache / f"{job.name}.json", job.setting and job.setting.sizes
+    stored = read_measurements(path)
+    if "record" in stored and stored.get("about", {}).get("samples") == sizes:
+        print(f"{job.name}: from {path}", flush=True)
+        return stored
+    print(f"{job.name}: started", flush=True)
+    began = time.monotonic()
+    record = job.work(*job.place, *([job.setting] if job.setting else []))
+    about = {**about, "samples": sizes, "seconds": round(time.monotonic() - began)}
+    content = json.dumps({"about": about, "record": record})
+    write_whole(path, content.encode())
+    return json.loads(content)  # as from the cache: keys are texts there
 
-    Jobs that are not the part's own, of another seed, leave no record.
 
-    Args:
-        part: One of PARTS.
-        jobs: What to do of it.
-        workers: Processes that share the jobs.
-        cache: Folder of the jobs' own records.
-        command: How this was asked for.
+def run_part(part: str, jobs: Sequence[Job], workers: int, cache: Path, command: str) -> list[Any]:
+    """The records of jobs of a part, run in processes of one thread, each saved as soon as it is there.
 
-    Raises:
-        RuntimeError: A job failed; what the others found is recorded.
+    Those of other seeds than the part's own are not saved. Raises RuntimeError at the end where a job failed.
     """
-    order = [name_of(*job) for job in jobs_of(part, cache)]
-    host: dict[str, str] = {}
-    if part == "overhead":  # timed: nothing beside it
-        workers, host = 1, host_here()
-    how, found, failed = about(command, workers=workers, **host), [], []
+    order = [job.name for job in jobs_by_part(cache)[part]]
+    workers, host = (1, host_version()) if part == "overhead" else (workers, {})  # it is timed: alone on the machine
+    about, records, failures = provenance(command, workers=workers, **host), [], []
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        waiting = {pool.submit(measured, cache, how, *job): name_of(*job) for job in jobs}
+        waiting = {pool.submit(run_job, job, cache, about): job.name for job in jobs}
         for future in as_completed(waiting):
             name = waiting[future]
-            if error := future.exception():  # the others' work is kept
-                failed.append(f"{name}: {type(error).__name__}: {error}")
+            if error := future.exception():
+                failures.append(f"{name}: {type(error).__name__}: {error}")
                 continue
-            found.append(future.result().record)
+            records.append(future.result()["record"])
             if name in order:
-                keep(part, name, future.result(), order)
-                print(f"{name}: recorded in {part}.json", flush=True)
-    if failed:
-        raise RuntimeError("failed: " + "; ".join(failed))
-    return found
+                save(part, name, future.result(), order, cache / name)
+                print(f"{name}: saved in {part}.json", flush=True)
+    if failures:
+        raise RuntimeError("failed: " + "; ".join(failures))
+    return records

@@ -14,11 +14,7 @@ _PACKAGE = "k_diffusion_without_requirements"
 
 
 def k_diffusion_folder() -> Path:
-    """Returns the folder of the installed package.
-
-    Raises:
-        ImportError: It is not installed.
-    """
+    """The folder of the installed package; ImportError without one."""
     spec = find_spec("k_diffusion")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError("k-diffusion is not installed: pip install --no-deps k-diffusion==0.1.1.post1")
@@ -26,11 +22,7 @@ def k_diffusion_folder() -> Path:
 
 
 def k_diffusion_module(name: str) -> ModuleType:
-    """Returns k-diffusion's module `name`.
-
-    Raises:
-        ImportError: It is not installed.
-    """
+    """k-diffusion's module `name`; ImportError where it is not installed."""
     if _PACKAGE not in sys.modules:
         folder = k_diffusion_folder()
         package = sys.modules[_PACKAGE] = ModuleType(_PACKAGE)

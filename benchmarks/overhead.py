@@ -7,14 +7,13 @@ figures are ratios. ComfyUI's samplers need its modules: where COMFYUI_PATH name
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -36,7 +35,7 @@ from learned_solvers.training.models.loading import find_comfy, host_module
 
 from .k_diffusion_modules import k_diffusion_folder, k_diffusion_module
 
-__all__ = ["SIZES", "host_here", "measure", "overhead", "overhead_here", "overhead_without_comfyui"]
+__all__ = ["SIZES", "host_version", "overhead", "overhead_here", "overhead_without_comfyui", "peak_bytes", "samplers"]
 
 SIZES = {
     "1x4x64x64": (1, 4, 64, 64),
@@ -46,15 +45,18 @@ SIZES = {
     "video 1x16x21x60x104": (1, 16, 21, 60, 104),
 }
 STEPS = 10
+SIGMAS = torch.linspace(1, 0.05, STEPS + 1)
+
+Sampler = Callable[[Tensor], Tensor]
 
 
 def overhead_here() -> Callable[..., dict[str, Any]]:
-    """Returns `overhead` where COMFYUI_PATH names a ComfyUI, else `overhead_without_comfyui`."""
+    """`overhead` where COMFYUI_PATH names a ComfyUI, else `overhead_without_comfyui`."""
     return overhead if os.environ.get("COMFYUI_PATH") else overhead_without_comfyui
 
 
-def host_here() -> dict[str, str]:
-    """Returns the version of the ComfyUI at COMFYUI_PATH, by name; nothing without one."""
+def host_version() -> dict[str, str]:
+    """The version of the ComfyUI at COMFYUI_PATH, for a record; empty without one."""
     if not os.environ.get("COMFYUI_PATH"):
         return {}
     file = find_comfy(None) / "comfyui_version.py"
@@ -62,112 +64,91 @@ def host_here() -> dict[str, str]:
 
 
 def overhead_without_comfyui(turns: int = 41) -> dict[str, Any]:
-    """Returns records per size of our samplers and k-diffusion's Euler."""
-    return measure(_samplers(), turns)
+    """Seconds per step and peak memory of our samplers and k-diffusion's Euler, by size."""
+    return _measure(samplers(), turns)
 
 
 def overhead(turns: int = 41) -> dict[str, Any]:
-    """Returns records per size of these and ComfyUI's iPNDM, through the Python of the ComfyUI at COMFYUI_PATH."""
+    """The same with ComfyUI's iPNDM, through the Python of the ComfyUI at COMFYUI_PATH."""
     comfy = find_comfy(None)
     python = os.environ.get("COMFYUI_PYTHON") or str(comfy / "venv/bin/python")
     command = [python, str(Path(__file__).resolve()), str(comfy), str(k_diffusion_folder().parent), str(turns)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/")
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, capture_output=True, text=True, cwd="/")
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {process.stderr[-2000:]}")
+    return json.loads(process.stdout.splitlines()[-1])
 
 
-def _samplers() -> dict[str, Callable[[Tensor], Tensor]]:
-    """Returns Euler and our two families: DyWeight with the windows of fits, DS-Solver with its whole history."""
+def _overhead_in_comfyui(comfy: str, k_diffusion_parent: str, turns: str) -> dict[str, Any]:
+    sys.path.append(k_diffusion_parent)
+    ipndm = host_module(Path(comfy), "comfy.k_diffusion.sampling").sample_ipndm
+    return _measure({**samplers(), "ipndm": lambda x: ipndm(_network, x, SIGMAS, disable=True)}, int(turns))
+
+
+def samplers() -> dict[str, Sampler]:
+    """Euler and our two families: DyWeight with the windows of fits, DS-Solver with its whole history."""
     euler = k_diffusion_module("sampling").sample_euler
-    flow = FlowNoise(tokens=1024)
-    sigmas = torch.linspace(1, 0.05, STEPS + 1)
-    short, long = (_windowed(history, sigmas) for history in (3, 6))
-    searched = load_solver("ds_flow-sit").table(STEPS, flow)
-    return {
-        "euler": lambda x: euler(_network, x, sigmas, disable=True),
-        "dyweight, history 3": lambda x: sample_table(_network, x, short, disable=True),
-        "dyweight, history 6": lambda x: sample_table(_network, x, long, disable=True),
-        "ds_flow-sit, whole history": lambda x: sample_table(_network, x, searched, disable=True),
-    }
+    tables = {f"dyweight, history {history}": _windowed(history) for history in (3, 6)}
+    tables["ds_flow-sit, whole history"] = load_solver("ds_flow-sit").table(STEPS, FlowNoise(tokens=1024))
+    ours = {name: lambda x, t=table: sample_table(_network, x, t, disable=True) for name, table in tables.items()}
+    return {"euler": lambda x: euler(_network, x, SIGMAS, disable=True), **ours}
 
 
-def _windowed(history: int, sigmas: Tensor) -> SolverTable:
-    """Returns a DyWeight of random weights whose steps use so many of the newest entries."""
+def _windowed(history: int) -> SolverTable:
+    """A DyWeight of random weights whose steps use so many of the newest entries."""
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(STEPS, STEPS, generator=generator, dtype=torch.float64).tril().triu(1 - history)
     weights = weights / weights.sum(1, keepdim=True)
-    return dyweight_table(weights, torch.ones(STEPS, dtype=torch.float64), sigmas.double(), divisor="call")
-
-
-def _with_comfy(comfy: Path, beside: str) -> dict[str, Callable[[Tensor], Tensor]]:
-    sys.path.append(beside)
-    host = host_module(comfy, "comfy.k_diffusion.sampling")
-    sigmas = torch.linspace(1, 0.05, STEPS + 1)
-    return {**_samplers(), "ipndm": lambda x: host.sample_ipndm(_network, x, sigmas, disable=True)}
+    return dyweight_table(weights, torch.ones(STEPS, dtype=torch.float64), SIGMAS.double(), divisor="call")
 
 
 def _network(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
-    """Returns the state itself: a network that costs nothing."""
+    """A network that costs nothing: it returns the state itself."""
     return x
 
 
-def measure(samplers: dict[str, Callable[[Tensor], Tensor]], turns: int) -> dict[str, Any]:
-    """Returns seconds per step and peak bytes beside the state, per size and sampler; samplers take turns."""
+def _measure(samplers: Mapping[str, Sampler], turns: int) -> dict[str, Any]:
+    """Seconds per step and peak memory in states, by size and sampler; samplers take turns."""
     torch.set_num_threads(1)
     records: dict[str, Any] = {}
     for label, shape in SIZES.items():
         x = torch.randn(shape)
         times: dict[str, list[float]] = {name: [] for name in samplers}
-        for turn in range(turns + 1):
+        for _ in range(turns + 1):
             for name, sample in samplers.items():
                 began = time.perf_counter()
                 sample(x)
-                if turn:  # the first warms up
-                    times[name].append((time.perf_counter() - began) / STEPS)
-        records[label] = {
-            name: {"seconds": median(times[name]), "states": _peak(lambda s=sample, x=x: s(x)) / x.nbytes}
+                times[name].append((time.perf_counter() - began) / STEPS)
+        records[label] = {  # without the first turn, which warms up
+            name: {"seconds": median(times[name][1:]), "states": peak_bytes(sample, x) / x.nbytes}
             for name, sample in samplers.items()
         }
     return records
 
 
-class _Storages(TorchDispatchMode):
-    """Adds up the bytes of the tensors that are alive."""
+class _Peak(TorchDispatchMode):
+    """The most bytes of tensors that were alive at once, those from before left out."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.alive, self.peak, self.known = 0, 0, set()
+        self.tensors: list[weakref.ref[Tensor]] = []
+        self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                key = storage._cdata
-                if key not in self.known:
-                    self.known.add(key)
-                    self.alive += storage.nbytes()
-                    self.peak = max(self.peak, self.alive)
-                    weakref.finalize(tensor, self._gone, key, storage.nbytes())
+        self.tensors += [weakref.ref(leaf) for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        self.tensors = [ref for ref in self.tensors if ref() is not None]
+        storages = [tensor.untyped_storage() for ref in self.tensors if (tensor := ref()) is not None]
+        self.bytes = max(self.bytes, sum({storage._cdata: storage.nbytes() for storage in storages}.values()))
         return out
 
-    def _gone(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.alive -= size
 
-
-def _peak(run: Callable[[], Tensor]) -> int:
-    """Returns the bytes of tensors that were alive at once, those from before the run left out."""
-    with _Storages() as storages:
-        run()
-    return storages.peak
+def peak_bytes(sample: Sampler, x: Tensor) -> int:
+    """Bytes of the tensors that are alive at once while a sampler runs, without those from before."""
+    with _Peak() as peak:
+        sample(x)
+    return peak.bytes
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("comfy", type=Path)
-    parser.add_argument("beside")
-    parser.add_argument("turns", type=int)
-    args = parser.parse_args()
-    print(json.dumps(measure(_with_comfy(args.comfy, args.beside), args.turns)))
+    print(json.dumps(_overhead_in_comfyui(*sys.argv[1:])))

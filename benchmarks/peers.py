@@ -5,115 +5,113 @@ Few starts rank them, all judge: of some two hundred candidates the best by erro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from learned_solvers.samplers import SolverTable
 from learned_solvers.training.data.trial import Trial
 from learned_solvers.training.starts.candidates import Candidate, best_of_methods, candidates, rank, rmse
 
-from .fidelity import Sizes, unseen_of
-from .quality import Quality, quality_of
-from .record import records
-from .subjects import SUBJECTS, Subject
+from .quality import quality_of_ends
+from .record import read_records
+from .setting import Setting, record_by_steps, unseen_trial
+from .suite import BENCHMARKS, Benchmark
 
-__all__ = [
-    "best_of",
-    "best_peers",
-    "compared",
-    "finite_quality",
-    "lead_at",
-    "least_error",
-    "of_best_peer",
-    "peers",
-    "peers_of",
-    "with_peers",
-]
+__all__ = ["best_value", "compare_with_record", "lead", "peer_errors", "peers", "recorded_peers", "recorded_points"]
 
 
-def peers(name: str, guidance: float, steps: Sequence[int], sizes: Sizes, cache: Path | None) -> dict[str, Any]:
-    """Returns the quality of the best peers of a network at a guidance, by step count."""
-    subject = SUBJECTS[name]
-    unseen = unseen_of(subject, guidance, sizes.unseen, cache)
-    found = []
-    for n in steps:
-        few = unseen.first(sizes.ranked)
-        chosen = _chosen(name, few, list(candidates(n, subject.noise)))
-        found_of = {c.name: finite_quality(name, unseen, c) for c in chosen}
-        measured = {label: asdict(own) for label, own in found_of.items() if own is not None}
-        found.append({"steps": n, "peers": measured})
-        best = "; ".join(f"{key}: {best_of(measured, key)}" for key in ("error", "frechet"))
-        print(name, guidance, n, best, flush=True)
-    return {"network": name, "guidance": guidance, "records": found}
+def peers(name: str, guidance: float, setting: Setting) -> dict[str, Any]:
+    """The quality of the best peers of a network at a guidance, by step count."""
+    benchmark = BENCHMARKS[name]
+    unseen = unseen_trial(benchmark, guidance, setting)
+
+    def measure(steps: int) -> dict[str, Any]:
+        chosen = _choose(name, unseen.first(setting.ranked), list(candidates(steps, benchmark.noise)))
+        return {"peers": finite_qualities(name, unseen, chosen)}
+
+    return record_by_steps({"network": name, "guidance": guidance}, setting, measure)
 
 
-def finite_quality(name: str, trial: Trial, candidate: Candidate) -> Quality | None:
-    """Returns a candidate's quality; None where it leaves the numbers."""
-    ends = trial.ends(candidate.table)
-    return quality_of(name, trial, ends) if bool(ends.isfinite().all()) else None
+def finite_qualities(name: str, trial: Trial, tried: Iterable[Candidate]) -> dict[str, dict[str, float]]:
+    """The quality of candidates by their name, without those whose states overflow."""
+    ends = {candidate.name: trial.ends(candidate.table) for candidate in tried}
+    return {label: quality_of_ends(name, trial, end) for label, end in ends.items() if bool(end.isfinite().all())}
 
 
-def _chosen(name: str, few: Trial, tried: Sequence[Candidate]) -> list[Candidate]:
-    """Returns the best three and the best grid of each of the five best methods by error, the best five by Frechet."""
-    measured = {candidate: finite_quality(name, few, candidate) for candidate in tried}
-    finite = {candidate: found for candidate, found in measured.items() if found is not None}
-    by_error = sorted(finite, key=lambda candidate: finite[candidate].error)
-    by_frechet = sorted(finite, key=lambda candidate: finite[candidate].frechet)
+def _choose(name: str, ranked: Trial, tried: Sequence[Candidate]) -> list[Candidate]:
+    """The three best and the best grid of each of the five best methods by error, the five best by Frechet distance."""
+    qualities = finite_qualities(name, ranked, tried)
+    finite = [candidate for candidate in tried if candidate.name in qualities]
+    by_error = sorted(finite, key=lambda candidate: qualities[candidate.name]["error"])
+    by_frechet = sorted(finite, key=lambda candidate: qualities[candidate.name]["frechet"])
     return list(dict.fromkeys([*by_error[:3], *best_of_methods(by_error)[:5], *by_frechet[:5]]))
 
 
-def best_peers(subject: Subject, unseen: Trial, steps: int, sizes: Sizes) -> list[SolverTable]:
-    """Returns the tables of the three best by error on the few starts: one of them is the best on all."""
-    order = rank(unseen.first(sizes.ranked), list(candidates(steps, subject.noise)))
-    return [candidate.table for _, candidate in order[:3]]
+def peer_errors(benchmark: Benchmark, steps: int, ranked: Trial, *trials: Trial) -> list[float]:
+    """The best peer's error on each trial: the least of the three candidates that are best on the ranked starts."""
+    best = rank(ranked, list(candidates(steps, benchmark.noise)))[:3]
+    return [min(rmse(trial, candidate.table) for _, candidate in best) for trial in trials]
 
 
-def least_error(trial: Trial, tables: Sequence[SolverTable]) -> float:
-    """Returns the error of the best of some tables over all starts."""
-    return min(rmse(trial, table) for table in tables)
+def recorded_peers(name: str, guidance: float) -> dict[int, dict[str, Any]]:
+    """The recorded peers of a network at a guidance: by step count, their measures by name; ValueError without any."""
+    for record in read_records("peers").values():
+        if (record["network"], record["guidance"]) == (name, guidance):
+            return {point["steps"]: point["peers"] for point in record["records"]}
+    raise ValueError(f"peers of {name} at guidance {guidance:g} are not recorded: run python -m benchmarks peers first")
 
 
-def peers_of(name: str, guidance: float) -> dict[int, dict[str, Any]]:
-    """Returns the recorded peers of a network at a guidance, by step count: their measures by name.
-
-    Raises:
-        ValueError: There are none.
-    """
-    for own in records("peers"):
-        if (own["network"], own["guidance"]) == (name, guidance):
-            return {point["steps"]: point["peers"] for point in own["records"]}
-    raise ValueError(f"no peers of {name} at guidance {guidance:g} are recorded: run python -m benchmarks peers first")
-
-
-def compared() -> list[dict[str, Any]]:
-    """Returns the records of fidelity with those of the peers; none where a network's peers were not measured."""
-    return with_peers(records("fidelity"), records("peers"))
+def recorded_points() -> list[dict[str, Any]]:
+    """The records of `fidelity`, each point with its peers; without networks whose peers were not measured."""
+    peers_at = {
+        (r["network"], r["guidance"], p["steps"]): p for r in read_records("peers").values() for p in r["records"]
+    }
+    joined = []
+    for record in read_records("fidelity").values():
+        points = [(point, (record["network"], record["guidance"], point["steps"])) for point in record["records"]]
+        if all(place in peers_at for _, place in points):
+            joined.append({**record, "records": [point | peers_at[place] for point, place in points]})
+    return joined
 
 
-def with_peers(fidelity: Sequence[dict[str, Any]], measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns records of fidelity, each point with the peers of the same network, guidance and step count."""
-    at = {(own["network"], own["guidance"], r["steps"]): r["peers"] for own in measured for r in own["records"]}
-    found = []
-    for own in fidelity:
-        places = [(own["network"], own["guidance"], r["steps"]) for r in own["records"]]
-        if all(place in at for place in places):
-            points = [{**r, "peers": at[place]} for r, place in zip(own["records"], places, strict=True)]
-            found.append({**own, "records": points})
-    return found
+def best_value(point: Mapping[str, Any], key: str) -> float:
+    """The least measure of the peers at a point."""
+    return min(peer[key] for peer in point["peers"].values())
 
 
-def best_of(measured: Mapping[str, Mapping[str, float]], key: str) -> str:
-    """Returns the name of the peer whose measure is the least."""
-    return min(measured, key=lambda label: measured[label][key])
+def lead(point: Mapping[str, Any], key: str = "error") -> float:
+    """The best peer's measure divided by DyWeight's at a point."""
+    return best_value(point, key) / point["ours"]["dyweight"][key]
 
 
-def of_best_peer(record: dict[str, Any], key: str) -> float:
-    """Returns the best peer's measure in a record."""
-    return min(peer[key] for peer in record["peers"].values())
+def compare_with_record(measured: Sequence[dict[str, Any]]) -> str:
+    """Records of one seed and those of the same points on record: what they amount to, and their leads."""
+    here, recorded = _by_place(measured), _by_place(recorded_points())
+    before = {place: recorded[place] for place in here}
+    leads = [f"{place}: {lead(before[place]):.2f}, {lead(here[place]):.2f}" for place in here]
+    lines = [
+        f"On record: {_summary(before.values())}.",
+        f"Starts of seed {measured[0]['seed']}: {_summary(here.values())}.",
+        "Best peer's error / ours, on record and here:",
+    ]
+    return "\n".join([*lines, *leads])
 
 
-def lead_at(record: dict[str, Any], key: str = "error") -> float:
-    """Returns the best peer's measure over DyWeight's in a record."""
-    return of_best_peer(record, key) / record["ours"]["dyweight"][key]
+def _by_place(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {
+        f"  {record['network']}, guidance {record['guidance']:g}, {point['steps']} calls": point
+        for record in records
+        for point in record["records"]
+    }
+
+
+def _summary(every: Collection[dict[str, Any]]) -> str:
+    later = [point for point in every if point["steps"] >= 4]
+    ours = [point["ours"]["dyweight"] for point in later]
+    leads, leads_later = ([lead(point) for point in some] for some in (every, later))
+    return (
+        f"error below the best peer's at {sum(ratio > 1 for ratio in leads)} of {len(leads)} points, half of it at "
+        f"{sum(ratio >= 2 for ratio in leads)}; of the {len(later)} from 4 calls on half of it at "
+        f"{sum(ratio >= 2 for ratio in leads_later)}, a third of the best peer's Frechet distance at "
+        f"{sum(lead(point, 'frechet') >= 3 for point in later)}, within 1.15 of the span bound at "
+        f"{sum(own['error'] <= 1.15 * own['span'] for own in ours)}"
+    )

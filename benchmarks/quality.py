@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from functools import cache
 
 import numpy as np
@@ -11,28 +10,11 @@ from learned_solvers.samplers import SolverTable
 from learned_solvers.training.data.trial import Trial
 from torch import Tensor, nn
 
-from .subjects import SUBJECTS
+from .suite import BENCHMARKS
 
-__all__ = ["Quality", "classifier", "error_and_median", "frechet", "measured", "quality_of", "sharpness", "span_error"]
+__all__ = ["classifier", "error_and_median", "frechet", "quality", "quality_of_ends", "sharpness", "span_error"]
 
 FEATURES = 32
-
-
-@dataclass(frozen=True)
-class Quality:
-    """A solver's distance to the teacher over the unseen starts.
-
-    Args:
-        error: RMSE to the teacher's ends.
-        median: Root of the median of the starts' own mean squares: a few starts rule the first.
-        frechet: Frechet distance to the teacher's ends in a small classifier's features.
-        sharpness: Mean gradient magnitude, as a part of the teacher's.
-    """
-
-    error: float
-    median: float
-    frechet: float
-    sharpness: float
 
 
 class Classifier(nn.Module):
@@ -54,16 +36,16 @@ class Classifier(nn.Module):
 
 @cache
 def classifier(name: str) -> Classifier:
-    """Returns a classifier of a subject's real pictures, trained here in seconds, always the same."""
-    pictures, classes = SUBJECTS[name].pictures()
+    """A classifier of a benchmark's real pictures, trained here in seconds, always the same."""
+    pictures, classes = BENCHMARKS[name].pictures()
+    classes = classes.view(len(classes), -1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Classifier(pictures.shape[1], pictures.shape[-1], (classes.amax(0) + 1).tolist())
         optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
         for _ in range(400):
             rows = torch.randint(len(pictures), (128,))
-            x = pictures[rows] + 0.1 * torch.randn(128, *pictures.shape[1:])
-            guesses = network(x)
+            guesses = network(pictures[rows] + 0.1 * torch.randn(128, *pictures.shape[1:]))
             loss = sum(nn.functional.cross_entropy(g, classes[rows, i]) for i, g in enumerate(guesses))
             optimizer.zero_grad(set_to_none=True)
             torch.as_tensor(loss).backward()
@@ -72,7 +54,7 @@ def classifier(name: str) -> Classifier:
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
-    """Returns |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) of features [S, F] (arXiv 1706.08500)."""
+    """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) of features [S, F] (arXiv 1706.08500)."""
     means = [t.double().mean(0).numpy() for t in (a, b)]
     covariances = [np.cov(t.double().numpy(), rowvar=False) for t in (a, b)]
     # The product of two covariances has real eigenvalues of at least 0, but for rounding.
@@ -82,36 +64,40 @@ def frechet(a: Tensor, b: Tensor) -> float:
 
 
 def sharpness(pictures: Tensor) -> float:
-    """Returns the mean magnitude of the gradient of pictures [S, C, H, W]."""
+    """Mean magnitude of the gradient of pictures [S, C, H, W]."""
     down, right = pictures.diff(dim=-2)[..., :-1], pictures.diff(dim=-1)[..., :-1, :]
     return float((down.square() + right.square()).sqrt().mean())
 
 
 def error_and_median(squares: Tensor) -> dict[str, float]:
-    """Returns the RMSE over all starts and the root of the median of their own mean squares [S]: few rule the first."""
+    """RMSE over all starts, and the root of the median of their mean squares [S]: outliers dominate the first."""
     return {"error": float(squares.mean().sqrt()), "median": float(squares.median().sqrt())}
 
 
-def quality_of(name: str, trial: Trial, ends: Tensor) -> Quality:
-    """Returns the quality of end states [S, C, H, W] beside the teacher's."""
-    truth = trial.reference.end
-    features = classifier(name).features
-    return Quality(
+def quality_of_ends(name: str, trial: Trial, ends: Tensor) -> dict[str, float]:
+    """The distance of end states [S, C, H, W] from the teacher's.
+
+    Returns:
+        RMSE (`error`), the root of the median over the starts (`median`), Frechet distance in the classifier's features
+        (`frechet`), and mean gradient magnitude relative to the teacher's (`sharpness`).
+    """
+    truth, features = trial.reference.end, classifier(name).features
+    return {
         **error_and_median((ends - truth).double().flatten(1).square().mean(1)),
-        frechet=frechet(features(ends.float()), features(truth.float())),
-        sharpness=sharpness(ends) / sharpness(truth),
-    )
+        "frechet": frechet(features(ends.float()), features(truth.float())),
+        "sharpness": sharpness(ends) / sharpness(truth),
+    }
 
 
-def measured(name: str, trial: Trial, table: SolverTable) -> dict[str, float]:
-    """Returns the quality of a table's end states, for a record."""
-    return asdict(quality_of(name, trial, trial.ends(table)))
+def quality(name: str, trial: Trial, table: SolverTable) -> dict[str, float]:
+    """The same of a table's end states."""
+    return quality_of_ends(name, trial, trial.ends(table))
 
 
 def span_error(trial: Trial, table: SolverTable) -> float:
-    """Returns the RMSE of the teacher's ends to their projections on the span of the run's start and gradients.
+    """RMSE of the teacher's ends to their projections on the span of the run's start and gradients.
 
-    No linear multistep rule along this path can be nearer, not even one with coefficients of its own for every start.
+    No linear multistep rule on this path can be closer, not even one with separate coefficients for every start.
     """
     total = torch.zeros((), dtype=torch.float64)
     for start, batch in trial.samples.batches():

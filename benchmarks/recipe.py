@@ -6,8 +6,8 @@
 The recipe (DyWeight, arXiv 2603.11607, run.sh): 10,000 fresh starts, each with a Heun-35 teacher, one pass in batches
 of 16 (625 updates), Adam with warm-up, cosine and clipping, weights of iPNDM as the start, history 3. Its learning rate
 is tuned over RATES and its grid over SHIFTS, and it is charged for the best run alone. Calls are network calls per
-sample, a backward pass as two; those of the teacher are counted on both sides, and told apart: the recipe's many fresh
-starts are most of its bill. Errors are RMSE to the teacher on unseen starts.
+sample, a backward pass as two; those of the teacher are counted on both sides, and reported apart: the recipe's many
+fresh starts are most of its bill. Errors are RMSE to the teacher on unseen starts.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ from learned_solvers.training.models.digits import load_digits
 from learned_solvers.training.optimise.losses import make_objective
 from learned_solvers.training.optimise.problem import Problem
 from learned_solvers.training.spaces import make_space
-from learned_solvers.training.spaces.base import Space
 
 from .quality import error_and_median
-from .record import Run, about, keep
+from .record import provenance, save
 
 TEACHER = Teacher("heun", 35)
 STEPS = (3, 5, 7)
@@ -40,25 +39,28 @@ FRESH, HELD_OUT, UNSEEN = 10_000, 16, 4096
 FITTED = {3: 384, 5: 64, 7: 48}  # few steps are cheap and have few parameters, whose last percent takes samples
 OWN_TEACHER = Teacher("ipndm", 40)  # 40 calls instead of Heun-35's 69
 RATES, SHIFTS = (3e-2, 1e-1), (0.7, 1.0)  # at 1e-2 it ends 20 % worse
-NOISE, OBJECTIVE = FlowNoise(), make_objective("l2")
+NOISE = FlowNoise()
 WAYS = ("gauss-newton", "recipe")
+RUNS: list[tuple[Any, ...]] = [("gauss-newton", n) for n in STEPS]
+RUNS += [("recipe", n, shift, rate) for n in STEPS for shift in SHIFTS for rate in RATES]
 
 
 def trial_of(count: int, seed: int) -> Trial:
-    """Returns starts of the bundled model with their teacher's ends."""
+    """Starts of the bundled model with their teacher's ends."""
     x, extra_args = demo_starts(count, seed)
     model, samples = CountedDenoiser(load_digits(), x.dtype), Samples(x, extra_args, 256)
     return Trial(model, samples, TEACHER.reference(model, samples, NOISE), count)
 
 
 def recipe(fresh: Trial, unseen: Trial, steps: int, shift: float, rate: float) -> dict[str, Any]:
-    """Returns the record of one run of the papers' recipe; its teacher's ends are at hand, and charged for."""
+    """The record of one run of the papers' recipe, which is charged for the teacher's ends in `fresh`."""
     grid = Grid("flow_shift", {"shift": shift})
     space = make_space("dyweight", steps, NOISE, grid, 3, False)
-    own = Problem.of(fresh, space, OBJECTIVE)
+    problem = Problem.of(fresh, space, make_objective("l2"))
+    judge = replace(problem.first(16), model=CountedDenoiser(fresh.model.model, torch.float32))  # counts its own calls
     start = space.initial(ipndm(grid.levels(steps, NOISE), 3))
     fresh.model.calls = 0
-    theta, _ = GradientDescent("adam", rate=rate).fit(own, start, judge_of(unseen, space))
+    theta, _ = GradientDescent("adam", rate=rate).fit(problem, start, judge)
     teacher_calls = TEACHER.calls * FRESH
     return {
         "way": "recipe", "steps": steps, "shift": shift, "rate": rate,
@@ -67,15 +69,8 @@ def recipe(fresh: Trial, unseen: Trial, steps: int, shift: float, rate: float) -
     }  # fmt: skip
 
 
-def judge_of(unseen: Trial, space: Space) -> Problem:
-    """Returns a small judge for the recipe's last line, on calls of its own."""
-    few = unseen.first(16)
-    own = replace(few, model=CountedDenoiser(few.model.model, torch.float32))
-    return Problem.of(own, space, OBJECTIVE)
-
-
-def gauss_newton(steps: int, unseen: Trial) -> dict[str, Any]:
-    """Returns the record of one fit: teacher, scan, starts and iterations, from nothing."""
+def gauss_newton(unseen: Trial, steps: int) -> dict[str, Any]:
+    """The record of one fit: teacher, scan, starts and iterations, from nothing."""
     x, extra_args = demo_starts(FITTED[steps] + HELD_OUT, seed=0)
     result = fit_solver(
         load_digits(), x, noise=NOISE, steps=(steps,), held_out=HELD_OUT, extra_args=extra_args,
@@ -88,13 +83,8 @@ def gauss_newton(steps: int, unseen: Trial) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def name_of(record: dict[str, Any]) -> str:
-    """Returns the name of a run's record."""
-    return "-".join(str(record[key]) for key in ("way", "steps", "shift", "rate") if key in record)
-
-
 def main() -> None:
-    """Runs both ways and writes their records."""
+    """Runs both ways and saves their records."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.recipe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -103,28 +93,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    settings = [{"way": "recipe", "steps": n, "shift": s, "rate": r} for n in STEPS for s in SHIFTS for r in RATES]
-    order = [name_of(which) for which in ([{"way": "gauss-newton", "steps": n} for n in STEPS] + settings)]
-    how = about(" ".join(["python -m benchmarks.recipe", *sys.argv[1:]]), threads=args.threads)
-
-    def record(found: dict[str, Any], began: float, teacher_seconds: float = 0.0) -> None:
-        print(found, flush=True)
-        seconds = time.perf_counter() - began + teacher_seconds
-        keep("recipe", name_of(found), Run(how, {**found, "seconds": seconds}), order)
-
-    unseen = trial_of(UNSEEN, seed=99)
-    if "gauss-newton" in args.way:
-        for steps in args.steps:
-            began = time.perf_counter()
-            record(gauss_newton(steps, unseen), began)
-    if "recipe" in args.way:
+    about = provenance(" ".join(["python -m benchmarks.recipe", *sys.argv[1:]]), threads=args.threads)
+    unseen, began = trial_of(UNSEEN, seed=99), time.perf_counter()
+    fresh = trial_of(FRESH, seed=1) if "recipe" in args.way else None
+    teacher_seconds = time.perf_counter() - began
+    names = ["-".join(map(str, run)) for run in RUNS]
+    for name, (way, steps, *tuning) in zip(names, RUNS, strict=True):
+        if way not in args.way or steps not in args.steps:
+            continue
         began = time.perf_counter()
-        fresh = trial_of(FRESH, seed=1)
-        teacher_seconds = time.perf_counter() - began
-        for which in settings:
-            if which["steps"] in args.steps:
-                began = time.perf_counter()
-                record(recipe(fresh, unseen, which["steps"], which["shift"], which["rate"]), began, teacher_seconds)
+        record = recipe(fresh, unseen, steps, *tuning) if fresh and tuning else gauss_newton(unseen, steps)
+        record["seconds"] = time.perf_counter() - began + (teacher_seconds if tuning else 0)
+        print(record, flush=True)
+        save("recipe", name, {"about": about, "record": record}, names)
 
 
 if __name__ == "__main__":

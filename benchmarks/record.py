@@ -1,8 +1,8 @@
-"""The results files: a record per measurement, each with how, when and with what it was made.
+"""The results files: by name a measurement, which is a record, and how, when and with what it was made.
 
     {"fidelity-digits-3.0": {"about": {"command": "python -m benchmarks ...", "date": ..., ...}, "record": {...}}, ...}
 
-Measurements that are made again replace their own records alone.
+A repeated measurement replaces its own entry alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -21,86 +20,62 @@ import torch
 from learned_solvers.samplers.files.card import VERSION
 from learned_solvers.samplers.files.write import write_whole
 
-__all__ = ["RESULTS", "SOLVERS", "Run", "about", "check_record", "keep", "named", "read_records", "records"]
+__all__ = ["RESULTS", "SOLVERS", "check_part", "provenance", "read_measurements", "read_records", "save"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
 SOLVERS = RESULTS / "solvers"
 
 
-@dataclass(frozen=True)
-class Run:
-    """One measurement that was made: how, what was found, and the folder of the solver files that it wrote."""
-
-    about: Mapping[str, Any]
-    record: Any
-    solvers: Path | None = None
-
-
-def about(command: str, **more: Any) -> dict[str, Any]:
-    """Returns what is to be known of measurements that begin now: date, commit, versions, and what is given."""
+def provenance(command: str, **more: Any) -> dict[str, Any]:
+    """How measurements that begin now are made: command, date, commit and versions."""
     return {
         "command": command, **more, "date": date.today().isoformat(), "version": VERSION, "commit": _commit(),
         "torch": torch.__version__, "python": platform.python_version(),
     }  # fmt: skip
 
 
-def named(part: str) -> dict[str, Any]:
-    """Returns the records of a part by name, in the order of its jobs; none where it has not been measured."""
-    return {name: kept["record"] for name, kept in read_records(RESULTS / f"{part}.json").items()}
+def read_measurements(path: Path) -> dict[str, Any]:
+    """The content of a results file; empty where there is none, ValueError where it is broken."""
+    try:
+        content = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is broken ({error}): restore it from git, or delete it") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must contain measurements by name: restore it from git, or delete it")
+    return content
 
 
-def records(part: str) -> list[Any]:
-    """Returns the records of a part, in the order of its jobs."""
-    return list(named(part).values())
+def read_records(part: str) -> dict[str, Any]:
+    """The records of a part by name, in the order of its jobs; none where it has not been measured."""
+    return {name: measurement["record"] for name, measurement in read_measurements(RESULTS / f"{part}.json").items()}
 
 
-def keep(part: str, name: str, run: Run, order: Sequence[str]) -> None:
-    """Puts a measurement in the place of the one of its name, its solver files with it.
+def check_part(part: str) -> None:
+    """Raises ValueError, before hours of measuring, where a part's results file cannot be read or written."""
+    read_measurements(RESULTS / f"{part}.json")
+    RESULTS.mkdir(exist_ok=True)
+    if not os.access(RESULTS, os.W_OK):
+        raise ValueError(f"{RESULTS} is not writable, so measurements would be lost: make it writable")
 
-    Args:
-        part: What it belongs to, the name of the results file.
-        name: Its name.
-        run: What was found.
-        order: The names that the part has, in the order of the file; what is recorded under others comes after them.
+
+def save(
+    part: str, name: str, measurement: Mapping[str, Any], order: Sequence[str] = (), solvers: Path | None = None
+) -> None:
+    """Replaces one measurement of a part, and the solver files that it made in a folder.
+
+    Names that are not in `order` stand last in the file.
     """
     path = RESULTS / f"{part}.json"
-    kept = {**read_records(path), name: {"about": dict(run.about), "record": run.record}}
-    kept = {n: kept[n] for n in [*(n for n in order if n in kept), *(n for n in kept if n not in order)]}
-    write_whole(path, (json.dumps(kept, indent=1) + "\n").encode())
-    for file in sorted(run.solvers.glob("*.safetensors")) if run.solvers else ():
+    stored = {**read_measurements(path), name: measurement}
+    names = [*(n for n in order if n in stored), *(n for n in stored if n not in order)]
+    write_whole(path, (json.dumps({n: stored[n] for n in names}, indent=1) + "\n").encode())
+    for file in sorted(solvers.glob("*.safetensors")) if solvers else ():
         write_whole(SOLVERS / file.name, file.read_bytes())
 
 
-def check_record(part: str) -> None:
-    """Refuses, before hours of measuring, a results file that the measurements cannot be put into.
-
-    Raises:
-        ValueError: It cannot be read, or its folder cannot be written to.
-    """
-    read_records(RESULTS / f"{part}.json")
-    RESULTS.mkdir(exist_ok=True)
-    if not os.access(RESULTS, os.W_OK):
-        raise ValueError(f"{RESULTS} cannot be written to: measurements would be lost")
-
-
-def read_records(path: Path) -> dict[str, Any]:
-    """Returns what a results file holds; nothing where there is none.
-
-    Raises:
-        ValueError: It is broken.
-    """
-    try:
-        found = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"{path} is broken ({error}): take it back from git, or delete it") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold records by name: take it back from git, or delete it")
-    return found
-
-
 def _commit() -> str | None:
-    """Returns the commit that is checked out, with a + where its code is changed; None outside a repository."""
+    """The commit that is checked out, with a + where its code is changed; None outside a repository."""
 
     def git(*command: str) -> str:
         return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,13 +1,11 @@
 """ComfyUI nodes. Thin: they read the host, call samplers/ and say what they did."""
 
+from .base import add_routes
 from .compare import CompareSamplers
 from .fit import FitLearnedSolver
 from .info import LearnedSolverInfo
-from .ksampler import LearnedSolverKSampler
-from .registration import register
-from .routes import add_routes
-from .sampler import LearnedSolver
-from .set_solver import SetLearnedSolver
+from .sampler import LearnedSolver, LearnedSolverKSampler, SetLearnedSolver
+from .stock import register
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
 

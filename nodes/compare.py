@@ -1,43 +1,33 @@
-"""The `Compare Samplers` node: learned and stock solvers at equal calls beside a many-step teacher."""
+"""The `Compare Samplers` node: learned and stock solvers at equal calls, next to a many-step teacher."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+import comfy.sample
 import comfy.samplers
-import comfy.utils
 from torch import Tensor
 
 from ..samplers.text import few, shown
-from .bench import Bench, Run
-from .folder import fingerprint, solver_names
-from .inputs import (
-    AUTO,
-    CATEGORY,
-    cfg_input,
-    check_number,
-    counts_of,
-    latent_input,
-    model_input,
-    negative_input,
-    positive_input,
-    seed_input,
-    solver_input,
-)
-from .latents import fixed_latent
-from .picture_grid import Cell, Column, draw_grid
-from .pictures import pictures_of
+from .base import AUTO, SolverNode, check_number, counts_of, fixed_latent, inputs
+from .folder import SOLVERS
+from .host_runs import HostRuns
+from .pictures import pictures_of, to_image
+
+if TYPE_CHECKING:
+    from ..training.comparison.measure import Entry, Result
 
 __all__ = ["CompareSamplers"]
 
 
-class CompareSamplers:
+class CompareSamplers(SolverNode):
     """A grid of pictures and a table of errors."""
 
     TITLE = "Compare Samplers"
-    CATEGORY = CATEGORY
     DESCRIPTION = (
         "Samples the same noise with a learned solver and with stock samplers, all with the same number of model "
         "calls, and with a teacher of many steps. The error under each picture is its distance to the teacher's."
@@ -52,18 +42,20 @@ class CompareSamplers:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's
-        samplers = comfy.samplers.KSampler.SAMPLERS
+        host = comfy.samplers.KSampler
         return {
             "required": {
-                "model": model_input(),
-                "positive": positive_input(),
-                "negative": negative_input(),
-                "latent_image": latent_input(
-                    "An empty latent of the size to compare at; its batch makes several rows."
+                **inputs(
+                    "model",
+                    "positive",
+                    "negative",
+                    latent_image={
+                        "tooltip": "An empty latent of the size to compare at; its batch makes several rows."
+                    },
+                    seed={},
+                    cfg={},
+                    solver={},
                 ),
-                "seed": seed_input(),
-                "cfg": cfg_input(),
-                "solver": solver_input(),
                 "steps": (
                     "STRING",
                     {"default": "6", "tooltip": "Numbers of model calls to compare at, such as 4 6 8."},
@@ -76,15 +68,12 @@ class CompareSamplers:
                         "scheduler than the widget's.",
                     },
                 ),
-                "scheduler": (
-                    comfy.samplers.KSampler.SCHEDULERS,
-                    {"tooltip": "For the stock samplers and the teacher."},
-                ),
-                "teacher": (samplers, {"default": "heun", "tooltip": "The many-step sampler that is the measure."}),
+                "scheduler": (host.SCHEDULERS, {"tooltip": "For the stock samplers and the teacher."}),
+                "teacher": (host.SAMPLERS, {"default": "heun", "tooltip": "The many-step sampler to measure against."}),
                 "teacher_steps": ("INT", {"default": 40, "min": 2, "max": 1000, "tooltip": "Steps of the teacher."}),
             },
             "optional": {
-                "vae": ("VAE", {"tooltip": "For the pictures; without it they are latent previews."}),
+                **inputs(vae={"tooltip": "For the pictures; without it they are latent previews."}),
                 "more_solvers": (
                     "STRING",
                     {"default": "", "tooltip": "Further solver files, separated by commas, as in the solver widget."},
@@ -94,8 +83,8 @@ class CompareSamplers:
 
     @classmethod
     def IS_CHANGED(cls, **_: Any) -> str:
-        """Returns what changes when a solver file does."""
-        return fingerprint(None)
+        """A text that changes when any solver file does."""
+        return SOLVERS.fingerprint()
 
     def compare(
         self,
@@ -115,97 +104,98 @@ class CompareSamplers:
         more_solvers: str = "",
     ) -> tuple[Tensor, str]:
         """Returns the grid of pictures and the table of errors."""
+        from ..training.comparison.measure import Entry, compare, teacher_result
+        from ..training.data.samples import Samples
+
         check_number("teacher_steps", teacher_steps, 2, 1000)
-        counts, stock = counts_of(steps), _stock(samplers, scheduler)
-        names = list(dict.fromkeys([solver, *_more(more_solvers)]))
+        counts, stock = counts_of(steps), _stock_samplers(samplers, scheduler)
+        names = list(dict.fromkeys([solver, *_solver_files(more_solvers)]))
         latent = fixed_latent(model, latent_image)
         if getattr(latent["samples"], "is_nested", False):
             raise ValueError(
                 "a latent that holds picture and sound together cannot be compared with one error: wire the picture's "
                 "latent alone"
             )
-        bench = Bench(model, positive, negative, cfg, seed, latent)
-        plans = {(count, entry): bench.plan(entry, count) for count in counts for entry in names}
-        if all(isinstance(made, str) for made in plans.values()):
-            raise ValueError(next(iter(plans.values())))  # before a minute is spent on the teacher
-        bar = comfy.utils.ProgressBar(1 + len(counts) * (len(names) + len(stock)))
-        goal = bench.stock(teacher, scheduler, teacher_steps, None)
-        bar.update(1)
-        runs = []
-        for count in counts:
-            for entry in names:
-                runs.append((count, bench.learned(entry, plans[count, entry])))
-                bar.update(1)
-            for sampler, own in stock:
-                runs.append((count, bench.stock(sampler, own, count, count)))
-                bar.update(1)
-        return _grid(model, vae, goal, runs, len(names) + len(stock)), _table(goal, runs)
+        total = 1 + len(counts) * (len(names) + len(stock))
+        runs, shape = HostRuns(model, positive, negative, cfg, seed, total), latent["samples"].shape
+        selections = {(n, name): runs.select(name, n, shape) for n in counts for name in names}
+        if all(isinstance(selection, str) for selection in selections.values()):
+            raise ValueError(next(iter(selections.values())))  # before a minute is spent on the teacher
+        entries: dict[int, list[Entry]] = {n: [] for n in counts}
+        for (n, name), selection in selections.items():
+            file = "" if isinstance(selection, str) or selection.solver.name == name else selection.solver.name
+            entries[n].append(Entry(name, file, partial(runs.learned, selection), ours=True))
+        for n in counts:
+            entries[n] += [Entry("/".join(pair), "", partial(runs.within, *pair, n)) for pair in stock]
+        noise = comfy.sample.prepare_noise(latent["samples"], seed, latent.get("batch_index"))
+        starts = Samples(noise, {"latent": latent["samples"]}, len(noise))
+        goal = runs.stock(teacher, scheduler, teacher_steps, starts.x, starts.extra_args)
+        reference = teacher_result(f"{teacher}/{scheduler}", runs.calls // len(goal), goal)
+        results = compare(entries, runs, starts, goal, pictures=len(goal))
+        grid = _grid(reference, results, entries, lambda ends: pictures_of(model, ends, vae))
+        return grid, _table(reference, results)
 
 
 def _words(text: str) -> list[str]:
     return [word for word in (part.strip() for part in re.split(r"[,\n]", text)) if word]
 
 
-def _more(text: str) -> list[str]:
-    """Returns the further solver files.
-
-    Raises:
-        ValueError: There is none of that name.
-    """
-    names = _words(text)
+def _solver_files(text: str) -> list[str]:
+    """The names of the further solver files; an unknown one raises ValueError."""
+    names, known = _words(text), [AUTO, *SOLVERS.names()]
     for name in names:
-        if name not in (known := [AUTO, *solver_names()]):
-            raise ValueError(f"more_solvers: {shown(repr(name), 200)} is none of {few(known)}")
+        if name not in known:
+            raise ValueError(f"more_solvers: unknown solver {shown(repr(name), 200)}; choose from {few(known)}")
     return names
 
 
-def _stock(text: str, scheduler: str) -> list[tuple[str, str]]:
-    """Returns pairs of sampler and scheduler.
-
-    Raises:
-        ValueError: The host has no such sampler or scheduler.
-    """
-    pairs = []
+def _stock_samplers(text: str, scheduler: str) -> list[tuple[str, str]]:
+    """Pairs of sampler and scheduler; a name that the host does not have raises ValueError."""
+    host, pairs = comfy.samplers.KSampler, []
     for word in _words(text):
-        sampler, _, own = (part.strip() for part in word.partition("/"))
-        for name, known in (
-            (sampler, comfy.samplers.KSampler.SAMPLERS),
-            (own, ["", *comfy.samplers.KSampler.SCHEDULERS]),
+        sampler, _, named = (part.strip() for part in word.partition("/"))
+        pairs.append((sampler, named or scheduler))
+        for kind, name, known in zip(
+            ("sampler", "scheduler"), pairs[-1], (host.SAMPLERS, host.SCHEDULERS), strict=True
         ):
             if name not in known:
-                raise ValueError(f"samplers: {word!r} names none of {', '.join(filter(None, known))}")
-        pairs.append((sampler, own or scheduler))
+                raise ValueError(f"samplers: unknown {kind} {name!r}; choose from {', '.join(known)}")
     return list(dict.fromkeys(pairs))
 
 
-def _grid(model: Any, vae: Any, goal: Run, runs: Sequence[tuple[int, Run]], width: int) -> Tensor:
-    """Returns the grid: the teacher first, then `width` samplers, in every row."""
-    assert goal.states is not None
-    teacher = [Cell(p, f"{goal.calls} calls") for p in pictures_of(model, goal.states, vae)]
-    columns, rows = [Column(goal.name, "the teacher")], []
-    for start in range(0, len(runs), width):
-        count, row = runs[start][0], [run for _, run in runs[start : start + width]]
-        columns += [Column(run.name, "learned" if run.ours else "", run.ours) for run in row] if start == 0 else []
-        cells = [_cells(model, vae, goal.states, run, count) for run in row]
-        rows += [(f"{count} calls", [teacher[i], *(c[i] for c in cells)]) for i in range(len(teacher))]
-    return draw_grid("The same noise, the same model: who comes closest to the teacher?", columns, rows)
+def _grid(
+    teacher: Result,
+    results: Sequence[Result],
+    entries: Mapping[int, Sequence[Entry]],
+    pictures: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """The grid: a row per step count and start; the teacher first, then the samplers in the order of the entries."""
+    from ..training.comparison.sheet import Cell, Head, draw_sheet
+
+    def cells(result: Result) -> list[Cell]:
+        if result.ends is None:
+            return [Cell(None, result.refusal)] * len(teacher.errors)
+        remark = f" ({result.used} calls)" if result.used != result.calls else result.grid and f", {result.grid}"
+        captions = [f"error {error:.4f}{remark}" for error in result.errors]
+        return [Cell(picture, text) for picture, text in zip(pictures(result.ends), captions, strict=True)]
+
+    reference = [replace(cell, caption=f"{teacher.used} calls") for cell in cells(teacher)]
+    by_method = {(result.calls, result.method): result for result in results}
+    rows, lines = [], []
+    columns = [Head(teacher.method, "the teacher")]
+    columns += [Head(e.method, "learned" if e.ours else "stock", e.ours) for e in next(iter(entries.values()))]
+    for calls, samplers in entries.items():
+        lines += zip(reference, *(cells(by_method[calls, entry.method]) for entry in samplers), strict=True)
+        rows += [Head(f"{calls} calls")] * len(reference)
+    title = "The same noise, the same model: who comes closest to the teacher?"
+    return to_image(draw_sheet(title, columns, rows, lines))
 
 
-def _cells(model: Any, vae: Any, goal: Tensor, run: Run, count: int) -> list[Cell]:
-    if run.states is None:
-        return [Cell(None, run.refusal)] * len(goal)
-    remark = f" ({run.calls} calls)" if run.calls != count else f", {run.file}" if run.file else ""
-    pictures = pictures_of(model, run.states, vae)
-    return [Cell(p, f"error {e:.4f}{remark}") for p, e in zip(pictures, run.errors(goal), strict=True)]
-
-
-def _table(goal: Run, runs: Sequence[tuple[int, Run]]) -> str:
-    """Returns the Markdown table, best first within each step count."""
-    end = goal.states
-    assert end is not None
-    lines = [f"Teacher: {goal.name}, {goal.calls} calls", "", "| calls | sampler | made | error |", "|---|---|---|---|"]
-    for count, run in sorted(runs, key=lambda pair: (pair[0], pair[1].error(end))):
-        name = f"**{run.name}**{run.file and f' ({run.file})'}" if run.ours else run.name
-        shown = run.refusal if run.states is None else f"{run.error(end):.6f}"
-        lines.append(f"| {count} | {name} | {run.calls} | {shown} |")
+def _table(teacher: Result, results: Sequence[Result]) -> str:
+    """The Markdown table, best first within each step count."""
+    lines = [f"Teacher: {teacher.method}, {teacher.used} calls", ""]
+    lines += ["| calls | sampler | made | error |", "|---|---|---|---|"]
+    for result in sorted(results, key=lambda result: (result.calls, result.error)):
+        name = f"**{result.method}**{result.grid and f' ({result.grid})'}" if result.ours else result.method
+        lines.append(f"| {result.calls} | {name} | {result.used} | {result.refusal or f'{result.error:.6f}'} |")
     return "\n".join(lines)

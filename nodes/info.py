@@ -12,21 +12,23 @@ from torch import Tensor
 
 from ..samplers import Solver
 from ..samplers.comfy_models import noise_of
-from ..samplers.schedules import USUAL_TOKENS, FlowNoise, Noise
-from .folder import find_solver, fingerprint, place_of
-from .inputs import CATEGORY, latent_input, model_input, solver_input, steps_input
-from .plot import Sheet, draw_sheets
+from ..samplers.files.card import StepCard
+from ..samplers.guidance import format_values
+from ..samplers.schedules import DEFAULT_TOKENS, Noise
+from .base import SolverNode, inputs
+from .folder import SOLVERS
+from .pictures import to_image
+from .plot import PlotRow, draw_solver
 
 __all__ = ["LearnedSolverInfo"]
 
 
-class LearnedSolverInfo:
-    """A picture of a solver's numbers, and what its file says of itself."""
+class LearnedSolverInfo(SolverNode):
+    """A picture of a solver's numbers, and its card."""
 
     TITLE = "Learned Solver Info"
-    CATEGORY = CATEGORY
     DESCRIPTION = (
-        "Shows what is in a solver file: its coefficients, its noise levels beside a stock schedule's, how far each "
+        "Shows what is in a solver file: its coefficients, its noise levels next to a stock schedule's, how far each "
         "step really goes, and its card."
     )
     RETURN_TYPES = ("IMAGE", "STRING")
@@ -36,77 +38,73 @@ class LearnedSolverInfo:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's
-        steps = "The step count to show; 0 shows all that the file has."
-        names = solver_input()[0][1:]
+        host = comfy.samplers.KSampler
         return {
             "required": {
-                "solver": (names, {"tooltip": "A solver file: bundled, or from models/solver_weights."}),
-                "steps": steps_input(steps, default=0, lowest=0),
-                "scheduler": (
-                    comfy.samplers.KSampler.SCHEDULERS,
-                    {"tooltip": "The stock schedule that its noise levels are shown beside."},
+                "solver": (SOLVERS.names(), {"tooltip": "A solver file: bundled, or from models/solver_weights."}),
+                **inputs(
+                    steps={"default": 0, "min": 0, "tooltip": "The step count to show; 0 shows all that the file has."}
                 ),
+                "scheduler": (host.SCHEDULERS, {"tooltip": "The stock schedule to show next to its noise levels."}),
             },
-            "optional": {
-                "model": model_input("Shows the solver on this model's noise schedule. Without it: a usual one."),
-                "latent": latent_input("For grids that depend on resolution (FLUX). Without it: 1024x1024."),
-            },
+            "optional": inputs(
+                model={"tooltip": "Shows the solver on this model's noise schedule. Without it: a usual one."},
+                latent={"tooltip": "For grids that depend on resolution (FLUX). Without it: 1024x1024."},
+            ),
         }
-
-    @classmethod
-    def IS_CHANGED(cls, solver: str | None = None, **_: Any) -> str:
-        """Returns what changes when the solver's file does."""
-        return fingerprint(solver)
 
     def show(
         self, solver: str, steps: int, scheduler: str, model: Any = None, latent: dict[str, Any] | None = None
     ) -> tuple[Tensor, str]:
         """Returns the plot and the card."""
-        found = find_solver(solver)
-        sampling = _usual(found) if model is None else model.get_model_object("model_sampling")
+        named = SOLVERS.load(solver)
         shape = None if latent is None else latent["samples"].shape
-        noise = noise_of(None, sampling, None) if model is None else noise_of(model.model, sampling, shape)
-        if isinstance(noise, FlowNoise) and noise.tokens is None:
-            noise = FlowNoise(_usual_tokens(shape))
-        sheets = [_sheet(found, n, noise, sampling, scheduler) for n in ([steps] if steps else found.steps)]
-        return draw_sheets(f"{found.name}, for {found.card.checkpoint}", sheets), _card_text(found)
+        if model is None:
+            sampling = _usual_sampling(named.prediction)
+            noise = noise_of(None, sampling, None)
+        else:
+            sampling = model.get_model_object("model_sampling")
+            noise = noise_of(model.model, sampling, shape)
+        noise = noise.with_tokens(_usual_tokens(shape))
+        rows = [_row(named, count, noise, sampling, scheduler) for count in ([steps] if steps else named.steps)]
+        return to_image(draw_solver(f"{named.name}, for {named.card.checkpoint}", rows)), _card_text(named)
 
 
-def _usual(solver: Solver) -> Any:
-    """Returns a model_sampling of the solver's prediction type, as the host makes it without a model."""
+def _usual_sampling(prediction: str) -> Any:
+    """A model_sampling of a prediction type, as the host makes it without a model."""
     host = comfy.model_sampling
     kinds = {
         "flow": (host.ModelSamplingDiscreteFlow, host.CONST),
         "vp": (host.ModelSamplingDiscrete, host.EPS),
         "edm": (host.ModelSamplingContinuousEDM, host.EPS),
-    }[solver.prediction]
+    }[prediction]
     sampling = type("Usual", kinds, {})()
-    if solver.prediction == "edm":
+    if prediction == "edm":
         sampling.set_parameters(0.002, 80.0, 1.0)
     return sampling
 
 
 def _usual_tokens(shape: Sequence[int] | None) -> int:
-    """Returns the tokens of a latent by FLUX's patches of 2 x 2; those of 1024x1024 pixels where there is none."""
+    """Tokens of a latent in FLUX's patches of 2 x 2; without a latent, those of 1024x1024 pixels."""
     if shape is None or len(shape) < 4:
-        return USUAL_TOKENS
+        return DEFAULT_TOKENS
     return math.ceil(shape[-2] / 2) * math.ceil(shape[-1] / 2)
 
 
-def _sheet(solver: Solver, steps: int, noise: Noise, sampling: Any, scheduler: str) -> Sheet:
+def _row(solver: Solver, steps: int, noise: Noise, sampling: Any, scheduler: str) -> PlotRow:
     table = solver.table(steps, noise)
     stock = comfy.samplers.calculate_sigmas(sampling, scheduler, steps)
-    return Sheet(f"{steps} steps, {table.nfe} model calls", table, stock.cpu().double(), scheduler)
+    return PlotRow(f"{steps} steps, {table.nfe} model calls", table, stock.cpu().double(), scheduler)
 
 
 def _card_text(solver: Solver) -> str:
-    """Returns a solver's card for people."""
+    """A solver's card for people."""
     card = solver.card
-    known = {
-        "file": f"{solver.name} ({place_of(solver.name)})",
+    lines = {
+        "file": f"{solver.name} ({SOLVERS.place_of(solver.name)})",
         "family": card.family,
         "prediction": card.prediction,
-        "fitted for": f"{card.checkpoint} ({card.model_family})",
+        "fitted for": f"{card.checkpoint} ({card.architecture})",
         "guidance": card.guidance,
         "resolution": card.resolution,
         "steps": ", ".join(map(str, solver.steps)),
@@ -116,20 +114,19 @@ def _card_text(solver: Solver) -> str:
         "licence": card.licence,
         "date": card.date,
         "note": card.note,
+        **{f"{count} steps": _step_text(step) for count, step in card.steps.items()},
     }
-    lines = [f"{name}: {value}" for name, value in known.items() if value]
-    for n, step in card.steps.items():
-        told = []
-        if step.error_after is not None:
-            told.append(f"held-out error {step.error_after:.4g}")
-        if step.error_best_peer is not None:
-            told.append(f"best classical solver {step.best_peer} {step.error_best_peer:.4g}")
-        if step.teacher:
-            told.append(f"teacher {step.teacher} with {step.teacher_steps} steps")
-        if step.network_calls:
-            told.append(f"{step.network_calls:,} model calls spent")
-        if step.note:
-            told.append(step.note)
-        if told:
-            lines.append(f"{n} steps: {'; '.join(told)}")
-    return "\n".join(lines)
+    return "\n".join(f"{name}: {value}" for name, value in lines.items() if value)
+
+
+def _step_text(step: StepCard) -> str:
+    facts = [
+        step.knots and f"parameters at guidance {format_values(step.knots)}",
+        *(f"{name} {value}" for name, value in step.options.items()),
+        step.error_after is not None and f"held-out error {step.error_after:.4g}",
+        step.error_best_peer is not None and f"best classical solver {step.best_peer} {step.error_best_peer:.4g}",
+        step.teacher and f"teacher {step.teacher} with {step.teacher_steps} steps",
+        step.network_calls and f"{step.network_calls:,} model calls spent",
+        step.note,
+    ]
+    return "; ".join(fact for fact in facts if fact)

@@ -1,25 +1,29 @@
-"""A solver's numbers as a picture: coefficients, noise levels, how far each step goes. Drawn with PIL alone."""
+"""A solver's numbers as a picture: coefficients, noise levels, how far each step goes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from ..samplers import SolverTable
-from .canvas import BLUE, FAINT, GREY, INK, ORANGE, Canvas
 
-__all__ = ["Sheet", "draw_sheets", "shares"]
+if TYPE_CHECKING:
+    from ..training.comparison.canvas import Canvas
 
-_PANEL, _HEIGHT, _GAP, _MARGIN, _TITLE = 380, 300, 64, 30, 60
+__all__ = ["PlotRow", "draw_solver", "shares"]
+
+_INK, _GREY, _FAINT, _BLUE, _ORANGE = "#1b1f24", "#68707a", "#dfe3e8", "#2563b8", "#d9622b"
+_WIDTH, _HEIGHT, _LEFT, _AREA = 380, 300, 44, 336  # of a panel; of the numbers of its axis, and what is left
+_GAP, _MARGIN, _TITLE, _ROW = 64, 30, 60, 396
 
 
 @dataclass(frozen=True, eq=False)
-class Sheet:
-    """What one row shows.
+class PlotRow:
+    """One row of panels.
 
     Args:
         title: Of the row.
@@ -35,136 +39,84 @@ class Sheet:
 
 
 def shares(table: SolverTable) -> Tensor:
-    """Returns the coefficients in units of the step, shape [N, N]: a row that sums to 1 goes as far as its levels say.
+    """The coefficients in units of the step, shape [N, N]: a row that sums to 1 goes as far as its levels say.
 
     For derivatives coeffs_ij / (levels_{i+1} - levels_i); for denoised entries coeffs_ij / (1 - scale_i).
     """
-    whole = table.levels.diff() if table.history == "derivative" else 1 - table.scale
-    return table.coeffs / whole[:, None]
+    steps = table.levels.diff() if table.entry == "derivative" else 1 - table.scale
+    return table.coeffs / steps[:, None]
 
 
-def draw_sheets(title: str, sheets: Sequence[Sheet]) -> Tensor:
-    """Returns an IMAGE [1, H, W, 3] with a row of three panels per sheet."""
-    row = _HEIGHT + 96
-    canvas = Canvas(2 * _MARGIN + 3 * _PANEL + 2 * _GAP, _TITLE + len(sheets) * row)
-    canvas.text(_MARGIN, 20, title, 22, width=3 * _PANEL + 2 * _GAP)
-    for r, sheet in enumerate(sheets):
-        y = _TITLE + r * row
-        canvas.line([(_MARGIN, y), (2 * _MARGIN + 3 * _PANEL + 2 * _GAP - _MARGIN, y)], FAINT)
-        lefts = [_MARGIN + k * (_PANEL + _GAP) for k in range(3)]
-        heads = (
-            f"{sheet.title}: weights of past calls",
-            f"noise levels, beside {sheet.scheduler}",
-            "how far each step goes",
-        )
-        for x, head in zip(lefts, heads, strict=True):
-            canvas.text(x, y + 14, head, 16, width=_PANEL)
-        top = y + 48
-        _heat_map(canvas, lefts[0], top, shares(sheet.table))
-        _levels(canvas, lefts[1], top, sheet)
-        _steps(canvas, lefts[2], top, sheet.table)
-    return canvas.to_image()
+def draw_solver(title: str, rows: Sequence[PlotRow]) -> Any:
+    """Draws three panels per row, a PIL picture: weights of past calls, noise levels, sums of the weights."""
+    from ..training.comparison.canvas import Canvas
+
+    width = 2 * _MARGIN + 3 * _WIDTH + 2 * _GAP
+    canvas = Canvas(width, _TITLE + len(rows) * _ROW, fine=2)
+    canvas.text(_MARGIN, 34, title, 22, _INK, width=width - 2 * _MARGIN)
+    for r, row in enumerate(rows):
+        top = _TITLE + r * _ROW
+        canvas.line([(_MARGIN, top), (width - _MARGIN, top)], _FAINT)
+        panels = [canvas.at(_MARGIN + k * (_WIDTH + _GAP), top + 48) for k in range(3)]
+        heads = (f"{row.title}: weights of past calls", f"noise levels, and {row.scheduler}", "how far each step goes")
+        for panel, head in zip(panels, heads, strict=True):
+            panel.text(0, -24, head, 16, _INK, width=_WIDTH)
+        _draw_weights(panels[0], shares(row.table))
+        _draw_levels(panels[1].at(_LEFT, 0), row)
+        _draw_sums(panels[2].at(_LEFT, 0), shares(row.table).sum(1).tolist())
+    return canvas.reduced()
 
 
-def _heat_map(canvas: Canvas, x: float, y: float, weights: Tensor) -> None:
+def _draw_weights(panel: Canvas, weights: Tensor) -> None:
     """Draws a cell per coefficient: row = step, column = the call that it weighs, blue above 0, orange below."""
-    n = len(weights)
-    left, size = x + 26, min((_PANEL - 26) / n, _HEIGHT / n)
+    size, left = _HEIGHT / len(weights), 26
     strongest = max(1.0, float(weights.abs().max()))
-    for i in range(n):
-        canvas.text(left - 6, y + (i + 0.5) * size, f"{i + 1}", 13, GREY, "rm")
-        for j in range(i + 1):
-            value = float(weights[i, j])
+    for i, row in enumerate(weights.tolist()):
+        panel.text(left - 6, (i + 0.5) * size, f"{i + 1}", anchor="rm")
+        panel.text(left + (i + 0.5) * size, _HEIGHT + 12, f"{i + 1}", anchor="mm")
+        for j, value in enumerate(row[: i + 1]):
             tone = math.sqrt(abs(value) / strongest)
-            canvas.box(left + j * size, y + i * size, size - 1, size - 1, _blend(BLUE if value > 0 else ORANGE, tone))
-            text = f"{value:.2f}" if abs(value) < 9.995 else f"{value:.1f}"
+            panel.box(left + j * size, i * size, size - 1, size - 1, _BLUE if value > 0 else _ORANGE, tone)
             if size >= 22 and abs(value) >= 0.005:
-                ink = "#ffffff" if tone > 0.62 else INK
-                middle = (left + (j + 0.5) * size, y + (i + 0.5) * size)
-                canvas.text(*middle, text, min(16, int(size / 2.4)), ink, "mm", width=size - 3)
-    for j in range(n):
-        canvas.text(left + (j + 0.5) * size, y + n * size + 4, f"{j + 1}", 13, GREY, "ma")
-    canvas.text(left, y + n * size + 22, "row: step, column: call", 13, GREY)
+                ink = "#ffffff" if tone > 0.62 else _INK
+                panel.text(left + (j + 0.5) * size, (i + 0.5) * size, f"{value:.2f}", min(16, size / 3), ink, "mm")
+    panel.text(left, _HEIGHT + 34, "row: step, column: call")
 
 
-def _levels(canvas: Canvas, x: float, y: float, sheet: Sheet) -> None:
+def _draw_levels(panel: Canvas, row: PlotRow) -> None:
     """Draws the levels over the steps, ours with the calls as rings; a log axis where they span decades."""
-    table, n = sheet.table, sheet.table.steps
-    own, stock, called = (t.tolist() for t in (table.levels, sheet.stock, table.sigmas))
-    positive = [v for v in [*own, *stock, *called] if v > 0]
-    logarithmic = max(positive) / min(positive) > 100 and max(positive) > 2
-    low, high = (min(positive) * 0.6, max(positive)) if logarithmic else (0.0, max(positive))
+    levels, stock, called = (tensor.tolist() for tensor in (row.table.levels, row.stock, row.table.sigmas))
+    positive = [level for level in [*levels, *stock, *called] if level > 0]
+    low, high = min(positive), max(positive)
+    logarithmic = high / low > 100 and high > 2
+    height = panel.axis(_AREA, _HEIGHT, low * 0.6 if logarithmic else 0.0, high, logarithmic)
 
-    def height(value: float) -> float:
-        if logarithmic:
-            return y + (1 - math.log(max(value, low) / low) / math.log(high / low)) * _HEIGHT
-        return y + (1 - (value - low) / (high - low)) * _HEIGHT
+    def points(values: Sequence[float]) -> list[tuple[float, float]]:
+        return [(8 + (_AREA - 16) * i / (len(values) - 1), height(value)) for i, value in enumerate(values)]
 
-    left, width = x + 44, _PANEL - 44
-    for tick in _ticks(low, high, logarithmic):
-        canvas.line([(left, height(tick)), (left + width, height(tick))], FAINT)
-        canvas.text(left - 6, height(tick), f"{tick:g}", 13, GREY, "rm")
-
-    def at(i: float) -> float:
-        return left + 8 + (width - 16) * i / n
-
-    canvas.line([(at(i * n / (len(stock) - 1)), height(v)) for i, v in enumerate(stock)], GREY, 1.5)
-    canvas.line([(at(i), height(v)) for i, v in enumerate(own)], BLUE, 2.5)
-    for i, value in enumerate(own):
-        canvas.dot(at(i), height(value), 4, BLUE)
-    for i, value in enumerate(called):
-        if i > 0 or not table.analytic_first:
-            _ring(canvas, at(i), height(value))
-        canvas.text(at(i), y + _HEIGHT + 6, f"{i + 1}", 13, GREY, "ma")
-    foot = y + _HEIGHT + 26
-    for colour, text, offset in ((BLUE, "state", 0), (ORANGE, "model called at", 62), (GREY, sheet.scheduler, 190)):
-        canvas.box(left + offset, foot + 4, 10, 10, colour)
-        canvas.text(left + offset + 15, foot, text, 13, GREY, width=width - offset - 15)
+    panel.line(points(stock), _GREY, 1.5)
+    panel.line(points(levels), _BLUE, 2.5)
+    for x, y in points(levels):
+        panel.disc(x, y, 4, _BLUE)
+    for i, ((x, _), level) in enumerate(zip(points(levels), called, strict=False)):
+        if i > 0 or not row.table.analytic_first:
+            panel.disc(x, height(level), 8, outline=_ORANGE)
+        panel.text(x, _HEIGHT + 12, f"{i + 1}", anchor="mm")
+    for colour, text, x in ((_BLUE, "state", 0), (_ORANGE, "model called at", 62), (_GREY, row.scheduler, 190)):
+        panel.box(x, _HEIGHT + 29, 10, 10, colour)
+        panel.text(x + 15, _HEIGHT + 34, text, width=_AREA - 205)
 
 
-def _ring(canvas: Canvas, x: float, y: float) -> None:
-    points = [(x + 7 * math.cos(a / 16 * math.pi), y + 7 * math.sin(a / 16 * math.pi)) for a in range(33)]
-    canvas.line(points, ORANGE, 2)
-
-
-def _steps(canvas: Canvas, x: float, y: float, table: SolverTable) -> None:
+def _draw_sums(panel: Canvas, sums: Sequence[float]) -> None:
     """Draws the sum of each row: 1 goes exactly to the next level, more overshoots, less falls short."""
-    sums = _effective(table).tolist()
-    low, high = min(0.0, *sums), max(1.2, *sums)
-    left, width = x + 44, _PANEL - 44
-
-    def height(value: float) -> float:
-        return y + (high - value) / (high - low) * _HEIGHT
-
-    for tick in _ticks(low, high, False):
-        canvas.line([(left, height(tick)), (left + width, height(tick))], FAINT)
-        canvas.text(left - 6, height(tick), f"{tick:g}", 13, GREY, "rm")
-    slot = width / len(sums)
+    height = panel.axis(_AREA, _HEIGHT, min(0.0, *sums), max(1.2, *sums))
+    stride = _AREA / len(sums)
     for i, value in enumerate(sums):
-        top, bottom = sorted((height(value), height(0)))
-        bar = (left + i * slot + slot * 0.18, slot * 0.64)
-        canvas.box(bar[0], top, bar[1], max(1.0, bottom - top), _blend(BLUE if value >= 0 else ORANGE, 0.85))
-        canvas.text(bar[0] + bar[1] / 2, top + 8, f"{value:.2f}", 13, "#ffffff", "ma", width=bar[1])
-        canvas.text(bar[0] + bar[1] / 2, y + _HEIGHT + 6, f"{i + 1}", 13, GREY, "ma")
-    canvas.line([(left, height(1)), (left + width, height(1))], INK, 1.5)
-    canvas.text(left, y + _HEIGHT + 26, "sum of the weights; 1: exactly to the next level", 13, GREY, width=width)
-
-
-def _effective(table: SolverTable) -> Tensor:
-    return shares(table).sum(1)
-
-
-def _ticks(low: float, high: float, logarithmic: bool) -> list[float]:
-    if logarithmic:
-        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        return [10.0**p for p in powers if low <= 10.0**p <= high]
-    step = 10 ** math.floor(math.log10(high - low))
-    step = next(s for s in (step / 5, step / 2, step, 2 * step) if (high - low) / s <= 6)
-    return [round(k * step, 10) for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-
-
-def _blend(colour: str, part: float) -> str:
-    """Returns a colour between white (0) and the given one (1)."""
-    channels = [int(colour[k : k + 2], 16) for k in (1, 3, 5)]
-    mixed = torch.tensor(channels).sub(255).mul(min(1.0, part)).add(255).round().int().tolist()
-    return "#{:02x}{:02x}{:02x}".format(*mixed)
+        x, top, bottom = (i + 0.5) * stride, height(max(value, 0.0)), height(min(value, 0.0))
+        colour = _BLUE if value >= 0 else _ORANGE
+        panel.box(x - 0.32 * stride, top, 0.64 * stride, max(1.0, bottom - top), colour, 0.85)
+        if stride >= 24:
+            panel.text(x, top + 14, f"{value:.2f}", min(13, stride / 3.6), "#ffffff", "mm")
+        panel.text(x, _HEIGHT + 12, f"{i + 1}", anchor="mm")
+    panel.line([(0, height(1)), (_AREA, height(1))], _INK, 1.5)
+    panel.text(0, _HEIGHT + 34, "sum of the weights; 1: exactly to the next level")

@@ -1,25 +1,31 @@
-"""The `Learned Solver` node: a SAMPLER and its SIGMAS for the custom sampling nodes."""
+"""The sampling nodes: `Learned Solver`, `KSampler (Learned Solver)` and `Set Learned Solver`."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import comfy.sample
+import comfy.utils
+import latent_preview
 from comfy.samplers import KSAMPLER
 from torch import Tensor
 
-from .folder import fingerprint
-from .inputs import CATEGORY, denoise_input, latent_input, model_input, solver_input, steps_input
-from .plan import plan
-from .sampling import sample_learned_solver
+from ..samplers.families import FAMILIES
+from .base import SolverNode, fixed_latent, inputs, show_text
+from .sampling import guidance_of
+from .selection import select_solver
+from .stock import CHANNEL
 
-__all__ = ["LearnedSolver"]
+__all__ = ["LearnedSolver", "LearnedSolverKSampler", "SetLearnedSolver"]
+
+_INFO = "Which file, how many model calls, and what does not match the model."
+_SAMPLERS = " and ".join(family.sampler for family in FAMILIES.values())
 
 
-class LearnedSolver:
+class LearnedSolver(SolverNode):
     """SAMPLER and SIGMAS of a learned solver, for SamplerCustom and SamplerCustomAdvanced."""
 
     TITLE = "Learned Solver"
-    CATEGORY = CATEGORY
     DESCRIPTION = (
         "A sampler with coefficients learned for the model: good pictures in 3 to 10 model calls. Wire sampler and "
         "sigmas into SamplerCustomAdvanced."
@@ -28,33 +34,114 @@ class LearnedSolver:
     RETURN_NAMES = ("sampler", "sigmas", "info")
     OUTPUT_TOOLTIPS = (
         "The solver, for SamplerCustom or SamplerCustomAdvanced.",
-        "The solver's own noise levels. The sampler honours the first and the last of what it is handed.",
-        "Which file, how many model calls, and what does not match the model.",
+        "The solver's own noise levels. Of the sigmas it is handed the sampler uses the first and the last.",
+        _INFO,
     )
     FUNCTION = "make"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's
+        latent = "The latent to sample, for grids that depend on resolution (FLUX)."
         return {
-            "required": {
-                "model": model_input(),
-                "solver": solver_input(),
-                "steps": steps_input(),
-                "denoise": denoise_input(),
-            },
-            "optional": {
-                "latent": latent_input("The latent to be sampled, for grids that depend on resolution (FLUX)."),
-            },
+            "required": inputs("model", "solver", "steps", "denoise"),
+            "optional": inputs(latent={"tooltip": latent}),
         }
-
-    @classmethod
-    def IS_CHANGED(cls, solver: str | None = None, **_: Any) -> str:
-        """Returns what changes when the solver's file does."""
-        return fingerprint(solver)
 
     def make(
         self, model: Any, solver: str, steps: int, denoise: float, latent: dict[str, Any] | None = None
     ) -> tuple[KSAMPLER, Tensor, str]:
-        """Returns SAMPLER, SIGMAS and what is to be known about them."""
-        made = plan(model, solver, steps, denoise=denoise, shape=None if latent is None else latent["samples"].shape)
-        return KSAMPLER(sample_learned_solver, made.options), made.table.levels.float(), made.info
+        """Returns SAMPLER, SIGMAS and what a user should know about them."""
+        shape = None if latent is None else latent["samples"].shape
+        selection = select_solver(model, solver, steps, denoise=denoise, shape=shape)
+        return selection.sampler, selection.sigmas, selection.info
+
+
+class LearnedSolverKSampler(SolverNode):
+    """LATENT sampled by a learned solver: one node in place of five."""
+
+    TITLE = "KSampler (Learned Solver)"
+    DESCRIPTION = (
+        "Samples with coefficients learned for the model: good pictures in 3 to 10 model calls. Takes the place of "
+        "KSampler. Shows below its widgets which file it uses and how many calls it makes."
+    )
+    RETURN_TYPES = ("LATENT", "STRING")
+    RETURN_NAMES = ("latent", "info")
+    OUTPUT_TOOLTIPS = ("The sampled latent.", _INFO)
+    FUNCTION = "sample"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's
+        latent = "The latent to start from: an empty one, or a picture's with denoise below 1."
+        return {
+            "required": {
+                **inputs("model", "positive", "negative", latent_image={"tooltip": latent}),
+                **inputs("seed", "solver", "steps", "cfg", "denoise"),
+            },
+            "hidden": {"node_id": "UNIQUE_ID"},
+        }
+
+    def sample(
+        self,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        latent_image: dict[str, Any],
+        seed: int,
+        solver: str,
+        steps: int,
+        cfg: float,
+        denoise: float,
+        node_id: str | None = None,
+    ) -> tuple[dict[str, Any], str]:
+        """Returns the sampled LATENT and what a user should know about the solver."""
+        latent = fixed_latent(model, latent_image)
+        samples = latent["samples"]
+        guidance = guidance_of(model.model, [entry[1] for entry in positive], cfg)
+        selection = select_solver(model, solver, steps, denoise=denoise, shape=samples.shape, guidance=guidance)
+        show_text(selection.info, node_id)
+        latent["samples"] = comfy.sample.sample_custom(
+            model,
+            comfy.sample.prepare_noise(samples, seed, latent.get("batch_index")),
+            cfg,
+            selection.sampler,
+            selection.sigmas,
+            positive,
+            negative,
+            samples,
+            noise_mask=latent.get("noise_mask"),
+            callback=latent_preview.prepare_callback(model, selection.table.steps),
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=seed,
+        )
+        return latent, selection.info
+
+
+class SetLearnedSolver(SolverNode):
+    """MODEL for which the stock samplers of this pack take the solver file that is named here."""
+
+    TITLE = "Set Learned Solver"
+    DESCRIPTION = (
+        f"Chooses the solver file for the samplers {_SAMPLERS} in stock nodes (KSampler, KSamplerAdvanced, "
+        "KSamplerSelect). Without it they choose by themselves. Other samplers are not affected."
+    )
+    RETURN_TYPES = ("MODEL",)
+    OUTPUT_TOOLTIPS = ("The same model, with this solver.",)
+    FUNCTION = "patch"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's
+        steps = (
+            "Model calls of the solver's whole grid. 0: as many as the sampler node has steps. Set them where a node "
+            "runs only some steps of a grid: KSamplerAdvanced with a start or an end step, SplitSigmas."
+        )
+        return {"required": inputs("model", "solver", steps={"default": 0, "min": 0, "tooltip": steps})}
+
+    def patch(self, model: Any, solver: str, steps: int) -> tuple[Any]:
+        """Returns a clone of the model with the choice in its options."""
+        patched = model.clone()
+        options = patched.model_options
+        options["transformer_options"] = {
+            **options.get("transformer_options", {}),
+            CHANNEL: {"solver": solver, "steps": steps},
+        }
+        return (patched,)

@@ -1,20 +1,23 @@
-"""The function that ComfyUI's sampling calls: runs a learned solver on whatever model arrives at sampling time."""
+"""The function that ComfyUI's sampling calls: runs a learned solver on the model that arrives at sampling time."""
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from comfy.samplers import CFGGuider
 from torch import Tensor
 
-from ..samplers import FlowNoise, Solver, SolverTable, sample_table
-from ..samplers.comfy_models import noise_of
+from ..samplers import Guidance, Solver, SolverTable, sample_table
+from ..samplers.comfy_models import default_guidance, has_guidance, noise_of
 from ..samplers.k_diffusion import table_between
 from ..samplers.loop import Callback
+from ..samplers.remarks import guidance_mismatch
 from ..samplers.text import counted
 
-__all__ = ["sample_learned_solver", "table_for"]
+__all__ = ["guidance_of", "guidance_of_run", "sample_learned_solver", "table_for"]
 
 _log = logging.getLogger("learned_solvers")
 
@@ -31,14 +34,14 @@ def sample_learned_solver(
     steps: int,
     tokens: int | None = None,
 ) -> Tensor:
-    """Returns the sampled latent; the noise schedule is read from the model that is being sampled.
+    """Returns the sampled latent; noise schedule and guidance are read from the model that is being sampled.
 
-    So another picture size than the node saw, or a model patch after it (v prediction, zero terminal SNR, EDM), is met
-    with the right grid, or refused. `tokens` is what the node saw, for latents that have no picture's shape here.
+    So another picture size or guidance than the node saw, or a model patch after it (v prediction, zero terminal SNR,
+    EDM), gets the right table or is refused. `tokens` is what the node saw, for latents without a picture's shape.
 
     Learned levels lie between the 1000 of an eps or v model. ComfyUI scales the input and reads the output at the level
-    itself, but hands the network the nearest index: 0 below the lowest level, 999 above the highest, one and the same
-    for two levels close together. Flow and EDM models are not rounded.
+    itself, but hands the network the nearest index: 0 below the lowest level, 999 above the highest, the same one for
+    two levels close together. Flow and EDM models are not rounded.
     """
     if len(sigmas) < 2:
         return x
@@ -48,6 +51,10 @@ def sample_learned_solver(
     if table.steps != len(sigmas) - 1:
         _log.info("%s makes %s; of the %d sigmas it was handed only the ends count", solver.name,
                   counted(table.nfe, "model call"), len(sigmas))  # fmt: skip
+    if solver.card.steps[steps].knots and (
+        mismatch := guidance_mismatch(solver, steps, guidance_of_run(model.inner_model))
+    ):
+        _log.info("%s: %s", solver.name, mismatch)
     x = sample_table(model, x, table, extra_args, callback, disable)
     return _with_kept_region(model, x, sigmas, table, goes_on, extra_args)
 
@@ -60,17 +67,49 @@ def table_for(
     Raises:
         ValueError: The solver does not fit the steps, the model or the latent's shape.
     """
-    base = model.inner_model.inner_model
-    noise = noise_of(base, base.model_sampling, x.shape)
-    if isinstance(noise, FlowNoise) and noise.tokens is None:
-        noise = FlowNoise(tokens)
+    guider = model.inner_model  # of `model` itself nothing more: another pack's sampler may wrap it in a function
+    base = guider.inner_model
+    noise = noise_of(base, base.model_sampling, x.shape).with_tokens(tokens)
     grid = solver.card.steps[steps].grid if steps in solver.steps else None
-    if isinstance(noise, FlowNoise) and noise.tokens is None and grid is not None and grid.rule == "flux_shift":
+    if grid is not None and grid.needs_tokens and noise.kind == solver.prediction and noise.tokens is None:
         raise ValueError(
-            f"{solver.name} has a grid that shifts with the picture's size, which these latents do not tell: connect "
-            "the latent to the Learned Solver node, or choose a solver with times of its own, such as ds_flow-sit"
+            f"the grid of {solver.name} shifts with the picture's size, which this latent does not show. Connect the "
+            "latent to the Learned Solver node, or choose a solver whose grid does not shift"
         )
-    return table_between(solver, steps, noise, sigmas)
+    return table_between(solver, steps, noise, sigmas, solver.guidance_of(guidance_of_run(guider)))
+
+
+def guidance_of_run(guider: Any) -> Guidance | None:
+    """The guidance that a guider samples with; None for one without a single CFG, such as core's DualCFGGuider.
+
+    A CFG that changes from step to step (a list, as in KJNodes' schedule) counts with its first value.
+    """
+    if not isinstance(guider, CFGGuider) or [*inspect.signature(guider.set_cfg).parameters][:1] != ["cfg"]:
+        return None  # DualCFGGuider inherits a cfg of 1 that it never uses
+    cfg: Any = guider.cfg[0] if isinstance(guider.cfg, list | tuple) and guider.cfg else guider.cfg
+    return guidance_of(guider.inner_model, guider.conds.get("positive", ()), cfg)
+
+
+def guidance_of(base: Any, conds: Iterable[Mapping[str, Any]], *cfgs: float) -> Guidance | None:
+    """The guidance of a run, or of a fit at several CFGs; None where it is unknown or no guidance (a negative CFG).
+
+    Args:
+        base: ComfyUI's BaseModel.
+        conds: The entries of the positive conditioning, without their tensors.
+        cfgs: Classifier-free guidance, ascending.
+    """
+    try:
+        if has_guidance(base):
+            default = default_guidance(base)
+            given = [cond["guidance"] for cond in conds if "guidance" in cond]
+            if not given and default is None:
+                return None
+            embedded = given[0] if given else default
+            if embedded is not None and not embedded == default == 0:  # not switched off; Chroma's 0 is as good as that
+                return Guidance("embedded", (float(embedded),), cfg=float(cfgs[len(cfgs) // 2]))
+        return Guidance("cfg", tuple(map(float, cfgs)))
+    except (TypeError, ValueError, RuntimeError):  # the last of a tensor
+        return None
 
 
 def _with_mask_function(extra_args: Mapping[str, Any], sigmas: Tensor) -> Mapping[str, Any]:
@@ -95,8 +134,8 @@ def _with_kept_region(
 
     The host composites what the model sees and says, never the state itself.
     """
-    mask = extra_args.get("denoise_mask")
-    if mask is None:
+    mask, kept = extra_args.get("denoise_mask"), getattr(model, "latent_image", None)
+    if mask is None or kept is None:  # another pack's wrapper may hide the latent
         return x
     if change_mask := extra_args.get("model_options", {}).get("denoise_mask_function"):
         # As the host saw it last, in the last call: at the end itself a differential mask keeps nothing. Nor does it at
@@ -104,7 +143,6 @@ def _with_kept_region(
         last = table.sigmas[-1].item() * x.new_ones([x.shape[0]])
         changed = change_mask(last, mask, extra_options={"model": model.inner_model, "sigmas": sigmas})
         mask = changed * (mask > 0)
-    kept = model.latent_image
     if goes_on:
         # By the noise schedule, not scale_latent_inpaint: video models show the network a clean kept region, but a
         # stock sampler leaves a noisy one behind.

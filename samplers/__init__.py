@@ -1,11 +1,16 @@
 """The engine: tables, the loop that applies them, learned and classical solvers, solver files. Imports no host."""
 
+from collections.abc import Callable
+
+from torch import Tensor
+
 from .choose import choose_solver
 from .classical import adams_bashforth, deis, deis_edm, euler, euler_end, heun, ipndm, ipndm_v
 from .classical.exponential import dpmpp_2m, res_multistep, uni_pc
 from .files.solver import Solver, list_solvers, load_solver
 from .grids import Grid
-from .k_diffusion import sample_ds_solver, sample_dyweight, sample_solver
+from .guidance import Guidance
+from .k_diffusion import SAMPLERS, sample_solver
 from .loop import sample_table
 from .part import part_of_table
 from .schedules import EDMNoise, FlowNoise, VPNoise
@@ -15,6 +20,7 @@ __all__ = [
     "EDMNoise",
     "FlowNoise",
     "Grid",
+    "Guidance",
     "Solver",
     "SolverTable",
     "VPNoise",
@@ -32,9 +38,14 @@ __all__ = [
     "load_solver",
     "part_of_table",
     "res_multistep",
-    "sample_ds_solver",
-    "sample_dyweight",
     "sample_solver",
     "sample_table",
     "uni_pc",
+    *SAMPLERS,
 ]
+
+
+def __getattr__(name: str) -> Callable[..., Tensor]:
+    if name in SAMPLERS:
+        return SAMPLERS[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterable
 
 from .files.solver import Solver
-from .schedules import Noise, sized
+from .schedules import Noise
 from .text import few, shown
 
 __all__ = ["choose_solver", "nearest_steps"]
@@ -22,7 +22,7 @@ def choose_solver(
     noise: Noise,
     steps: int,
     *,
-    model_family: str | None = None,
+    architecture: str | None = None,
     family: str | None = None,
 ) -> Solver:
     """Returns the solver that fits a model best.
@@ -36,7 +36,7 @@ def choose_solver(
         noise: The model's noise schedule. A solver that needs the size stays a candidate where a flow model's is not
             known: its table says what is missing.
         steps: Network calls.
-        model_family: Architecture in ComfyUI's spelling; None where the host cannot tell.
+        architecture: The model's in ComfyUI's spelling; None where the host cannot tell.
         family: Only solvers of this family; None for any.
 
     Raises:
@@ -44,7 +44,7 @@ def choose_solver(
     """
     same_type = [s for s in solvers if s.prediction == noise.kind and family in (None, s.family)]
     same_type = [s for s in same_type if steps not in s.steps or _makes_table(s, noise, steps)]
-    exact = [s for s in same_type if model_family is not None and s.card.model_family == model_family]
+    exact = [s for s in same_type if architecture is not None and s.card.architecture == architecture]
     transferable = [s for s in same_type if s.card.transferable]
     for candidates in (exact, transferable):
         for solver in candidates:
@@ -60,7 +60,7 @@ def choose_solver(
     ways += [f"name one that was fitted for another model: {few(others)}"] if others else []
     ways.append(f"fit one for {steps} steps on this model")
     raise ValueError(
-        f"no {which} for {model_family or 'this'} ({noise.kind}) model has {steps} steps: {'; or '.join(ways)}"
+        f"no {which} for {architecture or 'this'} ({noise.kind}) model has {steps} steps: {'; or '.join(ways)}"
     )
 
 
@@ -72,7 +72,7 @@ def nearest_steps(counts: Iterable[int], wanted: int) -> int:
 def _makes_table(solver: Solver, noise: Noise, steps: int) -> bool:
     """Whether a solver of the prediction type makes a table on a noise schedule, else the log says why not."""
     try:
-        solver.table(steps, sized(noise))
+        solver.table(steps, noise.with_tokens())
     except ValueError as error:
         _log.info("left out of the automatic choice: %s", error)
         return False

@@ -9,32 +9,44 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from .architectures import Architecture, architecture_of
 from .schedules import EDMNoise, FlowNoise, Noise, VPNoise
 
-__all__ = ["default_guidance", "has_guidance", "latent_tokens", "model_family", "noise_of", "pixel_size"]
+__all__ = [
+    "architecture_name",
+    "default_guidance",
+    "has_guidance",
+    "latent_tokens",
+    "model_architecture",
+    "noise_of",
+    "pixel_size",
+]
 
 # Other states than x0 + sigma * noise or (1 - sigma) * x0 + sigma * noise, or no noise at all.
-_UNLIKE = {"IMG_TO_IMG", "IMG_TO_IMG_FLOW", "V_PREDICTION_DDPM", "COSMOS_RFLOW"}
-
-# comfy/model_base.py: the guidance that the network is handed where a conditioning has none.
-_GUIDANCE = {"Chroma": 0.0, "Flux": 3.5, "HunyuanVideo": 6.0, "HunyuanImage21": 6.0, "Hunyuan3Dv2": 5.0}
+_UNLIKE = {"IMG_TO_IMG", "IMG_TO_IMG_FLOW", "V_PREDICTION_DDPM"}
 
 
-def model_family(base: Any) -> str:
-    """Returns the architecture in ComfyUI's own spelling ("Flux", "SD15"), for a BaseModel."""
+def architecture_name(base: Any) -> str:
+    """A BaseModel's architecture in ComfyUI's own spelling, such as "Flux" and "SD15"."""
     return type(base.model_config).__name__
 
 
+def model_architecture(base: Any) -> Architecture:
+    """The facts about a BaseModel's architecture."""
+    return architecture_of(*(c.__name__ for c in type(base.model_config).__mro__))
+
+
 def has_guidance(base: Any) -> bool:
-    """Whether a BaseModel's network is handed a guidance and uses it, as FLUX.1-dev's does and Schnell's does not."""
-    if any(c.__name__ == "Chroma" for c in type(base).__mro__):
-        return True
-    return bool(getattr(base.model_config, "unet_config", {}).get("guidance_embed"))
+    """Whether a BaseModel's network reads an embedded guidance, as FLUX.1-dev's does and Schnell's does not."""
+    embeds = getattr(base.model_config, "unet_config", {}).get("guidance_embed")
+    if embeds is None:  # Chroma: always read, so no option of the network
+        return default_guidance(base) is not None
+    return bool(embeds)
 
 
 def default_guidance(base: Any) -> float | None:
-    """Returns the guidance that the host hands to such a network unasked; None where it is not known."""
-    return next((_GUIDANCE[c.__name__] for c in type(base).__mro__ if c.__name__ in _GUIDANCE), None)
+    """The embedded guidance that ComfyUI hands over where the conditioning has none; None where it is unknown."""
+    return model_architecture(base).host_guidance
 
 
 def noise_of(base: Any, sampling: Any, shape: Sequence[int] | None) -> Noise:
@@ -55,9 +67,9 @@ def noise_of(base: Any, sampling: Any, shape: Sequence[int] | None) -> Noise:
             return FlowNoise(latent_tokens(base, shape))
         if "EPS" in kinds and type(sampling).timestep.__qualname__ == "ModelSamplingDiscrete.timestep":
             return VPNoise.from_sigmas(sampling.sigmas)
-        if "EPS" in kinds and "ModelSamplingContinuousEDM" in kinds:
+        if kinds & {"EPS", "COSMOS_RFLOW"} and "ModelSamplingContinuousEDM" in kinds:
             return EDMNoise(float(sampling.sigma_min), float(sampling.sigma_max))
-    model = "model" if base is None else f"{model_family(base)} model"
+    model = "model" if base is None else f"{architecture_name(base)} model"
     # ComfyUI makes one class of two: the schedule, and what the network predicts.
     kind = "/".join(c.__name__ for c in type(sampling).__bases__)
     raise ValueError(
@@ -68,7 +80,11 @@ def noise_of(base: Any, sampling: Any, shape: Sequence[int] | None) -> Noise:
 
 def latent_tokens(base: Any, shape: Sequence[int] | None) -> int | None:
     """Returns the number of tokens of one picture or video frame, or None where shape or patch size is unknown."""
-    if shape is None or len(shape) < 4 or (patch := getattr(base.diffusion_model, "patch_size", None)) is None:
+    if shape is None or len(shape) < 4:
+        return None
+    # Not first what the network says: Lens and Ideogram 4 get latents that are packed already, wrappers say nothing.
+    patch = model_architecture(base).patch or getattr(base.diffusion_model, "patch_size", None)
+    if patch is None:
         return None
     patch_h, patch_w = (patch, patch) if isinstance(patch, int) else patch[-2:]
     return math.ceil(shape[-2] / patch_h) * math.ceil(shape[-1] / patch_w)

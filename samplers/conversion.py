@@ -15,12 +15,12 @@ __all__ = ["with_denoised", "with_derivatives"]
 
 
 def with_derivatives(table: SolverTable) -> SolverTable:
-    """Returns the table with history "derivative": the same states for every model.
+    """Returns the table with entry "derivative": the same states for every model.
 
     Raises:
         ValueError: A row's scale and coefficients do not sum to 1.
     """
-    if table.history == "derivative":
+    if table.entry == "derivative":
         return table
     _check_sums(table.scale + table.coeffs.sum(1), "scale plus coeffs must sum to 1")
     n = table.steps
@@ -33,12 +33,12 @@ def with_derivatives(table: SolverTable) -> SolverTable:
 
 
 def with_denoised(table: SolverTable) -> SolverTable:
-    """Returns the table with history "denoised": the same states for every model.
+    """Returns the table with entry "denoised": the same states for every model.
 
     Raises:
         ValueError: A row's scale is not 1, the table has an analytic first step, or a state keeps nothing of x_0.
     """
-    if table.history == "denoised":
+    if table.entry == "denoised":
         return table
     _check_sums(table.scale, "scale must be 1")
     if table.analytic_first:
@@ -62,4 +62,4 @@ def with_denoised(table: SolverTable) -> SolverTable:
 
 def _check_sums(sums: Tensor, rule: str) -> None:
     if not bool(torch.isclose(sums, torch.ones_like(sums), atol=1e-9).all()):
-        raise ValueError(f"{rule} in every row to change the kind of history, got {sums.tolist()}")
+        raise ValueError(f"{rule} in every row to change the kind of entry, got {sums.tolist()}")

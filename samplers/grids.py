@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .schedules import EDMNoise, FlowNoise, Noise, VPNoise
+if TYPE_CHECKING:  # which have usual grids themselves
+    from .schedules import EDMNoise, FlowNoise, Noise, VPNoise
 
-__all__ = ["FLUX_GRID", "Grid", "checked_levels"]
+__all__ = ["FLUX_GRID", "Grid", "checked_levels", "interpolate"]
 
 _LARGEST = 1e9  # of a grid's parameters: all of them are numbers around 1 to 10000
 
@@ -77,6 +79,11 @@ class Grid:
     def kinds(self) -> tuple[str, ...]:
         """Kinds of noise that the rule is defined on."""
         return _RULES[self.rule][0]
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether the grid shifts with resolution, so that a flow schedule must know its latent tokens."""
+        return self.rule == "flux_shift"
 
     @property
     def shape_parameter(self) -> str | None:
@@ -151,3 +158,11 @@ _RULES = {
 
 FLUX_GRID = Grid("flux_shift", {"base_tokens": 256, "base_mu": 0.5, "max_tokens": 4096, "max_mu": 1.15})
 """FLUX's own, as its samplers shift it: by e^0.5 at 256 latent tokens (256x256 pixels), e^1.15 at 4096 (1024x1024)."""
+
+
+def interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+    """Piecewise-linear y(x) through points with ascending xs [T], clamped at both ends; differentiable in x."""
+    x = x.clamp(float(xs[0]), float(xs[-1]))
+    high = torch.searchsorted(xs, x.detach().contiguous()).clamp(1, len(xs) - 1)
+    low = high - 1
+    return ys[low] + (x - xs[low]) * (ys[high] - ys[low]) / (xs[high] - xs[low])

@@ -1,24 +1,111 @@
-"""Several guidances: how a fit's samples have them, how a card lists them, and which lie among those of a card."""
+"""Guidance as data: what a card says of a fit and a host of a run, and parameters between the knots of a fit."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Hashable, Sequence
-from typing import TypeVar
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["among", "apart", "listed", "of_samples", "spread", "values_of"]
+__all__ = ["Guidance", "at_guidance", "call_by_group", "format_values", "per_sample", "range_around"]
 
 _Value = TypeVar("_Value", bound=Hashable)
 
-_SHOWN = re.compile(r" \(shown [^)]*\)")  # where else the authors show it
-_LIST = re.compile(r"\d+(?:\.\d+)?(?:, \d+(?:\.\d+)?)*")
+
+@dataclass(frozen=True)
+class Guidance:
+    """The guidance of a fit, or of a run.
+
+    Args:
+        kind: "cfg" (classifier-free guidance), "embedded" (an input of the network, as in FLUX.1-dev) or "none".
+        values: Ascending. Of a fit: the values of its samples, and those that its source shows it at. Of a run: the
+            one value, or none where it is unknown.
+        usual: The value that a table is made for unless another is asked for; None: the middle one of `values`.
+        cfg: The classifier-free guidance used with an embedded one; None for the other kinds, or where it is unknown.
+
+    Raises:
+        ValueError: Another kind, or numbers that are negative, not finite or not in order.
+    """
+
+    kind: str = "none"
+    values: tuple[float, ...] = ()
+    usual: float | None = None
+    cfg: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("cfg", "embedded", "none"):
+            raise ValueError(f"guidance has kind {self.kind!r:.40}; choose cfg, embedded or none")
+        numbers = (*self.values, *(number for number in (self.usual, self.cfg) if number is not None))
+        if not all(type(n) in (int, float) and 0 <= n < 1e9 for n in numbers):
+            raise ValueError(f"guidance must be finite numbers of at least 0, got {numbers!s:.80}")
+        if any(a >= b for a, b in zip(self.values, self.values[1:], strict=False)):
+            raise ValueError(f"guidance values must ascend without repeats, got {list(self.values)!s:.80}")
+        if (self.kind == "none" and numbers) or (self.kind != "embedded" and self.cfg is not None):
+            raise ValueError(f"guidance of kind {self.kind} has a number too many: {self.to_json()}")
+
+    @property
+    def at(self) -> float | None:
+        """The value that a table is made for unless another is asked for."""
+        if self.usual is not None or not self.values:
+            return self.usual
+        return self.values[len(self.values) // 2]
+
+    def value_of(self, run: Guidance | None) -> float | None:
+        """A run's value where it is of this kind; else None, which stands for the usual one."""
+        return run.values[0] if run is not None and run.kind == self.kind and run.values else None
+
+    def covers(self, other: Guidance) -> bool:
+        """Whether another guidance is of this kind and lies within this one's values."""
+        if other.kind != self.kind or other.cfg != self.cfg or bool(other.values) != bool(self.values):
+            return False
+        slack = 1e-6  # hosts carry guidance in float32
+        return all(self.values[0] - slack <= value <= self.values[-1] + slack for value in other.values)
+
+    def __str__(self) -> str:
+        if self.kind == "none":
+            return "no guidance"
+        values = format_values(self.values) or "unknown"
+        if self.kind == "cfg":
+            return f"CFG {values}"
+        return f"embedded guidance {values}" + ("" if self.cfg is None else f", CFG {self.cfg:g}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The entries that are set, as plain JSON values."""
+        numbers = {"values": list(self.values), "usual": self.usual, "cfg": self.cfg}
+        return {"kind": self.kind, **{name: value for name, value in numbers.items() if value not in (None, [])}}
+
+    @classmethod
+    def from_json(cls, plain: object) -> Guidance:
+        """The guidance of a JSON object; anything else raises ValueError."""
+        if not isinstance(plain, Mapping) or not set(plain) <= {"kind", "values", "usual", "cfg"}:
+            raise ValueError(f"guidance must be an object with kind, values, usual and cfg, got {plain!r:.80}")
+        if not isinstance(plain.get("values", []), list):
+            raise ValueError(f"guidance values must be a list, got {plain['values']!r:.80}")
+        return cls(plain.get("kind", "none"), tuple(plain.get("values", ())), plain.get("usual"), plain.get("cfg"))
 
 
-def spread(middle: float, part: float) -> tuple[float, ...]:
-    """Returns middle * (1 - part), middle, middle * (1 + part), to hundredths; never below 1, which has no guidance.
+def at_guidance(stack: Tensor, knots: Sequence[float], guidance: float | None) -> Tensor:
+    """Parameters at a guidance: linear in log(guidance) between the knots, outside those of the nearest knot.
+
+    Args:
+        stack: Parameters at each knot, shape [K, ...].
+        knots: Guidance of each, positive, ascending, at least one where K > 1.
+        guidance: May be None where K is 1.
+    """
+    if len(stack) == 1 or guidance is None:
+        return stack[0]
+    place = min(max(guidance, knots[0]), knots[-1])
+    high = max(1, bisect_left(knots, place))
+    low, span = math.log(knots[high - 1]), math.log(knots[high]) - math.log(knots[high - 1])
+    return torch.lerp(stack[high - 1], stack[high], (math.log(place) - low) / span)
+
+
+def range_around(middle: float, part: float) -> tuple[float, ...]:
+    """Middle * (1 - part), middle and middle * (1 + part), to hundredths; never below 1, which has no guidance.
 
     A middle of at most 1, or a part that is nothing, leaves the middle alone.
     """
@@ -27,47 +114,28 @@ def spread(middle: float, part: float) -> tuple[float, ...]:
     return tuple(dict.fromkeys((max(1.0, round(middle * (1 - part), 2)), middle, round(middle * (1 + part), 2))))
 
 
-def of_samples(values: Sequence[float], count: int) -> list[float]:
-    """Returns the guidance of each of `count` samples: the values in turn, so that any few in a row have all of them.
+def per_sample(values: Sequence[float], count: int) -> list[float]:
+    """The guidance of each of `count` samples: the values in turn, so that any few in a row have all of them.
 
     Raises:
         ValueError: There are more values than samples.
     """
     if count < len(values):
         raise ValueError(
-            f"{count} samples are too few for guidances {listed(values)}: take {len(values)}, or one guidance"
+            f"{count} samples are too few for guidances {format_values(values)}: take {len(values)}, or one guidance"
         )
     return [values[i % len(values)] for i in range(count)]
 
 
-def listed(values: Sequence[float]) -> str:
-    """Returns values as cards and people have them: "5, 7.5, 10"."""
+def format_values(values: Sequence[float]) -> str:
+    """Values for people: "5, 7.5, 10"."""
     return ", ".join(f"{value:g}" for value in values)
 
 
-def values_of(text: str) -> tuple[float, ...]:
-    """Returns the guidances that a card's text begins with: (5, 7.5, 10) of "5, 7.5, 10", none of words."""
-    found = _LIST.match(text)
-    return tuple(map(float, found[0].split(", "))) if found else ()
-
-
-def among(here: str, fitted: str) -> bool:
-    """Whether a guidance, as a card would say it, is that of a card, or lies within those that the card lists.
-
-    All else that the texts say must be the same: "3 (distilled, CFG 1)" is among "2, 3.5, 5 (distilled, CFG 1)", and
-    "3" is not. Only where else it was shown does not count: "1" is among "1 (shown at 1.375)".
-    """
-    here, fitted = _SHOWN.sub("", here), _SHOWN.sub("", fitted)
-    if _LIST.sub("#", here) != _LIST.sub("#", fitted):
-        return False
-    pairs = [(values_of(a), values_of(b)) for a, b in zip(_LIST.findall(here), _LIST.findall(fitted), strict=True)]
-    return all(min(b) <= min(a) and max(a) <= max(b) for a, b in pairs)
-
-
-def apart(
+def call_by_group(
     values: Sequence[_Value], x: Tensor, sigma: Tensor, run: Callable[[_Value, list[int], Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """Returns what `run(value, rows, x[rows], sigma[rows])` does for the rows of each value, in the rows' own order.
+    """Calls `run(value, rows, x[rows], sigma[rows])` once per value and returns the results in the rows' own order.
 
     Args:
         values: One per row of x.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,53 +11,14 @@ import torch
 from torch import Tensor
 
 from .choose import choose_solver
-from .families import FAMILIES
+from .families import FAMILIES, Family
 from .files.solver import Solver, list_solvers, load_solver
 from .loop import Callback, Denoiser, sample_table
 from .part import part_of_table
 from .schedules import Noise, VPNoise
 from .table import SolverTable
 
-__all__ = ["sample_ds_solver", "sample_dyweight", "sample_solver", "table_between"]
-
-
-def sample_dyweight(
-    model: Denoiser,
-    x: Tensor,
-    sigmas: Tensor,
-    extra_args: Mapping[str, Any] | None = None,
-    callback: Callback | None = None,
-    disable: bool | None = None,
-    *,
-    solver: Solver | str | Path | None = None,
-    noise: Noise | None = None,
-    steps: int | None = None,
-) -> Tensor:
-    """Returns the state at the end of a DyWeight solver's grid (arXiv 2603.11607); see `sample_solver`.
-
-    Name a solver: DyWeight's belong to their models, so without one there is none to take, and the call is refused.
-    """
-    return sample_solver(
-        model, x, sigmas, extra_args, callback, disable, solver=solver, noise=noise, steps=steps, family="dyweight"
-    )
-
-
-def sample_ds_solver(
-    model: Denoiser,
-    x: Tensor,
-    sigmas: Tensor,
-    extra_args: Mapping[str, Any] | None = None,
-    callback: Callback | None = None,
-    disable: bool | None = None,
-    *,
-    solver: Solver | str | Path | None = None,
-    noise: Noise | None = None,
-    steps: int | None = None,
-) -> Tensor:
-    """Returns the state at the end of a DS-Solver's grid (arXiv 2505.21114); see `sample_solver`."""
-    return sample_solver(
-        model, x, sigmas, extra_args, callback, disable, solver=solver, noise=noise, steps=steps, family="ds"
-    )
+__all__ = ["SAMPLERS", "sample_solver", "table_between"]
 
 
 @torch.no_grad()
@@ -71,6 +33,7 @@ def sample_solver(
     solver: Solver | str | Path | None = None,
     noise: Noise | None = None,
     steps: int | None = None,
+    guidance: float | None = None,
     family: str | None = None,
 ) -> Tensor:
     """Returns the state at noise level sigmas[-1], or at the end of the solver's own grid if that is higher.
@@ -89,6 +52,8 @@ def sample_solver(
             the model's prediction type.
         noise: The model's noise schedule. None: read from `model.sigmas`, as k-diffusion's wrappers have it.
         steps: Network calls of the whole grid. None: M.
+        guidance: Guidance of the run, see `Solver.table`. None: extra_args["cond_scale"] where it is there, which is
+            the host's CFG, else the solver's usual one.
         family: Refuse solvers of another family.
 
     Raises:
@@ -107,17 +72,21 @@ def sample_solver(
             f"{solver.name} belongs to {FAMILIES[solver.family].title}: choose a {family} file, or the sampler of "
             f"family {solver.family}"
         )
-    table, _ = table_between(solver, steps, noise, sigmas)
+    if guidance is None and (cond_scale := (extra_args or {}).get("cond_scale")) is not None:
+        guidance = float(torch.as_tensor(cond_scale).flatten()[0])
+    table, _ = table_between(solver, steps, noise, sigmas, guidance)
     return sample_table(model, x, table, extra_args, callback, disable)
 
 
-def table_between(solver: Solver, steps: int, noise: Noise, sigmas: Tensor) -> tuple[SolverTable, bool]:
+def table_between(
+    solver: Solver, steps: int, noise: Noise, sigmas: Tensor, guidance: float | None = None
+) -> tuple[SolverTable, bool]:
     """Returns the part of a solver's table between the first and the last of `sigmas`, and whether more is left of it.
 
     Raises:
         ValueError: The solver does not fit the steps or the schedule, or has no such part.
     """
-    whole = solver.table(steps, noise)
+    whole = solver.table(steps, noise, guidance)
     table = part_of_table(whole, float(sigmas[0]), float(sigmas[-1]))
     return table, table.sigma_end > whole.sigma_end
 
@@ -132,3 +101,23 @@ def _noise_of(model: Denoiser) -> Noise:
             "FlowNoise(tokens=...), VPNoise.from_sigmas(...) or EDMNoise(...)"
         )
     return VPNoise.from_sigmas(sigmas)
+
+
+def _sampler_of(family: Family) -> Callable[..., Tensor]:
+    """Returns `sample_solver` for one family, under its own name."""
+    sample: Any = partial(sample_solver, family=family.name)
+    sample.__name__ = sample.__qualname__ = f"sample_{family.sampler}"
+    sample.__doc__ = (
+        f"Returns the state at the end of the grid of a {family.title} solver ({family.paper}); see `sample_solver`."
+    )
+    return sample
+
+
+SAMPLERS = {f"sample_{family.sampler}": _sampler_of(family) for family in FAMILIES.values()}
+"""k-diffusion's function of every family, also attributes of this module and of `samplers`: `sample_dyweight`, ..."""
+
+
+def __getattr__(name: str) -> Callable[..., Tensor]:
+    if name in SAMPLERS:
+        return SAMPLERS[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

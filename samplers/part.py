@@ -67,7 +67,7 @@ def _rows(table: SolverTable, start: int, end: int) -> SolverTable:
     called at another level than the state's, entries differ by that ratio, and their coefficients change hands at it.
     """
     coeffs, lost = table.coeffs[start:end, start:end].clone(), table.coeffs[start:end, :start]
-    if table.history == "derivative":
+    if table.entry == "derivative":
         seen = table.levels[:-1] / table.sigmas
         lost = lost * seen[:start] / seen[start]
     coeffs[:, 0] += lost.sum(1)
@@ -76,7 +76,7 @@ def _rows(table: SolverTable, start: int, end: int) -> SolverTable:
         sigmas=table.sigmas[start:end],
         scale=table.scale[start:end],
         coeffs=coeffs,
-        history=table.history,
+        entry=table.entry,
         analytic_first=table.analytic_first and start == 0,
     )
 
@@ -94,7 +94,7 @@ def _stretch(table: SolverTable, i: int, sigma: float, sigma_next: float) -> Sol
     levels, sigmas, scale, coeffs = (t.clone() for t in (table.levels, table.sigmas, table.scale, table.coeffs))
     levels[i], levels[i + 1] = sigma, sigma_next
     sigmas[i] *= sigma / own
-    if table.history == "derivative":
+    if table.entry == "derivative":
         coeffs[i] *= (sigma_next - sigma) / (own_next - own)
     else:
         r, own_r = sigma_next / sigma, own_next / own

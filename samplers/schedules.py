@@ -8,13 +8,61 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["USUAL_TOKENS", "EDMNoise", "FlowNoise", "Noise", "VPNoise", "check_noise", "sized"]
+from .grids import FLUX_GRID, Grid, interpolate
 
-USUAL_TOKENS = 4096  # latent tokens of a 1024x1024 picture
+__all__ = ["DEFAULT_TOKENS", "EDMNoise", "FlowNoise", "Noise", "VPNoise", "check_noise"]
+
+DEFAULT_TOKENS = 4096  # latent tokens of a 1024x1024 picture
+
+
+class Noise:
+    """A model's noise schedule: what all kinds have.
+
+    Attributes:
+        kind: "flow", "vp" or "edm", as cards name it.
+        sigma_max: Noise level that sampling starts from.
+        sigma_min: Lowest noise level that the model knows.
+        time_is_sigma: Whether model time is sigma itself, so that DEIS is Adams-Bashforth.
+        tokens: Latent tokens of the picture, where the schedule has a use for them and knows them.
+    """
+
+    kind: str
+    sigma_max: float
+    sigma_min: float
+    time_is_sigma: bool = True
+    tokens: int | None = None
+
+    @property
+    def start_std(self) -> float | None:
+        """Standard deviation of a start; None where a model may scale its noise."""
+        return self.sigma_max
+
+    def usual_grids(self) -> dict[str, Grid]:
+        """The grids that people use on this kind of noise, by name."""
+        return {
+            **{f"karras {rho:g}": Grid("karras", {"rho": rho}) for rho in (2.0, 3.0, 5.0, 7.0)},
+            **{f"polynomial {rho:g}": Grid("polynomial", {"rho": rho}) for rho in (3.0, 5.0, 7.0)},
+        }
+
+    def teacher_grid(self, steps: int) -> Tensor:
+        """A dense grid for a many-step reference that ends at 0: Karras with rho 7, shape [steps + 1]."""
+        return Grid("karras", {"rho": 7.0}).levels(steps, self)
+
+    def sigma_at_index(self, index: Tensor) -> Tensor:
+        """Noise levels at (fractional) timesteps 0 ... 999 of ComfyUI's table of such a model."""
+        raise NotImplementedError
+
+    def time_at(self, sigma: Tensor) -> Tensor:
+        """Model times of noise levels, any shape."""
+        return sigma.double()
+
+    def with_tokens(self, tokens: int | None = DEFAULT_TOKENS) -> Noise:
+        """This schedule; a flow schedule without latent tokens gets these, by default those of 1024x1024."""
+        return self
 
 
 @dataclass(frozen=True)
-class FlowNoise:
+class FlowNoise(Noise):
     """Rectified flow, x = (1 - sigma) * x0 + sigma * noise, sigma from 1 to 0 (SD3, FLUX, Wan, ...).
 
     Args:
@@ -23,15 +71,37 @@ class FlowNoise:
     """
 
     kind = "flow"
+    sigma_max = 1.0
+    sigma_min = 0.0
     tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.tokens is not None and self.tokens < 1:
             raise ValueError(f"tokens must be at least 1 (H/16 * W/16 of the picture), got {self.tokens}")
 
+    @property
+    def start_std(self) -> None:  # noqa: D102 - see Noise
+        return None
+
+    def usual_grids(self) -> dict[str, Grid]:  # noqa: D102 - see Noise
+        shifts = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
+        return {f"shift {shift:g}": Grid("flow_shift", {"shift": shift}) for shift in shifts}
+
+    def teacher_grid(self, steps: int) -> Tensor:
+        """Even flow time, shifted as FLUX shifts it where the number of latent tokens is known."""
+        grid = Grid("flow_shift", {"shift": 1.0}) if self.tokens is None else FLUX_GRID
+        return grid.levels(steps, self)
+
+    def sigma_at_index(self, index: Tensor) -> Tensor:
+        """Noise levels at timesteps 0 ... 999, without a shift."""
+        return (index.double() + 1) / 1000
+
+    def with_tokens(self, tokens: int | None = DEFAULT_TOKENS) -> FlowNoise:  # noqa: D102 - see Noise
+        return FlowNoise(tokens) if self.tokens is None else self
+
 
 @dataclass(frozen=True)
-class EDMNoise:
+class EDMNoise(Noise):
     """EDM, x = x0 + sigma * noise with sigma from `sigma_max` to `sigma_min` (arXiv 2206.00364)."""
 
     kind = "edm"
@@ -42,9 +112,13 @@ class EDMNoise:
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(f"0 < sigma_min < sigma_max must hold, got {self.sigma_min} and {self.sigma_max}")
 
+    def sigma_at_index(self, index: Tensor) -> Tensor:
+        """Noise levels at timesteps 0 ... 999: even in log sigma."""
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** (index.double() / 999)
+
 
 @dataclass(frozen=True, eq=False)
-class VPNoise:
+class VPNoise(Noise):
     """Variance-preserving models (SD 1.x, 2.x, SDXL; eps and v prediction) in VE coordinates x = x0 + sigma * noise.
 
     Args:
@@ -56,6 +130,7 @@ class VPNoise:
     """
 
     kind = "vp"
+    time_is_sigma = False
     times: Tensor
     log_alphas: Tensor
     beta: tuple[float, float] | None = None
@@ -112,6 +187,10 @@ class VPNoise:
         """Noise level at model time 1."""
         return float(self.sigma_at(self.times[-1:]))
 
+    def usual_grids(self) -> dict[str, Grid]:  # noqa: D102 - see Noise
+        rules = {"uniform time": "uniform_time", "sgm_uniform": "sgm_uniform", "normal": "normal"}
+        return {**super().usual_grids(), **{name: Grid(rule, {"end": 1e-3}) for name, rule in rules.items()}}
+
     def sigma_at(self, time: Tensor) -> Tensor:
         """Returns the noise levels at model times (0, 1], any shape; differentiable. log alpha is interpolated."""
         time = time.double().clamp(float(self.times[0]), float(self.times[-1]))
@@ -119,7 +198,7 @@ class VPNoise:
             beta_0, beta_1 = self.beta
             log_alpha = -(beta_1 - beta_0) / 4 * time.square() - beta_0 / 2 * time
         else:
-            log_alpha = _interpolate(time, self.times, self.log_alphas)
+            log_alpha = interpolate(time, self.times, self.log_alphas)
         return torch.expm1(-2 * log_alpha).sqrt()
 
     def sigma_at_index(self, index: Tensor) -> Tensor:
@@ -140,10 +219,7 @@ class VPNoise:
         if self.beta:
             beta_0, slope = self.beta[0], self.beta[1] - self.beta[0]
             return ((beta_0**2 - 4 * slope * log_alpha).sqrt() - beta_0) / slope
-        return _interpolate(log_alpha, self.log_alphas.flip(0), self.times.flip(0))
-
-
-Noise = FlowNoise | VPNoise | EDMNoise
+        return interpolate(log_alpha, self.log_alphas.flip(0), self.times.flip(0))
 
 
 def check_noise(noise: object) -> None:
@@ -154,16 +230,3 @@ def check_noise(noise: object) -> None:
     """
     if not isinstance(noise, Noise):
         raise TypeError(f"noise must be FlowNoise(), VPNoise or EDMNoise, got {type(noise).__name__}")
-
-
-def sized(noise: Noise) -> Noise:
-    """Returns the schedule, with the usual tokens where a flow model's are not known: to show or to judge by."""
-    return FlowNoise(USUAL_TOKENS) if isinstance(noise, FlowNoise) and noise.tokens is None else noise
-
-
-def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
-    """Returns piecewise-linear y(x) through ascending points, clamped at both ends; differentiable in x."""
-    x = x.clamp(float(xs[0]), float(xs[-1]))
-    high = torch.searchsorted(xs, x.detach().contiguous()).clamp(1, len(xs) - 1)
-    low = high - 1
-    return ys[low] + (x - xs[low]) * (ys[high] - ys[low]) / (xs[high] - xs[low])

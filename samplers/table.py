@@ -8,21 +8,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["History", "SolverTable"]
+__all__ = ["Entry", "SolverTable"]
 
-History = Literal["derivative", "denoised"]
+Entry = Literal["derivative", "denoised"]
 
 
 @dataclass(frozen=True, eq=False)
 class SolverTable:
     """The coefficients of a linear multistep solver with N steps; `sample_table` applies it.
 
-        h_i     = (x_i - D(x_i, sigmas_i)) / sigmas_i        history "derivative"
-                = D(x_i, sigmas_i)                            history "denoised"
+        h_i     = (x_i - D(x_i, sigmas_i)) / sigmas_i        entry "derivative"
+                = D(x_i, sigmas_i)                            entry "denoised"
         h_0     = x_0 / sqrt(1 + sigma_start^2)               analytic_first: no network call
         x_{i+1} = scale_i * x_i + sum_{j<=i} coeffs_ij * h_j
 
-    Every method, classical or learned, is a table: Euler is scale 1, coeffs diag(levels_{i+1} - levels_i), history
+    Every method, classical or learned, is a table: Euler is scale 1, coeffs diag(levels_{i+1} - levels_i), entry
     "derivative". All tensors are float64 on the CPU and may carry gradients.
 
     Args:
@@ -31,7 +31,7 @@ class SolverTable:
             learned to call the model at another time than the state's own.
         scale: Factor of the state, shape [N].
         coeffs: Factors of the history entries, shape [N, N], lower-triangular.
-        history: What an entry is: "derivative" dx/dsigma, or "denoised".
+        entry: What an entry of the history is: "derivative" dx/dsigma, or "denoised".
         analytic_first: The first entry is x_0 / sqrt(1 + sigma_start^2) instead of a network call: pure noise is its
             own eps (AFS, GENIE, arXiv 2210.05475), in the form that diff-sampler gives it.
 
@@ -43,7 +43,7 @@ class SolverTable:
     sigmas: Tensor
     scale: Tensor
     coeffs: Tensor
-    history: History
+    entry: Entry
     analytic_first: bool = False
 
     def __post_init__(self) -> None:
@@ -52,10 +52,10 @@ class SolverTable:
             raise ValueError("sigmas must have at least one entry: a table has at least one step")
         for name, shape in (("levels", (n + 1,)), ("sigmas", (n,)), ("scale", (n,)), ("coeffs", (n, n))):
             self._check_tensor(name, shape)
-        if self.history not in ("derivative", "denoised"):
-            raise ValueError(f'history must be "derivative" or "denoised", got {self.history!r}')
-        if self.analytic_first and self.history != "derivative":
-            raise ValueError('analytic_first needs history "derivative"; call the model in the first step instead')
+        if self.entry not in ("derivative", "denoised"):
+            raise ValueError(f'entry must be "derivative" or "denoised", got {self.entry!r}')
+        if self.analytic_first and self.entry != "derivative":
+            raise ValueError('analytic_first needs entry "derivative"; call the model in the first step instead')
         if not bool((self.sigmas > 0).all()):
             raise ValueError(
                 f"sigmas must be positive, got {self.sigmas.tolist()}; 0 belongs at the end of levels only"

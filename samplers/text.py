@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
-__all__ = ["counted", "few", "shown"]
+__all__ = ["counted", "few", "shown", "to_ascii"]
 
 
 def shown(text: str, longest: int = 800) -> str:
@@ -22,3 +23,9 @@ def few(texts: Sequence[str], joint: str = ", ", most: int = 8) -> str:
     """Returns texts for a message: each as `shown` has it, the first so many, then how many more there are."""
     told = joint.join(shown(text, 200) for text in texts[:most])
     return told if len(texts) <= most else f"{told} and {len(texts) - most} more"
+
+
+def to_ascii(text: str) -> str:
+    """A text for a drawing in Pillow's own font: accents dropped, a question mark for letters outside ASCII."""
+    letters = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    return "".join(letters).encode("ascii", "replace").decode()

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def load_package() -> None:
-    """Makes this folder importable by one name of its own: other extensions have packages called samplers, too.
+    """Makes this folder importable under its own name: other extensions have packages called samplers, too.
 
     The root's __init__.py, ComfyUI's entrance, is not run. What an earlier run imported is dropped: Reload UI reloads.
     """

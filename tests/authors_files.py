@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 from collections import OrderedDict
+from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
@@ -84,8 +85,8 @@ def snapshot_bytes(source: str = "", **changed: object) -> bytes:
         return pickle.dumps(content, protocol=4)
 
 
-def checkpoint(path: Path, **changed: object) -> Path:
-    """Writes a FLUX checkpoint."""
+def checkpoint(target: Path | BytesIO, **changed: object) -> Path | BytesIO:
+    """Writes a FLUX checkpoint and returns where to."""
     content = {
         "window_size": 2,
         "dyweight_weights_raw": torch.tensor([[0.9, 0, 0], [-0.1, 1.0, 0], [0, -0.2, 0.96]]),
@@ -93,5 +94,5 @@ def checkpoint(path: Path, **changed: object) -> Path:
         "dyweight_meta": {"K": 3, "tscale_low": 0.5, "tscale_high": 1.5},
         "dyweight_params": {"theta": torch.zeros(3, 3), "phi": torch.zeros(3)},
     }
-    torch.save({**content, **changed}, path)
-    return path
+    torch.save({**content, **changed}, target)
+    return target

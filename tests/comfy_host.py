@@ -25,6 +25,10 @@ WANTED = (
     f"set {VARIABLE} to a ComfyUI checkout (several: separated by '{os.pathsep}') with a venv in it, or set "
     "COMFYUI_PYTHON to the python that runs it"
 )
+COMFY_MODULES = {  # what a server can import that is no package
+    *("comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview"),
+    *("node_helpers", "nodes", "server", "aiohttp"),
+}
 
 
 def checkouts() -> list[Path]:

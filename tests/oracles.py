@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from learned_solvers.samplers import Grid, Solver
+from learned_solvers.samplers import Grid, Guidance, Solver
 from learned_solvers.samplers.files.card import Card, StepCard
 from torch import Tensor
 
@@ -25,6 +25,7 @@ __all__ = [
     "ds_solver",
     "dyweight_solver",
     "k_diffusion_module",
+    "knotted_solver",
     "sd_alphas",
     "sd_sigmas",
 ]
@@ -178,11 +179,28 @@ class Steps:
 def ds_solver(*steps: int, name: str = "ds_test", **card: object) -> Solver:
     """Returns a DS solver with coefficients that no other count of steps has; a flow solver unless the card says so."""
     parameters = {
-        n: {"timedeltas": torch.full((n,), 1 / n).double(), "coeffs": torch.full((n, n), -0.1 / n).double().tril(-1)}
+        n: {
+            "timedeltas": torch.full((1, n), 1 / n).double(),
+            "coeffs": torch.full((1, n, n), -0.1 / n).double().tril(-1),
+        }
         for n in steps
     }
-    facts = {"prediction": "flow", "model_family": "Test", "checkpoint": "test", **card}
+    facts = {"prediction": "flow", "architecture": "Test", "checkpoint": "test", **card}
     return Solver(name, Card(family="ds", steps={n: StepCard() for n in steps}, **facts), parameters)
+
+
+def knotted_solver(knots: tuple[float, ...] = (2.0, 8.0), kind: str = "cfg", name: str = "knotted") -> Solver:
+    """Returns a DS flow solver of two steps: its first time step is 0.3 at the first knot and 0.5 at the last.
+
+    Of two knots the usual one is the last; an embedded guidance has CFG 1 next to it.
+    """
+    first = torch.linspace(0.3, 0.5, len(knots), dtype=torch.float64)
+    coeffs = torch.zeros(len(knots), 2, 2, dtype=torch.float64)
+    coeffs[:, 1, 0] = torch.linspace(-0.2, -0.6, len(knots))
+    guidance = Guidance(kind, tuple(knots), usual=knots[-1], cfg=1 if kind == "embedded" else None)
+    steps = {2: StepCard(knots=tuple(knots))}
+    card = Card("ds", "flow", architecture="Test", checkpoint="test", steps=steps, guidance=guidance)
+    return Solver(name, card, {2: {"timedeltas": torch.stack([first, 1 - first], 1), "coeffs": coeffs}})
 
 
 def dyweight_solver(*steps: int, name: str = "dyweight_test", **card: object) -> Solver:
@@ -191,12 +209,12 @@ def dyweight_solver(*steps: int, name: str = "dyweight_test", **card: object) ->
     step = StepCard(grid=Grid("flow_shift", {"shift": 1.0}) if flow else Grid("polynomial", {"rho": 7.0}))
     parameters = {
         n: {
-            "weights": torch.eye(n).double() + torch.full((n, n), -0.1 / n).double().tril(-1),
-            "t_scale": torch.linspace(0.9, 1.05, n, dtype=torch.float64),
+            "weights": torch.eye(n).double()[None] + torch.full((1, n, n), -0.1 / n).double().tril(-1),
+            "t_scale": torch.linspace(0.9, 1.05, n, dtype=torch.float64)[None],
         }
         for n in steps
     }
-    facts = {"prediction": "edm", "model_family": "Test", "checkpoint": "test", **card}
+    facts = {"prediction": "edm", "architecture": "Test", "checkpoint": "test", **card}
     return Solver(name, Card(family="dyweight", steps=dict.fromkeys(steps, step), **facts), parameters)
 
 

@@ -2,16 +2,20 @@
 
 from .cost import most_calls
 from .data.teacher import TEACHERS, Teacher
-from .fit import fit_solver
+from .fit import fit_solver, run_fit
+from .job import FitJob
 from .optimise.gradient import GradientDescent
 from .optimise.levenberg_marquardt import GaussNewton
 from .report import FitResult, Peer, StepReport, better_peers, table_of
+from .settings import FitSettings
 from .starts.candidates import candidate_named
 from .store.output import claimed
 
 __all__ = [
     "TEACHERS",
+    "FitJob",
     "FitResult",
+    "FitSettings",
     "GaussNewton",
     "GradientDescent",
     "Peer",
@@ -22,5 +26,6 @@ __all__ = [
     "claimed",
     "fit_solver",
     "most_calls",
+    "run_fit",
     "table_of",
 ]

@@ -16,7 +16,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,56 +29,66 @@ if not __package__:  # run as a file
 
 from ..samplers import FlowNoise, Solver, load_solver
 from .command.demo import GUIDANCE, demo_starts
-from .command.options import (
-    add_model_options,
-    check_demo,
-    count_of,
-    encoded_prompts,
-    load_model,
-    model_name,
-    per_sample,
-    prompts_of,
-    seed_of,
-    texts_of,
+from .command.options import Prompts, add_model_options, check_demo, count_of, model_files, prompts, seed_of
+from .command.run import guidance_for
+from .comparison.measure import (
+    ComparedModel,
+    Entry,
+    compare,
+    most_compared,
+    solver_entries,
+    table_entries,
+    teacher_result,
 )
-from .comparison.measure import Entry, Subject, compare, most_compared, solver_entries, table_entries
-from .comparison.write import FILES, write_files
+from .comparison.write import FILES, PICTURES, describe, write_files
 from .cost import duration
 from .data.samples import CountedDenoiser, Samples
 from .data.teacher import TEACHERS, Teacher
+from .models.comfy import ComfyModel
 from .models.comfy_samplers import host_entries
 from .models.digits import load_digits
-from .models.loading import check_one_model, find_comfy
+from .models.loading import ModelFiles, find_comfy
 
 __all__ = ["main"]
 
-_OF_DEMO = (
-    "demo", "solver", "steps", "grids", "samples", "teacher", "teacher_steps", "seed", "output", "no_plot", "overwrite",
-    "threads",
-)  # fmt: skip
+_OF_DEMO = {
+    *("demo", "solver", "steps", "grids", "samples", "teacher", "teacher_steps", "seed", "output", "no_plot"),
+    *("overwrite", "threads"),
+}
+
+
+@dataclass(frozen=True)
+class CompareCommand:
+    """A comparison, as the command line asks for it. Without `files` it runs on the bundled model."""
+
+    text: str
+    files: ModelFiles | None
+    prompts: Prompts
+    size: tuple[int, int] | None
+    microbatch: int
+    guidance: float | None
+    solvers: tuple[Solver, ...]
+    steps: tuple[int, ...]
+    grids: tuple[str, ...]
+    samples: int
+    teacher: Teacher
+    seed: int
+    output: Path
+    plot: bool
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command."""
-    parser = _parser()
-    args = parser.parse_args(arguments)
-    if args.demo:
-        check_demo(parser, arguments, args, _OF_DEMO)
-    args.command = shlex.join(["python", "training/compare.py", *(sys.argv[1:] if arguments is None else arguments)])
-    if args.threads:
-        torch.set_num_threads(args.threads)
     try:
-        _check(args)
-        solvers = [load_solver(_solver_file(args, path)) for path in args.solver]
-        if args.demo:
-            _compare_demo(args, solvers)
-        else:
-            _compare_model(args, solvers)
+        command = _parse(sys.argv[1:] if arguments is None else arguments)
+        (_compare_demo if command.files is None else _compare_model)(command)
     except (OSError, ValueError) as error:
-        parser.exit(1, f"{error}\n")
+        print(error, file=sys.stderr)
+        sys.exit(1)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parse(arguments: list[str]) -> CompareCommand:
+    """Refuses all that can be refused without a model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--demo", action="store_true", help="compare on the bundled small model")
@@ -86,115 +96,129 @@ def _parser() -> argparse.ArgumentParser:
     add("--guidance", type=float, help="CFG; on FLUX the embedded guidance, with CFG 1 (usual for the architecture)")
     add("--solver", type=Path, nargs="+", default=[], help="solver files, also of ComfyUI's models/solver_weights")
     add("--steps", type=count_of, nargs="+", help="numbers of network calls (the solvers' own, or 3 to 8)")
-    add("--grids", nargs="+", help="try the peers on these grids alone, by the names that the table gives")
+    add("--grids", nargs="+", default=[], help="try the peers on these grids alone, by the names that the table gives")
     add("--samples", type=count_of, default=32, help="starts")
     add("--teacher", choices=TEACHERS, default="heun")
     add("--teacher-steps", type=count_of, default=60, help="60 steps of Heun are 119 calls")
     add("--seed", type=seed_of, default=1_000_000, help="of the starts; another than the fit's")
     add("--output", type=Path, default=Path("comparison"), help="folder")
-    add("--no-plot", action="store_true", help="write no compare.png, which needs matplotlib")
+    add("--no-plot", action="store_true", help="write no compare.png")
     add("--overwrite", action="store_true", help="replace files that exist")
-    return parser
+    args = parser.parse_args(arguments)
+    if args.demo:
+        check_demo(parser, arguments, args, _OF_DEMO)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    files = None if args.demo else model_files(args)
+    for path in (args.output / name for name in FILES):
+        if path.exists() and not args.overwrite:
+            raise FileExistsError(f"{path} exists already: choose another --output, or add --overwrite")
+    solvers = tuple(load_solver(path if args.demo else _solver_file(path, args.comfyui)) for path in args.solver)
+    steps = args.steps or [n for solver in solvers for n in solver.steps] or range(3, 9)
+    return CompareCommand(
+        shlex.join(["python", "training/compare.py", *arguments]), files, prompts(args), args.size, args.microbatch,
+        args.guidance, solvers, tuple(sorted(set(steps))), tuple(args.grids), args.samples,
+        Teacher(args.teacher, args.teacher_steps), args.seed, args.output, not args.no_plot,
+    )  # fmt: skip
 
 
-def _check(args: argparse.Namespace) -> None:
-    if not args.demo:
-        check_one_model(args.checkpoint, args.diffusion_model)
-    for name in FILES:
-        if (args.output / name).exists() and not args.overwrite:
-            raise FileExistsError(f"{args.output / name} exists already: choose another --output, or add --overwrite")
-    if not args.no_plot and find_spec("matplotlib") is None:
-        raise ValueError(f"the plot needs matplotlib: {sys.executable} -m pip install matplotlib, or add --no-plot")
-
-
-def _solver_file(args: argparse.Namespace, path: Path) -> Path:
-    """Returns where a solver file is: as named, else under this name where a fit writes it by default."""
-    if args.demo or path.parent != Path(".") or path.is_file():
+def _solver_file(path: Path, comfyui: Path | None) -> Path:
+    """Where a solver file is: as named, else under this name where a fit writes it by default."""
+    if path.parent != Path(".") or path.is_file():
         return path
-    fitted = find_comfy(args.comfyui) / "models" / "solver_weights" / path.name
+    fitted = find_comfy(comfyui) / "models" / "solver_weights" / path.name
     return fitted if fitted.is_file() else path
 
 
-def _compare_demo(args: argparse.Namespace, solvers: list[Solver]) -> None:
-    model, noise = CountedDenoiser(load_digits(), torch.float32), FlowNoise()
-    x, extra_args = demo_starts(args.samples, args.seed)
-    name = f"the bundled digits model, guidance {GUIDANCE:g}"
-    peers = lambda calls: table_entries(model, noise, calls)  # noqa: E731
-    samples, best = Samples(x, extra_args, args.samples), "the best classical solver on its best grid"
-    _run(args, Subject(name, model, noise, samples, peers, lambda ends: (ends + 1) / 2, best, {}), solvers)
+def _compare_demo(command: CompareCommand) -> None:
+    denoiser, noise = CountedDenoiser(load_digits(), torch.float32), FlowNoise()
+    x, extra_args = demo_starts(command.samples, command.seed)
+    model = ComparedModel(
+        name=f"the bundled digits model, guidance {GUIDANCE:g}",
+        denoiser=denoiser,
+        noise=noise,
+        guidance=GUIDANCE,
+        samples=Samples(x, extra_args, command.samples),
+        peers=lambda calls: table_entries(denoiser, noise, calls),
+        pictures=lambda ends: (ends + 1) / 2,
+    )
+    _compare(command, model)
 
 
-def _compare_model(args: argparse.Namespace, solvers: list[Solver]) -> None:
-    comfy, file = find_comfy(args.comfyui), args.conditioning
-    encode = file is None or not file.exists()
+def _compare_model(command: CompareCommand) -> None:
+    files, count, encoded = command.files, command.samples, command.prompts.encoded
+    assert files is not None
+    encode = encoded is None or not encoded.exists()
     if encode:
-        texts_of(args, args.samples)  # refuses a file of prompts that cannot be read before a model is loaded
-    model = load_model(args, comfy, encode=encode)
-    width, height = args.size or model.size
-    shape = model.latent_shape(width, height)
-    conds = encoded_prompts(args, model, args.samples, file, _say)
-    model.free_text_encoders()
-    guidance = model.usual_guidance if args.guidance is None else args.guidance
-    extra_args = {"prompt": prompts_of(conds, args.samples), "guidance": [guidance] * args.samples}
-    x = model.starts(shape, args.samples, args.seed)
-    name = f"{model_name(args)}, {width}x{height}, guidance {guidance:g}"
-    versions = {"comfyui": getattr(sys.modules.get("comfyui_version"), "__version__", "unknown")}
+        command.prompts.texts(count)  # refuses an unreadable file of prompts before a model is loaded
+    loaded = ComfyModel.load(files, text_encoders=encode)
+    shape = loaded.latent_shape(*(command.size or loaded.size))
+    conds = command.prompts.conditioning(loaded, count, encoded, _log)
+    loaded.free_text_encoders()
+    value = loaded.usual_guidance if command.guidance is None else command.guidance
 
     def work(denoiser: Callable[..., Tensor], device: torch.device) -> None:
-        own = CountedDenoiser(per_sample(denoiser), torch.float32)
-        best = "ComfyUI's best sampler on its best schedule"
-        samples = Samples(x.to(device), extra_args, args.microbatch)
-        peers = lambda calls: host_entries(model, own, calls)  # noqa: E731
-        _run(args, Subject(name, own, model.noise(shape), samples, peers, model.decode, best, versions), solvers)
+        counted = CountedDenoiser(denoiser, torch.float32)
+        x = loaded.starts(shape, count, command.seed).to(device)
+        model = ComparedModel(
+            name=f"{files.name}, {loaded.pixels(shape)}, guidance {value:g}",
+            denoiser=counted,
+            noise=loaded.noise(shape),
+            guidance=value,
+            samples=Samples(x, {"row": list(range(count))}, command.microbatch),
+            peers=lambda calls: host_entries(loaded, counted, calls),
+            pictures=loaded.decode,
+        )
+        _compare(command, model)
 
-    model.with_denoiser(work, conds, conds[0], [args.microbatch, *shape[1:]])
+    loaded.with_denoiser(work, conds, guidance_for(loaded, [value], count), [command.microbatch, *shape[1:]])
 
 
-def _run(args: argparse.Namespace, subject: Subject, solvers: list[Solver]) -> None:
-    """Measures, after saying what it takes, and writes the files."""
-    for solver in solvers:
-        if solver.prediction != subject.noise.kind:
-            raise ValueError(
-                f"{solver.name} is for {solver.prediction} models, this one is {subject.noise.kind}: leave it out"
-            )
-    entries, teacher = _entries(args, subject, solvers), Teacher(args.teacher, args.teacher_steps)
+def _compare(command: CompareCommand, model: ComparedModel) -> None:
+    """Measures, after a line about the cost, and writes the files."""
+    for solver in command.solvers:
+        if solver.prediction != model.noise.kind:
+            raise ValueError(f"{solver.name} is for {solver.prediction} models, not {model.noise.kind}: leave it out")
+    entries, teacher, samples = _entries(command, model), command.teacher, model.samples
     if teacher.calls <= max(entries):
         raise ValueError(
             f"the teacher must make more calls than what it judges, {max(entries)}; it makes {teacher.calls}: raise "
             "--teacher-steps"
         )
-    model, samples = subject.model, subject.samples
     most = most_compared(entries, len(samples))
-    _say(
-        f"{subject.name}: {len(samples)} starts. {teacher.calls * len(samples):,} network calls for the teacher "
-        f"({args.teacher}, {teacher.calls} calls), then at most {most:,}; fewer --samples, --steps, --grids take fewer."
+    _log(
+        f"{model.name}: {len(samples)} starts. {teacher.calls * len(samples):,} network calls for the teacher "
+        f"({teacher.method}, {teacher.calls} calls), then at most {most:,}; fewer --samples, --steps, --grids take "
+        "fewer."
     )
     began = time.perf_counter()
-    ends = teacher.reference(model, samples, subject.noise).end
-    spent = time.perf_counter() - began
-    _say(f"The teacher took {spent:.0f} s: at most {duration(spent * most / model.calls)} more.")
-    found = compare(entries, model, samples, ends, _say)
-    _say("\n" + write_files(args, subject, teacher, found, ends))
+    goal = teacher.reference(model.denoiser, samples, model.noise).end
+    seconds = time.perf_counter() - began
+    _log(f"The teacher took {seconds:.0f} s: at most {duration(seconds * most / model.denoiser.calls)} more.")
+    results = compare(entries, model.denoiser, samples, goal, pictures=PICTURES, log=_log)
+    facts = describe(command.text, model, teacher, command.seed)
+    reference = teacher_result(teacher.method, teacher.calls, goal[:PICTURES])
+    _log("\n" + write_files(command.output, facts, reference, results, model.pictures, plot=command.plot))
 
 
-def _entries(args: argparse.Namespace, subject: Subject, solvers: list[Solver]) -> dict[int, list[Entry]]:
-    """Returns what is compared, by number of calls."""
-    steps = args.steps or sorted({n for solver in solvers for n in solver.steps}) or list(range(3, 9))
-    found = {n: list(solver_entries(subject.model, subject.noise, solvers, n)) for n in sorted(set(steps))}
+def _entries(command: CompareCommand, model: ComparedModel) -> dict[int, list[Entry]]:
+    """What is compared, by number of calls."""
+    entries: dict[int, list[Entry]] = {}
     grids: dict[str, None] = {}
-    for n, entries in found.items():
-        peers = list(subject.peers(n))
+    for n in command.steps:
+        peers = list(model.peers(n))
         grids |= dict.fromkeys(entry.grid for entry in peers)
-        entries += [entry for entry in peers if not args.grids or entry.grid in args.grids]
-    if unknown := [grid for grid in args.grids or () if grid not in grids]:
-        told, known = (", ".join(map(repr, names)) for names in (unknown, grids))
-        raise ValueError(f"--grids: no peer has {told} at {steps} calls; choose of {known}")
-    if not any(found.values()):
-        raise ValueError(f"no solver and no peer has {steps} calls: choose other --steps")
-    return found
+        entries[n] = list(solver_entries(model.denoiser, model.noise, command.solvers, n, model.guidance))
+        entries[n] += [entry for entry in peers if not command.grids or entry.grid in command.grids]
+    if unknown := [grid for grid in command.grids if grid not in grids]:
+        names, known = (", ".join(map(repr, names)) for names in (unknown, grids))
+        raise ValueError(f"--grids: no peer has {names} at {list(command.steps)} calls; choose from {known}")
+    if not any(entries.values()):
+        raise ValueError(f"no solver and no peer has {list(command.steps)} calls: choose other --steps")
+    return entries
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, flush=True)
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor
 
-from ..samplers.schedules import Noise
 from .data.batch_limit import is_out_of_memory
 from .data.samples import Samples
-from .data.teacher import Teacher
+from .job import FitJob
 from .optimise.gradient import GradientDescent
 from .optimise.levenberg_marquardt import GaussNewton
-from .spaces import FIRST_HISTORY, make_space, usual_history
+from .spaces import FIRST_HISTORY, make_space
 from .starts.candidates import SCANNED, candidates, scan_calls
 from .starts.choose import ITERATIONS, KEPT, MANY, STARTS, TRIED
 
@@ -26,30 +25,17 @@ _CHECK = 11  # calls of the gradient's check, a gradient and up to eight differe
 _UPDATE = 3  # a forward pass, and a backward pass that counts as two
 
 
-def most_calls(
-    steps: Sequence[int],
-    fitted: int,
-    judged: int,
-    noise: Noise,
-    *,
-    family: str = "dyweight",
-    history: int | None = None,
-    scanned: bool = True,
-    learn_grid: bool = False,
-    teacher: Teacher = Teacher(),  # noqa: B008 - immutable
-    settings: GaussNewton | GradientDescent = GaussNewton(),  # noqa: B008 - immutable
-) -> int:
+def most_calls(job: FitJob) -> int:
     """Returns the network calls that a fit makes at most, one per sample and call.
 
-    Most fits stop long before: they take fewer iterations and rarely more than one damped step in each. `scanned` says
-    that the fit starts from a scan of the classical solvers; the other arguments are `fit_solver`'s.
+    Most fits stop long before: they take fewer iterations and rarely more than one damped step in each.
     """
-    from_scan = settings if scanned and isinstance(settings, GaussNewton) else None  # may go in turns
-    if history is None:
-        history = usual_history(fitted) if from_scan else FIRST_HISTORY
-    total = teacher.calls * (fitted + judged)
+    settings, noise, fitted, judged, history = job.settings, job.noise, job.fitted, job.held_out, job.history
+    family, learn_grid, optimizer = settings.family, settings.learn_grid, settings.optimizer
+    staged = settings.staged_optimizer
+    total = settings.teacher.calls * (fitted + judged)
     few, newton = min(2 * TRIED, fitted), GaussNewton()  # twice: half precision
-    for n in sorted(set(steps)):
+    for n in settings.steps:
         tried = list(candidates(n, noise))
         grid = next(c.grid for c in tried if c.grid and (not learn_grid or c.grid.shape_parameter))
         jacobians = [  # two runs per parameter (half precision), restarted where it departs
@@ -60,13 +46,13 @@ def most_calls(
         turns = 2 if n >= MANY else 1  # DyWeight's own starts are tried too where it cannot go on from DS solvers
         for starts, iterations in zip((STARTS, KEPT), ITERATIONS, strict=True):
             total += turns * starts * _descent(newton, n, jacobians[0], few, few, iterations)
-        main = settings
-        if from_scan and min(n, history) > FIRST_HISTORY:  # a fit of few entries to the core comes before it
-            total += _descent(from_scan, n, jacobians[2], min(from_scan.core, fitted), judged)
-            main = replace(from_scan, near=True)
+        main = optimizer
+        if staged and min(n, history) > FIRST_HISTORY:  # a fit of few entries to the core comes before it
+            total += _descent(staged, n, jacobians[2], min(staged.core, fitted), judged)
+            main = replace(staged, near=True)
         total += _descent(main, n, jacobians[0], fitted, judged) + 5 * n * fitted
         # Where it misses the best classical solver, the fit starts again from that one with its whole history.
-        total += _descent(settings, n, jacobians[1], fitted, judged) + 4 * n * fitted
+        total += _descent(optimizer, n, jacobians[1], fitted, judged) + 4 * n * fitted
     return total
 
 
@@ -89,13 +75,13 @@ def _descent(
     return first + on_core * (not settings.near) + on_all + n * (fitted + judged)
 
 
-def seconds_of_call(denoiser: Callable[..., Tensor], batch: Samples, suspect: str) -> float:
+def seconds_of_call(denoiser: Callable[..., Tensor], batch: Samples, hint: str) -> float:
     """Returns the seconds of one call for one sample, the faster of two microbatches after one to warm up.
 
     Args:
         denoiser: The model.
         batch: A microbatch of starts.
-        suspect: What to look at where the model fails, as it does on prompts that were encoded for another.
+        hint: What to look at where the model fails, as it does on prompts that were encoded for another.
 
     Raises:
         ValueError: The model fails.
@@ -111,8 +97,8 @@ def seconds_of_call(denoiser: Callable[..., Tensor], batch: Samples, suspect: st
             if len(x) == 1:
                 raise
             # The fit will do the same.
-            return seconds_of_call(denoiser, batch.rows(0, len(x) // 2), suspect)
-        raise ValueError(f"the model fails on its first call ({str(error).splitlines()[0]}): {suspect}") from error
+            return seconds_of_call(denoiser, batch.rows(0, len(x) // 2), hint)
+        raise ValueError(f"the model fails on its first call ({str(error).splitlines()[0]}): {hint}") from error
     return min(seconds[1:])
 
 

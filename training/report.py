@@ -1,4 +1,4 @@
-"""What a fit found, and how it says so: a table for the terminal and a Markdown file."""
+"""The result of a fit, and its report: a table for the terminal and a Markdown file."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ class Peer:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a fit found for one step count; errors are RMSE to the teacher's end over held-out samples.
+    """The result for one step count; errors are RMSE to the teacher's end over held-out samples.
 
     Args:
         error_before: Of the start of the fit.
         error_after: Of the fitted solver.
-        median_after: Root of the median of the samples' own mean squares: a few that tip over to another picture rule
-            the RMSE.
+        median_after: Root of the median of the samples' mean squares, which outliers do not dominate.
         peers: Classical solvers at equal calls, each at its best grid, best first.
         network_calls: Samples times calls of this step count, with the scan, without the teacher.
         seconds: Spent by this process.
@@ -98,8 +97,8 @@ def table_of(result: FitResult) -> str:
     lines.append("")
     lines.append(
         f"Errors are RMSE to the teacher's pictures on {result.held_out} held-out starts: nothing was fitted to them, "
-        "but they decided when iterations on up to 64 samples stopped. A few starts that tip over to another picture "
-        "can dominate such an error; the medians are insensitive to them. "
+        "but they decided when iterations on up to 64 samples stopped. A few trajectories that switch to another "
+        "picture can dominate such an error; the medians are insensitive to them. "
         f"*Before* is what each fit started from ({starts}). "
         f"The teacher took {result.teacher_calls:,} network calls, shared by all rows."
     )

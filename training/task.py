@@ -7,19 +7,18 @@ from dataclasses import dataclass
 
 import torch
 
-from ..samplers import Grid, SolverTable, VPNoise
-from ..samplers.conversion import with_derivatives
+from ..samplers import Grid, SolverTable
 from ..samplers.schedules import Noise
 from .data.trial import Trial
 from .optimise.levenberg_marquardt import Progress
 from .optimise.losses import Objective
 from .optimise.problem import Problem
-from .spaces import make_space
+from .spaces import SPACES, make_space
 from .spaces.base import Space
 from .starts.candidates import Candidate, carrier, rmse_and_median
 from .store.journal import Journal, Record
 
-__all__ = ["Task", "is_a_start"]
+__all__ = ["Task"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +30,11 @@ class Task:
         judged: The samples that judge.
         objective: The loss.
         noise: The model's schedule.
-        family: "dyweight" or "ds".
+        family: A key of SPACES.
         history: Newest entries that a step may use.
         learn_grid: Whether the grid's shape is learned too.
-        notes: What was found so far.
-        say: Told what happens, a line at a time.
+        journal: What was found so far.
+        log: Receives what happens, a line at a time.
     """
 
     fitted: Trial
@@ -45,8 +44,8 @@ class Task:
     family: str
     history: int
     learn_grid: bool
-    notes: Journal
-    say: Progress
+    journal: Journal
+    log: Progress
 
     def space(self, steps: int, candidate: Candidate, history: int | None = None) -> Space:
         """Returns the free parameters on a candidate's grid; on one that carries its levels where it has no rule."""
@@ -58,7 +57,7 @@ class Task:
 
     def can_start_from(self, candidate: Candidate) -> bool:
         """Whether the family has the candidate's levels."""
-        return is_a_start(candidate, self.family, self.noise, self.learn_grid)
+        return SPACES[self.family].can_start_from(candidate.table, candidate.grid, self.noise, self.learn_grid)
 
     def on(self, space: Space) -> tuple[Problem, Problem]:
         """Returns the problems of both on a space."""
@@ -74,7 +73,7 @@ class Task:
 
     def recorded(self, name: str, work: Callable[[], Record]) -> Record:
         """Returns the journal's record of that name, or what `work` finds, which is kept."""
-        record = self.notes.get(name)
+        record = self.journal.get(name)
         if record is None:
             return self.keep(name, work())
         self.count_from(record)
@@ -95,20 +94,5 @@ class Task:
     def keep(self, name: str, record: Record) -> Record:
         """Returns the record after writing it, with the network calls so far, to the journal."""
         record = {**record, "calls": torch.tensor(float(self.calls()), dtype=torch.float64)}
-        self.notes.put(name, record)
+        self.journal.put(name, record)
         return record
-
-
-def is_a_start(candidate: Candidate, family: str, noise: Noise, learn_grid: bool) -> bool:
-    """Whether a family has a candidate's levels: they descend, and DS-Solver on VP models cannot end at 0.
-
-    So must those that its rows lead to, which ipndm_v's miss.
-    """
-    levels, rows = candidate.table.levels, with_derivatives(candidate.table).coeffs.sum(1)
-    reached = levels[0] + torch.cat([rows.new_zeros(1), rows.cumsum(0)])
-    if bool((reached.diff() >= 0).any()) or bool((reached[:-1] <= 0).any()):
-        return False
-    if learn_grid and (candidate.grid is None or candidate.grid.shape_parameter is None):
-        return False
-    vp_times = family == "ds" and isinstance(noise, VPNoise)
-    return bool((levels.diff() < 0).all()) and not (vp_times and levels[-1] == 0)

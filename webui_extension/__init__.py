@@ -1,6 +1,6 @@
 """AUTOMATIC1111 WebUI and Forge. Thin: reads the host, calls samplers/ and says what it did."""
 
 from .registration import register
-from .script import LearnedSolversScript
+from .ui import LearnedSolversScript
 
 __all__ = ["LearnedSolversScript", "register"]

@@ -1,27 +1,49 @@
-"""Which solver a job gets: that of the X/Y/Z axis, else of the tab's accordion, else of the settings."""
+"""Which solver a pass of a job runs, on which grid, and which part of it.
+
+The file is that of the X/Y/Z axis, else of the tab's accordion, else of the settings.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from modules import shared
+from modules.paths import data_path, models_path
 
-from ..samplers import Solver, choose_solver
+from ..samplers import Guidance, Solver, SolverTable, choose_solver, part_of_table
+from ..samplers.choose import nearest_steps
 from ..samplers.families import FAMILIES
+from ..samplers.files.folder import SolverFolder
+from ..samplers.files.solver import SUFFIX
+from ..samplers.files.write import has_suffix
 from ..samplers.schedules import Noise
-from .files import named_solver, readable_solvers
 
-__all__ = ["AS_SET", "AUTO", "fitting_solvers", "solver_for", "wants_nearest", "wished_file"]
+__all__ = ["AS_SET", "AUTO", "SOLVERS", "Part", "Pass", "Request", "make_pass", "requested_file", "wants_nearest"]
 
 AUTO = "auto"
 AS_SET = "as in Settings"
+_FOLDER = Path(models_path) / "solver_weights"
 
 
-def wished_file(p: Any) -> str:
-    """Returns the solver file's name that a job asks for, or "auto"."""
-    for own in (getattr(p, "learned_solvers_axis", None), getattr(p, "learned_solvers_file", None)):
-        if own and own != AS_SET:
-            return own
+def _list_files() -> Iterable[str]:
+    return sorted(path.relative_to(_FOLDER).as_posix() for path in _FOLDER.rglob("*") if has_suffix(path, SUFFIX))
+
+
+SOLVERS = SolverFolder(
+    (_FOLDER.relative_to(data_path) if _FOLDER.is_relative_to(data_path) else _FOLDER).as_posix(),
+    list_files=_list_files,
+    path_of=lambda name: _FOLDER / name,
+)
+
+
+def requested_file(p: Any) -> str:
+    """The solver file's name that a job asks for, or "auto"."""
+    for name in (getattr(p, "learned_solvers_axis", None), getattr(p, "learned_solvers_file", None)):
+        if name and name != AS_SET:
+            return name
     return getattr(shared.opts, "learned_solvers_file", None) or AUTO
 
 
@@ -30,40 +52,100 @@ def wants_nearest(p: Any) -> bool:
     return bool(getattr(p, "learned_solvers_nearest", False) or getattr(shared.opts, "learned_solvers_nearest", False))
 
 
-def solver_for(p: Any, family: str, noise: Noise, architecture: str | None, steps: int) -> Solver:
-    """Returns the solver of a job; a named file may lack the steps, which `Solver.table` then says.
+@dataclass(frozen=True)
+class Request:
+    """What a job asks for: a file or "auto", of the sampler's family, for a model's noise and architecture."""
+
+    file: str
+    family: str
+    noise: Noise
+    architecture: str | None
+
+    def solver(self, steps: int) -> Solver:
+        """The solver for these steps; a named file may lack them, which `Solver.table` then says.
+
+        Raises:
+            ValueError: None fits, or the named file is broken or of another family.
+            FileNotFoundError: The named file is missing.
+        """
+        if self.file != AUTO:
+            return self._named()
+        return choose_solver(SOLVERS.loadable(), self.noise, steps, architecture=self.architecture, family=self.family)
+
+    def step_counts(self) -> set[int]:
+        """The step counts of the solvers that the job may get.
+
+        Raises:
+            ValueError: The named file is broken or of another family.
+            FileNotFoundError: The named file is missing.
+        """
+        if self.file != AUTO:
+            return set(self._named().steps)
+        solvers = [s for s in SOLVERS.loadable() if s.family == self.family and s.prediction == self.noise.kind]
+        fitting = [s for s in solvers if s.card.transferable or s.card.architecture == self.architecture]
+        return {count for solver in fitting for count in solver.steps}
+
+    def _named(self) -> Solver:
+        solver = SOLVERS.load(self.file)
+        if solver.family != self.family:
+            family, other = FAMILIES[self.family], FAMILIES[solver.family]
+            raise ValueError(
+                f"{solver.name} is a {other.title} file: choose the sampler {other.title}, or another file for "
+                f"{family.title}"
+            )
+        return solver
+
+
+@dataclass(frozen=True)
+class Part:
+    """Image-to-image: so many model calls at the end of the grid, for a denoising strength.
+
+    `derived`: the host derived the whole grid's steps from the two (hires fix, and the setting "do exactly the amount
+    of steps"); otherwise they are the user's number.
+    """
+
+    calls: int
+    derived: bool
+    strength: float
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a pass runs: solver, steps of its whole grid, and the table, the whole of it or its end."""
+
+    solver: Solver
+    steps: int
+    table: SolverTable
+    whole: bool
+
+    @property
+    def calls(self) -> str:
+        """For people: "6", or "5 of 6"."""
+        return f"{self.table.nfe}" if self.whole else f"{self.table.nfe} of {self.steps}"
+
+
+def make_pass(
+    request: Request, steps: int, guidance: Guidance | None, *, part: Part | None, first: Solver | None
+) -> Pass:
+    """What a pass runs.
+
+    Few files have the steps that the host derives for hires fix. The nearest count is taken then, and as much of its
+    end as the denoising strength says. The second pass keeps `first`, the solver of the first.
 
     Raises:
-        ValueError: None fits, or the named one is missing, broken or of the other family.
+        ValueError: No solver for this model or these steps; the message lists what there is.
     """
-    name = wished_file(p)
-    if name != AUTO:
-        return _of_family(named_solver(name), family)
-    return choose_solver(readable_solvers(), noise, steps, model_family=architecture, family=family)
-
-
-def fitting_solvers(p: Any, family: str, noise: Noise, architecture: str | None) -> list[Solver]:
-    """Returns the solvers that a job may get, whatever its steps.
-
-    Raises:
-        ValueError: The named file is missing, broken or of the other family.
-    """
-    name = wished_file(p)
-    if name != AUTO:
-        return [_of_family(named_solver(name), family)]
-    return [
-        s
-        for s in readable_solvers()
-        if s.family == family
-        and s.prediction == noise.kind
-        and (s.card.transferable or s.card.model_family == architecture)
-    ]
-
-
-def _of_family(solver: Solver, family: str) -> Solver:
-    if solver.family != family:
-        raise ValueError(
-            f"{solver.name} is a {FAMILIES[solver.family].title} file: take the sampler {FAMILIES[solver.family].title}"
-            f" for it, or choose another file for {FAMILIES[family].title}"
-        )
-    return solver
+    calls = None if part is None else part.calls
+    if part is not None and not 0 <= part.strength <= 1:
+        raise ValueError(f"denoising strength must be from 0 to 1, got {part.strength}")
+    if part is not None and part.derived:
+        counts = set(first.steps) if first else request.step_counts()
+        if counts and steps not in counts:
+            steps = nearest_steps(counts, steps)
+            calls = min(steps, max(1, round(part.strength * steps)))
+    solver = first or request.solver(steps)
+    table = solver.table(steps, request.noise, solver.guidance_of(guidance))
+    if calls is None or calls >= table.steps:
+        return Pass(solver, steps, table, whole=True)
+    end = part_of_table(table, table.levels[-1 - calls].item(), table.sigma_end)
+    return Pass(solver, steps, end, whole=False)

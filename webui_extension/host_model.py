@@ -1,4 +1,4 @@
-"""What the WebUI's models tell about themselves: noise schedule and architecture.
+"""What the WebUI's models and jobs show: noise schedule, architecture and guidance.
 
 Forge keeps the schedule in a predictor, AUTOMATIC1111 in k-diffusion's wrapper round the model. The hosts' classes are
 known by their names, so that a kind that they add later is refused instead of sampled wrongly.
@@ -10,20 +10,43 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ..samplers import Guidance
+from ..samplers.architectures import Architecture, architecture_of
 from ..samplers.schedules import EDMNoise, FlowNoise, Noise, VPNoise
 
-__all__ = ["architecture", "noise_of"]
+__all__ = ["architecture", "guidance_of", "noise_of"]
 
-_FLAGS = {"is_sd3": "SD3", "is_sdxl": "SDXL", "is_sd2": "SD20", "is_sd1": "SD15"}
-_PATCH = 2  # latent pixels per token and side, in SD3, FLUX and Chroma alike
+_FLAGS = ("is_sd3", "is_sdxl", "is_sd2", "is_sd1")  # AUTOMATIC1111's; at most one is set
+_PATCH = 2  # of an architecture without a record
 
 
 def architecture(sd_model: Any) -> str | None:
-    """Returns the architecture in ComfyUI's spelling ("Flux", "SD15"), or None where the host has no word for it."""
-    guessed = type(getattr(sd_model, "model_config", None))  # Forge names the classes of its guesses as ComfyUI does
-    if guessed.__module__.partition(".")[0] == "huggingface_guess":
-        return guessed.__name__
-    return next((name for flag, name in _FLAGS.items() if getattr(sd_model, flag, False)), None)
+    """The architecture in ComfyUI's spelling ("Flux", "SD15"); None where the host has no word for it."""
+    record = _record(sd_model)
+    return record and record.name
+
+
+def _record(sd_model: Any) -> Architecture | None:
+    """The facts about a model's architecture; None where the host has no word for it."""
+    guessed = type(getattr(sd_model, "model_config", None))  # Forge's guess; its classes are named much as ComfyUI's
+    if "huggingface_guess" in guessed.__module__.split("."):
+        return architecture_of(*(c.__name__ for c in guessed.__mro__))
+    return next((architecture_of(flag) for flag in _FLAGS if getattr(sd_model, flag, False)), None)
+
+
+def guidance_of(p: Any, sd_model: Any) -> Guidance | None:
+    """The guidance of a job's pass; None for a number that is no guidance, such as a negative CFG.
+
+    Forge hands some models a distilled CFG, an embedded guidance, and has values for the second pass of hires fix.
+    """
+    cfg = getattr(p, "hr_cfg", p.cfg_scale) if p.is_hr_pass else p.cfg_scale
+    try:
+        if getattr(sd_model, "use_distilled_cfg_scale", False):
+            embedded = p.hr_distilled_cfg if p.is_hr_pass else p.distilled_cfg_scale
+            return Guidance("embedded", (float(embedded),), cfg=float(cfg))
+        return Guidance("cfg", (float(cfg),))
+    except (TypeError, ValueError):
+        return None
 
 
 def noise_of(model_wrap: Any, shape: Sequence[int] | None) -> Noise:
@@ -40,7 +63,7 @@ def noise_of(model_wrap: Any, shape: Sequence[int] | None) -> Noise:
     kinds = [c.__name__ for c in type(schedule).__mro__]
     prediction = getattr(schedule, "prediction_type", None)
     if prediction == "const" or "SD3Denoiser" in kinds:
-        return FlowNoise(_tokens(shape))
+        return FlowNoise(_tokens(getattr(model_wrap, "inner_model", None), shape))
     if "PredictionContinuousEDM" in kinds:
         return EDMNoise(float(schedule.sigmas[0]), float(schedule.sigmas[-1]))
     in_table = prediction in ("epsilon", "v_prediction") and _looks_up_its_table(schedule)
@@ -56,5 +79,9 @@ def _looks_up_its_table(predictor: Any) -> bool:
     return type(predictor).timestep.__qualname__ == "Prediction.timestep"
 
 
-def _tokens(shape: Sequence[int] | None) -> int | None:
-    return None if shape is None else math.ceil(shape[-2] / _PATCH) * math.ceil(shape[-1] / _PATCH)
+def _tokens(sd_model: Any, shape: Sequence[int] | None) -> int | None:
+    if shape is None:
+        return None
+    record = _record(sd_model)
+    patch = (record and record.patch) or _PATCH
+    return math.ceil(shape[-2] / patch) * math.ceil(shape[-1] / patch)

@@ -1,4 +1,4 @@
-"""What makes the samplers known to the WebUI."""
+"""Registers samplers, settings and the X/Y/Z axis in the WebUI."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from modules.sd_samplers_common import SamplerData
 from ..samplers import list_solvers
 from ..samplers.families import FAMILIES
 from ..samplers.files.card import VERSION
-from .files import solver_names
+from .choice import SOLVERS
 from .sampler import LearnedSampler
-from .settings import add_axis, add_settings
+from .ui import add_axis, add_settings
 
 __all__ = ["register"]
 
@@ -22,7 +22,7 @@ _log = logging.getLogger("learned_solvers")
 
 def register() -> None:
     """Registers one sampler per family, the settings and the axis; again after Reload UI, without a second entry."""
-    _make_heard()
+    _enable_info_log()
     for family in FAMILIES.values():
         # No aliases: the X/Y/Z plot lets them pass, and the host then samples with its default without a word.
         _put(SamplerData(family.title, partial(LearnedSampler, family=family.name), [], {}))
@@ -31,11 +31,10 @@ def register() -> None:
         sd_samplers.get_sampler_and_scheduler.cache_clear()
     script_callbacks.on_ui_settings(add_settings)
     script_callbacks.on_before_ui(add_axis)  # later than all scripts, the X/Y/Z plot among them
-    own = len(solver_names()) - len(list_solvers())
     titles = ", ".join(family.title for family in FAMILIES.values())
-    _log.info(
-        "Learned Solvers %s: samplers %s; %d bundled solver files, %d own", VERSION, titles, len(list_solvers()), own
-    )
+    bundled = len(list_solvers())
+    users = len(SOLVERS.names()) - bundled
+    _log.info("Learned Solvers %s: samplers %s; %d bundled solver files, %d own", VERSION, titles, bundled, users)
 
 
 def _put(data: SamplerData) -> None:
@@ -48,8 +47,8 @@ def _put(data: SamplerData) -> None:
     sd_samplers.all_samplers_map[data.name] = data
 
 
-def _make_heard() -> None:
-    """Lets the host's console show what this package says, as the host itself shows warnings only."""
+def _enable_info_log() -> None:
+    """Shows this package's messages on the console, where the host itself shows warnings only."""
     if not _log.isEnabledFor(logging.INFO):
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))

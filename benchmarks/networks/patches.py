@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from learned_solvers.samplers import VPNoise
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from . import guided
-from .unet import UNet
+from .unet import GuidedDenoiser
 
-__all__ = ["CLASSES", "NOISE", "PatchesDenoiser", "conditioning", "load_pictures", "patches_loss"]
+__all__ = ["CLASSES", "NOISE", "PatchesDenoiser", "conditioning", "load_pictures"]
 
 NOISE = VPNoise.stable_diffusion()
 CLASSES = 6
@@ -61,30 +60,22 @@ def conditioning(count: int, generator: torch.Generator) -> Tensor:
     return torch.randint(1, CLASSES + 1, (count, 1), generator=generator)
 
 
-class PatchesDenoiser(nn.Module):
-    """Denoiser in VE coordinates, x = x0 + sigma * noise, from a network that predicts the noise."""
+class PatchesDenoiser(GuidedDenoiser):
+    """Predicts the noise; tokens are classes [B, 1]."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.network = UNet(CLASSES + 1)
+        super().__init__(CLASSES + 1)
 
-    def forward(self, x: Tensor, sigma: Tensor, tokens: Tensor, guidance: float | Tensor = 3.0) -> Tensor:
-        """Returns the guided denoised picture for x [B, 3, 16, 16], sigma [B] > 0, tokens [B, 1]."""
-        return guided(self.denoised, x, sigma, tokens, guidance)
+    def denoised(self, x: Tensor, sigma: Tensor, tokens: Tensor) -> Tensor:  # noqa: D102 - see GuidedDenoiser
+        return x - sigma.view(-1, 1, 1, 1).to(x.dtype) * self._eps(x, sigma, tokens)
 
-    def denoised(self, x: Tensor, sigma: Tensor, tokens: Tensor) -> Tensor:
-        """Returns the denoised picture without guidance."""
-        return x - sigma.view(-1, 1, 1, 1).to(x.dtype) * self.eps(x, sigma, tokens)
-
-    def eps(self, x: Tensor, sigma: Tensor, tokens: Tensor) -> Tensor:
-        """Returns the noise."""
+    def _eps(self, x: Tensor, sigma: Tensor, tokens: Tensor) -> Tensor:
         scaled = x / (sigma.square() + 1).sqrt().view(-1, 1, 1, 1)
         return self.network(scaled.to(x.dtype), sigma.log() / 2, tokens)
 
-
-def patches_loss(model: PatchesDenoiser, x0: Tensor, tokens: Tensor) -> Tensor:
-    """Returns DDPM's simple loss (arXiv 2006.11239, equation 14), times even over the thousand."""
-    index = torch.randint(0, len(NOISE.times), (len(x0),))
-    sigma = torch.expm1(-2 * NOISE.log_alphas).sqrt().float()[index]
-    noise = torch.randn_like(x0)
-    return (model.eps(x0 + sigma.view(-1, 1, 1, 1) * noise, sigma, tokens) - noise).square().mean()
+    def loss(self, x0: Tensor, tokens: Tensor) -> Tensor:
+        """DDPM's simple loss (arXiv 2006.11239, equation 14), times even over the thousand."""
+        index = torch.randint(0, len(NOISE.times), (len(x0),))
+        sigma = torch.expm1(-2 * NOISE.log_alphas).sqrt().float()[index]
+        noise = torch.randn_like(x0)
+        return (self._eps(x0 + sigma.view(-1, 1, 1, 1) * noise, sigma, tokens) - noise).square().mean()

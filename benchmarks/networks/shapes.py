@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from learned_solvers.samplers import EDMNoise
 from PIL import Image, ImageDraw
-from torch import Tensor, nn
+from torch import Tensor
 
-from . import guided
-from .unet import UNet
+from .unet import GuidedDenoiser
 
-__all__ = ["NOISE", "VOCABULARY", "ShapesDenoiser", "conditioning", "draw", "load_pictures", "shapes_loss"]
+__all__ = ["NOISE", "VOCABULARY", "ShapesDenoiser", "conditioning", "draw", "load_pictures"]
 
 NOISE = EDMNoise(0.002, 80.0)
 SIGMA_DATA = 0.5
@@ -73,28 +72,21 @@ def conditioning(count: int, generator: torch.Generator) -> Tensor:
     return torch.stack(slots, dim=1)
 
 
-class ShapesDenoiser(nn.Module):
-    """Denoiser in VE coordinates with EDM's preconditioning (arXiv 2206.00364, table 1)."""
+class ShapesDenoiser(GuidedDenoiser):
+    """EDM's preconditioning (arXiv 2206.00364, table 1); tokens are captions [B, 4]."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.network = UNet(len(VOCABULARY))
+        super().__init__(len(VOCABULARY))
 
-    def forward(self, x: Tensor, sigma: Tensor, tokens: Tensor, guidance: float | Tensor = 3.0) -> Tensor:
-        """Returns the guided denoised picture for x [B, 3, 16, 16], sigma [B] > 0, captions [B, 4]."""
-        return guided(self.denoised, x, sigma, tokens, guidance)
-
-    def denoised(self, x: Tensor, sigma: Tensor, tokens: Tensor) -> Tensor:
-        """Returns the denoised picture without guidance."""
+    def denoised(self, x: Tensor, sigma: Tensor, tokens: Tensor) -> Tensor:  # noqa: D102 - see GuidedDenoiser
         s = sigma.view(-1, 1, 1, 1)
         total = (s.square() + SIGMA_DATA**2).sqrt()
         out = self.network((x / total).to(x.dtype), sigma.log() / 4, tokens)
         return (x * (SIGMA_DATA / total).square() + out * (s * SIGMA_DATA / total)).to(x.dtype)
 
-
-def shapes_loss(model: ShapesDenoiser, x0: Tensor, tokens: Tensor) -> Tensor:
-    """Returns EDM's loss: weighted so that the network's output has unit weight at every level."""
-    sigma = (1.2 * torch.randn(len(x0)) - 1.2).exp()
-    s = sigma.view(-1, 1, 1, 1)
-    weight = (s.square() + SIGMA_DATA**2) / (s * SIGMA_DATA).square()
-    return (weight * (model.denoised(x0 + s * torch.randn_like(x0), sigma, tokens) - x0).square()).mean()
+    def loss(self, x0: Tensor, tokens: Tensor) -> Tensor:
+        """EDM's loss: weighted so that the network's output has unit weight at every level."""
+        sigma = (1.2 * torch.randn(len(x0)) - 1.2).exp()
+        s = sigma.view(-1, 1, 1, 1)
+        weight = (s.square() + SIGMA_DATA**2) / (s * SIGMA_DATA).square()
+        return (weight * (self.denoised(x0 + s * torch.randn_like(x0), sigma, tokens) - x0).square()).mean()

@@ -15,43 +15,36 @@ from torch import Tensor
 
 from . import patches, shapes
 
-__all__ = ["main", "train"]
+__all__ = ["main"]
 
 KINDS = {
-    "patches": (patches.PatchesDenoiser, patches.load_pictures, patches.patches_loss),
-    "shapes": (shapes.ShapesDenoiser, shapes.load_pictures, shapes.shapes_loss),
+    "patches": (patches.PatchesDenoiser, patches.load_pictures),
+    "shapes": (shapes.ShapesDenoiser, shapes.load_pictures),
 }
 
 
-def train(kind: str, steps: int, batch: int, rate: float, seed: int) -> dict[str, Tensor]:
-    """Returns the weights' moving average, float16; the condition is left out for 10 % of the samples."""
-    torch.manual_seed(seed)
-    make, load, loss_of = KINDS[kind]
-    pictures, tokens = load()
-    model = make()
-
-    def loss_of_batch() -> Tensor:
-        rows = torch.randint(len(pictures), (batch,))
-        kept = (torch.rand(batch, 1) >= 0.1).long()
-        return loss_of(model, pictures[rows], tokens[rows] * kept)
-
-    return {name: value.half() for name, value in averaged(model, loss_of_batch, steps, rate).items()}
-
-
 def main() -> None:
-    """Trains and writes the weights file."""
+    """Trains and writes the weights' moving average in float16; the condition is dropped for 10 % of the samples."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    for option, default in (("--steps", 6000), ("--batch", 96), ("--seed", 0), ("--threads", 1)):
+        parser.add_argument(option, type=int, default=default)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    make, load_pictures = KINDS[args.kind]
+    (pictures, tokens), model = load_pictures(), make()
+
+    def loss_of_batch() -> Tensor:
+        rows = torch.randint(len(pictures), (args.batch,))
+        kept = (torch.rand(args.batch, 1) >= 0.1).long()
+        return model.loss(pictures[rows], tokens[rows] * kept)
+
+    weights = averaged(model, loss_of_batch, args.steps, args.rate)
     output = args.output or Path(__file__).with_name(f"{args.kind}.safetensors")
-    write_tensors(output, train(args.kind, args.steps, args.batch, args.rate, args.seed))
+    write_tensors(output, {name: value.half() for name, value in weights.items()})
 
 
 if __name__ == "__main__":

@@ -11,24 +11,24 @@ import torch
 from torch import Tensor
 
 from ..grids import checked_levels
-from ..schedules import VPNoise
+from ..schedules import Noise, VPNoise
 from ..table import SolverTable
 from .adams import adams_bashforth, check_order, derivative_table, euler_end
 
 __all__ = ["deis", "deis_edm"]
 
 
-def deis(sigmas: Tensor, order: int, noise: VPNoise | None = None) -> SolverTable:
+def deis(sigmas: Tensor, order: int, noise: Noise | None = None) -> SolverTable:
     """Returns DEIS (tAB, arXiv 2204.13902) of order 1 ... 3: eps is extrapolated as a polynomial in model time.
 
     Args:
         sigmas: Noise levels, descending, shape [N + 1].
         order: History entries that a row uses.
-        noise: The VP schedule that maps sigma to time. None: time is sigma itself, as in flow and EDM models, where
-            tAB equals Adams-Bashforth.
+        noise: The schedule that maps sigma to time. None, and flow and EDM schedules: time is sigma itself, where tAB
+            equals Adams-Bashforth.
     """
     check_order("deis", order, 3)
-    if noise is None:
+    if noise is None or noise.time_is_sigma:
         return adams_bashforth(sigmas, order)
     return derivative_table(sigmas, order, lambda s, nodes, i: _time_weights(s[nodes], s[i], s[i + 1], noise))
 
@@ -68,7 +68,7 @@ def _bases(x: Tensor, nodes: Tensor) -> Tensor:
     return torch.stack([((x[:, None] - o) / (nodes[j] - o)).prod(1) for j, o in enumerate(others)])
 
 
-def _time_weights(nodes: Tensor, start: Tensor, end: Tensor, noise: VPNoise) -> Tensor:
+def _time_weights(nodes: Tensor, start: Tensor, end: Tensor, noise: Noise) -> Tensor:
     """Returns w_j = integral over sigma from start to end of the Lagrange basis L_j(time(sigma)) through the nodes."""
     # Midpoints of 4096 cells: the schedule is a table with 1000 kinks, no quadrature of higher order sees it smooth.
     cells = 4096

@@ -1,14 +1,12 @@
 """What a family of learned solvers is: names of its tensors, a check, and the way from parameters to a table.
 
-To add a third family, write one file like searched.py and name its FAMILY in solver_file.py. Then it runs from files.
-What can be chosen or fitted is named apart: its sampler in k_diffusion.py and in nodes/ (SAMPLERS of dropdown.py, and
-registration.py), its space in training/ (a file like ds_space.py, make_space of spaces.py, --family of fit_weights.py).
+A further family is a file like ds.py and its name in `__init__`, and a space of free parameters in training/spaces/.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -25,16 +23,28 @@ class Family:
 
     Args:
         name: As in cards and file names.
-        title: As people write it.
+        title: As people write it; the name of its sampler in the WebUI.
+        sampler: Name of its sampler in ComfyUI's drop-downs, and of the k-diffusion function `sample_<sampler>`.
+        about: One clause for drop-downs and help: what it learns.
+        paper: Its link.
         tensors: Names of the parameters that a file holds per step count, as in "7/weights".
         kinds: Kinds of noise schedule that it is defined on.
         check: `check(tensors, nfe, step_card)` raises ValueError where parameters break a rule of the family.
         table: `table(tensors, step_card, noise)` returns the SolverTable on a noise schedule.
+        options: The card options of a step count that it knows, with their defaults.
     """
 
     name: str
     title: str
+    sampler: str
+    about: str
+    paper: str
     tensors: tuple[str, ...]
     kinds: tuple[str, ...]
     check: Callable[[Mapping[str, Tensor], int, StepCard], None]
     table: Callable[[Mapping[str, Tensor], StepCard, Noise], SolverTable]
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    def option(self, step: StepCard, name: str) -> object:
+        """A step count's option, or its default."""
+        return step.options.get(name, self.options[name])

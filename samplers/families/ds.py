@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from ..files.card import StepCard
-from ..schedules import FlowNoise, Noise, VPNoise
+from ..schedules import Noise
 from ..table import SolverTable
 from .base import Family
 
-__all__ = ["FAMILY", "VP_TIMES", "ds_flow_table", "ds_vp_table"]
+__all__ = ["FAMILY", "TIMES", "VP_TIMES", "ds_flow_table", "ds_table", "ds_vp_table"]
 
 VP_TIMES = (0.999, 1e-3)  # model times between which the paper searches on VP models: the first, the last
 
 
-def ds_flow_table(timedeltas: Tensor, coeffs: Tensor) -> SolverTable:
+def ds_flow_table(timedeltas: Tensor, coeffs: Tensor, noise: Noise | None = None) -> SolverTable:
     """Returns the table of a searched flow solver; differentiable in both parameters.
 
     sigmas_0 = 1, sigmas_{i+1} = sigmas_i - dt_i; x_{i+1} = x_i - dt_i * sum_j C_ij d_j with C_ii = 1 - sum_{j<i} c_ij.
@@ -30,6 +30,7 @@ def ds_flow_table(timedeltas: Tensor, coeffs: Tensor) -> SolverTable:
     Args:
         timedeltas: Positive steps dt, sum 1, shape [N].
         coeffs: Coefficients c of older entries, strictly lower-triangular, shape [N, N].
+        noise: Without effect: all flow models have the same levels.
     """
     timedeltas = timedeltas.double()
     n = len(timedeltas)
@@ -38,7 +39,7 @@ def ds_flow_table(timedeltas: Tensor, coeffs: Tensor) -> SolverTable:
     return SolverTable(levels, levels[:-1], torch.ones(n, dtype=torch.float64), rows, "derivative")
 
 
-def ds_vp_table(timedeltas: Tensor, coeffs: Tensor, noise: VPNoise) -> SolverTable:
+def ds_vp_table(timedeltas: Tensor, coeffs: Tensor, noise: Noise) -> SolverTable:
     """Returns the table of a searched VP solver; differentiable in both parameters.
 
     t_0 = 0.999, t_{i+1} = max(t_i - dt_i, 1e-3); sigmas_i = sigma / alpha at t_i, which on a model's own table is its
@@ -58,10 +59,26 @@ def ds_vp_table(timedeltas: Tensor, coeffs: Tensor, noise: VPNoise) -> SolverTab
     return SolverTable(levels, levels[:-1], ratio, (1 - ratio)[:, None] * _with_newest(coeffs), "denoised")
 
 
+def ds_table(timedeltas: Tensor, coeffs: Tensor, noise: Noise) -> SolverTable:
+    """Returns the table of a searched solver on a flow or VP schedule; differentiable in both parameters.
+
+    Raises:
+        ValueError: Another kind of schedule.
+    """
+    if noise.kind not in _TABLES:
+        raise ValueError(f"DS-Solver is defined on {' and '.join(_TABLES)} noise, got {noise.kind}: fit dyweight")
+    return _TABLES[noise.kind](timedeltas, coeffs, noise)
+
+
 def _with_newest(coeffs: Tensor) -> Tensor:
     """Returns C: the coefficients with the newest entry's, 1 minus its row's sum, on the diagonal."""
     coeffs = coeffs.double()
     return coeffs + torch.diag(1 - coeffs.sum(1))
+
+
+TIMES = {"flow": (1.0, 0.0), "vp": VP_TIMES}
+"""First and last time that the steps of a kind of schedule span."""
+_TABLES = {"flow": ds_flow_table, "vp": ds_vp_table}
 
 
 def _check(tensors: Mapping[str, Tensor], nfe: int, step: StepCard) -> None:
@@ -75,18 +92,20 @@ def _check(tensors: Mapping[str, Tensor], nfe: int, step: StepCard) -> None:
             f"coeffs must be strictly lower-triangular [{nfe}, {nfe}], got {list(coeffs.shape)}; the newest entry's "
             "coefficient is not stored, it is 1 minus its row's sum"
         )
-    if step.analytic_first:
-        raise ValueError("a DS solver has no analytic first step; the card says it has")
 
 
 def _table(tensors: Mapping[str, Tensor], step: StepCard, noise: Noise) -> SolverTable:
-    if isinstance(noise, FlowNoise):
-        return ds_flow_table(tensors["timedeltas"], tensors["coeffs"])
-    if isinstance(noise, VPNoise):
-        return ds_vp_table(tensors["timedeltas"], tensors["coeffs"], noise)
-    raise ValueError(f"DS-Solver is defined on flow and vp noise, got {noise.kind}")
+    return ds_table(tensors["timedeltas"], tensors["coeffs"], noise)
 
 
 FAMILY = Family(
-    name="ds", title="DS-Solver", tensors=("timedeltas", "coeffs"), kinds=("flow", "vp"), check=_check, table=_table
+    name="ds",
+    title="DS-Solver",
+    sampler="ds_solver",
+    about="learns time steps and multistep coefficients",
+    paper="https://arxiv.org/abs/2505.21114",
+    tensors=("timedeltas", "coeffs"),
+    kinds=tuple(_TABLES),
+    check=_check,
+    table=_table,
 )

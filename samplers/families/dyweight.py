@@ -69,13 +69,14 @@ def dyweight_table(
         sigmas=sigmas,
         scale=torch.ones(n, dtype=torch.float64),
         coeffs=coeffs,
-        history="derivative",
+        entry="derivative",
         analytic_first=analytic_first,
     )
 
 
 def _check(tensors: Mapping[str, Tensor], nfe: int, step: StepCard) -> None:
-    n = nfe + step.analytic_first
+    analytic_first, _ = _options(step)
+    n = nfe + analytic_first
     weights, t_scale = tensors["weights"], tensors["t_scale"]
     if tuple(weights.shape) != (n, n):
         raise ValueError(f"weights must be lower-triangular [{n}, {n}] for {nfe} calls, got {list(weights.shape)}")
@@ -88,18 +89,30 @@ def _check(tensors: Mapping[str, Tensor], nfe: int, step: StepCard) -> None:
 
 
 def _table(tensors: Mapping[str, Tensor], step: StepCard, noise: Noise) -> SolverTable:
-    if step.grid is None:
-        raise ValueError("a DyWeight solver needs a grid rule, the card has none")
-    weights = tensors["weights"]
-    grid = step.grid.levels(weights.shape[0], noise)
-    return dyweight_table(weights, tensors["t_scale"], grid, analytic_first=step.analytic_first, divisor=step.divisor)
+    analytic_first, divisor = _options(step)
+    assert step.grid is not None  # `_check` refuses it
+    grid = step.grid.levels(len(tensors["weights"]), noise)
+    return dyweight_table(tensors["weights"], tensors["t_scale"], grid, analytic_first=analytic_first, divisor=divisor)
+
+
+def _options(step: StepCard) -> tuple[bool, str]:
+    analytic_first, divisor = (FAMILY.option(step, name) for name in ("analytic_first", "divisor"))
+    if not isinstance(analytic_first, bool):
+        raise ValueError(f"analytic_first must be true or false, got {analytic_first!r:.40}")
+    if divisor not in ("state", "call"):
+        raise ValueError(f'divisor must be "state" or "call", got {divisor!r:.40}')
+    return analytic_first, str(divisor)
 
 
 FAMILY = Family(
     name="dyweight",
     title="DyWeight",
+    sampler="dyweight",
+    about="learns weights of past gradients and a time per call",
+    paper="https://arxiv.org/abs/2603.11607",
     tensors=("weights", "t_scale"),
     kinds=("flow", "vp", "edm"),
     check=_check,
     table=_table,
+    options={"analytic_first": False, "divisor": "state"},
 )

@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
 from ..grids import Grid
+from ..guidance import Guidance
 from .safe import is_text, read_json
 
 __all__ = ["FORMAT_VERSION", "VERSION", "Card", "StepCard", "is_count"]
 
 VERSION = "0.1.0"
 """Of Learned Solvers, as in pyproject.toml."""
-FORMAT_VERSION = "1"
-PREDICTIONS = ("flow", "vp", "edm")
-_NO_OBJECT = "the card's steps must be a JSON object of step counts"
+FORMAT_VERSION = "2"
 _LONGEST = 2000  # characters of a card's text
+_TEXTS = ("teacher", "loss", "source_table", "best_peer", "note")
+_COUNTS = ("history", "teacher_steps", "network_calls")
+_ERRORS = ("error_before", "error_after", "error_best_peer")
 
 
 def is_count(text: str) -> bool:
@@ -33,8 +35,8 @@ class StepCard:
 
     Args:
         grid: Rule of the solver's grid; None for a family that learns its times.
-        analytic_first: The first step costs no model call, so there is one step more than calls.
-        divisor: DyWeight only: "state" or "call", see `dyweight_table`.
+        options: What the solver's family needs to know beyond the tensors, see `Family.options`.
+        knots: Guidance of each set of parameters, positive and ascending, K >= 1; empty: one set for any guidance.
         history: Newest entries that a row may use.
         teacher: Reference method.
         teacher_steps: Its steps.
@@ -46,11 +48,14 @@ class StepCard:
         error_best_peer: Its error.
         network_calls: Samples times calls that the fit spent, the teacher's included.
         note: What a user should know about this step count.
+
+    Raises:
+        ValueError: A value breaks a rule.
     """
 
     grid: Grid | None = None
-    analytic_first: bool = False
-    divisor: str = "state"
+    options: Mapping[str, object] = field(default_factory=dict)
+    knots: tuple[float, ...] = ()
     history: int | None = None
     teacher: str | None = None
     teacher_steps: int | None = None
@@ -64,45 +69,50 @@ class StepCard:
     note: str | None = None
 
     def __post_init__(self) -> None:
-        if self.divisor not in ("state", "call"):
-            raise ValueError(f'divisor must be "state" or "call", got {self.divisor!r}')
-        if not isinstance(self.analytic_first, bool):
-            raise ValueError(f"analytic_first must be true or false, got {self.analytic_first!r}")
-        for name in ("history", "teacher_steps", "network_calls"):
+        if not all(type(k) in (int, float) and 0 < k < 1e9 for k in self.knots):
+            raise ValueError(f"knots must be positive finite guidance values, got {list(self.knots)!s:.80}")
+        if any(a >= b for a, b in zip(self.knots, self.knots[1:], strict=False)):
+            raise ValueError(f"knots must ascend without repeats, got {list(self.knots)!s:.80}")
+        for name in (*_COUNTS, *_ERRORS, *_TEXTS):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-                raise ValueError(f"{name} must be a whole number, got {value!r:.40}")
-        for name in ("error_before", "error_after", "error_best_peer"):
-            value = getattr(self, name)
-            if value is not None and (type(value) not in (int, float) or not -1e300 < value < 1e300):
-                raise ValueError(f"{name} must be a finite number, got {value!r:.40}")
-        for name in ("teacher", "loss", "source_table", "best_peer", "note"):
-            value = getattr(self, name)
-            if value is not None:
+            if value is None:
+                continue
+            if name in _TEXTS:
                 _check_text(name, value)
+            elif name in _COUNTS and (type(value) is not int or value < 0):
+                raise ValueError(f"{name} must be a whole number, got {value!r:.40}")
+            elif name in _ERRORS and (type(value) not in (int, float) or not -1e300 < value < 1e300):
+                raise ValueError(f"{name} must be a finite number, got {value!r:.40}")
 
     def to_json(self) -> dict[str, object]:
-        """Returns the entries that differ from the defaults, as plain JSON values."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        """The entries that are set, as plain JSON values."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain["options"], plain["knots"] = dict(self.options), list(self.knots)
         if self.grid is not None:
             plain["grid"] = {"rule": self.grid.rule, **self.grid.parameters}
-        return plain
+        return {name: value for name, value in plain.items() if value not in (None, {}, [])}
 
     @classmethod
-    def from_json(cls, plain: Mapping[str, object]) -> StepCard:
-        """Returns the card of a JSON object; entries that this version does not know raise ValueError."""
+    def from_json(cls, plain: object) -> StepCard:
+        """The card entry of a JSON object.
+
+        Raises:
+            ValueError: Not an object, an entry that this version does not know, or a value that breaks a rule.
+        """
         if not isinstance(plain, Mapping):
-            raise TypeError(f"{plain!r} is no object")
-        known = {f.name for f in fields(cls)}
-        if unknown := set(plain) - known:
-            names = ", ".join(sorted(unknown)[:5])
-            raise ValueError(f"the card has entries that this version does not know: {names}; update Learned Solvers")
+            raise ValueError(f"a step count's entry must be an object, got {plain!r:.80}")
+        if unknown := set(plain) - {f.name for f in fields(cls)}:
+            raise ValueError(f"the card has unknown entries {', '.join(sorted(unknown)[:5])}: update Learned Solvers")
         values = dict(plain)
-        if (grid := values.get("grid")) is not None:
-            if not isinstance(grid, dict) or "rule" not in grid:
-                raise ValueError(f"grid must be an object with a rule, got {grid!r}")
-            values["grid"] = Grid(grid["rule"], {k: v for k, v in grid.items() if k != "rule"})
-        return cls(**values)  # pyright: ignore[reportArgumentType]
+        for name, kind, word in (("grid", Mapping, "object"), ("options", Mapping, "object"), ("knots", list, "list")):
+            if name in values and not isinstance(values[name], kind):
+                raise ValueError(f"{name} must be a JSON {word}, got {values[name]!r:.80}")
+        if "grid" in values:
+            parameters = dict(values["grid"])
+            values["grid"] = Grid(parameters.pop("rule", None), parameters)
+        if "knots" in values:
+            values["knots"] = tuple(values["knots"])
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -110,12 +120,12 @@ class Card:
     """What a solver file says about itself.
 
     Args:
-        family: Family of solvers, "dyweight" or "ds".
+        family: Family of solvers, a key of FAMILIES.
         prediction: Kind of noise schedule: "flow", "vp" (eps and v prediction) or "edm".
-        model_family: The architecture fitted for, in ComfyUI's spelling where it has one ("Flux", "SD15").
+        architecture: The model's architecture, in ComfyUI's spelling where it has one ("Flux", "SD15").
         checkpoint: The weights fitted for.
         steps: One StepCard per number of network calls.
-        guidance: Guidance of the fit, in words or a number.
+        guidance: Guidance of the fit; None where it is unknown.
         resolution: Picture size of the fit, "512x512".
         transferable: The authors show it on other models of the same prediction type.
         source: Where the parameters come from.
@@ -124,14 +134,17 @@ class Card:
         date: ISO date on which the file was written.
         package_version: Version of Learned Solvers that wrote it.
         note: What a user should know.
+
+    Raises:
+        ValueError: A value breaks a rule.
     """
 
     family: str
     prediction: str
-    model_family: str
+    architecture: str
     checkpoint: str
     steps: Mapping[int, StepCard]
-    guidance: str = ""
+    guidance: Guidance | None = None
     resolution: str = ""
     transferable: bool = False
     source: str = ""
@@ -142,67 +155,75 @@ class Card:
     note: str = ""
 
     def __post_init__(self) -> None:
-        if self.prediction not in PREDICTIONS:
-            raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {self.prediction!r}")
+        if self.prediction not in ("flow", "vp", "edm"):
+            raise ValueError(f"prediction must be flow, vp or edm, got {self.prediction!r:.40}")
         if not self.steps or any(n < 1 for n in self.steps):
             raise ValueError(f"a card needs step counts of at least 1, got {list(self.steps)}")
         if not isinstance(self.transferable, bool):
             raise ValueError(f"transferable must be true or false, got {self.transferable!r:.40}")
-        for field in fields(self):
-            if field.name not in ("steps", "transferable"):
-                _check_text(field.name, getattr(self, field.name))
-        for name in ("family", "model_family", "checkpoint"):
+        for name in _STRINGS:
+            _check_text(name, getattr(self, name))
+        for name in ("family", "architecture", "checkpoint"):
             if not getattr(self, name):
-                raise ValueError(f'a card must say its {name}, got an empty text: write "unknown" where it is')
+                raise ValueError(f'{name} must not be empty: write "unknown" where it is')
+        if not isinstance(self.guidance, Guidance | None):
+            raise ValueError(f"guidance must be a Guidance, got {self.guidance!r:.40}")
+        if any(step.knots for step in self.steps.values()) and (self.guidance is None or self.guidance.kind == "none"):
+            raise ValueError("knots need a guidance of kind cfg or embedded; the card has none")
         object.__setattr__(self, "steps", MappingProxyType(dict(sorted(self.steps.items()))))
 
+    def guidance_of(self, steps: int) -> Guidance | None:
+        """The guidance that a step count was fitted at: its knots, else the card's."""
+        knots = self.steps[steps].knots
+        return replace(self.guidance, values=knots) if self.guidance is not None and knots else self.guidance
+
     def to_metadata(self) -> dict[str, str]:
-        """Returns the safetensors metadata, str to str."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        """The safetensors metadata, str to str."""
+        plain = {name: getattr(self, name) for name in _STRINGS}
         plain["transferable"] = json.dumps(self.transferable)
         plain["steps"] = json.dumps({str(n): step.to_json() for n, step in self.steps.items()})
+        plain["guidance"] = "" if self.guidance is None else json.dumps(self.guidance.to_json())
         return {"format_version": FORMAT_VERSION, **{k: v for k, v in plain.items() if v}}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Card:
-        """Returns the card of a file's metadata.
+        """The card of a file's metadata.
 
         Raises:
             ValueError: Another format version, a missing or unknown entry, or a value that breaks a rule.
         """
         version = metadata.get("format_version")
         if version != FORMAT_VERSION:
+            remedy = "fit it again" if version == "1" else "update Learned Solvers"
             raise ValueError(
                 f"format_version must be {FORMAT_VERSION}, got {version or 'none'}: "
-                + ("update Learned Solvers" if version else "this is not a solver file")
+                + (remedy if version else "this is not a solver file")
             )
-        values: dict[str, object] = {k: v for k, v in metadata.items() if k not in ("format_version", "format")}
-        names = {f.name for f in fields(cls)}
-        missing = {"family", "prediction", "model_family", "checkpoint", "steps"} - set(values)
-        if missing or set(values) - names:
-            wrong = (
-                f"lacks {', '.join(sorted(missing))}" if missing else f"has unknown {sorted(set(values) - names)[:5]}"
-            )
-            remedy = "write it again with this version of Learned Solvers" if missing else "update Learned Solvers"
-            raise ValueError(f"the card {wrong}: {remedy}")
-        if (truth := metadata.get("transferable", "false")) not in ("true", "false"):
-            raise ValueError(f"transferable must be true or false, got {truth!r}")
+        values: dict[str, Any] = {k: v for k, v in metadata.items() if k not in ("format_version", "format")}
+        if missing := {"family", "prediction", "architecture", "checkpoint", "steps"} - set(values):
+            raise ValueError(f"the card lacks {', '.join(sorted(missing))}: write it again with this version")
+        if unknown := set(values) - {f.name for f in fields(cls)}:
+            raise ValueError(f"the card has unknown entries {', '.join(sorted(unknown)[:5])}: update Learned Solvers")
+        if (truth := values.get("transferable", "false")) not in ("true", "false"):
+            raise ValueError(f"transferable must be true or false, got {truth!r:.40}")
         values["transferable"] = truth == "true"
-        try:
-            steps = _json(metadata["steps"])
-            if wrong := [n[:40] for n in steps if not is_count(n)]:
-                raise ValueError(f"the card's steps must be step counts from 1 to 9999, got {wrong}")
-            values["steps"] = {int(n): StepCard.from_json(step) for n, step in steps.items()}
-        except (AttributeError, TypeError) as error:
-            raise ValueError(f"{_NO_OBJECT}, got an error: {str(error)[:200]}") from error
-        return cls(**values)  # pyright: ignore[reportArgumentType]
+        if "guidance" in values:
+            values["guidance"] = Guidance.from_json(_json("guidance", values["guidance"]))
+        steps = _json("steps", values["steps"])
+        if not isinstance(steps, dict) or not all(map(is_count, steps)):
+            raise ValueError(f"the card's steps must be an object of step counts from 1 to 9999, got {steps!s:.80}")
+        values["steps"] = {int(n): StepCard.from_json(step) for n, step in steps.items()}
+        return cls(**values)
 
 
-def _json(text: str) -> Any:
+_STRINGS = tuple(f.name for f in fields(Card) if f.name not in ("steps", "transferable", "guidance"))
+
+
+def _json(name: str, text: str) -> Any:
     try:
         return read_json(text)
     except ValueError as error:
-        raise ValueError(f"{_NO_OBJECT}, got an error: {str(error)[:200]}") from error
+        raise ValueError(f"the card's {name} must be JSON, got an error: {str(error)[:200]}") from error
 
 
 def _check_text(name: str, value: object) -> None:

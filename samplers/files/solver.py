@@ -1,7 +1,8 @@
 """Solver files: read, write, validate and list.
 
-`<family>_<model>.safetensors` holds the parameters of several step counts ("7/weights", "7/t_scale") and the card as
-metadata. Reading trusts nothing; each refusal names the file, the rule and the remedy. No pickle is ever read.
+`<family>_<model>.safetensors` holds the card as metadata and tensors called "<steps>/<name>", such as "7/weights". Each
+has a leading dimension of K sets of parameters, one per guidance knot of the card, K = 1 where it has none. Reading
+trusts nothing; each refusal names the file, the rule and the remedy. No pickle is ever read.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..families import FAMILIES
+from ..guidance import Guidance, at_guidance
 from ..schedules import Noise, check_noise
 from ..table import SolverTable
 from ..text import shown
 from .card import Card, is_count
-from .names import check_name, has_suffix
 from .safe import read_container
-from .write import write_whole
+from .write import check_name, has_suffix, write_whole
 
 __all__ = ["BUNDLED", "SUFFIX", "Solver", "list_solvers", "load_solver"]
 
 BUNDLED = Path(__file__).resolve().parents[2] / "solver_weights"
 SUFFIX = ".safetensors"
 _PUBLISHED = (".pt", ".pkl", ".json")  # what training/import_weights.py reads
-_REMEDIES = ("update Learned Solvers", "put it where models belong")  # of refusals that need no other one
+_REMEDIES = ("update Learned Solvers", "put it where models belong", "fit it again", "write it again")  # need no other
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # narrower ones hold no solver's numbers
 
 
@@ -44,10 +45,11 @@ class Solver:
     Args:
         name: For people: the file's stem, or whatever the maker called it.
         card: What it was fitted for.
-        parameters: Per number of network calls, the family's tensors, float64 on the CPU.
+        parameters: Per number of network calls, the family's tensors, float64 on the CPU, each with a leading
+            dimension of K: one set of parameters per guidance knot of the card, K = 1 where it has none.
 
     Raises:
-        ValueError: Parameters break a rule of the family.
+        ValueError: Parameters break a rule of the family, or do not match the card.
     """
 
     name: str
@@ -59,32 +61,40 @@ class Solver:
             raise ValueError(
                 f"family must be one of {', '.join(FAMILIES)}, got {self.family!r}: update Learned Solvers"
             )
-        family = FAMILIES[self.family]
-        for nfe, step in self.card.steps.items():
-            if self.prediction not in family.kinds or (step.grid and self.prediction not in step.grid.kinds):
-                raise ValueError(
-                    f"{nfe} steps: {family.title}{f' on a {step.grid.rule} grid' if step.grid else ''} does not exist "
-                    f"for {self.prediction} models; write the right prediction and grid into the card"
-                )
         if set(self.parameters) != set(self.card.steps):
             raise ValueError(
                 f"the card lists steps {shown(str([*self.card.steps]), 200)}, the parameters are for "
                 f"{shown(str(sorted(self.parameters)), 200)}: both must name the same step counts"
             )
         for nfe, tensors in self.parameters.items():
-            if set(tensors) != set(family.tensors):
-                raise ValueError(f"{nfe} steps must have {', '.join(family.tensors)}, got {', '.join(tensors)}")
-            for name, tensor in tensors.items():
-                if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-                    raise ValueError(f"{nfe}/{name} must hold finite floating-point numbers")
             try:
-                family.check(tensors, nfe, self.card.steps[nfe])
+                self._check_step(nfe, tensors)
             except ValueError as error:
                 raise ValueError(f"{nfe} steps: {error}") from error
 
+    def _check_step(self, nfe: int, tensors: Mapping[str, Tensor]) -> None:
+        family, step = FAMILIES[self.family], self.card.steps[nfe]
+        if self.prediction not in family.kinds or (step.grid and self.prediction not in step.grid.kinds):
+            raise ValueError(
+                f"{family.title}{f' on a {step.grid.rule} grid' if step.grid else ''} does not exist for "
+                f"{self.prediction} models; write the right prediction and grid into the card"
+            )
+        if unknown := set(step.options) - set(family.options):
+            raise ValueError(f"{family.title} has no options {', '.join(map(str, unknown))}: update Learned Solvers")
+        if set(tensors) != set(family.tensors):
+            raise ValueError(f"tensors must be {', '.join(family.tensors)}, got {', '.join(tensors)}")
+        knots = max(1, len(step.knots))
+        for name, tensor in tensors.items():
+            if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"{name} must hold finite floating-point numbers")
+            if tensor.ndim == 0 or len(tensor) != knots:
+                raise ValueError(f"{name} must have {knots} sets of parameters, one per knot, got {list(tensor.shape)}")
+        for k in range(knots):
+            family.check({name: tensor[k] for name, tensor in tensors.items()}, nfe, step)
+
     @property
     def family(self) -> str:
-        """ "dyweight" or "ds"."""
+        """Its family's name, a key of FAMILIES."""
         return self.card.family
 
     @property
@@ -97,8 +107,14 @@ class Solver:
         """The step counts it was fitted for, counted in network calls, ascending."""
         return tuple(self.card.steps)
 
-    def table(self, steps: int, noise: Noise) -> SolverTable:
+    def table(self, steps: int, noise: Noise, guidance: float | None = None) -> SolverTable:
         """Returns the table for `steps` network calls on a noise schedule.
+
+        Args:
+            steps: One of `self.steps`.
+            noise: The model's noise schedule.
+            guidance: Guidance of the run, of the card's kind: parameters are linear in its logarithm between the
+                card's knots, outside those of the nearest knot. None: the card's usual one.
 
         Raises:
             TypeError: `steps` is no int, or `noise` no noise schedule.
@@ -110,16 +126,10 @@ class Solver:
                 f"{self.name} was fitted for {self.prediction} models, this model is {noise.kind}: choose one for "
                 f"{noise.kind} models"
             )
-        if isinstance(steps, bool) or not isinstance(steps, Integral):
-            raise TypeError(f"steps must be an int, got {shown(repr(steps), 200)}: choose one of {_listed(self.steps)}")
-        if steps not in self.parameters:
-            raise ValueError(
-                f"{self.name} was fitted for {_listed(self.steps)} steps, got {steps}: choose one of these, or fit it "
-                f"for {steps}"
-            )
+        parameters = self.parameters_at(steps, guidance)
         try:
             with torch.device("cpu"):  # whatever the default device is
-                table = FAMILIES[self.family].table(self.parameters[steps], self.card.steps[steps], noise)
+                table = FAMILIES[self.family].table(parameters, self.card.steps[steps], noise)
         except ValueError as error:
             raise ValueError(f"{self.name}, {steps} steps: {error}") from error
         if not bool((table.levels[:-1] > 0).all()):
@@ -128,6 +138,23 @@ class Solver:
                 f"{table.sigma_start:.4g}: choose another solver, or fit one on this model"
             )
         return table
+
+    def parameters_at(self, steps: int, guidance: float | None = None) -> dict[str, Tensor]:
+        """Returns the family's tensors for a step count at a guidance, without the dimension of knots; see `table`."""
+        if isinstance(steps, bool) or not isinstance(steps, Integral):
+            raise TypeError(f"steps must be an int, got {shown(repr(steps), 200)}: choose one of {_listed(self.steps)}")
+        if steps not in self.parameters:
+            raise ValueError(
+                f"{self.name} was fitted for {_listed(self.steps)} steps, got {steps}: choose one of these, or fit it "
+                f"for {steps}"
+            )
+        knots, usual = self.card.steps[steps].knots, self.card.guidance and self.card.guidance.at
+        at = usual if guidance is None else guidance
+        return {name: at_guidance(tensor, knots, at) for name, tensor in self.parameters[steps].items()}
+
+    def guidance_of(self, run: Guidance | None) -> float | None:
+        """The value for `table` of a run's guidance: None where it is of another kind than the card's, or unknown."""
+        return self.card.guidance.value_of(run) if self.card.guidance is not None else None
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Writes the solver file atomically and returns its path.

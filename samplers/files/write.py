@@ -1,18 +1,26 @@
-"""Files that are whole or not there: written beside their place, then moved to it in one step."""
+"""Files that are whole or not there, under names that every system takes.
+
+The rules for names are Windows', the strictest (Microsoft, "Naming Files, Paths, and Namespaces"). There
+`NUL.safetensors` is not a file but nothing at all, and a fit written to it is lost without an error.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from safetensors.torch import save
 from torch import Tensor
 
-__all__ = ["write_tensors", "write_whole"]
+__all__ = ["check_name", "has_suffix", "write_tensors", "write_whole"]
+
+_RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3]) *(\..*)?", re.IGNORECASE)
+_FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 
 
 def write_whole(path: Path, content: bytes, *, overwrite: bool = True) -> None:
@@ -54,19 +62,16 @@ def _make_folder(folder: Path) -> None:
 
 def _move_to_new(temporary: Path, path: Path) -> None:
     """Moves a file to a name that must not exist, FileExistsError where it does."""
-    if os.name == "nt":
-        os.rename(temporary, path)  # which refuses an existing name there
-        return
     try:
         os.link(temporary, path)
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links: the name is claimed first, empty for a moment
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        path.touch(exist_ok=False)
         try:
             os.replace(temporary, path)
-        except BaseException:
-            path.unlink(missing_ok=True)
+        except OSError:
+            path.unlink()
             raise
 
 
@@ -78,3 +83,25 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """
     plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     write_whole(path, save(plain, dict(metadata or {"format": "pt"})))
+
+
+def check_name(name: str) -> None:
+    """Refuses the name of a file or folder, without the folders above, that some system does not take.
+
+    Raises:
+        ValueError: It is reserved, has a forbidden character, or ends in a dot or space, which Windows drops.
+    """
+    if found := _FORBIDDEN.search(name):
+        reason = f"has the character {found[0]!r}"
+    elif _RESERVED.fullmatch(name):
+        reason = "stands for a device"
+    elif name.endswith((".", " ")):
+        reason = f"ends in {name[-1]!r}, which is dropped"
+    else:
+        return
+    raise ValueError(f"{name[:80]!r} is no file name on Windows: it {reason}; choose another name")
+
+
+def has_suffix(path: str | PurePath, suffix: str) -> bool:
+    """Whether a name has an ending in whatever case: hosts and Windows list `A.SAFETENSORS` as well."""
+    return PurePath(path).suffix.lower() == suffix

@@ -59,7 +59,7 @@ def test_an_example_is_run_from_the_page_and_shows_its_picture_there(page, name)
 
 def test_the_steps_follow_the_solver(page):
     page.open("steps", workflow("sd15_first_picture"))
-    assert page.widget(OURS, "steps") == (6, "steps")  # auto: only the run will tell
+    assert page.widget(OURS, "steps") == (6, "steps")  # auto: only the run will show
     page.choose(OURS, "solver", "dyweight_flux1-dev")
     page.page.wait_for_timeout(500)
     assert page.widget(OURS, "steps") == (5, "steps (3, 5, 7)")
@@ -160,8 +160,8 @@ def test_a_picture_is_sampled_and_the_solver_named_on_the_node(page, tmp_path):
     assert picture.size == (512, 512)
     sun, foreground = picture.getpixel((358, 153)), picture.getpixel((256, 490))
     assert sun == pytest.approx((255, 230, 115), abs=30) and foreground == pytest.approx((33, 64, 51), abs=30)
-    told, _ = page.widget(OURS, "$$node-text-preview")
-    assert told.startswith("dyweight_sd15 (bundled): 6 steps, 6 model calls")
+    text, _ = page.widget(OURS, "$$node-text-preview")
+    assert text.startswith("dyweight_sd15 (bundled): 6 steps, 6 model calls")
     for kind in (SAVE, OURS):  # the picture, and the preview that is left from sampling
         yellow = np.abs(page.seen(kind) - (255, 230, 115)).max(-1) < 40
         assert yellow.mean() > 0.003
@@ -190,9 +190,9 @@ def test_the_steps_follow_the_solver_in_the_new_node_design(page):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_help_opens_beside_the_graph_and_is_not_cut(page, tmp_path, kind):
-    told = page.help(kind)
+    text = page.help(kind)
     inputs = page.server.get(f"/object_info/{kind}")[kind]["input"]["required"]
-    assert all(re.search(rf"\b{entry}\b", told) for entry in inputs) and "When it stops" in told
+    assert all(re.search(rf"\b{entry}\b", text) for entry in inputs) and "When it stops" in text
     wide = "[...document.querySelectorAll('.markdown-content table')].map(e => [e.scrollWidth, "
     wide += "e.closest('.markdown-content').clientWidth])"
     assert all(content <= place for content, place in page.page.evaluate(wide))

@@ -44,8 +44,8 @@ def compared(base: Path, name: str, *more: str) -> tuple[Path, list[dict]]:
     conds = [{k: torch.randn(s, generator=generator) for k, s in SHAPES[name].items()} for _ in range(3)]
     write_conditioning(base / f"{name}.prompts.safetensors", conds, ["", "a", "b"], FAMILIES[name])
     _, kind, grid = GRIDS[name]
-    card = Card("dyweight", kind, "Tiny", name, {4: StepCard(grid=grid, divisor="call")})
-    parameters = {"weights": torch.eye(4).double(), "t_scale": torch.ones(4).double()}
+    card = Card("dyweight", kind, "Tiny", name, {4: StepCard(grid=grid, options={"divisor": "call"})})
+    parameters = {"weights": torch.eye(4).double()[None], "t_scale": torch.ones(1, 4).double()}
     file = base / name / "euler_file.safetensors"
     file.parent.mkdir(exist_ok=True)
     Solver("euler_file", card, {4: parameters}).save(file, overwrite=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from comfy_host import error_of, succeeded
 from comfy_prompts import WIRES, ksampler, model_nodes, node, saved, saved_latent
-from learned_solvers.samplers import load_solver
+from learned_solvers.samplers import Guidance, Solver, load_solver
 from PIL import Image
 
 pytestmark = pytest.mark.comfy
@@ -60,8 +61,8 @@ def compared(server, model, **widgets):
 @pytest.mark.parametrize(
     ("widgets", "message"),
     [
-        ({"samplers": "eular"}, "'eular' names none of euler, "),
-        ({"more_solvers": "ds_flow"}, "more_solvers: 'ds_flow' is none of auto, "),
+        ({"samplers": "eular"}, "samplers: unknown sampler 'eular'; choose from euler, "),
+        ({"more_solvers": "ds_flow"}, "more_solvers: unknown solver 'ds_flow'; choose from auto, "),
         ({"solver": "dyweight_flux1-dev"}, "dyweight_flux1-dev was fitted for flow models, this model is vp"),
         ({"steps": "20"}, "choose the steps of dyweight_sd15 (4, 6, 8, 10 steps)"),
     ],
@@ -112,7 +113,28 @@ def test_info_draws_every_step_count_and_reads_the_card(server, solver):
     assert 1000 < drawn.shape[1] < 1600 and 350 * len(steps) < drawn.shape[0] < 500 * len(steps) + 100
     assert len({tuple(pixel) for pixel in drawn[::7, ::7].reshape(-1, 3)}) > 10
     card = history["outputs"]["t"]["text"][0]
+    assert f"guidance: {load_solver(solver).card.guidance}" in card or load_solver(solver).card.guidance is None
     assert f"steps: {', '.join(map(str, steps))}" in card and load_solver(solver).card.checkpoint in card
+
+
+def test_info_says_at_which_guidance_a_solver_has_parameters(server):
+    solver = load_solver("dyweight_sd15")
+    card = replace(
+        solver.card,
+        guidance=Guidance("cfg", (5.0, 7.5, 10.0)),
+        steps={n: replace(step, knots=(5.0, 10.0)) for n, step in solver.card.steps.items()},
+    )
+    parameters = {n: {k: t.repeat(2, *[1] * (t.ndim - 1)) for k, t in p.items()} for n, p in solver.parameters.items()}
+    path = server.base / "models" / "solver_weights" / "knots.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Solver("knots", card, parameters).save(path)
+    prompt = {"i": node("LearnedSolverInfo", solver=path.name, steps=4, scheduler="simple")}
+    prompt["t"] = node("PreviewAny", source=["i", 1])
+    lines = succeeded(server.submit(prompt))["outputs"]["t"]["text"][0].splitlines()
+    path.unlink()
+    assert "guidance: CFG 5, 7.5, 10" in lines
+    options = "; ".join(f"{name} {value}" for name, value in solver.card.steps[4].options.items())
+    assert any(line.startswith(f"4 steps: parameters at guidance 5, 10; {options}".rstrip("; ")) for line in lines)
 
 
 def test_info_without_a_model_shows_the_grid_of_the_latents_size(server):

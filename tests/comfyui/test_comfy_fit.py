@@ -23,7 +23,6 @@ from comfy_prompts import Prompt, node, saved_latent
 from host_process import free_port
 from learned_solvers.samplers import FlowNoise, VPNoise, load_solver
 from learned_solvers.training.command.options import PROMPTS
-from learned_solvers.training.data.teacher import teacher_grid
 from learned_solvers.training.models.conditioning import write_conditioning
 from oracles import sd_sigmas
 from PIL import Image
@@ -161,7 +160,7 @@ def ran_well(ran: subprocess.CompletedProcess[str]) -> str:
 def served(base: Path, fitted: Fitted, seed: int, prompt: str, solver: str) -> Prompt:
     """The teacher and the solver on one start, in the server's own nodes."""
     noise = VPNoise.from_sigmas(sd_sigmas()) if fitted.kind == "vp" else FlowNoise(16)  # 4x4 patches of 2x2
-    levels = teacher_grid(noise, TEACHER_STEPS)
+    levels = noise.teacher_grid(TEACHER_STEPS)
     if fitted.family == "SD15":
         models = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny_sd15_whole.ckpt")}
         clip = ["1", 1]
@@ -203,11 +202,10 @@ def test_a_fitted_file_has_the_card_error_in_the_server_and_beats_its_start(base
     told, output = ran_well(started[name].result()), solver_file(base, name)
     assert "At most" in told and "One call takes" in told and f"{fitted.family} ({fitted.kind})" in told
     card = load_solver(output).card
-    guidance = {"sd15": "2", "sd3": "1, 2, 3", "flux": "2, 4 (distilled, CFG 1)"}[name]
-    shown = {"sd15": "CFG 2", "sd3": "CFG 1, 2, 3", "flux": "embedded guidance 2, 4"}[name]
+    guidance = {"sd15": "CFG 2", "sd3": "CFG 1, 2, 3", "flux": "embedded guidance 2, 4, CFG 1"}[name]
     passes = {"sd15": "of two passes each (CFG),", "sd3": "of two passes each (CFG), one where it is 1,", "flux": ""}
-    assert f"64x64, {shown}: dyweight" in told and passes[name] in told and (name != "flux" or "passes" not in told)
-    assert (card.model_family, card.guidance, card.resolution) == (fitted.family, guidance, "64x64")
+    assert f"64x64, {guidance}: dyweight" in told and passes[name] in told and (name != "flux" or "passes" not in told)
+    assert (card.architecture, str(card.guidance), card.resolution) == (fitted.family, guidance, "64x64")
     step = card.steps[2]
     assert (step.teacher, step.teacher_steps, step.loss) == ("heun", TEACHER_STEPS, "l2")
     assert step.error_after < step.error_before and step.network_calls > 0
@@ -238,7 +236,7 @@ def test_the_command_writes_a_solver_a_report_and_a_picture(base, whole):
     assert load_solver(whole).table(2, FlowNoise()).nfe == 2
     report = whole.with_suffix(".md").read_text()
     assert "| 2 |" in report and "sd3.png" in report and "Peak memory" in report
-    assert "Guidance of the samples: 1, 2, 3." in report
+    assert "Guidance of the samples: CFG 1, 2, 3." in report
     with Image.open(whole.with_suffix(".png")) as picture:
         assert len(picture.convert("L").getcolors(256) or []) > 20
     assert not whole.with_suffix(".fit").exists()
@@ -278,7 +276,7 @@ def test_an_interrupted_fit_goes_on_and_ends_with_the_same_file(base, whole, nam
     _, told = process.communicate()
     assert not output.exists()
     if name == "SIGINT":
-        assert process.returncode == 130 and "the same command goes on from here" in told
+        assert process.returncode == 130 and "run the same command again to resume" in told
     assert "going on with the fit" in ran_well(run(sd3(base, output)))
     # Byte for byte, but for the day on which each fit began: midnight may be between them.
     days = [load_solver(file).card.date.encode() for file in (whole, output)]

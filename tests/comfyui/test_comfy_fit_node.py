@@ -11,9 +11,10 @@ import uuid
 import numpy as np
 import pytest
 import torch
+from comfy_fits import fit, folder, written
 from comfy_host import error_of, succeeded
 from comfy_prompts import model_nodes, node, saved_latent
-from learned_solvers.samplers import load_solver
+from learned_solvers.samplers import Guidance, load_solver
 from learned_solvers.training import TEACHERS
 from PIL import Image
 from torch.testing import assert_close
@@ -28,25 +29,6 @@ def left_as_found(server):
     yield
     for path in written(server) - before:
         path.unlink()
-
-
-def written(server):
-    return {path for path in folder(server).rglob("*") if path.is_file()}
-
-
-def fit(server, model, *, name, batch=4, size=32, **widgets):
-    """Returns a prompt that fits, with the report and the picture as outputs."""
-    prompt = model_nodes(server, model, width=size, height=size, batch=batch)
-    own = {"cfg": 2.0, "family": "dyweight", "steps": "2", "samples": 3, "teacher": "dpmpp_2m", "teacher_steps": 6}
-    own |= {"seed": 3, "file_name": name, "overwrite": False, "cfg_range": 0.0, **widgets}
-    wires = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent": ["4", 0]}
-    prompt["fit"] = node("FitLearnedSolver", **wires, **own)
-    prompt["picture"] = node("SaveImage", images=["fit", 1], filename_prefix=name.replace("/", "-") or "empty")
-    return prompt
-
-
-def folder(server):
-    return server.base / "models" / "solver_weights"
 
 
 def texts(server, stop):
@@ -77,10 +59,10 @@ def texts(server, stop):
 @pytest.mark.parametrize(
     ("model", "name", "family", "guidance", "dimensions"),
     [
-        ("sd3", "mine/dyweight_new", "dyweight", "2", 4),
-        ("sd15", "", "ds", "2", 4),
-        ("flux", "dyweight_flux", "dyweight", "3.5 (distilled, CFG 1)", 4),
-        ("wan", "dyweight_wan", "dyweight", "2", 5),
+        ("sd3", "mine/dyweight_new", "dyweight", "CFG 2", 4),
+        ("sd15", "", "ds", "CFG 2", 4),
+        ("flux", "dyweight_flux", "dyweight", "embedded guidance 3.5, CFG 1", 4),
+        ("wan", "dyweight_wan", "dyweight", "CFG 2", 5),
     ],
 )
 def test_a_fitted_file_is_in_the_drop_downs_and_samples(server, model, name, family, guidance, dimensions):
@@ -101,7 +83,7 @@ def test_a_fitted_file_is_in_the_drop_downs_and_samples(server, model, name, fam
     assert entry in inputs["solver"][0]
     solver = load_solver(folder(server) / entry)
     step = solver.card.steps[2]
-    assert solver.card.checkpoint == f"tiny_{model}" and solver.card.guidance == guidance
+    assert solver.card.checkpoint == f"tiny_{model}" and str(solver.card.guidance) == guidance
     assert (step.teacher, step.teacher_steps) == ("dpmpp_2m", 6) and step.network_calls > 100
     report = history["outputs"]["fit"]["text"][0]
     assert f"**{step.error_after:.4f}**" in report and str(folder(server) / entry) in report
@@ -143,14 +125,14 @@ def test_a_fit_whose_file_was_deleted_runs_again_and_one_whose_file_is_there_doe
 
 @pytest.mark.parametrize(
     ("widgets", "guidance"),
-    [({"cfg_range": None}, "1.34, 2, 2.66"), ({"cfg_range": 0.5, "cfg": 3.0}, "1.5, 3, 4.5"), ({"cfg": 1.0}, "1")],
+    [({"cfg_range": None}, (1.34, 2, 2.66)), ({"cfg_range": 0.5, "cfg": 3.0}, (1.5, 3, 4.5)), ({"cfg": 1.0}, (1,))],
 )
 def test_the_samples_are_spread_around_the_guidance_unless_the_range_is_nothing(server, widgets, guidance):
     prompt = fit(server, "sd3", name="spread", samples=3, steps="1", teacher="euler", **widgets)
     if widgets.get("cfg_range", 0) is None:
         del prompt["fit"]["inputs"]["cfg_range"]  # as in a workflow from before there was such a widget
     succeeded(server.submit(prompt))
-    assert load_solver(folder(server) / "spread.safetensors").card.guidance == guidance
+    assert load_solver(folder(server) / "spread.safetensors").card.guidance == Guidance("cfg", guidance)
 
 
 def test_a_call_of_samples_at_several_guidances_finds_what_calls_of_one_find(server):

@@ -84,17 +84,20 @@ def test_nested_latents_keep_the_video_that_a_mask_keeps(server, which):
     assert differs(audio, before_audio)
 
 
-def test_a_grid_that_shifts_with_the_picture_is_refused_for_nested_latents(server):
+@pytest.mark.parametrize("connected", [False, True])
+def test_a_grid_that_shifts_with_the_picture_needs_the_nested_latent_at_the_node(server, connected):
     situation = audio_and_video(server, "published")
     situation.solver()
     situation.prompt["ours"]["inputs"] |= {"solver": "dyweight_flux1-dev", "steps": 3}
+    if not connected:
+        del situation.prompt["ours"]["inputs"]["latent"]
     situation.run("ours", ["ours", 0], ["ours", 1])
-    del situation.prompt["oursrun"]["inputs"]["latent_image"]
-    situation.prompt["oursrun"]["inputs"]["latent_image"] = ["nested", 0]
-    situation.add("oursstreams", "LTXVSeparateAVLatent", av_latent=["oursrun", 0])
-    situation.prompt["ourssave"]["inputs"]["samples"] = ["oursstreams", 0]
-    message = error_in(situation)
-    assert "has a grid that shifts with the picture's size" in message and "such as ds_flow-sit" in message
+    save_streams(situation, "ours")
+    if connected:
+        assert all(torch.isfinite(stream).all() for stream in situation.submit("oursvideo", "oursaudio"))
+    else:
+        message = error_in(situation)
+        assert "shifts with the picture's size" in message and "choose a solver whose grid does not shift" in message
 
 
 @both_oracles

@@ -142,7 +142,7 @@ def test_ascending_sigmas_are_refused(server):
 def test_a_grid_that_turns_back_has_no_parts(server):
     path = server.base / "models" / "solver_weights" / "back.safetensors"
     euler = euler_solver("flow", 4)
-    weights = {**euler.parameters[4], "weights": torch.diag(torch.tensor([3.0, 1, 1, 1], dtype=torch.float64))}
+    weights = {**euler.parameters[4], "weights": torch.diag(torch.tensor([3.0, 1, 1, 1], dtype=torch.float64))[None]}
     replace(euler, parameters={4: weights}).save(path)
     situation = Situation.of(server, "sd3", "published")
     situation.denoise = 0.5

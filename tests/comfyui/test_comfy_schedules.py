@@ -8,7 +8,19 @@ from dataclasses import replace
 import pytest
 import torch
 from comfy_prompts import node
-from comfy_situations import ORACLES, WIDE, Situation, assert_same, differs, error_in, euler_solver, is_wide, plain
+from comfy_situations import (
+    EULER,
+    ORACLES,
+    WIDE,
+    Situation,
+    assert_same,
+    differs,
+    error_in,
+    euler_file,
+    euler_solver,
+    is_wide,
+    plain,
+)
 from learned_solvers.samplers import VPNoise, load_solver
 from oracles import sd_sigmas
 from torch.testing import assert_close
@@ -107,7 +119,7 @@ def test_two_levels_that_round_to_one_index_are_two_calls_of_one_network(server)
     # The second call at an index's own level, the third 0.1 % above it: less than half of the 0.5 % to the next.
     t_scale = torch.stack([torch.ones(()).double(), levels[nearest] / grid[1], 1.001 * levels[nearest] / grid[2]])
     path = server.base / "models" / "solver_weights" / "twins.safetensors"
-    replace(solver, parameters={3: {**solver.parameters[3], "t_scale": t_scale}}).save(path, overwrite=True)
+    replace(solver, parameters={3: {**solver.parameters[3], "t_scale": t_scale[None]}}).save(path, overwrite=True)
     sigmas, timesteps, _ = watched(server, path.name, 3)
     path.unlink()
     assert timesteps[1] == timesteps[2] == nearest
@@ -132,7 +144,6 @@ OTHERS = {
     "V_PREDICTION_DDPM": "V_PREDICTION_DDPM",
     "IMG_TO_IMG": "IMG_TO_IMG",
     "IMG_TO_IMG_FLOW": "IMG_TO_IMG_FLOW",
-    "FLOW_COSMOS": "COSMOS_RFLOW",
     "STABLE_CASCADE": "StableCascadeSampling",
 }
 
@@ -145,6 +156,16 @@ def with_kind(server, kind):
     situation.solver()
     situation.add("patch", "TinySampling", model=["1", 0], prediction=kind)
     return situation
+
+
+def test_cosmos_predict2_is_sampled_as_the_edm_model_that_it_is(server):
+    situation = with_kind(server, "FLOW_COSMOS")
+    situation.model = ["patch", 0]
+    situation.prompt["theirs"] = EULER.sampler
+    situation.prompt["ours"]["inputs"] |= {"model": ["patch", 0], "solver": euler_file(server, "edm")}
+    for each in ("ours", "theirs"):
+        situation.run(each, [each, 0], ["ours", 1])
+    assert_same(*situation.submit("ours", "theirs"))
 
 
 @pytest.mark.parametrize("kind", OTHERS)

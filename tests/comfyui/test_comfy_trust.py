@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from comfy_fits import fit, folder, written
 from comfy_host import ROOT, Server, error_of, succeeded
 from comfy_prompts import learned, model_nodes, node
 from host_process import free_port
-from test_comfy_fit_node import fit, folder, written
 
 pytestmark = pytest.mark.comfy
 BUNDLED = "ds_flow-sit"
@@ -81,17 +81,17 @@ def test_a_hostile_file_in_the_folder_is_named_and_hides_no_other(server):
             status == 404 and "not a safetensors file" in answer and "root" not in answer.replace(str(server.base), "")
         )
     prompt = {**model_nodes(server, "sd3"), "solver": learned("auto", 5)}
-    prompt["told"] = node("PreviewAny", source=["solver", 2])
-    assert BUNDLED in succeeded(server.submit(prompt))["outputs"]["told"]["text"][0]
-    told = f"left out of the automatic choice: {folder(server) / 'bomb.safetensors'}: not a safetensors file"
-    assert server.log.count(told) == 1
+    prompt["info"] = node("PreviewAny", source=["solver", 2])
+    assert BUNDLED in succeeded(server.submit(prompt))["outputs"]["info"]["text"][0]
+    message = f"left out of the automatic choice: {folder(server) / 'bomb.safetensors'}: not a safetensors file"
+    assert server.log.count(message) == 1
     prompt["solver"] = learned("auto", 6)
     succeeded(server.submit(prompt))
-    assert server.log.count(told) == 1
+    assert server.log.count(message) == 1
     os.utime(folder(server) / "bomb.safetensors", (1, 1))
     prompt["solver"] = learned("auto", 7)
     succeeded(server.submit(prompt))
-    assert server.log.count(told) == 2
+    assert server.log.count(message) == 2
     (folder(server) / "circle.safetensors").unlink()
 
 
@@ -102,32 +102,32 @@ def test_a_name_that_is_not_utf8_ends_no_run_and_is_named_in_the_log(server):
     assert BUNDLED in lists[0] and not any("caf" in name for name in lists[0])
     assert asked(server, "caf\udce9.safetensors")[0] == 404
     prompt = {**model_nodes(server, "sd3"), "solver": learned("auto", 20)}
-    prompt["told"] = node("PreviewAny", source=["solver", 2])
+    prompt["info"] = node("PreviewAny", source=["solver", 2])
     assert "no solver for SD3 (flow) model has 20 steps" in error_of(server.submit(prompt))
     prompt["solver"] = learned("auto", 5)
     succeeded(server.submit(prompt))
-    told = r"the name of 'caf\udce9.safetensors' in models/solver_weights is not UTF-8; rename it"
-    assert server.log.count(told) == 1
+    message = r"the name of 'caf\udce9.safetensors' in models/solver_weights is not UTF-8; rename it"
+    assert server.log.count(message) == 1
 
 
 @pytest.mark.parametrize(
-    ("denoise", "told"),
+    ("denoise", "message"),
     [(float("nan"), "denoise must be from 0.01 to 1, got nan"), (-1.0, "got -1"), (0.0, "got 0"), (2.0, "got 2")],
 )
-def test_a_denoise_that_is_no_part_of_a_grid_is_refused(server, denoise, told):
+def test_a_denoise_that_is_no_part_of_a_grid_is_refused(server, denoise, message):
     prompt = {**model_nodes(server, "sd3"), "solver": learned(BUNDLED, 5, denoise)}
     if denoise == denoise:  # the host refuses what is typed, not what is wired; of NaN not even that
         prompt["number"] = node("PrimitiveFloat", value=denoise)
         prompt["solver"]["inputs"]["denoise"] = ["number", 0]
-    prompt["told"] = node("PreviewAny", source=["solver", 2])
-    assert told in error_of(server.submit(prompt))
+    prompt["info"] = node("PreviewAny", source=["solver", 2])
+    assert message in error_of(server.submit(prompt))
 
 
 @pytest.mark.parametrize("steps", [10**9, -5, 0])
 def test_a_step_count_that_is_wired_is_refused_like_one_that_is_typed(server, steps):
     prompt = {**model_nodes(server, "sd3"), "solver": learned(BUNDLED, 5), "number": node("PrimitiveInt", value=steps)}
     prompt["solver"]["inputs"]["steps"] = ["number", 0]
-    prompt["told"] = node("PreviewAny", source=["solver", 2])
+    prompt["info"] = node("PreviewAny", source=["solver", 2])
     assert f"was fitted for 5, 6, 7, 8, 9 and 10 steps, got {steps}" in error_of(server.submit(prompt))
 
 
@@ -155,8 +155,8 @@ def test_a_fit_is_never_written_elsewhere(server, name):
 
 def test_a_fit_is_not_written_through_a_link_that_leads_out(server, tmp_path):
     (folder(server) / "link").symlink_to(tmp_path, target_is_directory=True)
-    told = error_of(server.submit(fit(server, "sd3", name="link/x")))
-    assert "is a link that leads out of models/solver_weights" in told
+    message = error_of(server.submit(fit(server, "sd3", name="link/x")))
+    assert "is a link that leads out of models/solver_weights" in message
     assert list(tmp_path.iterdir()) == []
     (folder(server) / "link").unlink()
 
@@ -173,13 +173,13 @@ def test_two_servers_share_a_folder(server):
         succeeded(other.submit(fit(other, "sd3", name="shared", steps="3", overwrite=True, **small)))
         assert (folder(server) / "shared.safetensors").read_bytes() != before
         assert asked(server, "shared.safetensors") == (200, {"steps": [3]})
-        # Both at once to one name: one is written, the other is told.
+        # Both at once to one name: one is written, the other gets an error.
         with ThreadPoolExecutor(2) as pool:
             ran = list(pool.map(lambda s: s.submit(fit(s, "sd3", name="race", **small)), (server, other)))
         states = sorted(history["status"]["status_str"] for history in ran)
         assert states == ["error", "success"], ran
-        (told,) = [error_of(history) for history in ran if history["status"]["status_str"] == "error"]
-        assert "another process is fitting race.safetensors: wait for it" in told or "exists already" in told
+        (message,) = [error_of(history) for history in ran if history["status"]["status_str"] == "error"]
+        assert "another process is fitting race.safetensors: wait for it" in message or "exists already" in message
         assert not list(folder(server).glob("*.fit")) and not list(folder(server).glob(".*"))
     finally:
         other.stop()

@@ -12,7 +12,7 @@ from comfy_workflows import FOLDER, NAMES, TINY, api_prompt, on_tiny_models, wor
 from learned_solvers.samplers import VPNoise, choose_solver, list_solvers, load_solver
 from PIL import Image
 
-TOLD = {  # what the text node says
+INFO = {  # what the text node shows
     "sd15_first_picture": r"dyweight_sd15 \(bundled\): 6 steps, 6 model calls",
     "flux_first_picture": r"dyweight_flux1-dev \(bundled\): 7 steps, 7 model calls",
     "sdxl_by_transfer": r"\(bundled\): 8 steps, 8 model calls",
@@ -36,13 +36,13 @@ def ran(server, request):
 
 @pytest.mark.comfy
 @pytest.mark.parametrize("ran", NAMES, indirect=True)
-def test_an_example_runs_and_says_what_it_says_it_does(server, ran):
+def test_an_example_runs_and_shows_the_text_and_picture_that_its_note_promises(server, ran):
     name, history = ran
     assert "refused" not in history, history
     assert history["status"]["status_str"] == "success", error_of(history)
     outputs = history["outputs"].values()
-    told = "\n".join(text for output in outputs for text in output.get("text", []))
-    assert re.search(TOLD[name], told), told
+    text = "\n".join(line for output in outputs for line in output.get("text", []))
+    assert re.search(INFO[name], text), text
     (picture,) = (image for output in outputs for image in output.get("images", []) if image["type"] != "input")
     folder = server.base / ("temp" if picture["type"] == "temp" else "output")
     pixels = np.asarray(Image.open(folder / picture["subfolder"] / picture["filename"]), dtype=float)
@@ -51,7 +51,7 @@ def test_an_example_runs_and_says_what_it_says_it_does(server, ran):
 
 def test_the_transfer_to_sdxl_is_the_one_that_its_note_names():
     solvers = [load_solver(name) for name in list_solvers()]
-    assert choose_solver(solvers, VPNoise.stable_diffusion(), 8, model_family="SDXL").name == "ds_vp-dit"
+    assert choose_solver(solvers, VPNoise.stable_diffusion(), 8, architecture="SDXL").name == "ds_vp-dit"
     assert "`ds_vp-dit`" in str(workflow("sdxl_by_transfer"))
 
 

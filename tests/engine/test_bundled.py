@@ -76,7 +76,7 @@ def test_every_published_table_is_bundled():
 @pytest.mark.parametrize(("name", "steps"), [(name, steps) for name, steps in EVERY if name in DATASETS])
 def test_dyweight_figures_are_the_published_ones(name, steps):
     _, table = published_dyweight()[name, steps]
-    own = shipped(name).parameters[steps]
+    own = shipped(name).parameters_at(steps)
     assert own["weights"].tolist() == table["weights"]
     assert own["t_scale"].tolist() == table["t_scale"]
     assert own["weights"].dtype == own["t_scale"].dtype == torch.float64
@@ -85,7 +85,7 @@ def test_dyweight_figures_are_the_published_ones(name, steps):
 @pytest.mark.parametrize(("name", "steps"), [(name, steps) for name, steps in EVERY if name in DS])
 def test_ds_figures_are_the_published_ones_with_times_that_sum_to_1(name, steps):
     table = published("ds_solver")[DS[name]][f"step{steps}"]
-    own = shipped(name).parameters[steps]
+    own = shipped(name).parameters_at(steps)
     assert own["coeffs"].tolist() == table["coeffs"]
     deltas = torch.tensor(table["timedeltas"], dtype=torch.float64)
     assert own["timedeltas"].tolist() == (deltas / deltas.sum()).tolist()
@@ -97,17 +97,21 @@ def test_the_card_repeats_what_is_published_about_a_dyweight_table(name, steps):
     step = shipped(name).card.steps[steps]
     rules = {"polynomial": "polynomial", "discrete": "uniform_time", "flux_shift": "flux_shift"}
     assert step.source_table == key
-    assert (step.analytic_first, step.history, step.loss) == (table["afs"], table["history"], table["loss"])
+    assert (step.options.get("analytic_first", False), step.history, step.loss) == (
+        table["afs"],
+        table["history"],
+        table["loss"],
+    )
     assert (step.teacher, step.teacher_steps) == (table["teacher"], table["teacher_steps"])
     assert step.grid.rule == rules[table["schedule"]]
     assert step.grid.parameters.get("rho", table.get("rho")) == table.get("rho")
-    assert step.divisor == ("call" if name == "dyweight_flux1-dev" else "state")
+    assert step.options.get("divisor", "state") == ("call" if name == "dyweight_flux1-dev" else "state")
 
 
 def test_of_two_tables_for_one_count_the_one_whose_loss_is_known_is_taken():
     solver = shipped("dyweight_cifar10")
     taken, rival = published("dyweight")["00001-cifar-nfe4"], published("dyweight")["00002-cifar-nfe4"]
-    assert solver.parameters[4]["weights"].tolist() == taken["weights"] != rival["weights"]
+    assert solver.parameters_at(4)["weights"].tolist() == taken["weights"] != rival["weights"]
     assert (solver.card.steps[4].source_table, solver.card.steps[4].loss) == ("00001-cifar-nfe4", "inception")
     assert (taken["network_calls"], rival["network_calls"], rival["loss"]) == (4, 4, "piecewise")
 
@@ -151,7 +155,7 @@ def test_every_table_descends_to_a_finite_picture_in_its_calls(name, steps):
 
 @pytest.mark.parametrize("steps", STEPS["dyweight_flux1-dev"])
 def test_the_last_row_of_the_flux_tables_falls_short(steps):
-    row = shipped("dyweight_flux1-dev").parameters[steps]["weights"][-1]
+    row = shipped("dyweight_flux1-dev").parameters_at(steps)["weights"][-1]
     assert 0.75 < float(row.sum()) < 0.785
 
 
@@ -188,8 +192,8 @@ def test_the_readme_has_one_row_per_file():
 @pytest.mark.parametrize("name", STEPS)
 def test_a_row_of_the_readme_says_what_the_card_says(name):
     card = shipped(name).card
-    model = f"{card.model_family}: {card.checkpoint}"
+    model = f"{card.architecture}: {card.checkpoint}"
     steps = ", ".join(map(str, card.steps))
     assert readme_rows()[name] == [
-        name, card.family, model, card.prediction, steps, card.guidance, card.source, card.licence
+        name, card.family, model, card.prediction, steps, str(card.guidance), card.source, card.licence
     ]  # fmt: skip

@@ -21,11 +21,11 @@ from learned_solvers.samplers import (
 from learned_solvers.samplers.choose import nearest_steps
 from oracles import GaussianVE, ds_solver, dyweight_solver, sd_alphas
 
-EXACT = ds_solver(5, 6, name="exact", model_family="Flux")
-TRANSFERABLE = ds_solver(5, 6, 7, name="transferable", model_family="SiT", transferable=True)
-OTHER = ds_solver(5, 8, name="other", model_family="Wan")
-DYWEIGHT = dyweight_solver(5, 9, name="dyweight", prediction="flow", model_family="Flux")
-VP = ds_solver(5, name="vp", prediction="vp", model_family="Flux", transferable=True)
+EXACT = ds_solver(5, 6, name="exact", architecture="Flux")
+TRANSFERABLE = ds_solver(5, 6, 7, name="transferable", architecture="SiT", transferable=True)
+OTHER = ds_solver(5, 8, name="other", architecture="Wan")
+DYWEIGHT = dyweight_solver(5, 9, name="dyweight", prediction="flow", architecture="Flux")
+VP = ds_solver(5, name="vp", prediction="vp", architecture="Flux", transferable=True)
 ALL = [OTHER, TRANSFERABLE, VP, EXACT, DYWEIGHT]
 NOISES = {"flow": FlowNoise(), "vp": VPNoise.stable_diffusion(), "edm": EDMNoise()}
 
@@ -36,7 +36,7 @@ def bundled() -> list[Solver]:
 
 
 @pytest.mark.parametrize(
-    ("model_family", "family", "steps", "chosen"),
+    ("architecture", "family", "steps", "chosen"),
     [
         pytest.param("Flux", None, 5, EXACT, id="exact match"),
         pytest.param("Flux", "dyweight", 5, DYWEIGHT, id="exact match of a family"),
@@ -48,26 +48,26 @@ def bundled() -> list[Solver]:
         pytest.param("SiT", None, 6, TRANSFERABLE, id="exact match that is transferable"),
     ],
 )
-def test_the_best_match_is_chosen(model_family, family, steps, chosen):
-    assert choose_solver(ALL, NOISES["flow"], steps, model_family=model_family, family=family) is chosen
+def test_the_best_match_is_chosen(architecture, family, steps, chosen):
+    assert choose_solver(ALL, NOISES["flow"], steps, architecture=architecture, family=family) is chosen
 
 
 def test_another_prediction_type_is_never_chosen():
-    assert choose_solver(ALL, NOISES["vp"], 5, model_family="Flux") is VP
+    assert choose_solver(ALL, NOISES["vp"], 5, architecture="Flux") is VP
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_among_equals_the_first_wins(order):
-    own, bundled = ds_solver(5, model_family="Flux"), ds_solver(5, model_family="Flux")
-    assert choose_solver([own, bundled][::order], NOISES["flow"], 5, model_family="Flux") is [own, bundled][::order][0]
+    own, bundled = ds_solver(5, architecture="Flux"), ds_solver(5, architecture="Flux")
+    assert choose_solver([own, bundled][::order], NOISES["flow"], 5, architecture="Flux") is [own, bundled][::order][0]
 
 
 def test_an_exact_match_wins_wherever_it_stands():
-    assert choose_solver([TRANSFERABLE, EXACT], NOISES["flow"], 5, model_family="Flux") is EXACT
+    assert choose_solver([TRANSFERABLE, EXACT], NOISES["flow"], 5, architecture="Flux") is EXACT
 
 
 def test_the_candidates_may_be_any_iterable():
-    assert choose_solver(iter(ALL), NOISES["flow"], 7, model_family="Flux") is TRANSFERABLE
+    assert choose_solver(iter(ALL), NOISES["flow"], 7, architecture="Flux") is TRANSFERABLE
 
 
 def refusal(solvers, prediction: str, steps: int, **options: str) -> str:
@@ -77,7 +77,7 @@ def refusal(solvers, prediction: str, steps: int, **options: str) -> str:
 
 
 def test_a_missing_step_count_is_refused_with_the_ones_there_are():
-    message = refusal(ALL, "flow", 8, model_family="Flux")
+    message = refusal(ALL, "flow", 8, architecture="Flux")
     assert "no solver for Flux (flow) model has 8 steps" in message
     assert "steps of exact (5, 6 steps), or of dyweight (5, 9 steps), or of transferable (5, 6, 7 steps)" in message
     assert "or name one that was fitted for another model: other (5, 8 steps)" in message
@@ -85,31 +85,31 @@ def test_a_missing_step_count_is_refused_with_the_ones_there_are():
 
 
 def test_solvers_of_other_models_that_lack_the_count_are_not_offered():
-    assert "another model" not in refusal(ALL, "flow", 4, model_family="Flux")
+    assert "another model" not in refusal(ALL, "flow", 4, architecture="Flux")
 
 
 def test_a_solver_of_another_model_is_named_and_not_chosen():
-    message = refusal([OTHER], "flow", 5, model_family="Flux")
+    message = refusal([OTHER], "flow", 5, architecture="Flux")
     assert "name one that was fitted for another model: other (5, 8 steps)" in message
 
 
 def test_a_family_is_named_in_the_refusal_and_others_are_not_offered():
-    message = refusal(ALL, "flow", 4, model_family="Flux", family="dyweight")
+    message = refusal(ALL, "flow", 4, architecture="Flux", family="dyweight")
     assert "no dyweight solver for Flux (flow) model has 4 steps: choose the steps of dyweight (5, 9 steps)" in message
     assert "exact" not in message
 
 
 def test_of_many_solvers_the_refusal_lists_eight_and_counts_the_others():
-    own = [ds_solver(5, name=f"own{i:02}", model_family="Flux") for i in range(20)]
-    others = [ds_solver(8, name=f"other{i:02}", model_family="Wan") for i in range(11)]
-    message = refusal([*own, *others], "flow", 8, model_family="Flux")
+    own = [ds_solver(5, name=f"own{i:02}", architecture="Flux") for i in range(20)]
+    others = [ds_solver(8, name=f"other{i:02}", architecture="Wan") for i in range(11)]
+    message = refusal([*own, *others], "flow", 8, architecture="Flux")
     assert "or of own07 (5 steps) and 12 more; or" in message and "own08" not in message
     assert "other07 (8 steps) and 3 more; or" in message and "other08" not in message
 
 
 def test_a_name_in_the_refusal_is_one_that_can_be_shown():
     message = refusal(
-        [ds_solver(5, name="a\udce9\nb" + 200 * "c", model_family="Flux")], "flow", 8, model_family="Flux"
+        [ds_solver(5, name="a\udce9\nb" + 200 * "c", architecture="Flux")], "flow", 8, architecture="Flux"
     )
     assert r"the steps of a\udce9\nbccc" in message and " ... (5 steps)" in message
     assert message.isprintable() and len(message) < 300
@@ -121,17 +121,17 @@ def test_no_candidate_at_all_leaves_fitting():
 
 
 def test_solvers_of_another_prediction_type_are_not_offered():
-    assert "vp (5 steps)" not in refusal(ALL, "flow", 4, model_family="Flux")
+    assert "vp (5 steps)" not in refusal(ALL, "flow", 4, architecture="Flux")
 
 
 @pytest.mark.parametrize("name", ["transferable", "other"])
 def test_each_candidate_is_offered_once(name):
-    message = refusal(ALL, "flow", 8, model_family="SiT")
+    message = refusal(ALL, "flow", 8, architecture="SiT")
     assert message.count(f"{name} (") == 1
 
 
 @pytest.mark.parametrize(
-    ("prediction", "model_family", "steps", "chosen"),
+    ("prediction", "architecture", "steps", "chosen"),
     [
         ("flow", "Flux", 5, "dyweight_flux1-dev"),
         ("flow", "Flux", 8, "ds_flow-sit"),
@@ -142,20 +142,20 @@ def test_each_candidate_is_offered_once(name):
         ("vp", "SDXL", 8, "ds_vp-dit"),
     ],
 )
-def test_a_host_with_the_bundled_solvers_gets(prediction, model_family, steps, chosen):
-    assert choose_solver(bundled(), NOISES[prediction], steps, model_family=model_family).name == chosen
+def test_a_host_with_the_bundled_solvers_gets(prediction, architecture, steps, chosen):
+    assert choose_solver(bundled(), NOISES[prediction], steps, architecture=architecture).name == chosen
 
 
 @pytest.mark.parametrize(
-    ("prediction", "model_family", "steps", "offered"),
+    ("prediction", "architecture", "steps", "offered"),
     [
         ("flow", "Wan", 4, "ds_flow-sit (5, 6, 7, 8, 9, 10 steps)"),
         ("vp", None, 20, "ds_vp-dit (5, 6, 7, 8, 9, 10 steps)"),
         ("edm", None, 5, "dyweight_cifar10 (3, 4, 5, 6, 7, 8, 9 steps)"),
     ],
 )
-def test_a_host_with_the_bundled_solvers_is_told_what_there_is(prediction, model_family, steps, offered):
-    assert offered in refusal(bundled(), prediction, steps, model_family=model_family)
+def test_a_host_with_the_bundled_solvers_is_told_what_there_is(prediction, architecture, steps, offered):
+    assert offered in refusal(bundled(), prediction, steps, architecture=architecture)
 
 
 def zero_snr() -> VPNoise:
@@ -169,18 +169,18 @@ def zero_snr() -> VPNoise:
 def test_a_solver_that_makes_no_table_on_the_schedule_is_neither_chosen_nor_offered(caplog):
     # Its learned steps lead below 0 there.
     breaks, runs = load_solver("dyweight_sd15"), ds_solver(4, name="runs", prediction="vp", transferable=True)
-    assert choose_solver([breaks, runs], NOISES["vp"], 4, model_family="SD15") is breaks
+    assert choose_solver([breaks, runs], NOISES["vp"], 4, architecture="SD15") is breaks
     with caplog.at_level("INFO", logger="learned_solvers"):
-        assert choose_solver([breaks, runs], zero_snr(), 4, model_family="SD15") is runs
+        assert choose_solver([breaks, runs], zero_snr(), 4, architecture="SD15") is runs
     assert "left out of the automatic choice: dyweight_sd15: its learned steps do not fit" in caplog.text
     with pytest.raises(ValueError) as refused:
-        choose_solver([breaks], zero_snr(), 4, model_family="SD15")
+        choose_solver([breaks], zero_snr(), 4, architecture="SD15")
     assert breaks.name not in str(refused.value)
 
 
 def test_a_solver_without_the_steps_is_offered_without_a_table(caplog):
     with caplog.at_level("INFO", logger="learned_solvers"), pytest.raises(ValueError, match="dyweight_sd15"):
-        choose_solver([load_solver("dyweight_sd15")], zero_snr(), 5, model_family="SD15")
+        choose_solver([load_solver("dyweight_sd15")], zero_snr(), 5, architecture="SD15")
     assert not caplog.records
 
 

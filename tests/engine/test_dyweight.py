@@ -44,7 +44,7 @@ def test_ipndms_weights_and_time_scales_of_1_are_ipndm(grid, order, divisor):
         rtol=1e-12,
         atol=1e-12,
     )
-    assert (table.history, table.nfe) == ("derivative", 6)
+    assert (table.entry, table.nfe) == ("derivative", 6)
 
 
 def test_weights_of_the_identity_are_euler():
@@ -173,7 +173,7 @@ def parameters(nfe: int = 3, steps: int = 3, **changed: Tensor) -> dict[str, Ten
 
 
 CARD = StepCard(grid=Grid("polynomial", {"rho": 7.0}))
-ANALYTIC = StepCard(grid=Grid("polynomial", {"rho": 7.0}), analytic_first=True)
+ANALYTIC = StepCard(grid=Grid("polynomial", {"rho": 7.0}), options={"analytic_first": True})
 
 
 @pytest.mark.parametrize(("tensors", "step"), [(parameters(), CARD), (parameters(steps=4), ANALYTIC)])
@@ -199,6 +199,12 @@ def test_sound_parameters_pass_the_check(tensors, step):
         ),
         pytest.param(parameters(t_scale=torch.ones(3, 1)), CARD, "t_scale must hold 3 positive", id="scales 2-d"),
         pytest.param(parameters(), StepCard(), "needs a grid rule, the card has none", id="no grid"),
+        pytest.param(
+            parameters(), StepCard(grid=CARD.grid, options={"divisor": "sigma"}), "divisor must be", id="divisor"
+        ),
+        pytest.param(
+            parameters(), StepCard(grid=CARD.grid, options={"analytic_first": 1}), "analytic_first must be", id="first"
+        ),
     ],
 )
 def test_parameters_that_break_a_rule_fail_the_check(tensors, step, message):
@@ -224,7 +230,8 @@ def test_weights_that_are_not_triangular_are_not_blamed_on_their_shape():
 @pytest.mark.parametrize("divisor", ["state", "call"])
 def test_the_family_puts_the_cards_grid_on_the_models_noise(grid, schedule, divisor):
     weights, t_scale = learned(4)
-    table = FAMILY.table({"weights": weights, "t_scale": t_scale}, StepCard(grid=grid, divisor=divisor), schedule)
+    card = StepCard(grid=grid, options={"divisor": divisor})
+    table = FAMILY.table({"weights": weights, "t_scale": t_scale}, card, schedule)
     expected = dyweight_table(weights, t_scale, grid.levels(4, schedule), divisor=divisor)
     torch.testing.assert_close(table.coeffs, expected.coeffs, rtol=0, atol=0)
     torch.testing.assert_close(table.levels, expected.levels, rtol=0, atol=0)
@@ -233,8 +240,3 @@ def test_the_family_puts_the_cards_grid_on_the_models_noise(grid, schedule, divi
 def test_the_family_honours_an_analytic_first_step():
     table = FAMILY.table(parameters(steps=4), ANALYTIC, EDMNoise())
     assert (table.analytic_first, table.steps, table.nfe) == (True, 4, 3)
-
-
-def test_the_family_makes_no_table_without_a_grid():
-    with pytest.raises(ValueError, match="needs a grid rule, the card has none"):
-        FAMILY.table(parameters(), StepCard(), EDMNoise())

@@ -19,7 +19,16 @@ from learned_solvers.samplers import (
     sample_table,
 )
 from learned_solvers.samplers.files.solver import BUNDLED
-from oracles import GaussianFlow, GaussianVE, Recorder, Steps, ds_solver, dyweight_solver, k_diffusion_module
+from oracles import (
+    GaussianFlow,
+    GaussianVE,
+    Recorder,
+    Steps,
+    ds_solver,
+    dyweight_solver,
+    k_diffusion_module,
+    knotted_solver,
+)
 from torch import Tensor, nn
 
 SD = VPNoise.stable_diffusion()
@@ -58,7 +67,8 @@ def assert_same(result: Tensor, expected: Tensor) -> None:
 def test_the_signature_starts_as_k_diffusions(sampler):
     names = list(inspect.signature(sampler).parameters)
     assert names[:6] == ["model", "x", "sigmas", "extra_args", "callback", "disable"]
-    defaults = [p.default for p in inspect.signature(sampler).parameters.values()][3:]
+    parameters = inspect.signature(sampler).parameters
+    defaults = [p.default for name, p in parameters.items() if name != "family"][3:]
     assert defaults == [None] * len(defaults)
 
 
@@ -345,3 +355,23 @@ def test_a_picture_noised_in_part_comes_back_close_to_itself():
 def test_a_state_cleaner_than_the_solvers_end_is_refused():
     with pytest.raises(ValueError, match=r"noisier than the solver's own end, 0\.02917, got 0\.02: raise denoise"):
         sample_solver(WithSigmas(), noise(0.02), host_sigmas(0.02, 0.0, 6), solver="dyweight_sd15", disable=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "extra_args", "guidance"),
+    [
+        ({"guidance": 4}, {}, 4),
+        ({}, {"cond_scale": 4}, 4),
+        ({}, {"cond_scale": torch.tensor([4.0, 4.0])}, 4),
+        ({"guidance": 3}, {"cond_scale": 4}, 3),
+        ({}, {}, None),
+    ],
+)
+def test_the_guidance_at_hand_chooses_between_the_knots(options, extra_args, guidance):
+    solver, recorder = knotted_solver(), Recorder(lambda x, sigma, **_: GaussianFlow()(x, sigma))
+    sample_ds_solver(
+        recorder, torch.randn(1, 4), torch.linspace(1, 0, 3), extra_args, disable=True,
+        solver=solver, noise=FlowNoise(), **options,
+    )  # fmt: skip
+    expected = solver.table(2, FlowNoise(), guidance).sigmas
+    torch.testing.assert_close(recorder.sigmas[:, 0].double(), expected, rtol=1e-6, atol=0)

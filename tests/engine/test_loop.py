@@ -9,7 +9,6 @@ import torch
 from learned_solvers.samplers import SolverTable, VPNoise, adams_bashforth, dpmpp_2m, euler, ipndm, sample_table
 from learned_solvers.samplers.families.ds import ds_flow_table, ds_vp_table
 from learned_solvers.samplers.families.dyweight import dyweight_table
-from learned_solvers.samplers.loop import continue_table
 from oracles import GaussianFlow, GaussianVE, Mixture, Recorder, Steps
 from torch import Tensor
 
@@ -51,7 +50,7 @@ def by_hand(model, x: Tensor, table: SolverTable) -> list[Tensor]:
             history.append(x / (1 + table.levels[0] ** 2).sqrt())
         else:
             denoised = model(x, table.sigmas[i].expand(x.shape[0]))
-            history.append(denoised if table.history == "denoised" else (x - denoised) / table.sigmas[i])
+            history.append(denoised if table.entry == "denoised" else (x - denoised) / table.sigmas[i])
         states.append(table.scale[i] * x + torch.tensordot(table.coeffs[i, : i + 1], torch.stack(history), 1))
     return states
 
@@ -198,7 +197,7 @@ def test_progress_is_shown_otherwise(capsys):
 def entries(steps: Steps, table: SolverTable) -> dict[int, Tensor]:
     """Returns the history of a run that `steps` watched."""
     denoised = [call["denoised"] for call in steps.calls]
-    if table.history == "derivative":
+    if table.entry == "derivative":
         return {call["i"]: (call["x"] - call["denoised"]) / call["sigma"] for call in steps.calls}
     return dict(enumerate(denoised))
 
@@ -210,7 +209,7 @@ def test_a_run_goes_on_from_any_step(start, table):
     whole = sample_table(GaussianVE(), noise(2, 3), table, callback=steps, disable=True)
     history = {i: entry for i, entry in entries(steps, table).items() if i < start}
     x = steps.calls[start]["x"]
-    result = continue_table(recorder, x, table, history, start, callback=later, disable=True)
+    result = sample_table(recorder, x, table, callback=later, disable=True, start=start, history=history)
     torch.testing.assert_close(result, whole)
     assert [call["i"] for call in later.calls] == list(range(start, 5))
     assert len(recorder.sigma) == 5 - start - (table.analytic_first and start == 0)
@@ -223,7 +222,7 @@ def test_a_step_whose_entry_is_known_makes_no_call(start, table):
     whole = sample_table(GaussianVE(), noise(2, 3), table, callback=steps, disable=True)
     history = {i: entry for i, entry in entries(steps, table).items() if i <= start}
     x = steps.calls[start]["x"]
-    result = continue_table(recorder, x, table, history, start, callback=later, disable=True)
+    result = sample_table(recorder, x, table, callback=later, disable=True, start=start, history=history)
     torch.testing.assert_close(result, whole)
     assert len(recorder.sigma) == len(later.calls) == 4 - start
     assert set(history) == set(range(start + 1))
@@ -353,7 +352,7 @@ def test_a_table_with_gradients_gives_the_same_samples(table):
         table.sigmas.clone().requires_grad_(),
         table.scale.clone().requires_grad_(),
         table.coeffs.clone().requires_grad_(),
-        table.history,
+        table.entry,
         table.analytic_first,
     )
     x = noise(2, 3)

@@ -82,7 +82,7 @@ def assert_same_table(table: SolverTable, other: SolverTable) -> None:
         rtol=0,
         atol=0,
     )
-    assert (table.history, table.analytic_first) == (other.history, other.analytic_first)
+    assert (table.entry, table.analytic_first) == (other.entry, other.analytic_first)
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
-from learned_solvers.samplers import EDMNoise, FlowNoise, Grid, Solver, VPNoise, list_solvers, load_solver, sample_table
+from learned_solvers.samplers import (
+    EDMNoise,
+    FlowNoise,
+    Grid,
+    Guidance,
+    Solver,
+    VPNoise,
+    list_solvers,
+    load_solver,
+    sample_table,
+)
 from learned_solvers.samplers.files.card import Card, StepCard
 from learned_solvers.samplers.files.solver import BUNDLED
-from oracles import GaussianFlow, GaussianVE, ds_solver, dyweight_solver
+from oracles import GaussianFlow, GaussianVE, ds_solver, dyweight_solver, knotted_solver
 from safetensors import safe_open
 
 SOLVERS = {
@@ -56,8 +66,8 @@ def test_a_loaded_solver_has_the_same_card_and_parameters(solver, noise, model, 
 def full_step() -> StepCard:
     return StepCard(
         grid=Grid("flux_shift", {"base_tokens": 256, "base_mu": 0.5, "max_tokens": 4096, "max_mu": 1.15}),
-        analytic_first=True,
-        divisor="call",
+        options={"analytic_first": True, "divisor": "call"},
+        knots=(2, 3.5),
         history=3,
         teacher="heun",
         teacher_steps=60,
@@ -76,10 +86,10 @@ def test_every_entry_of_a_card_is_kept(path):
     card = Card(
         family="dyweight",
         prediction="flow",
-        model_family="Flux",
+        architecture="Flux",
         checkpoint="FLUX.1-dev",
         steps={2: full_step()},
-        guidance="3.5",
+        guidance=Guidance("embedded", (2, 3.5), usual=3.5, cfg=1),
         resolution="512x512",
         transferable=True,
         source="https://example.com",
@@ -89,10 +99,9 @@ def test_every_entry_of_a_card_is_kept(path):
         package_version="0.1.0",
         note="Größer.",
     )
-    solver = Solver("full", card, {2: {"weights": torch.eye(3), "t_scale": torch.ones(2)}})
+    solver = Solver("full", card, {2: {"weights": torch.eye(3).expand(2, 3, 3), "t_scale": torch.ones(2, 2)}})
     assert load_solver(solver.save(path)).card == card
-    defaults = {field.name: field.default for field in fields(StepCard)}
-    assert all(getattr(full_step(), name) != value for name, value in defaults.items())
+    assert all(getattr(full_step(), field.name) != getattr(StepCard(), field.name) for field in fields(StepCard))
 
 
 def test_a_saved_file_holds_float64_under_steps_and_name(path):
@@ -103,8 +112,8 @@ def test_a_saved_file_holds_float64_under_steps_and_name(path):
 
 
 def test_parameters_in_float32_with_gradients_are_saved_exactly(path):
-    weights = torch.randn(3, 3).tril().requires_grad_()
-    t_scale = torch.rand(3).add(0.5).requires_grad_()
+    weights = torch.randn(1, 3, 3).tril().requires_grad_()
+    t_scale = torch.rand(1, 3).add(0.5).requires_grad_()
     solver = Solver("fit", dyweight_solver(3).card, {3: {"weights": weights, "t_scale": t_scale}})
     own = load_solver(solver.save(path)).parameters[3]
     assert torch.equal(own["weights"], weights.detach().double())
@@ -114,16 +123,16 @@ def test_parameters_in_float32_with_gradients_are_saved_exactly(path):
 
 def test_parameters_may_be_parts_of_one_vector(path):
     vector = torch.arange(1.0, 13.0).double()
-    own = {"weights": vector[:9].reshape(3, 3).tril(), "t_scale": vector[9:]}
+    own = {"weights": vector[:9].reshape(1, 3, 3).tril(), "t_scale": vector[None, 9:]}
     loaded = load_solver(Solver("fit", dyweight_solver(3).card, {3: own}).save(path))
     torch.testing.assert_close(dict(loaded.parameters[3]), own, rtol=0, atol=0)
 
 
 def test_step_counts_may_share_a_tensor(path):
-    ones = torch.ones(5).double()
-    parameters = {n: {"weights": torch.eye(n).double(), "t_scale": ones[:n]} for n in (3, 5)}
+    ones = torch.ones(1, 5).double()
+    parameters = {n: {"weights": torch.eye(n).double()[None], "t_scale": ones[:, :n]} for n in (3, 5)}
     loaded = load_solver(Solver("fit", dyweight_solver(3, 5).card, parameters).save(path))
-    torch.testing.assert_close(loaded.parameters[3]["t_scale"], ones[:3], rtol=0, atol=0)
+    torch.testing.assert_close(loaded.parameters[3]["t_scale"], ones[:, :3], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("repetition", range(5))
@@ -283,6 +292,9 @@ def test_the_bundled_solvers_are_listed_in_order():
 # The solver itself.
 
 
+EYE, ONES = torch.eye(3)[None], torch.ones(1, 3)
+
+
 def solver_with(parameters: object, steps: tuple[int, ...] = (3,)) -> Solver:
     return Solver("test", dyweight_solver(*steps).card, parameters)
 
@@ -297,7 +309,7 @@ def test_a_cards_steps_cannot_be_changed():
 
 
 def test_an_unknown_family_is_refused():
-    card = Card(family="unipc", prediction="vp", model_family="m", checkpoint="c", steps={3: StepCard()})
+    card = Card(family="unipc", prediction="vp", architecture="m", checkpoint="c", steps={3: StepCard()})
     with pytest.raises(ValueError, match="family must be one of dyweight, ds, got 'unipc': update Learned Solvers"):
         Solver("test", card, {3: {}})
 
@@ -307,10 +319,15 @@ def test_an_unknown_family_is_refused():
     [
         ({}, r"card lists steps \[3\], the parameters are for \[\]: both must name the same step counts"),
         ({4: {}}, r"card lists steps \[3\], the parameters are for \[4\]"),
-        ({3: {"weights": torch.eye(3)}}, "3 steps must have weights, t_scale, got weights"),
-        ({3: {"weights": torch.eye(3), "t_scale": torch.ones(3).long()}}, "3/t_scale must hold .*floating-point"),
-        ({3: {"weights": torch.eye(3) / 0, "t_scale": torch.ones(3)}}, "3/weights must hold finite"),
-        ({3: {"weights": torch.eye(4), "t_scale": torch.ones(3)}}, r"3 steps: weights must be .*got \[4, 4\]"),
+        ({3: {"weights": EYE}}, "3 steps: tensors must be weights, t_scale, got weights"),
+        ({3: {"weights": EYE, "t_scale": ONES.long()}}, "3 steps: t_scale must hold finite floating-point"),
+        ({3: {"weights": EYE / 0, "t_scale": ONES}}, "3 steps: weights must hold finite"),
+        ({3: {"weights": torch.eye(4)[None], "t_scale": ONES}}, r"3 steps: weights must be .*got \[4, 4\]"),
+        (
+            {3: {"weights": EYE[0], "t_scale": ONES}},
+            r"weights must have 1 sets of parameters, one per knot, got \[3, 3\]",
+        ),
+        ({3: {"weights": EYE, "t_scale": ONES.expand(2, 3)}}, r"t_scale must have 1 sets of parameters.* got \[2, 3\]"),
     ],
 )
 def test_parameters_that_do_not_match_the_card_are_refused(parameters, message):
@@ -351,4 +368,51 @@ def test_another_prediction_type_is_refused(solver, noise, message):
 @pytest.mark.parametrize("steps", [{}, {0: StepCard()}, {-1: StepCard(), 3: StepCard()}])
 def test_a_card_needs_step_counts(steps):
     with pytest.raises(ValueError, match="a card needs step counts of at least 1"):
-        Card(family="ds", prediction="flow", model_family="m", checkpoint="c", steps=steps)
+        Card(family="ds", prediction="flow", architecture="m", checkpoint="c", steps=steps)
+
+
+# Guidance knots.
+
+
+@pytest.mark.parametrize(
+    ("guidance", "part"),  # of the way from the first knot to the last, in log(guidance)
+    [(2, 0), (4, 0.5), (8, 1), (2 * 4**0.25, 0.25), (1, 0), (0, 0), (-3, 0), (20, 1), (None, 1)],
+)
+def test_parameters_are_linear_in_log_guidance_between_the_knots_and_the_nearest_outside(guidance, part, path):
+    table = load_solver(knotted_solver().save(path)).table(2, FlowNoise(), guidance)
+    first, coeff = 0.3 + 0.2 * part, -0.2 - 0.4 * part
+    last = -(1 - first)
+    expected = torch.tensor([[-first, 0], [last * coeff, last * (1 - coeff)]], dtype=torch.float64)
+    torch.testing.assert_close(table.levels, torch.tensor([1, 1 - first, 0], dtype=torch.float64))
+    torch.testing.assert_close(table.coeffs, expected)
+
+
+def test_a_solver_without_knots_is_the_same_at_every_guidance():
+    solver, noise = ds_solver(5), FlowNoise()
+    assert all(torch.equal(solver.table(5, noise, g).coeffs, solver.table(5, noise).coeffs) for g in (0.5, 3, 30))
+
+
+@pytest.mark.parametrize(
+    ("knots", "message"),
+    [
+        ((8.0, 2.0), "knots must ascend without repeats"),
+        ((2.0, 2.0), "knots must ascend without repeats"),
+        ((0.0, 2.0), "knots must be positive finite"),
+        ((-1.0, 2.0), "knots must be positive finite"),
+        ((2.0, float("nan")), "knots must be positive finite"),
+        ((2.0, "8"), "knots must be positive finite"),
+        ((2.0,), r"timedeltas must have 1 sets of parameters, one per knot, got \[2, 2\]"),
+        ((2.0, 4.0, 8.0), "timedeltas must have 3 sets of parameters"),
+        ((), "timedeltas must have 1 sets of parameters"),
+    ],
+)
+def test_knots_that_are_unsorted_repeated_or_no_match_for_the_tensors_are_refused(knots, message):
+    solver = knotted_solver()
+    with pytest.raises(ValueError, match=message):
+        Solver("test", replace(solver.card, steps={2: StepCard(knots=knots)}), solver.parameters)
+
+
+@pytest.mark.parametrize("guidance", [None, Guidance("none")])
+def test_knots_need_a_guidance(guidance):
+    with pytest.raises(ValueError, match="knots need a guidance of kind cfg or embedded; the card has none"):
+        replace(knotted_solver().card, guidance=guidance)

@@ -18,7 +18,7 @@ def tensors(**changed: object) -> dict:
         "sigmas": levels[:-1].clone(),
         "scale": torch.ones(3, dtype=torch.float64),
         "coeffs": -torch.eye(3, dtype=torch.float64),
-        "history": "derivative",
+        "entry": "derivative",
     }
     return {**sound, **changed}
 
@@ -54,10 +54,10 @@ def with_entry(name: str, value: float, *index: int) -> dict:
             id="coeffs small",
         ),
         pytest.param({"coeffs": f64(1, 1, 1)}, r"coeffs must have shape \[3, 3\] .*got \[3\]", id="coeffs 1-d"),
-        pytest.param({"history": "velocity"}, 'must be "derivative" or "denoised", got \'velocity\'', id="history"),
+        pytest.param({"entry": "velocity"}, 'must be "derivative" or "denoised", got \'velocity\'', id="entry"),
         pytest.param(
-            {"history": "denoised", "analytic_first": True},
-            'analytic_first needs history "derivative"',
+            {"entry": "denoised", "analytic_first": True},
+            'analytic_first needs entry "derivative"',
             id="analytic denoised",
         ),
         pytest.param({"sigmas": f64(3, 2, 0)}, "sigmas must be positive", id="call at 0"),

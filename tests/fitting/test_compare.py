@@ -5,23 +5,21 @@ from __future__ import annotations
 import json
 import re
 
-import matplotlib
 import pytest
 import torch
 from learned_solvers.samplers import FlowNoise, Grid, Solver
 from learned_solvers.samplers.files.card import Card, StepCard
 from learned_solvers.training import compare
 from learned_solvers.training.command.demo import demo_starts
-from learned_solvers.training.comparison.measure import Row
-from learned_solvers.training.comparison.plot import _draw_lines
-from learned_solvers.training.data.samples import Samples
+from learned_solvers.training.comparison.measure import Entry, Refusal, Result, table_entries
+from learned_solvers.training.comparison.measure import compare as compare_entries
+from learned_solvers.training.comparison.plot import select_lines
+from learned_solvers.training.data.samples import CountedDenoiser, Samples
 from learned_solvers.training.data.teacher import Teacher
 from learned_solvers.training.models.digits import load_digits
-from matplotlib import pyplot
 from oracles import k_diffusion_module
 from PIL import Image
 
-matplotlib.use("Agg")
 SEED, SAMPLES = 5, 4
 GRID = Grid("flow_shift", {"shift": 1.0})
 QUICK = ["--samples", str(SAMPLES), "--seed", str(SEED), "--teacher-steps", "12", "--threads", "1"]
@@ -32,8 +30,8 @@ PEERS = {"euler", "heun", "lms", "ipndm", "ipndm_v", "deis", "dpmpp_2m", "res_mu
 def run(tmp_path_factory):
     """A comparison at 4 and 5 calls on one grid, with Euler's method as a solver file; the folder and its record."""
     folder = tmp_path_factory.mktemp("compare")
-    card = Card("dyweight", "flow", "Digits", "digits", {4: StepCard(grid=GRID, divisor="call")})
-    solver = Solver("ours", card, {4: {"weights": torch.eye(4).double(), "t_scale": torch.ones(4).double()}})
+    card = Card("dyweight", "flow", "Digits", "digits", {4: StepCard(grid=GRID, options={"divisor": "call"})})
+    solver = Solver("ours", card, {4: {"weights": torch.eye(4).double()[None], "t_scale": torch.ones(1, 4).double()}})
     solver.save(folder / "ours.safetensors")
     options = ["--demo", *QUICK, "--steps", "4", "5", "--grids", "shift 1", "--output", str(folder / "out")]
     compare.main([*options, "--solver", str(folder / "ours.safetensors")])
@@ -95,13 +93,24 @@ def test_the_cost_is_told_first_and_bounds_what_is_made(run, capsys, tmp_path):
 def test_the_plot_has_the_best_peer_of_every_number_of_calls_and_every_solver_of_ours():
     # Best on average: a, b, c, d, e; z is best at 5 calls alone.
     ranks = {3: "abcdefz", 4: "abcdefz", 5: "zabcdef", 6: "abcdefz"}
-    rows = [Row(n, n, name, "g", 0.1 + i / 100, 1, False) for n, names in ranks.items() for i, name in enumerate(names)]
-    rows += [Row(n, n, name, "its own", 0.01, 1, True) for n in (3, 5) for name in ("one", "two")]
-    drawn = pyplot.figure().add_subplot()
-    labels = _draw_lines(drawn, rows)
-    assert {name for _, name, _ in labels} == {"a", "b", "c", "z", "one", "two"}
-    assert len({colour for *_, colour in labels}) == len(drawn.lines) == 6
-    pyplot.close("all")
+    rows = [
+        Result(n, n, name, "g", errors=(0.1 + i / 100,)) for n, names in ranks.items() for i, name in enumerate(names)
+    ]
+    rows += [Result(n, n, name, "its own", ours=True, errors=(0.01,)) for n in (3, 5) for name in ("one", "two")]
+    assert set(select_lines(rows)) == {"a", "b", "c", "z", "one", "two"}
+
+
+def test_a_solver_that_cannot_run_has_its_reason_in_place_of_an_error():
+    def refuse(x, extra_args):
+        raise Refusal("6 calls are too few")
+
+    x, extra_args = demo_starts(SAMPLES, SEED)
+    model = CountedDenoiser(load_digits(), torch.float32)
+    entries = {2: [*table_entries(model, FlowNoise(), 2), Entry("ours", "its own", refuse, ours=True)]}
+    results = compare_entries(entries, model, Samples(x, extra_args, 3), torch.zeros_like(x), pictures=2)
+    assert (results[0].refusal, results[0].error, results[0].ends) == ("6 calls are too few", float("inf"), None)
+    assert all(r.used == 2 and len(r.errors) == SAMPLES and r.ends.shape[0] == 2 for r in results if not r.refusal)
+    assert [r.error for r in results[1:]] == sorted(r.error for r in results[1:])
 
 
 def test_a_solver_is_also_found_where_a_fit_writes_it(tmp_path, capsys):
@@ -143,9 +152,9 @@ def test_files_that_exist_are_not_overwritten(run, capsys):
         (["--demo", "--samples", "0"], "must be a whole number from 1 to 9999999, got '0'"),
         (
             ["--demo", "--steps", "4", "--grids", "none", *QUICK],
-            "no peer has 'none' at [4] calls; choose of 'shift 0.5', ",
+            "no peer has 'none' at [4] calls; choose from 'shift 0.5', ",
         ),
-        (["--demo", "--guidance", "7"], "--demo has a model and settings of its own: leave --guidance out"),
+        (["--demo", "--guidance", "7"], "--demo cannot be combined with --guidance"),
         (["--demo", "--steps", "26", *QUICK], "make more calls than what it judges, 26; it makes 23: raise"),
         (["--demo", "--seed", "9" * 20], "must be a whole number below 2^64"),
         (["--checkpoint", "absent.safetensors", "--comfyui", "/nowhere"], "no ComfyUI in /nowhere"),

@@ -18,7 +18,7 @@ HEAD = """if True:
     import conftest
     from pathlib import Path
     from learned_solvers.samplers import load_solver
-    from learned_solvers.training.output import Output
+    from learned_solvers.training.store.output import Output
     folder = Path(sys.argv[2])
 """
 WRITER = """
@@ -114,7 +114,14 @@ def test_of_many_that_write_one_name_at_once_one_does(tmp_path):
         (tmp_path / "a.safetensors").unlink()
 
 
-@pytest.mark.parametrize("ways", [("new", "new"), ("overwrite", "overwrite"), ("new", "overwrite")])
+@pytest.mark.parametrize(
+    "ways",
+    [
+        ("new", "new"),
+        pytest.param(("overwrite", "overwrite"), marks=pytest.mark.slow),
+        pytest.param(("new", "overwrite"), marks=pytest.mark.slow),
+    ],
+)
 def test_of_two_fits_to_one_name_none_loses_its_files_without_a_word(tmp_path, ways):
     fits = [process(FIT, tmp_path, name, way) for name, way in zip(("one", "two"), ways, strict=True)]
     assert [heard(fit) for fit in fits] == ["ready", "ready"]

@@ -10,7 +10,7 @@ from PIL import Image
 @pytest.mark.slow
 def test_the_demo_writes_a_solver_a_table_and_a_picture(tmp_path):
     said = []
-    result = run_demo(tmp_path, say=said.append)
+    result = run_demo(tmp_path, log=said.append)
     told = (tmp_path / "demo.md").read_text()
     assert "on 64 held-out starts" in told and "*Before* is what each fit started from (3 calls: " in told
     for steps, report in result.report.items():

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from fuzz.watch import memory_limit
 from learned_solvers.samplers import FlowNoise, load_solver
 from learned_solvers.samplers.files.write import write_tensors, write_whole
 from learned_solvers.training import GaussNewton, GradientDescent, fit_solver
-from learned_solvers.training.data.batch_limit import Room, is_out_of_memory
+from learned_solvers.training.data.batch_limit import BatchLimit, is_out_of_memory
 from learned_solvers.training.data.samples import CountedDenoiser, Samples
 from learned_solvers.training.data.teacher import Teacher
 from learned_solvers.training.models.conditioning import read_conditioning, write_conditioning
 from learned_solvers.training.store.journal import Journal
 from learned_solvers.training.store.output import Output, claimed
 from torch import Tensor
+from watch import memory_limit
 
 FLOW = FlowNoise()
 # Few iterations: more of them let rounding decide when a fit ends.
@@ -98,13 +98,13 @@ def test_a_gradient_is_summed_over_the_halves():
 def test_what_needs_more_memory_for_one_sample_than_there_is_ends_in_the_allocators_error():
     said: list[str] = []
     with memory_limit(2**34), pytest.raises(RuntimeError, match="allocate"):
-        list(Room(said.append).each(4, 4, lambda start, stop: torch.empty(2**40)))
+        list(BatchLimit(said.append).each(4, 4, lambda start, stop: torch.empty(2**40)))
     assert said[-1] == "out of memory with one sample at a time: a smaller picture takes less"
 
 
 def test_another_error_is_not_taken_for_missing_memory():
     with pytest.raises(RuntimeError, match="shapes"):
-        list(Room().each(4, 4, lambda start, stop: torch.ones(2, 3) @ torch.ones(2, 3)))
+        list(BatchLimit().each(4, 4, lambda start, stop: torch.ones(2, 3) @ torch.ones(2, 3)))
 
 
 @pytest.mark.parametrize(("count", "size", "most"), [(7, 3, 99), (8, 8, 1), (9, 4, 3), (1, 5, 1), (0, 3, 1)])
@@ -114,10 +114,10 @@ def test_every_sample_is_worked_on_once_and_in_order(count, size, most):
             raise MemoryError
         return list(range(start, stop))
 
-    assert [i for part in Room().each(count, size, work) for i in part] == list(range(count))
+    assert [i for part in BatchLimit().each(count, size, work) for i in part] == list(range(count))
 
 
-def test_a_remainder_that_found_no_room_says_nothing_of_whole_parts():
+def test_a_remainder_that_ran_out_of_memory_says_nothing_of_whole_parts():
     sizes, full = [], [True]
 
     def work(start: int, stop: int) -> None:
@@ -126,15 +126,15 @@ def test_a_remainder_that_found_no_room_says_nothing_of_whole_parts():
             full.clear()
             raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")
 
-    room = Room()
-    list(room.each(10, 4, work))
-    list(room.each(8, 4, work))
+    limit = BatchLimit()
+    list(limit.each(10, 4, work))
+    list(limit.each(8, 4, work))
     assert sizes == [4, 4, 2, 1, 1, 4, 4]
 
 
 def test_work_that_takes_more_of_a_sample_is_learned_after_two_ends():
-    """A Jacobian takes more memory than a run, and both share the room."""
-    room, ends = Room(), []
+    """A Jacobian takes more memory than a run, and both share the limit."""
+    limit, ends = BatchLimit(), []
 
     def jacobian(start: int, stop: int) -> None:
         if stop - start > 8:
@@ -142,9 +142,9 @@ def test_work_that_takes_more_of_a_sample_is_learned_after_two_ends():
             raise MemoryError
 
     for _ in range(10):
-        list(room.each(64, 64, lambda start, stop: None))
-        list(room.each(64, 64, jacobian))
-    assert room.most == 8 and ends == [64, 32, 16, 64, 32, 16]
+        list(limit.each(64, 64, lambda start, stop: None))
+        list(limit.each(64, 64, jacobian))
+    assert limit.most == 8 and ends == [64, 32, 16, 64, 32, 16]
 
 
 class Broken:
@@ -247,7 +247,7 @@ def test_a_file_size_limit_leaves_what_was_there(tmp_path):
         sys.path.append(sys.argv[2])
         import conftest
         from pathlib import Path
-        from learned_solvers.samplers.files import write_whole
+        from learned_solvers.samplers.files.write import write_whole
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         try:
@@ -280,13 +280,13 @@ def test_a_read_only_file_system_is_named_at_the_start(full_disk):
 
 
 def test_a_damaged_journal_is_refused_with_the_remedy(tmp_path):
-    journal = Journal(tmp_path / "journal", {"a": 1})
+    journal = Journal(tmp_path / "journal", "a")
     journal.put("x", {"y": torch.ones(3)})
     content = (tmp_path / "journal").read_bytes()
     for damaged in (b"", content[:20], content[:-1], b"\xff" * 100):
         (tmp_path / "journal").write_bytes(damaged)
         with pytest.raises(ValueError, match=r"journal cannot be read .*: delete the file to start anew"):
-            Journal(tmp_path / "journal", {"a": 1})
+            Journal(tmp_path / "journal", "a")
 
 
 def test_a_damaged_cache_of_the_teacher_is_made_again(tmp_path, caplog):
@@ -335,7 +335,7 @@ def test_a_claim_leaves_no_trace_but_what_was_put_there(tmp_path):
     assert os.listdir(tmp_path) == []
     with claimed(tmp_path / "a.fit", 0, name="a"):
         (tmp_path / "a.fit" / "journal").touch()
-    assert sorted(os.listdir(tmp_path / "a.fit")) == ["journal", "lock"]
+    assert os.listdir(tmp_path) == ["a.fit"] and os.listdir(tmp_path / "a.fit") == ["journal"]
 
 
 def test_a_folder_that_is_a_file_is_named_as_such(tmp_path):
@@ -351,14 +351,14 @@ def test_a_folder_that_is_a_file_is_named_as_such(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="what is mapped into memory is told by Linux")
 def test_no_file_of_a_fit_stays_mapped_when_it_was_read(tmp_path):
     # Windows neither replaces nor deletes a file that is.
-    Journal(tmp_path / "journal", {}).put("a", {"x": torch.ones(100_000)})
+    Journal(tmp_path / "journal", "").put("a", {"x": torch.ones(100_000)})
     write_conditioning(
         tmp_path / "prompts", [{"context": torch.ones(1, 77, i)} for i in (768, 768)], ["", "a cat"], "SD15"
     )
     samples = Samples(torch.randn(64, 1000), {}, 64)
     Teacher("euler", 2).reference(model, samples, FLOW, cache=tmp_path / "teacher")
     kept = [
-        Journal(tmp_path / "journal", {}).get("a"),
+        Journal(tmp_path / "journal", "").get("a"),
         read_conditioning(tmp_path / "prompts", "SD15"),
         Teacher("euler", 2).reference(model, samples, FLOW, cache=tmp_path / "teacher"),
     ]

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fits import FLOW, GRIDS, NOISES, VP, problem, start_of, starts
 from learned_solvers.samplers import (
-    FlowNoise,
     Grid,
     Solver,
     VPNoise,
@@ -22,7 +22,7 @@ from learned_solvers.samplers import (
 from learned_solvers.samplers.conversion import with_denoised, with_derivatives
 from learned_solvers.training import GaussNewton, GradientDescent, fit_solver
 from learned_solvers.training.data.samples import CountedDenoiser, Samples
-from learned_solvers.training.data.teacher import Reference, Teacher, teacher_grid
+from learned_solvers.training.data.teacher import Reference, Teacher
 from learned_solvers.training.data.trial import Trial
 from learned_solvers.training.optimise.levenberg_marquardt import difference_step
 from learned_solvers.training.optimise.losses import make_objective
@@ -37,29 +37,7 @@ from oracles import curved, k_diffusion_module
 from torch import Tensor
 from torch.testing import assert_close
 
-FLOW, VP = FlowNoise(), VPNoise.stable_diffusion()
-GRIDS = {"flow": Grid("flow_shift", {"shift": 1.5}), "vp": Grid("karras", {"rho": 5.0})}
-KINDS = list(itertools.product(["flow", "vp"], ["dyweight", "ds"]))
-NOISES = {"flow": FLOW, "vp": VP}
-
-
-def starts(kind: str, count: int = 12, size: int = 6, dtype: torch.dtype = torch.float64) -> Tensor:
-    x = torch.randn(count, size, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    return (x if kind == "flow" else x * VP.sigma_max).to(dtype)
-
-
-def problem(
-    kind: str, family: str, steps: int, loss: str = "l2", model=curved, learn_grid=False, history=3, count=12, size=6
-) -> Problem:
-    model, noise = CountedDenoiser(model, torch.float64), NOISES[kind]
-    samples, objective = Samples(starts(kind, count, size), {}, 5), make_objective(loss)
-    reference = Teacher("heun", 40).reference(model, samples, noise, trajectory=objective.needs_trajectory)
-    space = make_space(family, steps, noise, GRIDS[kind], history, learn_grid)
-    return Problem(model, samples, reference, len(samples), space=space, objective=objective)
-
-
-def start_of(own: Problem, kind: str, steps: int) -> Tensor:
-    return own.space.initial(ipndm(GRIDS[kind].levels(steps, NOISES[kind]), 2))
+KINDS = list(itertools.product(NOISES, ["dyweight", "ds"]))
 
 
 def objective_of(own: Problem, theta: Tensor) -> Tensor:
@@ -241,7 +219,7 @@ def test_many_steps_start_where_ds_solver_would(kind):
     def start(family: str) -> Start:
         own = problem(kind, family, 8)
         fitted, judged = own.first(8), own.pick(torch.arange(8, 12))
-        task = Task(fitted, judged, own.objective, NOISES[kind], family, 8, False, Journal(None, {}), lambda line: None)
+        task = Task(fitted, judged, own.objective, NOISES[kind], family, 8, False, Journal(None, ""), lambda line: None)
         return find_start(task, 8, order, "scan")
 
     ours, searched = start("dyweight"), start("ds")
@@ -263,7 +241,7 @@ def test_many_steps_start_from_dyweight_where_the_ds_solvers_lead_to_none(monkey
         "dyweight",
         8,
         False,
-        Journal(None, {}),
+        Journal(None, ""),
         said.append,
     )
     monkeypatch.setattr("learned_solvers.training.starts.choose.is_valid", lambda space, theta: False)
@@ -335,7 +313,7 @@ def test_a_process_without_samples_adds_nothing_to_the_sums():
 def test_a_teacher_equals_k_diffusions_sampler(method, name, kind):
     sampling, x = k_diffusion_module("sampling"), starts(kind)
     ours = Teacher(method, 20).end_of(curved, x, {}, NOISES[kind])
-    theirs = getattr(sampling, name)(curved, x, teacher_grid(NOISES[kind], 20), disable=True)
+    theirs = getattr(sampling, name)(curved, x, NOISES[kind].teacher_grid(20), disable=True)
     assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
 
 

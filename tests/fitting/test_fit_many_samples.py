@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fits import FLOW, GRIDS, problem, start_of, starts
 from learned_solvers.samplers import SolverTable, VPNoise, ipndm, sample_table
 from learned_solvers.training import GaussNewton, fit_solver
 from learned_solvers.training.data.samples import CountedDenoiser, Samples
@@ -16,7 +17,6 @@ from learned_solvers.training.optimise.problem import Normal, Problem
 from learned_solvers.training.spaces import make_space
 from learned_solvers.training.starts.candidates import rmse
 from oracles import curved
-from test_fit import FLOW, GRIDS, problem, start_of, starts
 from torch import Tensor
 from torch.testing import assert_close
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fits import FLOW, starts
 from learned_solvers.samplers import VPNoise, load_solver, sample_ds_solver, sample_dyweight
 from learned_solvers.training import GradientDescent, fit_solver
 from oracles import curved, sd_sigmas
-from test_fit import FLOW, starts
 from torch import Tensor, nn
 from torch.testing import assert_close
 

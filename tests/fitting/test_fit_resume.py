@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
-from hashlib import sha256
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from fits import FLOW, GRIDS, starts
 from learned_solvers.samplers import VPNoise
 from learned_solvers.training import GaussNewton, Teacher, fit_solver
 from learned_solvers.training.data.samples import CountedDenoiser, Samples
 from learned_solvers.training.spaces import make_space
-from learned_solvers.training.store.content import add_content
+from learned_solvers.training.store.content import content_hash
 from oracles import curved
 from safetensors import safe_open
-from test_fit import FLOW, GRIDS, starts
 from torch.testing import assert_close
 
 
@@ -99,11 +98,7 @@ def test_a_journal_of_other_starts_another_schedule_or_another_beginning_is_refu
 
 
 def test_what_an_extra_argument_holds_tells_it_from_another():
-    def content(value: object, of_other: Callable[[object], str] = lambda other: type(other).__qualname__) -> str:
-        digest = sha256()
-        add_content(digest, value, of_other)
-        return digest.hexdigest()
-
+    content = partial(content_hash, describe=lambda other: type(other).__qualname__)
     tensor = torch.arange(3000.0)
     other = tensor.clone()
     other[1500] += 1  # where a repr has dots
@@ -118,7 +113,7 @@ def test_what_an_extra_argument_holds_tells_it_from_another():
     assert content({"a": 1, "b": [tensor]}) == content({"b": [tensor.clone()], "a": 1})
     assert content(tensor.numpy()[::-1]) == content(tensor.flip(0).numpy())
     one, two = Opaque(), Opaque()
-    assert content(one) == content(two) and content(one, repr) != content(two, repr)
+    assert content(one) == content(two) and content_hash(one) != content_hash(two)
 
 
 @pytest.mark.parametrize("turns", [1, 4])

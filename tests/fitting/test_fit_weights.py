@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from learned_solvers.samplers import FlowNoise, VPNoise
-from learned_solvers.training import GaussNewton, fit_solver, fit_weights
+from learned_solvers.training import FitJob, FitSettings, GaussNewton, Teacher, fit_weights, most_calls
 from learned_solvers.training.command.demo import demo_starts
-from learned_solvers.training.command.options import PROMPTS
-from learned_solvers.training.command.progress import CallBar
-from learned_solvers.training.cost import most_calls
-from learned_solvers.training.data.teacher import Teacher
-from learned_solvers.training.fit_weights import _solver_file, main
+from learned_solvers.training.command.options import PROMPTS, parse_fit
+from learned_solvers.training.data.samples import Samples
+from learned_solvers.training.fit import fit
+from learned_solvers.training.fit_weights import main
 from learned_solvers.training.models.conditioning import read_conditioning, write_conditioning
 from learned_solvers.training.models.digits import load_digits
 from learned_solvers.training.models.loading import find_comfy
@@ -47,19 +45,16 @@ def refused(capsys, *arguments: object) -> str:
     [
         (["--size", "512"], "must be WIDTHxHEIGHT in pixels, such as 512x512, got '512'"),
         (["--steps", "0"], "must be a whole number from 1 to 9999999, got '0'"),
-        ([*MODEL, "--steps", "4", "101"], "--steps has counts of at most 100, got 101"),
+        ([*MODEL, "--steps", "4", "101"], "steps must be counts from 1 to 100, got [4, 101]"),
         (["--samples", "-3"], "must be a whole number from 1 to 9999999, got '-3'"),
         (
             ["--comfyui", "/nowhere"],
             "name one model: --checkpoint FILE, or --diffusion-model FILE with --clip and --vae",
         ),
         (["--checkpoint", "a", "--diffusion-model", "b"], "; --demo runs the bundled small one, without ComfyUI"),
-        ([*MODEL, "--steps", "4", "4"], "--steps names a count twice"),
-        (["--demo", "--steps", "4", "6", "8"], "settings of its own: leave --steps out"),  # the default of other fits
-        (
-            ["--demo", "--steps", "3", "--learn-grid"],
-            "settings of its own: leave --steps, --learn-grid out",
-        ),
+        ([*MODEL, "--steps", "4", "4"], "--steps names a value twice: 4 4"),
+        (["--demo", "--steps", "4", "6", "8"], "--demo cannot be combined with --steps"),  # the default of other fits
+        (["--demo", "--steps", "3", "--learn-grid"], "--demo cannot be combined with --steps, --learn-grid"),
         ([*MODEL, "--seed", "-1"], "must be a whole number below 2^64, got '-1'"),
         ([*MODEL, "--guidance", "5", "5"], "--guidance names a value twice"),
         ([*MODEL, "--teacher-steps", "1"], "a teacher needs at least 2 steps, got 1"),
@@ -110,7 +105,7 @@ def test_outside_of_comfyui_the_message_says_where_it_was_looked_for(capsys, mon
         (
             "dyweight_sd15",
             None,
-            "dyweight_sd15 divides by the state's level or has an analytic step: start from a scan",
+            "dyweight_sd15 has options",
         ),
         ("ds_flow-sit", None, "ds_flow-sit is a ds solver for flow models: start a dyweight fit on flow noise"),
         ("absent.safetensors", None, "cannot start from '"),
@@ -137,11 +132,21 @@ def test_none_of_the_three_files_is_overwritten_unasked(capsys, comfy, tmp_path,
     assert taken.read_text() == "mine"
 
 
+HOLD = """if True:
+    import sys
+    sys.path.append(sys.argv[1])
+    import conftest
+    from pathlib import Path
+    from learned_solvers.training import claimed
+    with claimed(Path(sys.argv[2]), 0, name="a"):
+        print("held", flush=True)
+        input()
+"""
+
+
 def test_an_output_is_held_by_one_process_until_it_ends_however_it_ends(tmp_path):
     output = Output(tmp_path / "a.safetensors", "one")
-    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True); input()"
-    output.folder.mkdir()
-    command = [sys.executable, "-c", hold, str(output.folder / "lock")]
+    command = [sys.executable, "-c", HOLD, str(Path(__file__).parents[1]), str(output.folder)]
     other = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE)
     assert other.stdout is not None and other.stdout.readline()
     with pytest.raises(OSError, match=r"another process is fitting .*a\.safetensors: wait for it"), output.claimed(0):
@@ -150,6 +155,7 @@ def test_an_output_is_held_by_one_process_until_it_ends_however_it_ends(tmp_path
     other.wait()
     with output.claimed(0):
         pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_output_that_cannot_be_written_is_found_at_the_start(tmp_path):
@@ -190,7 +196,8 @@ def test_a_delivery_deletes_nothing_that_someone_else_put_into_the_folder(tmp_pa
         for file in output.files:
             (output.folder / file.name).write_text("new")
         output.deliver()
-    left = [p.relative_to(output.folder).as_posix() for p in output.folder.rglob("*") if p.name != "lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.fit", "run.md", "run.png", "run.safetensors"]
+    left = [path.relative_to(output.folder).as_posix() for path in output.folder.rglob("*")]
     assert left == ["mine", "mine/data.txt"]
 
 
@@ -205,8 +212,17 @@ def test_a_delivery_deletes_nothing_that_someone_else_put_into_the_folder(tmp_pa
 )
 def test_a_name_alone_is_comfyuis_and_a_path_is_a_place(output, path, comfy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    args = argparse.Namespace(output=output, family="dyweight")
-    assert _solver_file(args, comfy).absolute() == tmp_path / path
+    command = parse_fit("", [*MODEL, "--comfyui", str(comfy), "--output", output, "--overwrite"])
+    assert command.output.solver.absolute() == tmp_path / path
+    words = f"--checkpoint absent.safetensors --comfyui {comfy} --output {output}"
+    assert command.output.command == f"`python training/fit_weights.py {words}`"  # without what changes no result
+
+
+def job_of(samples: int, held_out: int, noise=None, **settings) -> FitJob:
+    x, extra_args = demo_starts(samples + held_out)
+    noise = noise or FlowNoise()
+    starts = Samples(x * noise.sigma_max, extra_args, len(x))
+    return FitJob(FitSettings(held_out=held_out, **settings), starts, noise, {})
 
 
 @pytest.mark.parametrize("family", ["dyweight", "ds"])
@@ -220,31 +236,32 @@ def test_a_name_alone_is_comfyuis_and_a_path_is_a_place(output, path, comfy, tmp
     ],
 )
 def test_the_reckoned_calls_bound_the_real_ones(family, samples, more, least):
-    bar, (x, extra_args) = CallBar(1, silent=True), demo_starts(samples + 2)
-    settings = GaussNewton(core=6, first=3)
-    result = fit_solver(
-        bar.counted(load_digits()), x, noise=FlowNoise(), family=family, steps=(2, 4), held_out=2,
-        teacher_steps=4, extra_args=extra_args, optimizer=settings, **more,
-    )  # fmt: skip
-    most = most_calls(
-        (2, 4), samples, 2, FlowNoise(), family=family, history=more.get("history"), scanned="initial" not in more,
-        teacher=Teacher("heun", 4), settings=settings,
-    )  # fmt: skip
-    told = result.teacher_calls + sum(r.network_calls for r in result.report.values())
-    assert most / least < told <= bar.calls <= most
+    model, calls = load_digits(), 0
+
+    def counted(x, sigma, **extra_args):
+        nonlocal calls
+        calls += len(x)
+        return model(x, sigma, **extra_args)
+
+    optimizer, teacher = GaussNewton(core=6, first=3), Teacher("heun", 4)
+    job = job_of(samples, 2, family=family, steps=(2, 4), optimizer=optimizer, teacher=teacher, **more)
+    result, most = fit(job, counted, log=lambda line: None), most_calls(job)
+    reported = result.teacher_calls + sum(report.network_calls for report in result.report.values())
+    assert most / least < reported <= calls <= most
 
 
 def test_the_reckoned_history_is_the_one_that_the_fit_takes():
-    def most(samples, scanned, **more):
-        return most_calls((8,), samples, 80, FlowNoise(), scanned=scanned, **more)
+    def most(samples, initial, **more):
+        return most_calls(job_of(samples, 80, steps=(8,), initial=initial, **more))
 
-    assert most(255, True) == most(255, True, history=3) < most(256, True) == most(256, True, history=6)
-    assert most(256, False) == most(256, False, history=3) < most(256, True)
+    assert most(255, "scan") == most(255, "scan", history=3) < most(256, "scan") == most(256, "scan", history=6)
+    assert most(256, "euler") == most(256, "euler", history=3) < most(256, "scan")
 
 
 def test_reckoned_calls_grow_with_steps_and_samples():
-    few, more = most_calls((4,), 8, 3, VPNoise.stable_diffusion()), most_calls((4,), 16, 6, VPNoise.stable_diffusion())
-    assert few < more < most_calls((4, 6), 16, 6, VPNoise.stable_diffusion())
+    noise = VPNoise.stable_diffusion()
+    few, more = most_calls(job_of(8, 3, noise, steps=(4,))), most_calls(job_of(16, 6, noise, steps=(4,)))
+    assert few < more < most_calls(job_of(16, 6, noise, steps=(4, 6)))
 
 
 def test_encoded_prompts_of_another_model_are_refused(tmp_path):

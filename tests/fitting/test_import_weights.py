@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections import OrderedDict
@@ -14,13 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 from authors_files import MASK, T_SCALE, WEIGHTS, Call, checkpoint, snapshot_bytes
-from learned_solvers.samplers import load_solver
+from learned_solvers.samplers import Solver, load_solver
 from learned_solvers.samplers.files.solver import BUNDLED
-from learned_solvers.training.import_weights import MODELS, assemble, main, read_tables
-from learned_solvers.training.published.inert_pickle import LARGEST, read_inert_pickle
+from learned_solvers.training.import_weights import assemble, main
+from learned_solvers.training.published.read import LARGEST, published_models, read_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 JSON = [ROOT / "tests" / "data" / name for name in ("dyweight.json", "ds_solver.json")]
+NAMES = {facts["name"] for facts in published_models().values()}
 DATE = load_solver("ds_flow-sit").card.date
 
 
@@ -38,19 +40,20 @@ def snapshot(tmp_path):
     return write
 
 
-def test_the_authors_pickle_gives_its_figures(snapshot):
-    (table,) = read_tables(snapshot())
-    torch.testing.assert_close(table.tensors["weights"], (WEIGHTS * MASK).double(), rtol=0, atol=0)
-    torch.testing.assert_close(table.tensors["t_scale"], T_SCALE.double(), rtol=0, atol=0)
-    assert (table.model, table.nfe) == ("cifar10", 3)
+def assert_parameters(solver: Solver, weights: torch.Tensor, t_scale: torch.Tensor) -> None:
+    assert solver.steps == (3,)
+    expected = {"weights": weights.double()[None], "t_scale": t_scale.double()[None]}
+    torch.testing.assert_close(dict(solver.parameters[3]), expected, rtol=0, atol=0)
 
 
-def test_the_authors_pickle_gives_its_card(snapshot):
-    (step,) = (table.step for table in read_tables(snapshot()))
+def test_the_authors_pickle_gives_its_figures_and_its_card(snapshot):
+    (solver,) = read_tables(snapshot())
+    assert_parameters(solver, WEIGHTS * MASK, T_SCALE)
+    step = solver.card.steps[3]
+    assert (solver.name, step.source_table) == ("dyweight_cifar10", "00000-cifar-nfe3")
     assert (step.grid.rule, step.grid.parameters) == ("polynomial", {"rho": 7.0})
-    assert (step.analytic_first, step.divisor, step.history) == (True, "state", 3)
-    assert (step.teacher, step.teacher_steps, step.loss) == ("heun", 35, "inception")
-    assert step.source_table == "00000-cifar-nfe3"
+    assert (step.options, step.history) == ({"analytic_first": True}, 3)
+    assert (step.teacher, step.teacher_steps, step.loss, step.note) == ("heun", 35, "inception", None)
 
 
 def test_the_source_inside_the_authors_pickle_is_not_executed(snapshot, tmp_path):
@@ -58,174 +61,126 @@ def test_the_source_inside_the_authors_pickle_is_not_executed(snapshot, tmp_path
     assert not (tmp_path / "proof").exists()
 
 
-def test_an_unpickled_object_is_its_state_and_its_class_name(snapshot):
-    content = read_inert_pickle(snapshot())
-    assert (content["predictor"]["class_name"], content["predictor"]["num_steps"]) == ("Predictor", 5)
-    assert (content["loss_fn"]["solver_stu"], content["loss_fn"]["solver_tea"]) == ("dyweight_sampler", "heun_sampler")
-
-
-def test_a_loss_that_the_released_code_lacks_is_noted(snapshot):
-    (table,) = read_tables(snapshot(loss_type="piecewise"))
-    assert table.step.note == 'Fitted with the loss "piecewise", which the released code lacks.'
-
-
-def test_a_table_is_named_by_its_folder_or_else_by_its_file(snapshot):
-    (table,) = read_tables(snapshot("somewhere"))
-    assert table.step.source_table == "network-snapshot-000010"
+def test_a_loss_outside_the_released_code_and_a_folder_without_a_table_name_are_read(snapshot):
+    (solver,) = read_tables(snapshot("somewhere", loss_type="piecewise"))
+    assert solver.card.steps[3].source_table == "network-snapshot-000010"
+    assert solver.card.steps[3].note == 'Fitted with the loss "piecewise", which the released code lacks.'
 
 
 def test_a_pickle_that_tampers_with_the_stand_ins_changes_no_other(snapshot, tmp_path):
     tampering = tmp_path / "tampering.pkl"
     set_defaults = b"N}U\x0c__defaults__(U\x01aU\x01aU\x01ats\x86b."
     tampering.write_bytes(b"\x80\x02ctorch._utils\n_rebuild_parameter\n" + set_defaults)
-    with pytest.raises(ValueError, match=r"tampering\.pkl: must hold a dictionary, got function"):
+    with pytest.raises(ValueError, match=r"tampering\.pkl: refused, it must hold a dictionary, got function"):
         read_tables(tampering)
-    torch.testing.assert_close(read_tables(snapshot())[0].tensors["t_scale"], T_SCALE.double())
+    assert_parameters(*read_tables(snapshot()), WEIGHTS * MASK, T_SCALE)
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        pytest.param({"_parameters": OrderedDict()}, id="no parameters"),
-        pytest.param({"_buffers": OrderedDict(mask=torch.ones(3, 3))}, id="mask of another size"),
-        pytest.param({"_buffers": OrderedDict(mask="x")}, id="mask no tensor"),
-        pytest.param({"schedule_type": "cosine"}, id="unknown schedule"),
-        pytest.param({"schedule_rho": -1.0}, id="negative rho"),
-        pytest.param({"teacher_steps": []}, id="teacher's steps a list"),
-        pytest.param({"solver_tea": 5}, id="teacher a number"),
-    ],
-)
-def test_a_layout_that_is_not_the_authors_is_refused_by_name(changed, snapshot):
-    with pytest.raises(ValueError, match=r"network-snapshot-000010\.pkl: "):
-        read_tables(snapshot(**changed))
-
-
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [
-        ("[]", "its entries are of other kinds than a table's"),
-        ("{}", "it has no 'tables'"),
-        ('{"tables": {"ms_coco": {"weights": [[1.0]]}}}', "it has no 'dataset'"),
-        ("", "it is no JSON from character 0 on"),
-        ('{"tables": {"flow-sit": 5}}', "its entries are of other kinds than a table's"),
-        ('{"tables": {"flow-sit": {"a": {"timedeltas": ["x"], "coeffs": [[0.0]]}}}}', "timedeltas must be lists of"),
-    ],
-)
-def test_json_of_another_layout_is_told_in_our_words(content, told, tmp_path):
-    path = tmp_path / "figures.json"
-    path.write_text(content, "utf-8")
-    with pytest.raises(ValueError, match="not the published layout") as refused:
-        read_tables(path)
-    assert str(refused.value).startswith(f"{path}: not the published layout, {told}")
-
-
-def test_figures_that_no_solver_file_may_hold_are_refused_with_their_files_name(tmp_path):
-    path = tmp_path / "upper.JSON"  # endings are read in either case
-    content = {"tables": {"flow-sit": {"a": {"timedeltas": [0.5, 0.5], "coeffs": [[0.0, 1.0], [0.0, 0.0]]}}}}
-    path.write_text(json.dumps(content), "utf-8")
-    with pytest.raises(ValueError, match=r"upper\.JSON: 2 steps: coeffs must"):
-        read_tables(path)
-    path.write_text(json.dumps({"tables": {"nope": content["tables"]["flow-sit"]}}), "utf-8")
-    with pytest.raises(ValueError, match=r"upper\.JSON: no facts are known about nope: add them to"):
-        read_tables(path)
-
-
-def test_a_flux_checkpoint_gives_its_figures(tmp_path):
-    (table,) = read_tables(checkpoint(tmp_path / "dyweight_nfe3.pt"))
+def test_a_flux_checkpoint_gives_its_figures_and_its_card(tmp_path):
+    (solver,) = read_tables(checkpoint(tmp_path / "dyweight_nfe3.pt"))
     weights, t_scale = [[0.9, 0, 0], [-0.1, 1.0, 0], [0, -0.2, 0.96]], [1.01, 0.98, 0.95]
-    torch.testing.assert_close(table.tensors["weights"], torch.tensor(weights).double(), rtol=0, atol=0)
-    torch.testing.assert_close(table.tensors["t_scale"], torch.tensor(t_scale).double(), rtol=0, atol=0)
-    assert (table.model, table.nfe, table.step.source_table) == ("flux1-dev", 3, "flux1-dev-nfe3")
-    assert (table.step.grid.rule, table.step.divisor, table.step.history) == ("flux_shift", "call", 2)
-    assert not table.step.analytic_first
+    assert_parameters(solver, torch.tensor(weights), torch.tensor(t_scale))
+    step = solver.card.steps[3]
+    assert (solver.name, step.source_table) == ("dyweight_flux1-dev", "flux1-dev-nfe3")
+    assert (step.grid.rule, step.options, step.history) == ("flux_shift", {"divisor": "call"}, 2)
 
 
-def hostile_checkpoint(path: Path, proof: Path, kind: str) -> Path:
-    """Writes a file that a stock loader executes: it creates the file `proof`."""
+@pytest.mark.parametrize("kind", ["zip", "old", "pickle"])
+def test_a_hostile_checkpoint_that_a_stock_loader_executes_is_refused(kind, tmp_path):
+    path, proof = tmp_path / "hostile.pt", tmp_path / "proof"
     content = {"window_size": 2, "dyweight_weights_raw": Call(os.system, f"echo > {proof}")}
     if kind == "pickle":
         path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
-    return path
-
-
-@pytest.mark.parametrize("kind", ["zip", "old", "pickle"])
-def test_a_hostile_checkpoint_executes_nothing_and_is_refused_by_name(kind, tmp_path):
-    path = hostile_checkpoint(tmp_path / "hostile.pt", tmp_path / "proof", kind)
-    with pytest.raises(ValueError, match=r"hostile\.pt: refused as no torch file of numbers alone") as refused:
+    with pytest.raises(ValueError, match=r"hostile\.pt: refused") as refused:
         read_tables(path)
     assert "weights_only" not in str(refused.value)  # torch's advice, by which the file would be run
     assert kind != "zip" or "posix" in str(refused.value) or "system" in str(refused.value)
-    assert not (tmp_path / "proof").exists()
-
-
-@pytest.mark.parametrize("kind", ["zip", "old", "pickle"])
-def test_a_stock_loader_would_execute_the_hostile_checkpoint(kind, tmp_path):
-    path = hostile_checkpoint(tmp_path / "hostile.pt", tmp_path / "proof", kind)
+    assert not proof.exists()
     with contextlib.suppress(Exception):
         torch.load(path, weights_only=False)
-    assert (tmp_path / "proof").exists()
+    assert proof.exists()
 
 
-def test_an_oversize_checkpoint_is_refused_before_it_is_read(tmp_path):
-    path = checkpoint(tmp_path / "large.pt", padding=torch.zeros(LARGEST))
-    with pytest.raises(ValueError, match=rf"large\.pt: a DyWeight \.pt has at most {LARGEST} bytes, this one \d+"):
+# Refusals.
+
+
+def json_table(**changed: object) -> bytes:
+    table = json.loads(JSON[0].read_text())["tables"]["00000-cifar-nfe3"]
+    return json.dumps({"tables": {"00000-cifar-nfe3": {**table, **changed}}}).encode()
+
+
+def ds_table(model: str, **changed: object) -> bytes:
+    table = {"timedeltas": [0.5, 0.5], "coeffs": [[0.0, 0.0], [0.0, 0.0]], **changed}
+    return json.dumps({"tables": {model: {"a": table}}}).encode()
+
+
+TYPES = "its entries have other types than published ones"
+REFUSED_JSON = {
+    "text": (b"hello", "refused, Expecting value"),
+    "a list": (b"[]", TYPES),
+    "no tables": (b"{}", "it has no entry 'tables'"),
+    "empty tables": (b'{"tables": {}}', "it has no tables"),
+    "a number for a table": (b'{"tables": {"flow-sit": 5}}', TYPES),
+    "no dataset": (b'{"tables": {"ms_coco": {"weights": [[1.0]]}}}', "it has no entry 'dataset'"),
+    "nested deeply": (b"[" * 100_000, TYPES),
+    "no UTF-8": (b"\xff\xff{}", "refused"),
+    "unknown schedule": (json_table(schedule="cosine"), "schedule must be one of .*, got 'cosine'"),
+    "negative rho": (json_table(rho=-1), "grid parameter rho must be a positive"),
+    "ragged weights": (json_table(weights=[[1], [1, 2]]), "expected sequence of length 1"),
+    "weights text": (json_table(weights="x"), TYPES),
+    "one scale, no list": (json_table(t_scale=5), TYPES),
+    "history text": (json_table(history="3"), "history must be of type int"),
+    "unknown model": (ds_table("nope"), r"model 'nope' is unknown: add it to training/published/models\.json"),
+    "uses later entries": (ds_table("flow-sit", coeffs=[[0.0, 1.0], [0.0, 0.0]]), "2 steps: coeffs must"),
+}
+
+
+@pytest.mark.parametrize(("content", "reason"), REFUSED_JSON.values(), ids=REFUSED_JSON)
+def test_json_that_breaks_a_rule_is_refused_by_name(content, reason, tmp_path):
+    path = tmp_path / "figures.JSON"  # endings are read in either case
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"figures\.JSON: .*{reason}"):
         read_tables(path)
 
 
 @pytest.mark.parametrize(
-    "changed",
+    ("changed", "reason"),
     [
-        pytest.param({"dyweight_weights_raw": 5}, id="weights a number"),
-        pytest.param({"dyweight_t_scales": None}, id="no scales"),
-        pytest.param({"window_size": []}, id="window a list"),
+        ({"_parameters": OrderedDict()}, "it has no entry 'hybrid_weights'"),
+        ({"_buffers": OrderedDict(mask=torch.ones(3, 3))}, TYPES),
+        ({"_buffers": OrderedDict(mask="x")}, "its parameters must be tensors"),
+        ({"teacher_steps": []}, "teacher_steps must be of type int"),
+        ({"solver_tea": 5}, TYPES),
     ],
 )
-def test_a_checkpoint_of_another_layout_is_refused_by_name(changed, tmp_path):
-    with pytest.raises(ValueError, match=r"other\.pt: "):
+def test_a_snapshot_of_another_layout_is_refused_by_name(changed, reason, snapshot):
+    with pytest.raises(ValueError, match=rf"network-snapshot-000010\.pkl: refused, {reason}"):
+        read_tables(snapshot(**changed))
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"dyweight_weights_raw": 5}, "its parameters must be tensors"),
+        ({"window_size": []}, "history must be of type int"),
+        ({"padding": torch.zeros(LARGEST)}, f"it has more than {LARGEST} bytes"),
+    ],
+)
+def test_a_checkpoint_of_another_layout_is_refused_by_name(changed, reason, tmp_path):
+    with pytest.raises(ValueError, match=rf"other\.pt: refused, {reason}"):
         read_tables(checkpoint(tmp_path / "other.pt", **changed))
 
 
-# JSON.
-
-
-def with_table(**changed: object) -> str:
-    table = json.loads(JSON[0].read_text())["tables"]["00000-cifar-nfe3"]
-    return json.dumps({"tables": {"00000-cifar-nfe3": {**table, **changed}}})
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        pytest.param("hello", id="text"),
-        pytest.param("[]", id="a list"),
-        pytest.param("{}", id="no tables"),
-        pytest.param('{"tables": []}', id="a list of tables"),
-        pytest.param("[" * 100_000, id="nested deeply"),
-        pytest.param(b"\xff\xfe", id="no UTF-8"),
-        pytest.param(with_table(schedule="cosine"), id="unknown schedule"),
-        pytest.param(with_table(rho=-1), id="negative rho"),
-        pytest.param(with_table(weights=[[1], [1, 2]]), id="ragged weights"),
-        pytest.param(with_table(weights="x"), id="weights text"),
-        pytest.param(with_table(t_scale=5), id="a number of scales"),
-    ],
-)
-def test_json_of_another_layout_is_refused_by_name(content, tmp_path):
-    path = tmp_path / "figures.json"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=r"figures\.json: "):
-        read_tables(path)
-
-
 def test_another_kind_of_file_is_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match=r"model\.ckpt: must be one of \.json, \.pt, \.pkl; name the published file"):
+    with pytest.raises(ValueError, match=r"model\.ckpt must end in \.json, \.pt, \.pkl: name the published file"):
         read_tables(tmp_path / "model.ckpt")
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_of_two_tables_for_one_count_the_one_with_a_known_loss_is_kept(order, tmp_path):
-    tables = [table for table in read_tables(JSON[0]) if table.model == "cifar10" and table.nfe == 4]
+def test_of_two_tables_for_one_count_the_one_with_a_released_loss_is_kept(order):
+    tables = [table for table in read_tables(JSON[0]) if (table.name, table.steps) == ("dyweight_cifar10", (4,))]
     assert len(tables) == 2
     (solver,) = assemble(tables[::order], "2026-01-31")
     assert solver.card.steps[4].source_table == "00001-cifar-nfe4"
@@ -234,7 +189,7 @@ def test_of_two_tables_for_one_count_the_one_with_a_known_loss_is_kept(order, tm
 # The command.
 
 
-@pytest.mark.parametrize("name", [facts["name"] for facts in MODELS.values()])
+@pytest.mark.parametrize("name", sorted(NAMES))
 def test_the_published_figures_give_the_bundled_files_byte_for_byte(name, imported):
     assert (imported / f"{name}.safetensors").read_bytes() == (BUNDLED / f"{name}.safetensors").read_bytes()
 
@@ -250,47 +205,34 @@ def imported(tmp_path_factory):
 
 def test_the_command_writes_one_file_per_model_and_says_so(tmp_path, capsys):
     main([*map(str, JSON), "--output", str(tmp_path)])
-    assert {path.stem for path in tmp_path.iterdir()} == {facts["name"] for facts in MODELS.values()}
+    assert {path.stem for path in tmp_path.iterdir()} == NAMES
     assert f"{tmp_path / 'ds_flow-sit.safetensors'}: 5, 6, 7, 8, 9, 10 steps" in capsys.readouterr().out
 
 
 def test_the_command_reads_the_authors_own_files(tmp_path, snapshot):
     flux = checkpoint(tmp_path / "dyweight_nfe3.pt")
     main([str(snapshot()), str(flux), "--output", str(tmp_path / "new")])
-    assert load_solver(tmp_path / "new" / "dyweight_cifar10.safetensors").steps == (3,)
-    assert load_solver(tmp_path / "new" / "dyweight_flux1-dev.safetensors").steps == (3,)
+    for name in ("dyweight_cifar10", "dyweight_flux1-dev"):
+        assert load_solver(tmp_path / "new" / f"{name}.safetensors").steps == (3,)
 
 
 def test_the_command_overwrites_only_when_asked(tmp_path, capsys):
     path = tmp_path / "ds_vp-dit.safetensors"
-    path.write_bytes(b"something dear")
+    path.write_bytes(b"another solver")
     with pytest.raises(SystemExit) as stopped:
         main([str(JSON[1]), "--output", str(tmp_path)])
-    assert (stopped.value.code, path.read_bytes()) == (1, b"something dear")
+    assert (stopped.value.code, path.read_bytes(), len([*tmp_path.iterdir()])) == (1, b"another solver", 1)
     assert "ds_vp-dit.safetensors exists already" in capsys.readouterr().err
     main([str(JSON[1]), "--output", str(tmp_path), "--overwrite"])
     assert load_solver(path).steps == (5, 6, 7, 8, 9, 10)
 
 
-def test_the_command_writes_todays_date_unless_told(tmp_path):
-    main([str(JSON[1]), "--output", str(tmp_path), "--date", "2026-01-31"])
-    assert load_solver(tmp_path / "ds_vp-dit.safetensors").card.date == "2026-01-31"
-
-
-def test_the_command_refuses_a_date_that_is_none(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        main([str(JSON[1]), "--output", str(tmp_path / "new"), "--date", "yesterday"])
-    assert "must be a day such as 2026-11-24, got 'yesterday'" in capsys.readouterr().err
-    assert not (tmp_path / "new").exists()
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("missing.json", None, "missing.json does not exist: name the published files"),
+        ("missing.json", None, "No such file or directory: .*missing.json"),
         ("hostile.pkl", pickle.dumps(Call(os.system, "echo")), "hostile.pkl: refused, it names"),
-        ("unknown.json", with_table(dataset="my_own").encode(), "my_own"),
-        ("empty.json", b'{"tables": {}}', "empty.json"),
+        ("unknown.json", json_table(dataset="my_own"), "unknown.json: model 'my_own' is unknown"),
     ],
 )
 def test_the_command_refuses_in_one_line(name, content, message, tmp_path, capsys):
@@ -299,7 +241,13 @@ def test_the_command_refuses_in_one_line(name, content, message, tmp_path, capsy
     with pytest.raises(SystemExit) as stopped:
         main([str(tmp_path / name), "--output", str(tmp_path / "new")])
     error = capsys.readouterr().err
-    assert stopped.value.code == 1
-    assert message in error
-    assert error.count("\n") == 1
+    assert (stopped.value.code, error.count("\n")) == (1, 1)
+    assert re.search(message, error)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_refuses_a_date_of_another_form(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(JSON[1]), "--output", str(tmp_path / "new"), "--date", "yesterday"])
+    assert "invalid iso_date value: 'yesterday'" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

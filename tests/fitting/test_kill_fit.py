@@ -1,23 +1,23 @@
-"""A fit that is killed loses nothing; benchmarks/kill_fit.py kills more of them, and keeps the record."""
+"""A fit that is killed loses nothing; `python -m benchmarks.kill_fit` kills more of them, and keeps the record."""
 
 from __future__ import annotations
 
 import signal
 
 import pytest
+from killed_fits import kill_fits
 
-from benchmarks import kill_fit
-from benchmarks.record import records
+from benchmarks.record import read_records
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills with SIGKILL, which Windows does not have")
 def test_fits_that_are_killed_leave_whole_files_and_end_as_an_undisturbed_one(tmp_path):
-    found = kill_fit.run(3, 1, tmp_path)
-    assert len(found["runs"]) == 3 and found["finished"] >= 1
+    record = kill_fits(3, 1, tmp_path)
+    assert len(record["runs"]) == 3 and record["finished"] >= 1
 
 
 def test_the_record_is_of_fifty_kills():
-    (record,) = records("kill_fit")
+    (record,) = read_records("kill_fit").values()
     assert record["kills"] == len(record["runs"]) == 50 and record["finished"] >= 1
     states = {run["left"].partition(" ")[2] or run["left"] for run in record["runs"]}
     assert {"records", "begun"} & states and len(states) >= 2

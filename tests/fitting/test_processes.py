@@ -19,7 +19,7 @@ sys.path.append({tests!r})
 import conftest, torch
 from learned_solvers.samplers import FlowNoise
 from learned_solvers.training import GaussNewton, GradientDescent, fit_solver
-from learned_solvers.training.processes import join_processes
+from learned_solvers.training.data.processes import join_processes
 from oracles import curved
 torch.set_num_threads(1)
 processes, calls = join_processes(), 0

@@ -11,7 +11,7 @@ import pytest
 import torch
 from comfy_host import HOSTS, WANTED, checkouts, python_of
 from learned_solvers.samplers import EDMNoise, FlowNoise, VPNoise
-from learned_solvers.training.starts.published import ALIGN_YOUR_STEPS, beta_levels, log_linear, published_grids
+from learned_solvers.training.starts.published import beta_levels, log_linear, published_grids, published_lists
 from scipy import stats
 
 VP = VPNoise.stable_diffusion()
@@ -24,14 +24,10 @@ def test_the_beta_grid_stands_on_scipys_quantiles(steps):
     assert beta_levels(steps, lambda timestep: timestep).tolist() == expected
 
 
-def test_a_list_at_its_own_step_count_is_itself_but_for_a_last_0():
-    levels = log_linear(ALIGN_YOUR_STEPS["SDXL"], 10)
-    assert levels.tolist() == [*ALIGN_YOUR_STEPS["SDXL"][:-1], 0]
-
-
-def test_a_list_at_half_its_steps_is_every_other_level():
-    levels = log_linear(ALIGN_YOUR_STEPS["SD1"], 5)
-    torch.testing.assert_close(levels[:-1], torch.tensor(ALIGN_YOUR_STEPS["SD1"][:-1:2], dtype=torch.float64))
+def test_a_list_at_its_own_step_count_or_half_of_it_has_its_own_levels_but_for_a_last_0():
+    (levels,) = published_lists()["AYS SDXL"]["levels"].values()
+    assert log_linear(levels, 10).tolist() == [*levels[:-1], 0]
+    torch.testing.assert_close(log_linear(levels, 5)[:-1], torch.tensor(levels[:-1:2], dtype=torch.float64))
 
 
 def test_a_list_between_its_levels_is_interpolated_in_the_logarithm():

@@ -12,6 +12,7 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[2] / "training"))
 import _as_package  # noqa: F401 - makes the folder the package learned_solvers
 from learned_solvers.training.models.comfy import ComfyModel
+from learned_solvers.training.models.loading import ModelFiles
 
 
 def held():
@@ -19,7 +20,7 @@ def held():
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()) / 2**20
 
 
-model = ComfyModel.load(Path(sys.argv[1]), checkpoint=Path(sys.argv[2]))
+model = ComfyModel.load(ModelFiles(checkpoint=Path(sys.argv[2]), comfyui=Path(sys.argv[1])))
 model.encode(["a cat"], print)
 before = held()
 model.free_text_encoders()

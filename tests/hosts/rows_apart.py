@@ -6,15 +6,15 @@ Lines of "<model> <error of one row per call> <error of three rows>", and of the
 """
 
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "training"))
 import _as_package  # noqa: F401 - makes the folder the package learned_solvers
-from learned_solvers.training.command.fit_plan import guidances
+from learned_solvers.training.command.run import guidance_for
 from learned_solvers.training.models.comfy import ComfyModel
+from learned_solvers.training.models.loading import ModelFiles
 
 SHAPE = (3, 16, 8, 8)
 comfy, models = map(Path, sys.argv[1:])
@@ -43,25 +43,25 @@ def compare(name, model, dim, pooled):
     def made(*shape):
         return torch.randn(*shape, generator=generator)
 
-    conds = [{"context": made(1, length, dim), "pooled_output": made(1, pooled)} for length in (8, 8, 8, 12)]
-    x, sigma, prompts, values = made(*SHAPE), torch.tensor([0.3, 0.6, 0.9]), [3, 1, 2], [5.0, 1.0, 5.0]
-    rows = list(zip(prompts, values, x.split(1), sigma.split(1), strict=True))
+    conds = [{"context": made(1, length, dim), "pooled_output": made(1, pooled)} for length in (8, 12, 8, 8)]
+    x, sigma, prompts, values = made(*SHAPE), torch.tensor([0.3, 0.6, 0.9]), [1, 2, 3], [1.0, 5.0, 1.0]  # in turn
+    states = list(zip(x.split(1), sigma.split(1), strict=True))
     with torch.inference_mode():
-        wanted = torch.cat([stock(model, conds, *row) for row in rows])
+        rows = zip(prompts, values, states, strict=True)
+        goal = torch.cat([stock(model, conds, prompt, value, *state) for prompt, value, state in rows])
 
     def work(denoiser, device):
         for order in ([0, 1, 2], [2, 0, 1], [1, 1, 0]):
-            own, goal = [rows[i] for i in order], wanted[order]
-            one = torch.cat([denoiser(x, sigma, [prompt], [guidance]) for prompt, guidance, x, sigma in own])
-            three = denoiser(x[order], sigma[order], [row[0] for row in own], [row[1] for row in own])
-            print(name, *(float((found - goal).abs().max() / goal.abs().max()) for found in (one, three)))
+            one = torch.cat([denoiser(*states[i], row=[i]) for i in order])
+            three = denoiser(x[order], sigma[order], row=order)
+            print(name, *(float((found - goal[order]).abs().max() / goal.abs().max()) for found in (one, three)))
 
-    model.with_denoiser(work, conds, conds[0], list(SHAPE))
+    model.with_denoiser(work, conds, guidance_for(model, [1.0, 5.0], 3), list(SHAPE))
 
 
 for name, dim, pooled in (("sd3", 64, 32), ("flux", 64, 768)):
     file = models / "diffusion_models" / f"tiny_{name}.safetensors"
     if file.exists():
-        model = ComfyModel.load(comfy, diffusion_model=file)
+        model = ComfyModel.load(ModelFiles(diffusion_model=file, comfyui=comfy))
         compare(name, model, dim, pooled)
-        print("default", name, *guidances(Namespace(guidance=None, samples=64), model))
+        print("default", name, *guidance_for(model, (), 64).values)

@@ -6,17 +6,18 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+import torch
 from learned_solvers.samplers import FlowNoise, VPNoise
 from learned_solvers.samplers.schedules import Noise
-from learned_solvers.training import most_calls
-from learned_solvers.training.data.teacher import Teacher
+from learned_solvers.training import FitJob, FitSettings, Teacher, most_calls
+from learned_solvers.training.data.samples import Samples
 
-from benchmarks import record
-from benchmarks.again import SEEDS
 from benchmarks.figures import pairs
-from benchmarks.half import lead_of
-from benchmarks.peers import compared, lead_at, of_best_peer
-from benchmarks.subjects import SUBJECTS
+from benchmarks.jobs import SEEDS
+from benchmarks.measures import lead_in_half
+from benchmarks.peers import best_value, lead, recorded_points
+from benchmarks.record import RESULTS, read_measurements, read_records
+from benchmarks.suite import BENCHMARKS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,7 +30,7 @@ def document(name: str) -> str:
 @pytest.mark.parametrize("steps", [3, 5, 7])
 def test_the_record_shows_gauss_newton_at_the_best_gradient_recipe_for_a_twentieth_of_its_calls(steps):
     """The record of benchmarks.recipe, which is read and not run here."""
-    newton, recipe = next(pair for pair in pairs(record.records("recipe")) if pair[0]["steps"] == steps)
+    newton, recipe = next(pair for pair in pairs(read_records("recipe").values()) if pair[0]["steps"] == steps)
     assert newton["error"] <= 1.025 * recipe["error"]
     assert newton["network_calls"] <= recipe["network_calls"] / 20
     own, theirs = (run["network_calls"] - run["teacher_calls"] for run in (newton, recipe))
@@ -40,13 +41,13 @@ def test_the_record_shows_gauss_newton_at_the_best_gradient_recipe_for_a_twentie
 
 
 def test_the_documents_say_what_the_record_of_fidelity_does():
-    networks = compared()
+    networks = recorded_points()
     points = [point for network in networks for point in network["records"]]
     assert len(networks) == 9 and len(points) == 54
     ours = [point["ours"]["dyweight"] for point in points]
-    error = [of_best_peer(r, "error") / o["error"] for r, o in zip(points, ours, strict=True)]
-    frechet = [of_best_peer(r, "frechet") / o["frechet"] for r, o in zip(points, ours, strict=True)]
-    median = [of_best_peer(r, "median") / o["median"] for r, o in zip(points, ours, strict=True)]
+    error = [best_value(r, "error") / o["error"] for r, o in zip(points, ours, strict=True)]
+    frechet = [best_value(r, "frechet") / o["frechet"] for r, o in zip(points, ours, strict=True)]
+    median = [best_value(r, "median") / o["median"] for r, o in zip(points, ours, strict=True)]
     span = [own["error"] / own["span"] for point in points for own in point["ours"].values()]
     assert min(span) >= 0.999  # a bound is one, but for rounding
     later = [i for i, point in enumerate(points) if point["steps"] >= 4]
@@ -61,11 +62,11 @@ def test_the_documents_say_what_the_record_of_fidelity_does():
     assert f"Frechet distance: at {sum(frechet[i] >= 3 for i in later)} of 45" in told
     near = sum(ours[i]["error"] <= 1.15 * ours[i]["span"] for i in later)
     assert f"1.15 times the span bound: {near} of 45" in told
-    reach = sum(of_best_peer(points[i], "error") >= 2 * ours[i]["span"] for i in later)
+    reach = sum(best_value(points[i], "error") >= 2 * ours[i]["span"] for i in later)
     assert f"at {reach} of 45 the bound itself is half the best peer's error or less" in told
     assert f"at least twice ours at {sum(median[i] >= 2 for i in later)} of 45" in told
     published = [(r, table["error"]) for r in points for table in r["published"].values()]
-    ahead = [of_best_peer(r, "error") / own for r, own in published if own < of_best_peer(r, "error")]
+    ahead = [best_value(r, "error") / own for r, own in published if own < best_value(r, "error")]
     assert f"closer than the best peer at {len(ahead)} of {len(published)} points" in told
     assert max(ahead) <= 1.2 and all(own > r["ours"]["dyweight"]["error"] for r, own in published)
     nearer = [table["frechet"] < r["ours"]["dyweight"]["frechet"] for r in points for table in r["published"].values()]
@@ -75,13 +76,13 @@ def test_the_documents_say_what_the_record_of_fidelity_does():
 def test_the_documents_say_where_the_record_of_fidelity_shows_us_worse():
     points = [
         ((network["network"], network["guidance"], point["steps"]), point)
-        for network in compared()
+        for network in recorded_points()
         for point in network["records"]
     ]
 
     def worse(family: str, key: str) -> set[tuple[str, float, int]]:
         own = [(name, point) for name, point in points if family in point["ours"]]
-        return {name for name, point in own if point["ours"][family][key] > of_best_peer(point, key)}
+        return {name for name, point in own if point["ours"][family][key] > best_value(point, key)}
 
     def best_peer(point: dict) -> dict:
         return min(point["peers"].values(), key=lambda peer: peer["error"])
@@ -106,23 +107,23 @@ def test_the_documents_say_where_the_record_of_fidelity_shows_us_worse():
 
 
 def test_the_documents_say_what_the_record_of_savings_does():
-    found = record.records("savings")
+    found = list(read_records("savings").values())
     assert len(found) == 9 and {own["calls"] for own in found} == {6, 7, 8, 9}
     assert "One call more to four." in document("README.md")
 
 
 def test_the_documents_say_what_the_record_of_other_starts_does():
-    found = record.records("again")
-    sets = [compared(), *([own for own in found if own["seed"] == seed] for seed in SEEDS)]
+    found = list(read_records("again").values())
+    sets = [recorded_points(), *([own for own in found if own["seed"] == seed] for seed in SEEDS)]
     points = [
         {(own["network"], own["guidance"], point["steps"]): point for own in some for point in own["records"]}
         for some in sets
     ]
     assert [len(some) for some in points] == [54, 54, 54] and len(found) == 18
-    leads = [{place: lead_at(point) for place, point in some.items()} for some in points]
-    ahead, twice = ([sum(lead >= least for lead in some.values()) for some in leads] for least in (1, 2))
+    leads = [{place: lead(point) for place, point in some.items()} for some in points]
+    ahead, twice = ([sum(ratio >= least for ratio in some.values()) for some in leads] for least in (1, 2))
     later = [[point for (*_, steps), point in some.items() if steps >= 4] for some in points]
-    half, third = ([sum(lead_at(p, key) >= least for p in some) for some in later]
+    half, third = ([sum(lead(p, key) >= least for p in some) for some in later]
                    for key, least in (("error", 2), ("frechet", 3)))  # fmt: skip
     near = [sum(p["ours"]["dyweight"]["error"] <= 1.15 * p["ours"]["dyweight"]["span"] for p in some) for some in later]
     readme, told = document("README.md"), document("benchmarks/README.md")
@@ -140,11 +141,11 @@ def test_the_documents_say_what_the_record_of_other_starts_does():
     furthest = sorted(apart, key=apart.__getitem__)[-2:]
     assert furthest == [("patches", 3.0, 10), ("digits", 7.0, 8)]
     for place in furthest:
-        assert f"({', '.join(f'{lead:.2f}' for lead in three[place])})" in told
+        assert f"({', '.join(f'{ratio:.2f}' for ratio in three[place])})" in told
 
 
 def test_the_documents_say_what_more_samples_did():
-    few, many = (record.read_records(record.RESULTS / f"{name}.json") for name in ("fidelity_96", "fidelity"))
+    few, many = (read_measurements(RESULTS / f"{name}.json") for name in ("fidelity_96", "fidelity"))
     told, found = document("benchmarks/README.md"), []
     assert {own["about"]["samples"]["fitted"] for own in many.values()} == {480}
     for name, own in many.items():
@@ -158,7 +159,7 @@ def test_the_documents_say_what_more_samples_did():
 
 
 def test_the_documents_say_what_the_record_of_generalisation_does():
-    ratios = {found["what"]: found["ratios"] for found in record.records("generalisation")}
+    ratios = {found["what"]: found["ratios"] for found in list(read_records("generalisation").values())}
     readme = document("README.md")
     patches, digits = (ratios[f"{name}, guidance"] for name in ("patches", "digits"))
     fitted = {"1": "1", "3": "3", "7": "7", "3 to 7": "3, 5, 7 in turn", "1 to 10": "1, 3, 6, 10 in turn"}
@@ -182,27 +183,34 @@ def test_the_documents_say_what_the_record_of_generalisation_does():
     assert f"on other classes of photo patches it is a little behind, {other[0]:.2f} and {other[1]:.2f}" in readme
 
 
-def test_the_documents_say_what_the_record_of_cost_does():
-    cost, teacher = record.named("cost"), Teacher("ipndm", 60)
+def bound(steps: int, samples: int, held_out: int, noise: Noise, teacher: Teacher) -> int:
+    """The most network calls of a fit to so many samples, and others that judge."""
+    x = noise.sigma_max * torch.randn(samples + held_out, 8, generator=torch.Generator().manual_seed(0))
+    settings = FitSettings(steps=(steps,), teacher=teacher, held_out=held_out)
+    return most_calls(FitJob(settings, Samples(x, {}, len(x)), noise, {}))
 
-    def part(run: dict, samples: int, judged: int, noise: Noise) -> float:
-        most = most_calls((run["steps"],), samples, judged, noise, teacher=teacher)
+
+def test_the_documents_say_what_the_record_of_cost_does():
+    cost = read_records("cost")
+
+    def part(run: dict, samples: int, held_out: int, noise: Noise) -> float:
+        most = bound(run["steps"], samples, held_out, noise, Teacher("ipndm", 60))
         return most / (run["network_calls"] + run["teacher_calls"])
 
     parts, totals = [], {}
-    for name, subject in SUBJECTS.items():
+    for name, benchmark in BENCHMARKS.items():
         for run in cost[f"growth_with_steps-{name}"]:
-            parts.append(part(run, 64, 22, subject.noise))
+            parts.append(part(run, 64, 22, benchmark.noise))
             totals[name, run["steps"]] = run["network_calls"]
     assert min(parts) >= 8 and max(parts) < 16.5
-    assert all(totals[name, 8] / totals[name, 4] > 2.9 for name in SUBJECTS)
+    assert all(totals[name, 8] / totals[name, 4] > 2.9 for name in BENCHMARKS)
     readme, told = document("README.md"), document("benchmarks/README.md")
     assert "A sixteenth to an eighth of such bounds is usual" in readme and "a sixteenth to an eighth" in told
     many = [run for run in cost["growth_with_samples"] if run["samples"] > 64]
     parts = [part(run, run["samples"], 32, FlowNoise()) for run in many]
     assert min(parts) >= 10 and max(parts) <= 30
     assert "with more than 64 samples a thirtieth to a tenth" in readme
-    usual = [most_calls((n,), 64, 22, VPNoise.stable_diffusion(), teacher=Teacher("heun", 30)) for n in (4, 6, 8)]
+    usual = [bound(n, 64, 22, VPNoise.stable_diffusion(), Teacher("heun", 30)) for n in (4, 6, 8)]
     usual = [f"{calls / 1000:.0f},000" for calls in usual]
     assert f"at most {usual[0]} for 4 steps, {usual[1]} for 6, {usual[2]} for 8" in readme
     errors = {(run["steps"], run["samples"]): run["error"] for run in cost["growth_with_samples"]}
@@ -215,12 +223,12 @@ def test_the_documents_say_what_the_record_of_cost_does():
 
 def test_the_documents_say_what_the_record_of_half_does():
     found: dict[str, dict[tuple[str, float, int], dict]] = {"float16": {}, "bfloat16": {}}
-    for own in record.records("half"):
+    for own in list(read_records("half").values()):
         for point in own["records"]:
             found[own["dtype"]][own["network"], own["guidance"], point["steps"]] = point
     assert [len(points) for points in found.values()] == [54, 54]
     leads = {
-        dtype: {place: (lead_of(point, "network"), lead_of(point, "copy")) for place, point in points.items()}
+        dtype: {place: (lead_in_half(point, "network"), lead_in_half(point, "copy")) for place, point in points.items()}
         for dtype, points in found.items()
     }
     told = document("benchmarks/README.md")
@@ -250,7 +258,9 @@ def test_the_documents_say_what_the_record_of_half_does():
 
 def test_the_networks_own_measures_in_the_record_of_half_are_those_of_an_unseen_set():
     """Those in float32 do not depend on the copy beside them."""
-    kept = {(own["network"], own["guidance"], own["dtype"]): own["records"] for own in record.records("half")}
+    kept = {
+        (own["network"], own["guidance"], own["dtype"]): own["records"] for own in list(read_records("half").values())
+    }
     for (name, guidance, _), points in kept.items():
         for here, there in zip(points, kept[name, guidance, "float16"], strict=True):
             for label, own in here["ours"].items():
@@ -258,7 +268,7 @@ def test_the_networks_own_measures_in_the_record_of_half_are_those_of_an_unseen_
 
 
 def test_the_documents_say_what_the_record_of_precision_does():
-    found = record.records("precision")
+    found = list(read_records("precision").values())
     on_copy: dict[tuple[str, int], list[str]] = {}  # float16, bfloat16
     for own in found:
         for run in own["records"]:

@@ -12,18 +12,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from learned_solvers.samplers import FlowNoise, euler, load_solver
+from learned_solvers.samplers import euler, load_solver
 from learned_solvers.training.data.samples import CountedDenoiser, Samples
-from learned_solvers.training.data.teacher import Reference, teacher_grid
+from learned_solvers.training.data.teacher import Reference
 from learned_solvers.training.data.trial import Trial
 from oracles import IPNDM
 
 from benchmarks import jobs, record
-from benchmarks.again import again
-from benchmarks.fidelity import Sizes
-from benchmarks.overhead import SIZES, _peak, _samplers
+from benchmarks.__main__ import main
+from benchmarks.measures import again
+from benchmarks.overhead import SIZES, peak_bytes, samplers
 from benchmarks.quality import frechet, sharpness, span_error
-from benchmarks.subjects import SUBJECTS
+from benchmarks.setting import Setting
+from benchmarks.suite import BENCHMARKS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,23 +62,22 @@ def test_the_span_bound_is_the_distance_to_the_span():
 
 def test_a_step_holds_no_more_states_than_the_window_and_two():
     x = torch.randn(1, 4, 16, 16)
-    samplers = _samplers()
     # The entries of the history, the state, the new state: all that a step needs.
     for history in (3, 6):
-        states = _peak(lambda name=f"dyweight, history {history}": samplers[name](x)) / x.nbytes
+        states = peak_bytes(samplers()[f"dyweight, history {history}"], x) / x.nbytes
         assert states == pytest.approx(history + 2, abs=0.05)
 
 
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_network_denoises_its_own_pictures_and_follows_its_guidance(name):
-    subject = SUBJECTS[name]
-    pictures, classes = subject.pictures()
+    benchmark = BENCHMARKS[name]
+    pictures, classes = benchmark.pictures()
     rows = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))[:64]
-    x0, condition = pictures[rows], classes[rows].view(64, *subject.conditioning(1, torch.Generator()).shape[1:])
-    model, level = subject.model(), 0.3
-    kept = 1 - level if isinstance(subject.noise, FlowNoise) else 1.0
+    x0, condition = pictures[rows], classes[rows].view(64, *benchmark.conditioning(1, torch.Generator()).shape[1:])
+    model, level = benchmark.model(), 0.3
+    kept = 1 - level if benchmark.noise.kind == "flow" else 1.0
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
-    sigma, own = torch.full((64,), level), {subject.argument: condition}
+    sigma, own = torch.full((64,), level), {benchmark.argument: condition}
     denoised = model(kept * x0 + level * noise, sigma, guidance=1.0, **own)
     assert (denoised - x0).square().mean() < 0.5 * (level / kept) ** 2
     one, per_row = (model(x0, sigma, guidance=g, **own) for g in (5.0, torch.full((64,), 5.0)))
@@ -85,9 +85,9 @@ def test_a_network_denoises_its_own_pictures_and_follows_its_guidance(name):
 
 
 def test_the_recorded_solvers_are_judged_again_on_starts_of_their_own_seed():
-    found = again("digits", 3.0, "5", (3, 5), Sizes(unseen=24), record.SOLVERS, None)
-    subject = SUBJECTS["digits"]
-    model, samples = subject.model(), subject.starts(24, 10_005, 3.0)
+    found = again("digits", 3.0, 5, Setting(unseen=24, steps=(3, 5)))
+    benchmark = BENCHMARKS["digits"]
+    model, samples = benchmark.model(), benchmark.starts(24, 10_005, 3.0)
 
     def gradient(x, sigma):
         return (x - model(x, torch.full((24,), sigma), **samples.extra_args)) / sigma
@@ -95,21 +95,21 @@ def test_the_recorded_solvers_are_judged_again_on_starts_of_their_own_seed():
     def error(ends):
         return float((ends - teacher).square().mean().sqrt())
 
-    x, history, levels = samples.x, [], teacher_grid(subject.noise, 60).tolist()
+    x, history, levels = samples.x, [], benchmark.noise.teacher_grid(60).tolist()
     for level, following in pairwise(levels):
         history = [*history[-3:], gradient(x, level)]
         x = x + (following - level) * sum(w * d for w, d in zip(IPNDM[len(history) - 1], history, strict=True))
     teacher = x
     solver = load_solver(record.SOLVERS / "dyweight_digits_guidance-3.safetensors")
     for point in found["records"]:
-        table, x, entries = solver.table(point["steps"], subject.noise), samples.x, []
+        table, x, entries = solver.table(point["steps"], benchmark.noise), samples.x, []
         for scale, row, sigma in zip(table.scale, table.coeffs, table.sigmas, strict=False):
             entries.append(gradient(x, float(sigma)))
             x = float(scale) * x + sum(float(c) * h for c, h in zip(row, entries, strict=False))
         assert point["ours"]["dyweight"]["error"] == pytest.approx(error(x), rel=1e-4)
         assert point["ours"]["dyweight"]["span"] < error(x)
         assert len(point["peers"]) >= 5 and all(peer["error"] > 0 for peer in point["peers"].values())
-    other = again("digits", 3.0, "6", (3,), Sizes(unseen=24), record.SOLVERS, None)
+    other = again("digits", 3.0, 6, Setting(unseen=24, steps=(3,)))
     assert other["records"][0]["ours"] != found["records"][0]["ours"]
 
 
@@ -124,7 +124,7 @@ def test_the_quick_check_holds():
 
 def test_the_records_say_how_they_were_made():
     paths = [*(ROOT / "benchmarks/results").glob("*.json")]
-    assert {path.stem for path in paths} >= {*jobs.PARTS, "recipe", "fuzz", "kill_fit"}
+    assert {path.stem for path in paths} >= {*jobs.PARTS, "recipe", "kill_fit"}
     for path in paths:
         for name, kept in json.loads(path.read_text()).items():
             about = kept["about"]
@@ -141,69 +141,74 @@ def results(tmp_path, monkeypatch):
 def test_a_measurement_replaces_its_own_record_and_solvers_alone(results, tmp_path):
     made = tmp_path / "made"
     made.mkdir()
-    order = ["a", "b", "c"]
-    for name, found in (("c", 3), ("a", 1), ("of another time", 4)):
+
+    def save(name: str, value: object, command: str) -> None:
+        measurement = {"about": {"command": command}, "record": value}
+        record.save("part", name, measurement, ["a", "b", "c"], made)
+
+    for name, value in (("c", 3), ("a", 1), ("of another time", 4)):
         (made / "one.safetensors").write_text(name)
-        record.keep("part", name, record.Run({"command": name}, found, made), order)
+        save(name, value, name)
     (results / "solvers" / "two.safetensors").write_text("kept")
     (made / "one.safetensors").write_text("new")
-    record.keep("part", "a", record.Run({"command": "again"}, {"x": 5}, made), order)
-    kept = json.loads((results / "part.json").read_text())
-    assert [(name, one["record"], one["about"]["command"]) for name, one in kept.items()] == [
+    save("a", {"x": 5}, "again")
+    stored = json.loads((results / "part.json").read_text())
+    assert [(name, one["record"], one["about"]["command"]) for name, one in stored.items()] == [
         ("a", {"x": 5}, "again"), ("c", 3, "c"), ("of another time", 4, "of another time"),
     ]  # fmt: skip
-    assert record.records("part") == [{"x": 5}, 3, 4]
+    assert record.read_records("part") == {"a": {"x": 5}, "c": 3, "of another time": 4}
     assert {file.name: file.read_text() for file in (results / "solvers").iterdir()} == {
         "one.safetensors": "new", "two.safetensors": "kept",
     }  # fmt: skip
 
 
-def test_a_results_file_that_is_broken_is_told_before_anything_is_measured(results, tmp_path):
-    (results / "savings.json").write_text('{"savings-digits-3.0": ')
-    with pytest.raises(ValueError, match=r"savings\.json is broken .*: take it back from git, or delete it"):
-        record.check_record("savings")
-    (results / "savings.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"savings\.json must hold records by name"):
-        record.check_record("savings")
-    record.check_record("fidelity")  # which is not there
+@pytest.mark.parametrize(
+    ("content", "message"), [('{"savings-digits-3.0": ', "is broken"), ("[]", "must contain measurements by name")]
+)
+def test_a_results_file_that_is_broken_is_refused_before_anything_is_measured(results, content, message):
+    (results / "savings.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"savings\.json {message}.*: restore it from git, or delete it"):
+        record.check_part("savings")
+    record.check_part("fidelity")  # which is not there
 
 
 def test_a_job_that_was_done_at_the_same_sizes_is_not_done_again(tmp_path):
     done = []
 
-    def work(name: str, sizes: Sizes) -> int:
-        done.append(sizes.fitted)
+    def work(name: str, setting: Setting) -> int:
+        done.append(setting.fitted)
         return len(done)
 
-    def found(command: str, sizes: Sizes) -> tuple[int, str]:
-        run = jobs.measured(tmp_path, record.about(command), work, ("digits", sizes))
-        return run.record, run.about["command"]
+    def run(command: str, setting: Setting) -> tuple[int, str]:
+        measurement = jobs.run_job(jobs.Job(work, ("digits",), setting), tmp_path, record.provenance(command))
+        return measurement["record"], measurement["about"]["command"]
 
-    assert found("first", Sizes(8, 2)) == (1, "first")
-    assert found("second", Sizes(8, 2)) == (1, "first")  # what is recorded is how it was made
-    assert found("third", Sizes(16, 2)) == (2, "third")
-    (tmp_path / "work-digits.json").write_text('{"network": "digits"}')  # as an older version left it
-    assert found("fourth", Sizes(16, 2)) == (3, "fourth")
+    assert run("first", Setting(8, 2)) == (1, "first")
+    assert run("second", Setting(8, 2)) == (1, "first")  # what is recorded is how it was made
+    assert run("third", Setting(16, 2)) == (2, "third")
+    (tmp_path / "work-digits.json").write_text('{"network": "digits"}')  # another file of this name
+    assert run("fourth", Setting(16, 2)) == (3, "fourth")
     assert done == [8, 16, 16]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        (["fidelty"], "no part fidelty: name some of fidelity, peers, again, savings"),
-        (["--workers", "0"], "--workers must be at least 1, got 0"),
-        (["savings", "--quick"], "--quick has its own small part"),
-        (["savings", "--only", "birds"], "--only birds names no job: take a text that is in one of savings-patches"),
-        (["savings", "--only", "digits", "brids"], "--only brids names no job"),
-        (["savings", "--seed", "7"], "--seed is from 0 to 2^32 - 1 and for `again` alone"),
-        (["again", "--seed", "-1"], "--seed is from 0 to 2^32 - 1"),
-        (["figures", "--only", "digits"], "--only names measurements, and figures has none"),
-        (["savings", "--cache", str(Path(__file__) / "x")], "is no folder to keep jobs in"),
+        ("fidelty", "unknown part fidelty: choose from fidelity, peers"),
+        ("--workers 0", "--workers must be at least 1, got 0"),
+        ("savings --quick", "--quick has a small selection"),
+        ("savings --only birds", "--only birds matches no job: choose a part of a name from savings-patches"),
+        ("savings --only digits brids", "--only brids matches no job"),
+        ("savings --seed 7", "--seed is from 0 to 2^32 - 1 and for `again` alone"),
+        ("again --seed -1", "--seed is from 0 to 2^32 - 1"),
+        ("figures --only digits", "--only selects measurements"),
+        (f"savings --cache {Path(__file__) / 'x'}", str(Path(__file__) / "x")),
     ],
 )
-def test_what_the_command_does_not_know_is_refused(arguments, told):
-    done = subprocess.run([sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and told in done.stderr
+def test_a_wrong_command_is_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments.split())
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -17,16 +17,10 @@ from types import ModuleType
 from unittest.mock import MagicMock
 
 import pytest
-from import_rules import COMFY_MODULES
+from comfy_host import COMFY_MODULES
 from learned_solvers.samplers.files.card import VERSION
+from repository import PROJECT, ROOT, git_files, needs_git
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-ROOT = Path(__file__).resolve().parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 RELEASED_NODES = {  # in workflows that people have saved: never renamed, never removed
     *("LearnedSolver", "LearnedSolverKSampler", "SetLearnedSolver"),
     *("FitLearnedSolver", "CompareSamplers", "LearnedSolverInfo"),
@@ -109,7 +103,7 @@ def test_comfyui_finds_every_released_node_in_a_hyphenated_folder(pack, load_cus
 def test_the_bundled_solvers_are_found_from_a_hyphenated_folder(pack, load_custom_node):
     name = load_custom_node(str(pack)).__name__
     assert sys.modules[f"{name}.samplers"].load_solver("ds_flow-sit").steps
-    assert sys.modules[f"{name}.samplers.solver_file"].BUNDLED.parent == pack
+    assert sys.modules[f"{name}.samplers.files.solver"].BUNDLED.parent == pack
 
 
 def test_without_comfyui_the_folder_loads_and_has_no_nodes(pack, load_custom_node, monkeypatch):
@@ -185,7 +179,7 @@ def test_one_version_number():
 
 def test_the_runtime_requirements_are_in_every_host():
     names = [re.match(r"[\w.-]+", requirement)[0] for requirement in PROJECT["project"]["dependencies"]]
-    assert sorted(names) == ["numpy", "safetensors", "torch", "tqdm"]
+    assert sorted(names) == ["filelock", "numpy", "safetensors", "torch", "tqdm"]
 
 
 @pytest.fixture(scope="module")
@@ -206,9 +200,14 @@ def wheel(tmp_path_factory):
 @pytest.mark.slow
 def test_the_wheel_holds_all_code_and_data_and_nothing_else(wheel):
     folders = [ROOT / name for name in ("nodes", "samplers", "training", "solver_weights", "webui_extension")]
-    files = [path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".safetensors", ".txt")]
+    files = [
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.suffix in (".py", ".safetensors", ".txt", ".json")
+    ]
     expected = {path.relative_to(ROOT).as_posix() for path in files} | {"__init__.py"}
-    assert {"solver_weights/ds_flow-sit.safetensors", "training/prompts.txt"} <= expected
+    assert {"solver_weights/ds_flow-sit.safetensors", "training/command/prompts.txt"} <= expected
     own = wheel / "learned_solvers"
     held = {path.relative_to(own).as_posix() for path in own.rglob("*") if path.is_file()}
     assert held - {"solver_weights/README.md"} == expected
@@ -243,9 +242,9 @@ def small_suite(tmp_path_factory):
     (folder / "stubs").mkdir()
     (folder / "stubs" / "torch.py").write_text(STUB_TORCH)
     copy = shutil.copytree(ROOT, folder / "learned-solvers-main", ignore=NOT_SOURCE)
-    for test in (copy / "tests").glob("test_*.py"):
+    for test in (copy / "tests").rglob("test_*.py"):
         test.unlink()
-    (copy / "tests" / "test_small.py").write_text(SMALL_TEST)
+    (copy / "tests" / "engine" / "test_small.py").write_text(SMALL_TEST)
     return copy
 
 
@@ -256,7 +255,7 @@ def small_suite(tmp_path_factory):
         pytest.param("{copy}", ["tests"], id="tests from the root"),
         pytest.param("{copy}/tests", [], id="from tests"),
         pytest.param("/", ["{copy}"], id="by path from the file system's root"),
-        pytest.param("{copy}/..", ["learned-solvers-main/tests/test_small.py"], id="one file from the parent"),
+        pytest.param("{copy}/..", ["learned-solvers-main/tests/engine/test_small.py"], id="one file from the parent"),
     ],
 )
 def test_pytest_starts_from_anywhere(small_suite, start, arguments):
@@ -272,18 +271,6 @@ def test_pytest_starts_from_anywhere(small_suite, start, arguments):
 # ---- the repository
 
 
-@pytest.fixture(scope="module")
-def tracked() -> list[Path]:
-    if not (ROOT / ".git").exists() or shutil.which("git") is None:
-        pytest.skip("not a git clone")
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return [path for name in listed.split("\0") if name and (path := ROOT / name).is_file()]
-
-
-def test_no_tracked_file_is_larger_than_2_mb(tracked):
-    assert tracked and [path for path in tracked if path.stat().st_size > 2 * 2**20] == []
-
-
 def is_pickle(path: Path) -> bool:
     """Tells whether unpickling is what a file is for: by its ending, or as pickles (protocol 2 on) and zips begin."""
     if path.suffix == ".safetensors":  # begins with the length of its header: any byte
@@ -295,8 +282,10 @@ def is_pickle(path: Path) -> bool:
     return pickled or start == b"PK\3\4" or path.suffix in endings
 
 
-def test_no_pickle_is_tracked(tracked):
-    assert tracked and [path for path in tracked if is_pickle(path)] == []
+@needs_git
+def test_what_git_tracks_is_small_and_no_pickle():
+    files = [ROOT / name for name in git_files()]
+    assert files and [path for path in files if path.stat().st_size > 2 * 2**20 or is_pickle(path)] == []
 
 
 def test_pre_commit_runs_the_checks_of_ci():

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,27 +18,7 @@ from learned_solvers.samplers.files.card import VERSION
 from learned_solvers.samplers.files.solver import BUNDLED
 from learned_solvers.training import fit_solver
 from oracles import GaussianFlow
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-ROOT = Path(__file__).resolve().parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-CLONE = (ROOT / ".git").exists() and shutil.which("git") is not None
-needs_git = pytest.mark.skipif(not CLONE, reason="not a git clone: what git tracks cannot be told")
-
-
-def git(*arguments: str, cwd: Path = ROOT) -> list[str]:
-    done = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, check=True)
-    return [name for name in done.stdout.split("\0") if name]
-
-
-def tracked() -> set[str]:
-    """Returns the files of the repository as they stand in the work tree."""
-    return {name for name in git("ls-files", "-z") if (ROOT / name).is_file()}
-
+from repository import PROJECT, ROOT, git_files, needs_git
 
 # ---- version and changelog
 
@@ -82,7 +61,7 @@ def test_every_bundled_card_names_version_source_paper_licence_and_date(name):
 def test_the_source_archive_holds_all_that_git_tracks(tmp_path):
     pytest.importorskip("setuptools", minversion="77", reason="pip install 'setuptools>=77' builds the archive")
     source = tmp_path / "source"
-    for name in tracked():
+    for name in git_files():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, source / name)
     build = "import setuptools.build_meta as b, sys; print(b.build_sdist(sys.argv[1]))"
@@ -91,7 +70,7 @@ def test_the_source_archive_holds_all_that_git_tracks(tmp_path):
     assert done.returncode == 0, done.stderr
     with tarfile.open(tmp_path / f"learned_solvers-{VERSION}.tar.gz") as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    assert tracked() - held == {".gitignore"}
+    assert git_files() - held == {".gitignore"}
     assert not [name for name in held if name.endswith((".pyc", ".pkl", ".pt"))]
 
 
@@ -100,7 +79,7 @@ def test_the_source_archive_holds_all_that_git_tracks(tmp_path):
 
 def published() -> set[str]:
     """Returns what ComfyUI's registry publishes: what git tracks, less .comfyignore."""
-    return tracked() - set(git("ls-files", "-z", "--cached", "--ignored", "--exclude-from=.comfyignore"))
+    return git_files() - git_files("--cached", "--ignored", "--exclude-from=.comfyignore")
 
 
 @needs_git
@@ -113,7 +92,7 @@ def test_the_registrys_archive_holds_the_pack_and_no_tests():
     assert len(links) >= 8 and set(links) <= published()
     assert not any(name.startswith("benchmarks/") and name.endswith((".py", ".json")) for name in published())
     for folder in pack - {"__init__.py"}:
-        assert {name for name in tracked() if name.startswith(f"{folder}/")} <= published()
+        assert {name for name in git_files() if name.startswith(f"{folder}/")} <= published()
 
 
 @needs_git
@@ -134,16 +113,6 @@ def test_the_registrys_entry_is_complete():
     repository = project["urls"]["Repository"].removeprefix("https://github.com/")
     icon = comfy["Icon"].removeprefix(f"https://raw.githubusercontent.com/{repository}/main/")
     assert (ROOT / icon).is_file()
-
-
-def test_the_icon_is_what_its_script_draws():
-    images = pytest.importorskip("PIL.Image")
-    drawn: dict[str, object] = {"__name__": "draw_icon"}
-    exec(compile((ROOT / "docs" / "draw_icon.py").read_text(encoding="utf-8"), "draw_icon.py", "exec"), drawn)
-    with images.open(ROOT / "docs" / "icon.png") as icon:
-        assert icon.size == (400, 400)
-        sizes = [picture.convert("RGBA").resize((64, 64)).tobytes() for picture in (drawn["draw"](), icon)]
-    assert max(abs(a - b) for a, b in zip(*sizes, strict=True)) <= 8  # pillow's versions round differently
 
 
 # ---- without the DyWeight files

@@ -47,8 +47,8 @@ def checkout() -> Path | None:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """Returns what run.py told of all jobs, run in one process on a copy of the checkout."""
+def ran(tmp_path_factory):
+    """Returns what all jobs left, which run.py runs in one process on a copy of the checkout."""
     if (place := checkout()) is None:
         pytest.skip(f"no AUTOMATIC1111: {WANTED}")
     k_diffusion = find_spec("k_diffusion")
@@ -111,8 +111,8 @@ def close(latent, expected):
         ("nearest", "dyweight_sd15", 8),
     ],
 )
-def test_txt2img_equals_the_table_by_hand(told, name, file, steps):
-    job = told["jobs"][name]
+def test_txt2img_equals_the_table_by_hand(ran, name, file, steps):
+    job = ran["jobs"][name]
     table = load_solver(file).table(steps, SD)
     close(job["latents"][0], by_hand(table, noise([1]) * table.sigma_start, CAT))
     assert len(job["calls"]) == steps == job["sampling_steps"]
@@ -120,24 +120,24 @@ def test_txt2img_equals_the_table_by_hand(told, name, file, steps):
     assert f"Learned solver: {file}, Learned solver calls: {steps}" in job["infotext"]
 
 
-def test_missing_steps_are_refused(told):
-    assert "has 7 steps: choose the steps of dyweight_sd15 (4, 6, 8, 10 steps)" in told["jobs"]["missing"]["error"]
-    assert told["jobs"]["missing"]["calls"] == []
-    assert "took the nearest count, 8" in told["jobs"]["nearest"]["comments"]
+def test_missing_steps_are_refused(ran):
+    assert "has 7 steps: choose the steps of dyweight_sd15 (4, 6, 8, 10 steps)" in ran["jobs"]["missing"]["error"]
+    assert ran["jobs"]["missing"]["calls"] == []
+    assert "took the nearest count, 8" in ran["jobs"]["nearest"]["comments"]
 
 
-def test_image_to_image_and_inpainting_run_the_end_of_the_grid(told):
+def test_image_to_image_and_inpainting_run_the_end_of_the_grid(ran):
     table = load_solver("dyweight_sd15").table(8, SD)
     init = torch.full((1, 4, 8, 8), 200 / 255 * 2 - 1, dtype=torch.float64)
     expected = by_hand(table, init + noise([1]) * float(table.levels[2]), CAT, 2)
-    close(told["jobs"]["img2img"]["latents"][-1], expected)
-    inpainted = told["jobs"]["inpaint"]["latents"][-1]
+    close(ran["jobs"]["img2img"]["latents"][-1], expected)
+    inpainted = ran["jobs"]["inpaint"]["latents"][-1]
     close(inpainted[..., :4], expected[..., :4])
     close(inpainted[..., 4:], init[..., 4:])
 
 
-def test_hires_fix_runs_the_end_of_the_nearest_grid(told):
-    job, solver = told["jobs"]["hires"], load_solver("dyweight_sd15")
+def test_hires_fix_runs_the_end_of_the_nearest_grid(ran):
+    job, solver = ran["jobs"]["hires"], load_solver("dyweight_sd15")
     table, whole = solver.table(6, SD), solver.table(10, SD)
     first = by_hand(table, noise([1]) * table.sigma_start, CAT)
     upscaled = torch.nn.functional.interpolate(first, size=(16, 16), mode="bilinear", antialias=False)
@@ -147,13 +147,13 @@ def test_hires_fix_runs_the_end_of_the_nearest_grid(told):
     assert "instead of the last 6 of 12 steps" in job["comments"]
 
 
-def test_the_page_has_samplers_accordion_and_settings_once_after_a_reload(told):
-    assert [name for name in told["samplers"] if name in ("DyWeight", "DS-Solver")] == ["DyWeight", "DS-Solver"]
-    assert {"DyWeight", "DS-Solver"} <= {name for name, *_ in map(list_of, told["dropdowns"]["txt2img_sampling"])}
-    assert told["labels"].count("Learned Solvers") >= 2  # in both tabs
-    files = {name for name, *_ in map(list_of, told["dropdowns"]["setting_learned_solvers_file"])}
+def test_the_page_has_samplers_accordion_and_settings_once_after_a_reload(ran):
+    assert [name for name in ran["samplers"] if name in ("DyWeight", "DS-Solver")] == ["DyWeight", "DS-Solver"]
+    assert {"DyWeight", "DS-Solver"} <= {name for name, *_ in map(list_of, ran["dropdowns"]["txt2img_sampling"])}
+    assert ran["labels"].count("Learned Solvers") >= 2  # in both tabs
+    files = {name for name, *_ in map(list_of, ran["dropdowns"]["setting_learned_solvers_file"])}
     assert {"auto", "dyweight_sd15"} <= files
-    assert "not available" not in told["log"]
+    assert "not available" not in ran["log"]
 
 
 def list_of(choice):

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import time
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -16,6 +17,7 @@ from forge_host import ROOT
 from forge_oracle import REFINED_MEAN, SIGMAS, by_hand, discrete, edm, flow, guided, noise
 from learned_solvers.samplers import EDMNoise, FlowNoise, VPNoise, list_solvers, load_solver
 from learned_solvers.samplers.files.card import VERSION
+from oracles import knotted_solver
 from PIL import Image
 from torch.testing import assert_close
 
@@ -29,8 +31,8 @@ def close(latent, expected, tolerance=1e-4):
     assert_close(latent.double(), expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
 
 
-def learned(file="as in Settings", near=False):
-    return {"Learned Solvers": {"args": [file, near]}}
+def learned(file="as in Settings", nearest=False):
+    return {"Learned Solvers": {"args": [file, nearest]}}
 
 
 MODELS = {
@@ -105,7 +107,13 @@ REFUSED = [
         6,
         "was fitted for vp models, this model is flow: choose one for flow models",
     ),
-    ("eps", "DS-Solver", "dyweight_sd15", 6, "is a DyWeight file: take the sampler DyWeight for it, or choose another"),
+    (
+        "eps",
+        "DS-Solver",
+        "dyweight_sd15",
+        6,
+        "is a DyWeight file: choose the sampler DyWeight, or another file",
+    ),
     ("eps", "DyWeight", "../my.safetensors", 6, "no solver file is called '../my.safetensors': choose one of ds_flow-"),
     ("v", "DyWeight", "auto", 6, "no dyweight solver for SD20 (vp) model has 6 steps: name one that was fitted for"),
 ]
@@ -119,7 +127,7 @@ def test_what_does_not_fit_is_refused_with_a_remedy(forge, model, sampler, file,
 
 def test_nearest_sets_the_steps_before_the_prompt_schedule_is_made(forge):
     fields = {**ONE, "prompt": "[aaaaaaaa:bb:0.5]", "sampler_name": "DyWeight", "steps": 7}
-    job = forge.run("txt2img", **fields, alwayson_scripts=learned(near=True))
+    job = forge.run("txt2img", **fields, alwayson_scripts=learned(nearest=True))
     guides = [max(call["guide"]) for call in job.calls]
     assert guides == pytest.approx(5 * [0.08] + 3 * [0.02])  # Forge switches after step 4, half of 8; of 7 after 3
     assert job.info["Steps"] == "8" and "took the nearest count, 8" in job.seen["comments"]
@@ -224,9 +232,9 @@ def hires(**fields):
     return {**ONE, "hr_additional_modules": ["Use same choices"], **second, "sampler_name": "DyWeight", **fields}
 
 
-def second_pass(table, first, start):
+def second_pass(table, first, start, denoisers=CAT):
     upscaled = torch.nn.functional.interpolate(first, size=(16, 16), mode="bilinear", antialias=False)
-    return by_hand(table, upscaled + noise([1], height=128, width=128) * float(table.levels[start]), CAT, start)
+    return by_hand(table, upscaled + noise([1], height=128, width=128) * float(table.levels[start]), denoisers, start)
 
 
 @pytest.mark.parametrize(("steps", "whole", "calls"), [(4, 8, 4), (6, 10, 5)])
@@ -258,6 +266,57 @@ def test_hires_fix_may_hand_over_to_a_stock_sampler(forge):
     job = forge.run("txt2img", **fields)
     assert job.info["Learned solver calls"] == "6" and "Hires learned solver" not in job.info
     assert job.info["Hires sampler"] == "Euler" and job.info["Hires schedule type"] == "Karras"
+
+
+# ---- guidance
+
+
+@pytest.fixture(scope="module")
+def knots(forge):
+    """Solvers with parameters for guidance 2 and 8, as files: at CFG for eps models, at embedded guidance for FLUX."""
+    solvers = {"embedded": knotted_solver(kind="embedded"), "flow": knotted_solver()}
+    solvers["vp"] = replace(solvers["flow"], card=replace(solvers["flow"].card, prediction="vp"))
+    folder = forge.base / "data" / "models" / "solver_weights"
+    folder.mkdir()
+    for name, solver in solvers.items():
+        solver.save(folder / f"{name}.safetensors")
+    yield solvers
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "nearest", "remark"), [(4.0, 4, ""), (12.0, 8, "this run uses CFG 12: the parameters for 8 are used")]
+)
+def test_the_jobs_cfg_chooses_between_the_knots(forge, knots, cfg, nearest, remark):
+    fields = {**ONE, "cfg_scale": cfg, "sampler_name": "DS-Solver", "steps": 2}
+    job = forge.run("txt2img", **fields, alwayson_scripts=learned("vp.safetensors"))
+    table = knots["vp"].table(2, SD, nearest)
+    close(job.latents[0], by_hand(table, noise([1]) * table.sigma_start, [guided(discrete, "a cat", cfg)]))
+    fitted = "vp.safetensors: fitted at CFG 2, 8"
+    assert (f"{fitted}, {remark}" in job.seen["comments"]) if remark else (fitted not in job.seen["comments"])
+
+
+def test_the_second_pass_of_hires_fix_has_its_own_cfg(forge, knots):
+    fields = hires(steps=2, cfg_scale=8.0, hr_cfg=2.0, sampler_name="DS-Solver")
+    job = forge.run("txt2img", **fields, alwayson_scripts=learned("vp.safetensors"))
+    low, high = (knots["vp"].table(2, SD, guidance) for guidance in (2, 8))
+    first = by_hand(high, noise([1]) * high.sigma_start, [guided(discrete, "a cat", 8.0)])
+    close(job.latents[-1], second_pass(low, first, 1, [guided(discrete, "a cat", 2.0)]))
+
+
+@pytest.mark.parametrize(
+    ("file", "guidance", "remark"),
+    [
+        ("embedded", 4.0, ""),
+        ("flow", None, "flow.safetensors: fitted at CFG 2, 8, this run uses embedded guidance 4, CFG 1: the usual"),
+    ],
+)
+def test_a_distilled_cfg_is_an_embedded_guidance(forge, knots, file, guidance, remark):
+    fields = {**ONE, "cfg_scale": 1.0, "distilled_cfg_scale": 4.0, "sampler_name": "DS-Solver", "steps": 2}
+    job = forge.run("txt2img", model="flux", **fields, alwayson_scripts=learned(f"{file}.safetensors"))
+    table = knots[file].table(2, FlowNoise(tokens=16), guidance)
+    close(job.latents[0], by_hand(table, noise([1], 16), [guided(flow, "a cat", 1.0)]))
+    assert remark in job.seen["comments"] and ("fitted at" in job.seen["comments"]) == bool(remark)
 
 
 # ---- the rest of the WebUI
@@ -296,7 +355,7 @@ def zero_snr_products():
     return torch.cat([roots[:-1] ** 2, torch.tensor([4.8973451890853435e-08], dtype=torch.float64)])
 
 
-def test_zero_terminal_snr_is_met_with_its_own_levels_and_said(forge):
+def test_zero_terminal_snr_gets_its_own_levels_and_a_remark(forge):
     settings = {"sd_noise_schedule": "Zero Terminal SNR"}
     fields = {**ONE, "sampler_name": "DS-Solver", "steps": 8}
     job = forge.run("txt2img", model="v", **fields, override_settings=settings)
@@ -306,12 +365,12 @@ def test_zero_terminal_snr_is_met_with_its_own_levels_and_said(forge):
     assert table.sigma_start == pytest.approx(4518.76, rel=1e-4)
     answer = guided(partial(discrete, v=True, table=sigmas), "a cat", 3.0)
     close(job.latents[0], by_hand(table, noise([1]) * table.sigma_start, [answer]), 1e-3)
-    assert "noise starts at sigma 4519, Stable Diffusion's at 14.61" in job.seen["comments"]
+    assert "fitted for noise from sigma 14.61, this model's starts at 4519" in job.seen["comments"]
 
 
-def test_what_does_not_match_is_said_under_the_picture(forge):
+def test_a_mismatch_is_reported_under_the_picture(forge):
     job = forge.run("txt2img", **ONE, sampler_name="DS-Solver", steps=6)
-    assert "ds_vp-dit was fitted for DiT-XL/2 256x256, this model is SD15: a transfer" in job.seen["comments"]
+    assert "ds_vp-dit: fitted for DiT-XL/2 256x256 but used on SD15 (transfer)" in job.seen["comments"]
     job = forge.run(
         "txt2img", **{**ONE, "cfg_scale": 7.5, "width": 512, "height": 512}, sampler_name="DyWeight", steps=6
     )

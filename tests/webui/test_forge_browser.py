@@ -70,7 +70,7 @@ def test_a_picture_is_generated_and_its_infotext_pasted_back(forge, page, tmp_pa
     keep_shot(page, tmp_path / "webui.png")
     infotext = page.locator("#html_info_txt2img").inner_text()
     assert "Learned solver: dyweight_sd15, Learned solver calls: 6" in infotext and "Schedule type" not in infotext
-    assert "dyweight_sd15 was fitted at guidance 7.5, CFG scale here is 7" in log
+    assert "dyweight_sd15: fitted at CFG 7.5, this run uses CFG 7" in log
     first = picture(page, forge)
     assert first.size == (512, 512)
     sun, foreground = first.getpixel((358, 153)), first.getpixel((256, 490))
@@ -86,7 +86,7 @@ def test_a_picture_is_generated_and_its_infotext_pasted_back(forge, page, tmp_pa
     assert picture(page, forge).tobytes() == first.tobytes()
 
 
-def test_missing_steps_are_an_error_below_the_picture_that_lists_those_there_are(page):
+def test_missing_steps_are_an_error_below_the_picture_that_lists_the_available_ones(page):
     choose(page, "#txt2img_sampling", "DyWeight")
     choose(page, "#script_txt2img_learned_solvers_file", "as in Settings")
     page.fill("#txt2img_steps input[type=number]", "7")
@@ -96,7 +96,7 @@ def test_missing_steps_are_an_error_below_the_picture_that_lists_those_there_are
     assert "choose the steps of dyweight_sd15 (4, 6, 8, 10 steps)" in error.inner_text()
 
 
-def test_a_new_file_appears_after_refresh_and_tells_what_it_is_for(forge, page):
+def test_a_new_file_appears_after_refresh_with_a_description(forge, page):
     folder = forge.base / "data" / "models" / "solver_weights"
     load_solver("ds_vp-dit").save(folder / "new.safetensors")
     try:

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...samplers import FlowNoise, load_solver
-from ..comparison.sheet import save_strips
-from ..comparison.strips import strips_of
+from ...samplers import FlowNoise, Guidance, load_solver
+from ..comparison.measure import fit_results
+from ..comparison.sheet import draw_results
 from ..data.samples import Samples
 from ..data.teacher import Teacher
 from ..fit import fit_solver
@@ -31,7 +31,7 @@ def demo_starts(count: int, seed: int = 0) -> tuple[Tensor, dict[str, object]]:
     return x, {"label": torch.randint(0, 10, (count,), generator=generator), "guidance": GUIDANCE}
 
 
-def run_demo(output: Path, *, overwrite: bool = False, say: Callable[[str], None] = print) -> FitResult:
+def run_demo(output: Path, *, overwrite: bool = False, log: Callable[[str], None] = print) -> FitResult:
     """Returns the fit's result after writing dyweight_digits.safetensors, demo.png and demo.md.
 
     Raises:
@@ -43,15 +43,16 @@ def run_demo(output: Path, *, overwrite: bool = False, say: Callable[[str], None
             raise FileExistsError(f"{path} exists already: choose another --output, or add --overwrite")
     model, noise = load_digits(), FlowNoise()
     x, extra_args = demo_starts(128)
-    card = {"model_family": "digits", "checkpoint": "training/models/digits.safetensors", "guidance": "3"}
+    facts = {"architecture": "digits", "checkpoint": "training/models/digits.safetensors", "licence": "MIT"}
+    card = {**facts, "guidance": Guidance("cfg", (GUIDANCE,)), "resolution": "8x8"}
     result = fit_solver(
-        model, x, noise=noise, steps=STEPS, held_out=64, extra_args=extra_args, progress=say,
-        teacher=TEACHER.method, teacher_steps=TEACHER.steps, card={**card, "resolution": "8x8", "licence": "MIT"},
+        model, x, noise=noise, steps=STEPS, held_out=64, extra_args=extra_args, progress=log,
+        teacher=TEACHER.method, teacher_steps=TEACHER.steps, card=card,
     )  # fmt: skip
     result.solver.save(file, overwrite=overwrite)
     _draw(output / "demo.png", file, result)
     (output / "demo.md").write_text(f"# A solver fitted to the bundled model\n\n{table_of(result)}\n", "utf-8")
-    say(f"\n{table_of(result)}\n\nwritten: {file}, {output / 'demo.png'}, {output / 'demo.md'}")
+    log(f"\n{table_of(result)}\n\nwritten: {file}, {output / 'demo.png'}, {output / 'demo.md'}")
     return result
 
 
@@ -60,9 +61,6 @@ def _draw(path: Path, file: Path, result: FitResult) -> None:
     model, noise, solver = load_digits(), FlowNoise(), load_solver(file)
     x, _ = demo_starts(10, seed=1)
     starts = Samples(x, {"label": torch.arange(10), "guidance": GUIDANCE}, len(x))
-    strips = strips_of(solver, result, TEACHER, model, starts, noise, lambda end: (end + 1) / 2)
-    save_strips(
-        path,
-        "The same noise, the same network, guidance 3: who comes closest to the teacher? (errors of these ten)",
-        strips,
-    )
+    results = fit_results(solver, result, TEACHER, model, starts, noise)
+    title = "The same noise, the same network, guidance 3: who comes closest to the teacher? (errors of these ten)"
+    draw_results(title, results, lambda end: (end + 1) / 2, side=64).save(path)

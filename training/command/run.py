@@ -1,135 +1,228 @@
-"""One run of the command on a model of ComfyUI's: the fit, and the three files."""
+"""One run of the command on a host's model: what it will do and cost, the fit, and the three files."""
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from ...samplers import load_solver
-from ..comparison.sheet import save_strips
-from ..comparison.strips import strips_of
-from ..cost import duration, seconds_of_call
+from ...samplers.guidance import Guidance, per_sample, range_around
+from ..comparison.measure import Result
+from ..comparison.sheet import draw_results
+from ..cost import duration, most_calls, seconds_of_call
 from ..data.processes import Processes
 from ..data.samples import Samples
-from ..data.teacher import Teacher
-from ..fit import fit_solver
+from ..fit import run_fit
+from ..job import FitJob
+from ..models import Model
 from ..models.conditioning import Cond
 from ..optimise.gradient import GradientDescent
 from ..optimise.levenberg_marquardt import GaussNewton, Progress
+from ..optimise.losses import make_objective
 from ..report import FitResult, table_of
-from ..store.output import Output
-from .fit_plan import FitPlan, planned
-from .options import encoded_prompts, per_sample
-from .progress import CallBar, peak_memory
+from ..store.content import content_hash
+from .options import FitCommand, load_model
 
-__all__ = ["fit_model"]
+__all__ = ["fit_model", "guidance_for"]
 
-_SHOWN = 4  # held-out samples in the picture
+_PICTURES = 4  # held-out samples in the picture
 
 
-def fit_model(
-    args: argparse.Namespace,
-    comfy: Path,
-    output: Output,
-    teacher: Teacher,
-    settings: GaussNewton | GradientDescent,
-    processes: Processes,
-) -> None:
-    """Fits a solver for the model that the options name and writes solver file, report and picture.
+def fit_model(command: FitCommand, processes: Processes) -> None:
+    """Fits a solver for the command's model and writes solver file, report and picture.
 
     Raises:
         ValueError: An option does not suit the model.
         OSError: Files exist already, or cannot be written.
     """
     first = processes.rank == 0
-    say: Progress = (lambda line: print(line, flush=True)) if first else (lambda line: None)
+    log: Progress = (lambda line: print(line, flush=True)) if first else (lambda line: None)
     if first:
-        output.check()
-    plan = planned(args, comfy, output, teacher, settings, first)
-    say(plan.told())
-    with output.claimed(plan.bytes_written) if first and not args.dry_run else nullcontext():
-        conds = processes.from_first(_encoded(plan, say) if first else None)
-        plan.model.free_text_encoders()
-        batch = [args.microbatch, *plan.shape[1:]]
-        plan.model.with_denoiser(
-            lambda denoiser, device: _run(plan, conds, per_sample(denoiser), device, processes, say),
-            conds, conds[0], batch, differentiable=plan.differentiable,
+        command.output.check()
+    run = prepare(command, text_encoders=first)
+    log(run.describe())
+    with command.output.claimed(run.bytes_written) if first and not command.dry_run else nullcontext():
+        conds = processes.from_first(run.conditioning(log) if first else None)
+        run.model.free_text_encoders()
+        run.model.with_denoiser(
+            lambda denoiser, device: run.fit(denoiser, device, conds, processes, log),
+            conds, run.guidance, [command.microbatch, *run.shape[1:]], differentiable=run.differentiable,
         )  # fmt: skip
 
 
-def _encoded(plan: FitPlan, say: Progress) -> list[Cond]:
-    """Returns the encoded prompts; a dry run without a file of them encodes one, and writes none."""
-    sparing = plan.args.dry_run and not plan.reused
-    number, file = (1, None) if sparing else (plan.count, plan.prompts)
-    return encoded_prompts(plan.args, plan.model, number, file, say)
-
-
-def _run(
-    plan: FitPlan,
-    conds: list[Cond],
-    denoiser: Callable[..., Tensor],
-    device: torch.device,
-    processes: Processes,
-    say: Progress,
-) -> None:
-    """Times the model, fits unless this is a dry run, and writes the files: what is done while the model is loaded."""
-    args = plan.args
-    samples = plan.samples(plan.model.starts(plan.shape, plan.count, args.seed).to(device), conds)
-    dear = next((i for i, value in enumerate(plan.guidance) if value != 1), 0)  # of two passes
-    seconds = seconds_of_call(denoiser, samples.rows(dear, dear + args.microbatch), plan.suspect())
-    sampling = peak_memory(device)
-    say(
-        f"One call takes {seconds:.2f} s here: at most {duration(seconds * plan.most / processes.count)}.\n"
-        f"Memory of sampling {min(args.microbatch, plan.count)} at a time: {sampling}."
+def prepare(command: FitCommand, *, text_encoders: bool) -> ModelFit:
+    """Loads the command's model, with text encoders only where they are wanted and prompts must be encoded."""
+    texts = command.prompts.texts(command.count)
+    name = f"prompts-{content_hash(texts, command.files.stamps())[:16]}.safetensors"
+    prompts = command.prompts.encoded or command.output.folder / name
+    reused = prompts.exists()
+    model = load_model(command.files, text_encoders=text_encoders and not reused)
+    shape = model.latent_shape(*(command.size or model.size))
+    settings, guidance = command.settings, guidance_for(model, command.guidance, command.samples)
+    card = {
+        "architecture": model.architecture,
+        "checkpoint": command.files.name,
+        "guidance": guidance,
+        "resolution": model.pixels(shape),
+        "note": f"fitted to {command.samples} samples, judged on {settings.held_out}, seed {settings.seed}",
+    }
+    x = model.starts(shape, command.count, settings.seed)
+    samples = Samples(x, {"row": list(range(command.count))}, command.microbatch)
+    run = ModelFit(
+        command, model, FitJob(settings, samples, model.noise(shape), card), shape, guidance, prompts, reused
     )
-    if args.dry_run:
-        return
-    result = _fitted(plan, denoiser, samples, plan.work(conds), processes)
-    if processes.rank == 0:
-        shown = samples.rows(plan.count - min(_SHOWN, plan.held), plan.count)
-        facts = (
-            f"{plan.output.command}\n\nGuidance of the samples: {plan.card()['guidance']}. "
-            f"Peak memory: {peak_memory(device)}; plain sampling: {sampling}."
+    if run.differentiable and run.job.noise.kind == "vp":
+        raise ValueError(
+            f"ComfyUI rounds the model time of {model.architecture} to whole numbers, so no gradient reaches the noise "
+            "levels: use --optimizer gauss-newton"
         )
-        _write(plan, result, facts, denoiser, shown)
-        say(f"\n{table_of(result)}\n\nwritten: {', '.join(map(str, reversed(plan.output.files)))}")
+    return run
 
 
-def _fitted(
-    plan: FitPlan,
-    denoiser: Callable[..., Tensor],
-    samples: Samples,
-    work: Path,
-    processes: Processes,
-) -> FitResult:
-    """Returns the fit's result, going on from what is in the folder `work`, under a progress bar."""
-    args, bar = plan.args, CallBar(math.ceil(plan.most / processes.count), silent=processes.rank > 0)
-    result = fit_solver(
-        bar.counted(denoiser), samples.x, noise=plan.noise, family=args.family, steps=args.steps, history=args.history,
-        teacher=args.teacher, teacher_steps=args.teacher_steps, optimizer=plan.settings, loss=args.loss,
-        initial=args.initial, learn_grid=args.learn_grid, extra_args=samples.extra_args, held_out=plan.held,
-        microbatch=args.microbatch, seed=args.seed, progress=bar, cache=work / "teacher",
-        journal=work / "journal.safetensors", processes=processes, card=plan.card(),
-    )  # fmt: skip
-    bar.close()
-    return result
+def guidance_for(model: Model, values: Sequence[float], samples: int) -> Guidance:
+    """The guidance of a fit: the values, or what is usual and, where it is CFG, a third around it.
+
+    Raises:
+        ValueError: There are fewer samples.
+    """
+    usual, embedded = model.usual_guidance, model.embeds_guidance
+    values = tuple(values) or ((usual,) if embedded else range_around(usual, 1 / 3))
+    per_sample(values, samples)  # refuses too few
+    return Guidance("embedded", values, cfg=1.0) if embedded else Guidance("cfg", values)
 
 
-def _write(plan: FitPlan, result: FitResult, facts: str, denoiser: Callable[..., Tensor], shown: Samples) -> None:
-    """Writes solver file, report and picture: made in the output's folder, then moved together."""
-    output, decode = plan.output, plan.model.decode
-    png, md, solver = (output.folder / file.name for file in output.files)
-    result.solver.save(solver, overwrite=True)
-    strips = strips_of(
-        load_solver(solver), result, plan.teacher, denoiser, shown, plan.noise,
-        lambda x: torch.cat([decode(end[None]) for end in x]),
-    )  # fmt: skip
-    save_strips(png, f"{solver.stem}: the same held-out starts", strips, size=160)
-    md.write_text(f"# {solver.stem}\n\n{facts}\n\n{table_of(result)}\n\n![the same starts]({png.name})\n", "utf-8")
-    output.deliver()
+@dataclass(frozen=True, eq=False)
+class ModelFit:
+    """A fit whose model is loaded.
+
+    Args:
+        command: What was asked for.
+        model: The model.
+        job: The fit.
+        shape: Of one latent.
+        guidance: Of the samples.
+        prompts: File of the encoded prompts.
+        reused: Whether it exists; else it is to be written.
+    """
+
+    command: FitCommand
+    model: Model
+    job: FitJob
+    shape: list[int]
+    guidance: Guidance
+    prompts: Path
+    reused: bool
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether gradients go through the model."""
+        return isinstance(self.command.settings.optimizer, GradientDescent)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of the teacher's states, twice for safety, and of the journal."""
+        settings = self.command.settings
+        states = settings.teacher.steps + 1 if make_objective(settings.loss).needs_trajectory else 1
+        return 2 * 4 * self.job.samples.x.numel() * states + 2**24
+
+    def describe(self) -> str:
+        """What will be done, for people."""
+        command, settings, guidance = self.command, self.command.settings, self.guidance
+        usual = "a sixteenth to an eighth" if command.samples <= GaussNewton().core else "a thirtieth to a tenth"
+        passes = ""
+        if guidance.kind == "cfg" and guidance.values != (1,):
+            passes = f" of two passes each (CFG){', one where it is 1' if 1 in guidance.values else ''}"
+        steps = ", ".join(map(str, settings.steps))
+        return (
+            f"{self.model.architecture} ({self.job.noise.kind}), {self.model.pixels(self.shape)}, {guidance}: "
+            f"{settings.family} solvers of {steps} steps from {command.samples} pictures, judged on "
+            f"{settings.held_out} more.\nAt most {most_calls(self.job):,} network calls{passes}, {usual} of it is "
+            f"usual; result: {command.output.solver}"
+        )
+
+    def conditioning(self, log: Progress) -> list[Cond]:
+        """The encoded prompts; a dry run without a file of them encodes one, and writes none."""
+        sparing = self.command.dry_run and not self.reused
+        count, file = (1, None) if sparing else (len(self.job.samples), self.prompts)
+        return self.command.prompts.conditioning(self.model, count, file, log)
+
+    def fit(
+        self,
+        denoiser: Callable[..., Tensor],
+        device: torch.device,
+        conds: list[Cond],
+        processes: Processes,
+        log: Progress,
+    ) -> None:
+        """Times the model, fits unless this is a dry run, and writes the files: done while the model is loaded."""
+        command, samples = self.command, self.job.on(device).samples
+        two_passes = next((i for i, value in enumerate(self.guidance.values) if value != 1), 0)
+        batch = samples.rows(two_passes, two_passes + command.microbatch)
+        seconds, sampling = seconds_of_call(denoiser, batch, self._hint()), peak_memory(device)
+        most = math.ceil(most_calls(self.job) / processes.count)
+        log(
+            f"One call takes {seconds:.2f} s here: at most {duration(seconds * most)}.\n"
+            f"Memory of sampling {min(command.microbatch, len(samples))} at a time: {sampling}."
+        )
+        if command.dry_run:
+            return
+        folder = command.output.folder / content_hash(conds, command.files.stamps(), self.guidance, self.shape)[:16]
+        # disable=None: no bar where the output is no terminal.
+        bar = tqdm(total=most, unit=" calls", disable=True if processes.rank else None, dynamic_ncols=True)
+
+        def show(line: str) -> None:
+            if processes.rank == 0:
+                bar.write(line)
+                if "held out" in line or "held-out" in line:
+                    bar.set_postfix_str(line.rpartition(": ")[2])
+
+        result, ends = run_fit(
+            self.job, denoiser, device, log=show, on_call=bar.update, pictures=_PICTURES, folder=folder,
+            processes=processes,
+        )  # fmt: skip
+        bar.total = bar.n
+        bar.close()
+        if processes.rank == 0:
+            self._write(result, ends, f"Peak memory: {peak_memory(device)}; plain sampling: {sampling}.")
+            log(f"\n{table_of(result)}\n\nwritten: {', '.join(map(str, reversed(command.output.files)))}")
+
+    def _hint(self) -> str:
+        """What to look at where the model cannot be run on its prompts."""
+        if self.reused:
+            return f"where the prompts in {self.prompts} belong to another model, name another file with --conditioning"
+        if clip := self.command.files.clip:
+            return f"do the text encoders {', '.join(map(str, clip))} belong to it? Name its own with --clip"
+        return "does ComfyUI itself sample with this checkpoint? Its own text encoders made the prompts"
+
+    def _write(self, result: FitResult, ends: list[Result], memory: str) -> None:
+        """Writes solver file, report and picture: made in the output's folder, then moved together."""
+        output, decode = self.command.output, self.model.decode
+        png, md, solver = (output.folder / file.name for file in output.files)
+        result.solver.save(solver, overwrite=True)
+
+        def pictures(states: Tensor) -> Tensor:
+            return torch.cat([decode(state[None]) for state in states])
+
+        draw_results(f"{solver.stem}: the same held-out starts", ends, pictures, side=160).save(png)
+        facts = f"{output.command}\n\nGuidance of the samples: {self.guidance}. {memory}"
+        md.write_text(f"# {solver.stem}\n\n{facts}\n\n{table_of(result)}\n\n![the same starts]({png.name})\n", "utf-8")
+        output.deliver()
+
+
+def peak_memory(device: torch.device) -> str:
+    """This process's peak so far, for people: allocated on a CUDA device, else resident as a whole."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GB on the GPU"
+    if sys.platform == "win32":
+        return "unknown"
+    import resource
+
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f"{size * (1 if sys.platform == 'darwin' else 1024) / 2**30:.2f} GB resident"

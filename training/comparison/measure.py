@@ -1,124 +1,154 @@
-"""How far solvers end from the teacher at equal network calls: ours, and every peer at its best grid."""
+"""How far solvers end from a teacher at equal network calls: ours, and every peer at its best grid."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ...samplers import Solver, sample_table
+from ...samplers import Solver, SolverTable, sample_table
+from ...samplers.loop import Denoiser
 from ...samplers.schedules import Noise
+from ..data.batch_limit import BatchLimit
 from ..data.samples import CountedDenoiser, Samples
-from ..starts.candidates import candidates
+from ..data.teacher import Teacher
+from ..report import FitResult
+from ..starts.candidates import candidate_named, candidates
 
-__all__ = ["Entry", "Row", "Subject", "compare", "most_compared", "run_entry", "solver_entries", "table_entries"]
+__all__ = [
+    "ComparedModel",
+    "Counter",
+    "Entry",
+    "Refusal",
+    "Result",
+    "compare",
+    "fit_results",
+    "most_compared",
+    "solver_entries",
+    "table_entries",
+    "teacher_result",
+]
 
-Run = Callable[[Tensor, Mapping[str, Any]], Tensor]
-_TRIED = 8  # samples that a method's grids are tried on
-_JUDGED = 3  # best of them that are judged on all samples
+_GRID_SAMPLES = 8  # samples that all grids of a method are tried on
+_BEST_GRIDS = 3  # of a method, measured on all samples
+
+
+class Counter(Protocol):
+    """What counts network calls, one per sample and call."""
+
+    calls: int
+
+
+class Refusal(Exception):
+    """The reason why a solver cannot run."""
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A solver on a grid: `run(x, extra_args)` returns the end states of starts x [B, ...]."""
+    """A solver on a grid: `run(x, extra_args)` returns the end states of starts x [B, ...], or raises a Refusal."""
 
     method: str
     grid: str
-    run: Run
+    run: Callable[[Tensor, Mapping[str, Any]], Tensor]
     ours: bool = False
 
 
-@dataclass(frozen=True)
-class Row:
-    """What was measured at `calls` network calls.
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A solver's distance to the teacher.
 
     Args:
-        calls: Calls that were allowed.
-        used: Calls that were made; Heun's leave one of an even number.
-        method: Solver.
-        grid: Its best grid.
-        error: RMSE to the teacher's ends.
-        grids: Number of grids that were tried.
-        ours: Whether the solver is one of those named.
+        calls: Network calls allowed per start.
+        used: Network calls made per start; Heun's method leaves one of an even number.
+        method: Name of the solver.
+        grid: Its best grid; in ComfyUI the solver file that `auto` took.
+        ours: Whether it is a learned solver.
+        errors: Root mean square distance of each start's end to the teacher's; empty for a refusal.
+        ends: End states of the first starts, for pictures, on the CPU.
+        refusal: Why there are no ends.
+        grids: Number of grids tried.
     """
 
     calls: int
     used: int
     method: str
     grid: str
-    error: float
-    grids: int
-    ours: bool
+    ours: bool = False
+    errors: tuple[float, ...] = ()
+    ends: Tensor | None = None
+    refusal: str = ""
+    grids: int = 1
+
+    @property
+    def error(self) -> float:
+        """Root mean square distance over all starts; infinite for a refusal and for states that are not finite."""
+        if not self.errors or not all(map(math.isfinite, self.errors)):
+            return math.inf
+        return math.sqrt(sum(error**2 for error in self.errors) / len(self.errors))
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
-    """What solvers are compared on.
-
-    Args:
-        name: For people.
-        model: The denoiser, for its count of calls.
-        noise: Its schedule.
-        samples: The starts.
-        peers: Returns the peers that make at most so many calls.
-        pictures: Turns end states into pictures [B, C, H, W] in [0, 1].
-        best_peer: What to call the best of the peers.
-        versions: Of what else took part, by name.
-    """
+class ComparedModel:
+    """A model to compare on, at one guidance: `peers(calls)` yields entries, `pictures(ends)` shape [B, C, H, W]."""
 
     name: str
-    model: CountedDenoiser
+    denoiser: CountedDenoiser
     noise: Noise
+    guidance: float
     samples: Samples
     peers: Callable[[int], Iterable[Entry]]
     pictures: Callable[[Tensor], Tensor]
-    best_peer: str
-    versions: dict[str, str]
 
 
 def compare(
     entries: Mapping[int, Sequence[Entry]],
-    model: CountedDenoiser,
+    counter: Counter,
     samples: Samples,
-    ends: Tensor,
-    say: Callable[[str], None],
-) -> dict[Row, Entry]:
-    """Returns every method at its best grid, per number of calls, ours first, then best first.
+    goal: Tensor,
+    *,
+    pictures: int,
+    log: Callable[[str], None] = lambda line: None,
+) -> list[Result]:
+    """Measures every method at its best grid; per number of calls ours first, then by error.
 
-    The best grid is the one with the least error on these samples: of all grids on the first few, the best three are
-    judged on all, so that the choice favours the peers.
+    The best grid has the least error on these samples: all grids are tried on a few, the best three measured on all.
+    That favours the peers.
 
     Args:
         entries: Per number of calls, the solvers on their grids that make at most so many.
-        model: The denoiser that the entries run, for its count.
+        counter: Counts the calls that the entries make.
         samples: Starts.
-        ends: The teacher's ends for them, shape [S, ...].
-        say: Told a line per number of calls.
+        goal: The teacher's end states, shape [S, ...].
+        pictures: Number of starts whose end states are kept.
+        log: Receives a line per number of calls.
     """
-    found: dict[Row, Entry] = {}
-    few = samples.rows(0, min(_TRIED, len(samples)))
-    for n, solvers in entries.items():
-        rows = []
+    results = []
+    few = samples.rows(0, min(_GRID_SAMPLES, len(samples)))
+    for calls, solvers in entries.items():
+        best = []
         for grids in _by_method(solvers).values():
-            order = sorted(grids, key=lambda entry: _error(entry, few, ends[: len(few)])) if len(grids) > 1 else grids
-            judged = [(_row(n, entry, len(grids), model, samples, ends), entry) for entry in order[:_JUDGED]]
-            rows.append(min(judged, key=lambda pair: pair[0].error))
-        rows.sort(key=lambda pair: (not pair[0].ours, pair[0].error))
-        say(f"{n} calls: " + "; ".join(f"{row.method} {row.error:.4f}" for row, _ in rows[:3]))
-        found.update(rows)
-    return found
+            order = grids
+            if len(grids) > 1:
+                order = sorted(grids, key=lambda entry: _measure(calls, entry, counter, few, goal[: len(few)], 0).error)
+            measured = (_measure(calls, entry, counter, samples, goal, pictures) for entry in order[:_BEST_GRIDS])
+            best.append(replace(min(measured, key=lambda result: result.error), grids=len(grids)))
+        best.sort(key=lambda result: (not result.ours, result.error))
+        log(f"{calls} calls: " + "; ".join(f"{result.method} {result.error:.4f}" for result in best[:3]))
+        results += best
+    return results
 
 
 def most_compared(entries: Mapping[int, Sequence[Entry]], samples: int) -> int:
-    """Returns the network calls that `compare` makes at most, one per sample and call."""
+    """Upper bound of the network calls of `compare`, one per sample and call."""
     total = 0
     for calls, solvers in entries.items():
         for grids in _by_method(solvers).values():
-            tried = len(grids) * min(_TRIED, samples) if len(grids) > 1 else 0
-            total += calls * (tried + min(_JUDGED, len(grids)) * samples)
+            tried = len(grids) * min(_GRID_SAMPLES, samples) if len(grids) > 1 else 0
+            total += calls * (tried + min(_BEST_GRIDS, len(grids)) * samples)
     return total
 
 
@@ -129,38 +159,60 @@ def _by_method(solvers: Iterable[Entry]) -> dict[str, list[Entry]]:
     return methods
 
 
-def _row(calls: int, entry: Entry, grids: int, model: CountedDenoiser, samples: Samples, ends: Tensor) -> Row:
-    """Returns the measurement of a solver on all samples."""
-    before = model.calls
-    error = _error(entry, samples, ends)
-    used = (model.calls - before) // len(samples)
-    return Row(calls, used, entry.method, entry.grid, error, grids, entry.ours)
+def _measure(calls: int, entry: Entry, counter: Counter, samples: Samples, goal: Tensor, pictures: int) -> Result:
+    before = counter.calls
+
+    def run(start: int, stop: int) -> Tensor:
+        batch = samples.rows(start, stop)
+        return entry.run(batch.x, batch.extra_args)
+
+    try:
+        ends = torch.cat(list(BatchLimit().each(len(samples), samples.microbatch, run)))
+    except Refusal as refusal:
+        return Result(calls, 0, entry.method, entry.grid, entry.ours, refusal=str(refusal))
+    used = (counter.calls - before) // len(samples)
+    errors = (ends - goal).cpu().double().flatten(1).square().mean(1).sqrt().tolist()
+    return Result(calls, used, entry.method, entry.grid, entry.ours, tuple(errors), ends[:pictures].cpu().clone())
 
 
-def run_entry(entry: Entry, samples: Samples) -> Tensor:
-    """Returns the end states, shape [S, ...]."""
-    return torch.cat([entry.run(batch.x, batch.extra_args) for _, batch in samples.batches()])
+def _table_entry(model: Denoiser, method: str, grid: str, table: SolverTable, ours: bool = False) -> Entry:
+    return Entry(method, grid, lambda x, extra_args: sample_table(model, x, table, extra_args, disable=True), ours)
 
 
-def _error(entry: Entry, samples: Samples, ends: Tensor) -> float:
-    value = float((run_entry(entry, samples) - ends).cpu().double().square().mean().sqrt())
-    return value if value == value else float("inf")
-
-
-def table_entries(model: CountedDenoiser, noise: Noise, calls: int) -> Iterable[Entry]:
-    """Returns the peers as our own tables: the methods and the grids of a fit's scan."""
+def table_entries(model: Denoiser, noise: Noise, calls: int) -> Iterable[Entry]:
+    """Yields the peers as our own tables: the methods and grids of a fit's scan."""
     for candidate in candidates(calls, noise):
-        yield Entry(candidate.method, candidate.grid_name, _run_of(model, candidate.table))
+        yield _table_entry(model, candidate.method, candidate.grid_name, candidate.table)
 
 
-def solver_entries(model: CountedDenoiser, noise: Noise, solvers: Sequence[Solver], calls: int) -> Iterable[Entry]:
-    """Returns the solvers that have a table of so many calls on this noise."""
+def solver_entries(
+    model: Denoiser, noise: Noise, solvers: Sequence[Solver], calls: int, guidance: float | None
+) -> Iterable[Entry]:
+    """Yields the solvers that have a table of so many calls on this noise."""
     for solver in solvers:
         for steps in solver.steps:
-            table = solver.table(steps, noise)
+            table = solver.table(steps, noise, guidance)
             if table.nfe == calls:
-                yield Entry(solver.name, "its own", _run_of(model, table), ours=True)
+                yield _table_entry(model, solver.name, "its own", table, ours=True)
 
 
-def _run_of(model: CountedDenoiser, table: Any) -> Run:
-    return lambda x, extra_args: sample_table(model, x, table, extra_args, disable=True)
+def teacher_result(method: str, calls: int, goal: Tensor) -> Result:
+    """The teacher as a result without an error, for pictures of its end states."""
+    return Result(calls, calls, method, "", errors=(0.0,) * len(goal), ends=goal.cpu())
+
+
+def fit_results(
+    solver: Solver, fit: FitResult, teacher: Teacher, model: Denoiser, starts: Samples, noise: Noise
+) -> list[Result]:
+    """Runs a fitted solver on a few starts: first the teacher, then per step count the solver and its best peer."""
+    counted = CountedDenoiser(model, starts.x.dtype)
+    goal = teacher.reference(counted, starts, noise).end
+    entries = {}
+    for steps in solver.steps:
+        peer = candidate_named(fit.report[steps].peers[0].name, steps, noise)
+        entries[steps] = [
+            _table_entry(counted, solver.name, "its own", solver.table(steps, noise), ours=True),
+            _table_entry(counted, peer.method, peer.grid_name, peer.table),
+        ]
+    results = compare(entries, counted, starts, goal, pictures=len(goal))
+    return [teacher_result(teacher.method, teacher.calls, goal), *results]

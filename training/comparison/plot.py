@@ -4,125 +4,76 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import cycle
-from pathlib import Path
-from typing import Any
 
-from .measure import Row
+from PIL import Image
 
-__all__ = ["save_plot"]
+from .canvas import INK, Canvas
+from .measure import Result
 
-_PEERS = 4  # peers that have a line of their own, more where another number of calls has another best one
-_OURS = ("#d62728", "#e8820e", "#8e3bb0")
+__all__ = ["draw_errors", "select_lines"]
+
+_PEERS = 4  # peers with a line; more where each number of calls has another best one
+_OUR_COLOURS = ("#d62728", "#e8820e", "#8e3bb0")
 _PEER_COLOURS = ("#1f4e79", "#4a86b8", "#7a7a7a", "#ababab", "#2f8f83", "#7fb7ae")
+_LEFT, _TOP, _WIDTH, _HEIGHT = 70, 76, 540, 330
 
 
-def save_plot(path: Path, title: str, rows: Sequence[Row], peer: str) -> None:
-    """Writes a PNG, 800 pixels wide: ours thick, the best peers thin, every name beside the end of its line.
-
-    Args:
-        path: PNG file.
-        title: What was measured, on which model.
-        rows: The comparison.
-        peer: What to call the best peer where the title says how much closer ours come.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 4.6), dpi=100)
-    labels = _draw_lines(axes, rows)
-    _scale(axes, sorted({row.calls for row in rows}))
-    _label_ends(axes, labels)
-    message = _message(rows, peer)
-    axes.set_title(f"{message}\n{title}" if message else title, loc="left", fontsize=11)
-    figure.subplots_adjust(left=0.1, right=0.76, top=0.88, bottom=0.12)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    pyplot.close(figure)
-
-
-def _draw_lines(axes: Any, rows: Sequence[Row]) -> list[tuple[float, str, str]]:
-    """Returns the last error, the name and the colour of every line, after drawing them."""
-    lines = _lines(rows)
-    names = sorted(lines, key=lambda name: _mean_rank(name, rows))
-    ours, peers = [name for name in names if lines[name][0].ours], _drawn_peers(names, lines)
-    colours = dict(zip(peers, cycle(_PEER_COLOURS), strict=False)) | dict(zip(ours, cycle(_OURS), strict=False))
-    labels: list[tuple[float, str, str]] = []
-    for name, colour in colours.items():
-        own = lines[name]
-        marker, width, order = (7, 3.5, 3) if name in ours else (4, 1.4, 2)
-        x, y = [row.used for row in own], [row.error for row in own]
-        axes.plot(x, y, "o-", color=colour, markersize=marker, linewidth=width, zorder=order)
-        label = name.replace("_", " ") if name in ours else name
-        labels.append((own[-1].error, label, colour))
-    return labels
+def draw_errors(title: str, results: Sequence[Result]) -> Image.Image:
+    """Draws ours thick, the best peers thin, every name at the end of its line, 800 pixels wide."""
+    canvas = Canvas(800, 460, fine=2)
+    message = _lead(results)
+    canvas.text(16, 22, message or title, 16, INK, width=768)
+    canvas.text(16, 46, title if message else "", 14, width=768)
+    lines, calls = select_lines(results), sorted({result.calls for result in results})
+    errors = [result.error for line in lines.values() for result in line] or [1.0]
+    area = canvas.at(_LEFT, _TOP)
+    height = area.axis(_WIDTH, _HEIGHT, min(errors) / 1.1, max(errors) * 1.1, logarithmic=True)
+    stride = (_WIDTH - 40) / max(1, calls[-1] - calls[0])
+    for n in calls:
+        area.text(20 + stride * (n - calls[0]), _HEIGHT + 14, str(n), anchor="mm")
+    area.text(_WIDTH / 2, _HEIGHT + 36, "network calls; vertically: error to the teacher (RMSE)", anchor="mm")
+    of_ours, of_peers, labels = cycle(_OUR_COLOURS), cycle(_PEER_COLOURS), []
+    colours = {name: next(of_ours if line[0].ours else of_peers) for name, line in lines.items()}
+    for name, line in reversed(lines.items()):  # ours on top
+        ours, colour = line[0].ours, colours[name]
+        points = [(20 + stride * (result.calls - calls[0]), height(result.error)) for result in line]
+        area.line(points, colour, 3.5 if ours else 1.5)
+        for x, y in points:
+            area.disc(x, y, 4.5 if ours else 3, colour)
+        labels.append((points[-1][1], name, colour))
+    bottom = -17.0
+    for y, name, colour in sorted(labels):
+        bottom = max(y, bottom + 17)  # where they would touch, moved apart
+        area.text(_WIDTH + 10, bottom, name, 14, colour, width=800 - _LEFT - _WIDTH - 20)
+    return canvas.reduced()
 
 
-def _drawn_peers(names: Sequence[str], lines: dict[str, list[Row]]) -> list[str]:
-    """Returns the best peer of every number of calls, with which the title compares ours, and those best on average."""
-    peers = [name for name in names if not lines[name][0].ours]
-    best: dict[int, Row] = {}
-    for row in (row for name in peers for row in lines[name]):
-        best[row.calls] = min(row, best.get(row.calls, row), key=lambda row: row.error)
-    needed = {row.method for row in best.values()}
-    others = [name for name in peers if name not in needed][: max(0, _PEERS - len(needed))]
-    return [name for name in peers if name in needed or name in others]
+def select_lines(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results of every solver of ours, of the best peer of each number of calls, and of those best on average."""
+    lines: dict[str, list[Result]] = {}
+    for result in sorted(results, key=lambda result: result.calls):
+        if 0 < result.error < float("inf") and result.used == result.calls:  # an unused call would be drawn twice
+            lines.setdefault(result.method, []).append(result)
+    by_calls = [[r for line in lines.values() for r in line if r.calls == n] for n in {r.calls for r in results}]
+    orders = [[r.method for r in sorted(group, key=lambda result: result.error)] for group in by_calls]
+    ours = [name for name, line in lines.items() if line[0].ours]
+    needed = {next((name for name in order if name not in ours), None) for order in orders}
+
+    def rank(name: str) -> tuple[bool, int]:
+        places = (order.index(name) if name in order else len(order) for order in orders)
+        return name not in needed, sum(places)
+
+    peers = sorted((name for name in lines if name not in ours), key=rank)
+    return {name: lines[name] for name in [*ours, *peers[: max(_PEERS, len(needed - {None}))]]}
 
 
-def _scale(axes: Any, calls: Sequence[int]) -> None:
-    """Gives the axes plain numbers, a grid and names."""
-    from matplotlib import ticker
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
-    low, high = axes.get_ylim()
-    marks = (factor * 10.0**power for power in range(-6, 3) for factor in (1, 2, 3, 5, 7))
-    axes.set_yticks([mark for mark in marks if low <= mark <= high])
-    axes.set_xticks(calls)
-    axes.set_xlim(calls[0] - 0.15, calls[-1] + 0.15)
-    axes.set_xlabel("network calls")
-    axes.set_ylabel("error to the teacher (RMSE)")
-    axes.grid(True, color="#e6e6e6")
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _message(rows: Sequence[Row], peer: str) -> str:
-    """Returns what the plot shows where ours come closer than every peer at each number of calls, else nothing."""
+def _lead(results: Sequence[Result]) -> str:
+    """The lead over the best peer, where ours come closer at each number of calls."""
     ratios = []
-    for calls in {row.calls for row in rows if row.ours}:
-        errors = [[row.error for row in rows if row.calls == calls and row.ours == ours] for ours in (True, False)]
-        if errors[1]:
-            ratios.append(min(errors[1]) / min(errors[0]))
+    for calls in {result.calls for result in results if result.ours}:
+        ours, peers = ([r.error for r in results if (r.calls, r.ours) == (calls, mine)] for mine in (True, False))
+        if peers:
+            ratios.append(min(peers) / min(ours))
     if not ratios or min(ratios) < 1:
         return ""
-    return f"{min(ratios):.1f} to {max(ratios):.1f} times closer to the teacher than {peer}"
-
-
-def _lines(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    lines: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: row.calls):
-        if row.error < float("inf") and row.used == row.calls:  # an unused call would be drawn twice
-            lines.setdefault(row.method, []).append(row)
-    return lines
-
-
-def _mean_rank(name: str, rows: Sequence[Row]) -> float:
-    """Returns the mean place of a method among all, over the numbers of calls."""
-    places = []
-    for calls in {row.calls for row in rows}:
-        order = [row.method for row in sorted((r for r in rows if r.calls == calls), key=lambda row: row.error)]
-        places.append(order.index(name) if name in order else len(order))
-    return sum(places) / len(places)
-
-
-def _label_ends(axes: Any, labels: list[tuple[float, str, str]]) -> None:
-    """Writes names to the right of the plot at the height of their lines' ends, moved apart where they would touch."""
-    heights = sorted(((float(axes.transAxes.inverted().transform(axes.transData.transform((0, y)))[1]), name, colour)
-                      for y, name, colour in labels), reverse=True)  # fmt: skip
-    last = 2.0
-    for height, name, colour in heights:
-        last = min(height, last - 0.06)
-        bold = "bold" if colour in _OURS else "normal"
-        axes.text(1.02, last, name, color=colour, transform=axes.transAxes, va="center", fontsize=10.5, fontweight=bold)
+    return f"{min(ratios):.1f} to {max(ratios):.1f} times closer to the teacher than the best peer on its best grid"

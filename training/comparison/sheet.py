@@ -1,49 +1,116 @@
-"""Labelled grids of pictures, for the eye to compare solvers."""
+"""Contact sheets: the same starts by several solvers, for the eye to compare."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-__all__ = ["Strip", "save_strips"]
+from .canvas import BLUE, FAINT, GREY, INK, Canvas, text_width
+from .measure import Result
 
-Strip = tuple[str, str, Tensor]
+__all__ = ["Cell", "Head", "draw_results", "draw_sheet"]
+
+_GAP, _MARGIN, _TITLE_HEIGHT, _HEAD_HEIGHT, _CAPTION_HEIGHT = 8, 16, 46, 44, 24
+_CAPTION_WIDTH, _HEAD_WIDTH = 150, 240  # of a column with captions at least, of the rows' heads at most
 
 
-def save_strips(path: Path, title: str, strips: Sequence[Strip], size: int = 64) -> None:
-    """Writes rows of pictures, each with a name and a remark to its left.
+@dataclass(frozen=True)
+class Head:
+    """A name for a row or a column, with a remark below it; `ours` makes it blue."""
+
+    name: str = ""
+    remark: str = ""
+    ours: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """A picture [C, H, W] in [0, 1], C 1 or 3, and its caption; without a picture the caption stands in its place."""
+
+    picture: Tensor | None
+    caption: str = ""
+
+
+def draw_results(
+    title: str, results: Sequence[Result], pictures: Callable[[Tensor], Tensor], side: int = 256
+) -> Image.Image:
+    """Draws a row of pictures per result, the same starts in each; the first result is the teacher's.
 
     Args:
-        path: PNG file.
-        title: Shown above.
-        strips: (name, remark, pictures [B, C, H, W] in [0, 1], C 1 or 3) per row, all with the same B.
-        size: Height of a picture in the file; small pictures are enlarged without smoothing.
+        title: Above the rows.
+        results: Each with end states.
+        pictures: Turns end states into pictures [B, C, H, W] in [0, 1].
+        side: Longest side of a picture, in pixels.
     """
-    from PIL import Image, ImageDraw, ImageFont
-
-    font, small = ImageFont.load_default(17), ImageFont.load_default(14)
-    left, top, gap = 250, 44, 6
-    aspect = strips[0][2].shape[-1] / strips[0][2].shape[-2]
-    width, count = round(size * aspect), len(strips[0][2])
-    canvas = Image.new("RGB", (left + count * (width + gap) + gap, top + len(strips) * (size + gap) + gap), "white")
-    draw = ImageDraw.Draw(canvas)
-    draw.text((gap + 4, 12), title, "black", font)
-    for r, (name, remark, pictures) in enumerate(strips):
-        y = top + r * (size + gap)
-        draw.text((gap + 4, y + size // 2 - 20), name, "black", font)
-        draw.text((gap + 4, y + size // 2 + 3), remark, "#555555", small)
-        for k, picture in enumerate(pictures):
-            tile = _tile(picture).resize((width, size), Image.Resampling.NEAREST)
-            canvas.paste(tile, (left + k * (width + gap), y))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path)
+    ends = [result.ends for result in results if result.ends is not None]
+    decoded = pictures(torch.cat(ends)).split(len(ends[0]))
+    rows = [Head(results[0].method, f"the teacher: {results[0].used} calls")]
+    for result in results[1:]:
+        grid = "" if result.ours else f" on {result.grid}"
+        rows.append(Head(result.method, f"{result.used} calls{grid}: error {result.error:.3g}", result.ours))
+    return draw_sheet(title, [Head()] * len(ends[0]), rows, [[Cell(p) for p in part] for part in decoded], side)
 
 
-def _tile(picture: Tensor):  # noqa: ANN202 - PIL is imported where it is used
-    from PIL import Image
+def draw_sheet(
+    title: str, columns: Sequence[Head], rows: Sequence[Head], cells: Sequence[Sequence[Cell]], side: int = 256
+) -> Image.Image:
+    """Draws cells in a grid. Heads and captions take room only where some of them have text.
 
-    pixels = (picture.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8).expand(3, -1, -1)
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    Args:
+        title: Above the grid, in smaller letters where it is too long.
+        columns: Heads above the columns.
+        rows: Heads to the left of the rows.
+        cells: Cells of each row, one per column; the pictures are of one size.
+        side: Longest side of a picture, in pixels. A smaller picture is enlarged by a whole factor.
+    """
+    every = [cell for row in cells for cell in row]
+    width, height = _size(next(cell.picture for cell in every if cell.picture is not None), side)
+    captioned = any(cell.caption for cell in every)
+    column_width = max(width, _CAPTION_WIDTH if captioned else 0)
+    row_height = height + (_CAPTION_HEIGHT if captioned else 0)
+    widths = [text_width(text, size) for row in rows for text, size in ((row.name, 15), (row.remark, 13))]
+    head_width = min(_HEAD_WIDTH, round(max(widths)))
+    left = _MARGIN + (head_width + 2 * _GAP if head_width else 0)
+    top = _TITLE_HEIGHT + (_HEAD_HEIGHT if any(column.name for column in columns) else 0)
+    right, bottom = left + len(columns) * (column_width + _GAP) - _GAP, top + len(rows) * (row_height + _GAP) - _GAP
+    canvas = Canvas(right + _MARGIN, bottom + _MARGIN)
+    canvas.text(_MARGIN, 26, title, 18, INK, width=right - _MARGIN)
+    for k, column in enumerate(columns):
+        _write_head(canvas.at(left + k * (column_width + _GAP), _TITLE_HEIGHT + 20), column, column_width)
+    for r, row in enumerate(rows):
+        y = top + r * (row_height + _GAP)
+        _write_head(canvas.at(_MARGIN, y + height // 2), row, head_width)
+        for k, cell in enumerate(cells[r]):
+            x = left + k * (column_width + _GAP)
+            if cell.picture is None:
+                _write_box(canvas.at(x, y), cell.caption, column_width, height)
+            else:
+                canvas.picture(x, y, width, height, cell.picture)
+                colour = BLUE if columns[k].ours else GREY
+                canvas.text(x, y + height + 13, cell.caption, 14, colour, width=column_width)
+    return canvas.reduced()
+
+
+def _size(picture: Tensor, side: int) -> tuple[int, int]:
+    height, width = picture.shape[-2:]
+    factor = side / max(height, width)
+    factor = int(factor) if factor > 1 else factor
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def _write_head(canvas: Canvas, head: Head, width: int) -> None:
+    canvas.text(0, -10 if head.remark else 0, head.name, 15, BLUE if head.ours else INK, width=width)
+    canvas.text(0, 10, head.remark, 13, width=width)
+
+
+def _write_box(canvas: Canvas, text: str, width: int, height: int) -> None:
+    """Writes text into an outlined box, in as many lines as there is room for."""
+    right, bottom = width - 1, height - 1
+    canvas.line([(0, 0), (right, 0), (right, bottom), (0, bottom), (0, 0)], FAINT)
+    for i, line in enumerate(textwrap.wrap(text, width // 7, max_lines=max(1, height // 17 - 1), placeholder=" ...")):
+        canvas.text(6, 14 + 17 * i, line, width=width - 12)

@@ -1,12 +1,13 @@
-"""What a comparison leaves: the table, the record it was made from, the plot and the pictures."""
+"""The files of a comparison: the table, the record, the plot and the pictures."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
-from dataclasses import asdict
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,102 +16,105 @@ from torch import Tensor
 
 from ...samplers.files.card import VERSION
 from ..data.teacher import Teacher
-from .measure import Entry, Row, Subject, run_entry
-from .plot import save_plot
-from .sheet import Strip, save_strips
+from .measure import ComparedModel, Result
+from .plot import draw_errors
+from .sheet import draw_results
 
-__all__ = ["FILES", "write_files"]
+__all__ = ["FILES", "PICTURES", "describe", "write_files"]
 
 FILES = ("compare.md", "compare.json", "compare.png", "pictures.png")
-_SHOWN = 6  # starts in the picture grid
+PICTURES = 6  # starts in the picture
+_RECORDED = ("calls", "used", "method", "grid", "error", "grids", "ours")
+
+
+def describe(command: str, model: ComparedModel, teacher: Teacher, seed: int) -> dict[str, Any]:
+    """What was measured, with what: the record's entries but for the results."""
+    versions = {"learned_solvers": VERSION, "torch": torch.__version__, "python": platform.python_version()}
+    if "comfy.samplers" in sys.modules:
+        versions["comfyui"] = import_module("comfyui_version").__version__
+    return {
+        "command": command,
+        "date": date.today().isoformat(),
+        "versions": versions,
+        "model": model.name,
+        "teacher": {"method": teacher.method, "steps": teacher.steps, "calls": teacher.calls},
+        "samples": len(model.samples),
+        "seed": seed,
+        "network_calls": model.denoiser.calls,
+    }
 
 
 def write_files(
-    args: argparse.Namespace, subject: Subject, teacher: Teacher, found: dict[Row, Entry], ends: Tensor
+    folder: Path,
+    facts: Mapping[str, Any],
+    teacher: Result,
+    results: Sequence[Result],
+    pictures: Callable[[Tensor], Tensor],
+    *,
+    plot: bool,
 ) -> str:
-    """Returns the table and where all files are, for people, after writing them.
+    """Writes the files and returns the table and their paths, for people.
 
     Args:
-        args: The command's options.
-        subject: What was compared on.
-        teacher: The measure.
-        found: The comparison's result.
-        ends: The teacher's ends, shape [S, ...].
+        folder: Where they go.
+        facts: As from `describe`.
+        teacher: The teacher's ends for the first starts.
+        results: The comparison's.
+        pictures: Turns end states into pictures [B, C, H, W] in [0, 1].
+        plot: Whether to draw the plot.
     """
-    rows = list(found)
-    args.output.mkdir(parents=True, exist_ok=True)
-    facts = {
-        "command": args.command,
-        "date": date.today().isoformat(),
-        "versions": {"learned_solvers": VERSION, "torch": torch.__version__, "python": platform.python_version()}
-        | subject.versions,
-        "model": subject.name,
-        "teacher": {"method": args.teacher, "steps": args.teacher_steps, "calls": teacher.calls},
-        "samples": len(subject.samples),
-        "seed": args.seed,
-        "network_calls": subject.model.calls,
-    }
-    table, record, plot, pictures = (args.output / name for name in FILES)
-    table.write_text(_markdown(facts, rows), encoding="utf-8")
-    record.write_text(json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1) + "\n", encoding="utf-8")
-    if not args.no_plot:
-        save_plot(plot, f"Error to a {teacher.calls}-call teacher: {subject.name}", rows, subject.best_peer)
-    _draw(pictures, subject, found, ends, f"{args.teacher}, {teacher.calls} calls")
-    written = [table, record, *([] if args.no_plot else [plot]), pictures]
-    return f"{_table(rows)}\n\nwritten: {', '.join(map(str, written))}"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / name for name in FILES if plot or name != "compare.png"}
+    table, record = _table(results), {**facts, "rows": [{k: getattr(r, k) for k in _RECORDED} for r in results]}
+    paths["compare.md"].write_text(_markdown(facts, table), encoding="utf-8")
+    paths["compare.json"].write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if plot:
+        title = f"Error to a {teacher.calls}-call teacher: {facts['model']}"
+        draw_errors(title, results).save(paths["compare.png"])
+    title = f"{facts['model']}: the same starts, with the errors over all {facts['samples']}"
+    draw_results(title, [teacher, *_shown(results)], pictures, side=96).save(paths["pictures.png"])
+    return f"{table}\n\nwritten: {', '.join(map(str, paths.values()))}"
 
 
-def _markdown(facts: dict[str, Any], rows: list[Row]) -> str:
-    teacher, versions = facts["teacher"], ", ".join(f"{k} {v}" for k, v in facts["versions"].items())
+def _markdown(facts: Mapping[str, Any], table: str) -> str:
+    teacher, versions = facts["teacher"], ", ".join(f"{name} {text}" for name, text in facts["versions"].items())
     return (
-        f"# Solvers compared: {facts['model']}\n\n{_table(rows)}\n\n"
+        f"# Solvers compared: {facts['model']}\n\n{table}\n\n"
         f"Root mean square distance to the ends of {teacher['method']} with {teacher['calls']} calls, over "
-        f"{facts['samples']} starts (seed {facts['seed']}); bold is the least. In brackets the peer's best grid, the "
-        "one with the least error on these very starts. Peers are ComfyUI's samplers of these names; those with an "
-        "order (ab 2, ipndm 3) keep it to the last step. Heun takes two calls a step and one in the last: of an even "
-        "number it leaves one unused. A dash: the solver has no such number of calls.\n\n"
+        f"{facts['samples']} starts (seed {facts['seed']}). Bold is the least error of a column. In brackets: the "
+        "peer's best grid, chosen on these very starts. Peers are ComfyUI's samplers of these names; those with an "
+        "order (ab 2, ipndm 3) keep it to the last step. Heun's method takes two calls a step and one in the last: it "
+        "leaves one of an even number unused. A dash: the solver does not have that number of calls.\n\n"
         f"`{facts['command']}`, {facts['date']}, {versions}; {facts['network_calls']:,} network calls.\n"
     )
 
 
-def _table(rows: list[Row]) -> str:
-    """Returns a Markdown table: a line per solver, ours first, a column per number of calls."""
-    steps = sorted({row.calls for row in rows})
-    cells = {(row.method, row.calls): row for row in rows}
-    best = {n: min(row.error for row in rows if row.calls == n) for n in steps}
-    ours = [m for m in dict.fromkeys(row.method for row in rows if row.ours)]
-    peers = sorted(
-        dict.fromkeys(row.method for row in rows if not row.ours),
-        key=lambda m: min((cells[m, n].error / best[n] for n in steps if (m, n) in cells), default=0),
-    )
+def _table(results: Sequence[Result]) -> str:
+    """A Markdown table: a line per solver, ours first, a column per number of calls."""
+    counts = sorted({result.calls for result in results})
+    cells = {(result.method, result.calls): result for result in results}
+    least = {n: min(result.error for result in results if result.calls == n) for n in counts}
 
-    def cell(method: str, n: int) -> str:
-        row = cells.get((method, n))
-        if row is None:
+    def rank(method: str) -> float:
+        return min(result.error / least[n] for (name, n), result in cells.items() if name == method)
+
+    def text(method: str, n: int) -> str:
+        result = cells.get((method, n))
+        if result is None:
             return "-"
-        error = f"**{row.error:.4f}**" if row.error == best[n] else f"{row.error:.4f}"
-        return error if row.ours else f"{error} ({row.grid})"
+        error = f"**{result.error:.4f}**" if result.error == least[n] else f"{result.error:.4f}"
+        return error if result.ours else f"{error} ({result.grid})"
 
-    lines = ["| calls | " + " | ".join(map(str, steps)) + " |", "|---" * (len(steps) + 1) + "|"]
-    lines += [f"| {method} | " + " | ".join(cell(method, n) for n in steps) + " |" for method in [*ours, *peers]]
+    ours = list(dict.fromkeys(result.method for result in results if result.ours))
+    peers = sorted(dict.fromkeys(result.method for result in results if not result.ours), key=rank)
+    lines = ["| calls | " + " | ".join(map(str, counts)) + " |", "|---" * (len(counts) + 1) + "|"]
+    lines += [f"| {method} | " + " | ".join(text(method, n) for n in counts) + " |" for method in [*ours, *peers]]
     return "\n".join(lines)
 
 
-def _draw(path: Path, subject: Subject, found: dict[Row, Entry], ends: Tensor, teacher: str) -> None:
-    """Draws a few starts: the teacher, and of up to three numbers of calls the best peer and the best of ours."""
-    shown = subject.samples.rows(0, min(_SHOWN, len(subject.samples)))
-    strips: list[tuple[str, str, Tensor]] = [(teacher, "the teacher", ends[: len(shown)])]
-    steps = sorted({row.calls for row in found})
-    for n in steps if len(steps) <= 3 else (steps[0], steps[len(steps) // 2], steps[-1]):
-        for ours in (False, True):
-            rows = [row for row in found if row.calls == n and row.ours == ours]
-            if rows:
-                row = min(rows, key=lambda row: row.error)
-                remark = f"{row.used} calls{'' if ours else f' on {row.grid}'}: {row.error:.4f}"
-                strips.append((row.method, remark, run_entry(found[row], shown)))
-    pictures = subject.pictures(torch.cat([end for _, _, end in strips]))
-    parts: list[Strip] = [
-        (name, remark, part) for (name, remark, _), part in zip(strips, pictures.split(len(shown)), strict=True)
-    ]
-    title = f"{subject.name}: the same starts, with the errors over all {len(subject.samples)}"
-    save_strips(path, title, parts, size=96)
+def _shown(results: Sequence[Result]) -> list[Result]:
+    """The best of ours and the best peer at up to three numbers of calls."""
+    counts = sorted({result.calls for result in results})
+    counts = counts if len(counts) <= 3 else [counts[0], counts[len(counts) // 2], counts[-1]]
+    groups = ([r for r in results if (r.calls, r.ours) == (n, ours)] for n in counts for ours in (True, False))
+    return [min(group, key=lambda result: result.error) for group in groups if group]

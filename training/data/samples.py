@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batch_limit import Room
+from .batch_limit import BatchLimit
 
 __all__ = ["CountedDenoiser", "Samples"]
 
@@ -61,15 +61,15 @@ class Samples:
 class CountedDenoiser:
     """A denoiser that counts network calls, one per sample and call, and hides half precision from the fit.
 
-    The fit's states are float32; a model in half precision gets them in its own dtype. `room` is how many samples a
-    call may have.
+    The fit's states are float32; a model in half precision gets them in its own dtype. `batch_limit` is how many
+    samples a call may have.
     """
 
-    def __init__(self, model: Any, dtype: torch.dtype, say: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype, log: Callable[[str], None] = lambda line: None) -> None:
         self.model = model
         self.dtype = dtype
         self.calls = 0
-        self.room = Room(say)
+        self.batch_limit = BatchLimit(log)
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
         """Returns the denoised state in x's dtype.

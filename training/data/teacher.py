@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,16 +13,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from ...samplers import EDMNoise, FlowNoise, Grid, VPNoise, dpmpp_2m, euler, heun, ipndm, sample_table
+from ...samplers import dpmpp_2m, euler, heun, ipndm, sample_table
 from ...samplers.files.write import write_tensors
-from ...samplers.grids import FLUX_GRID
 from ...samplers.loop import Denoiser
 from ...samplers.schedules import Noise
-from ..store.content import add_content
-from .batch_limit import Room
+from ..store.content import content_hash
+from .batch_limit import BatchLimit
 from .samples import CountedDenoiser, Samples
 
-__all__ = ["TEACHERS", "Reference", "Teacher", "teacher_grid"]
+__all__ = ["TEACHERS", "Reference", "Teacher"]
 
 _log = logging.getLogger("learned_solvers")
 _TABLES = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m, "ipndm": lambda sigmas: ipndm(sigmas, 4)}
@@ -102,7 +100,7 @@ class Teacher:
                 every model a folder of its own.
             progress: Called with the number of samples done after each microbatch.
         """
-        levels = teacher_grid(noise, self.steps)
+        levels = noise.teacher_grid(self.steps)
 
         def states_of(start: int, stop: int) -> Tensor:
             batch = samples.rows(start, stop)
@@ -116,8 +114,8 @@ class Teacher:
                 progress(stop)
             return states
 
-        room = model.room if isinstance(model, CountedDenoiser) else Room()
-        parts = list(room.each(len(samples), samples.microbatch, states_of))
+        limit = model.batch_limit if isinstance(model, CountedDenoiser) else BatchLimit()
+        parts = list(limit.each(len(samples), samples.microbatch, states_of))
         return Reference(levels if trajectory else levels[-1:], torch.cat(parts, dim=1))
 
     def end_of(self, model: Denoiser, x: Tensor, extra_args: Mapping[str, Any], noise: Noise) -> Tensor:
@@ -131,19 +129,6 @@ class Teacher:
         if self.method == "heun":  # a step's second call is not at a state of the trajectory
             states = states[::2]
         return torch.stack([*states, end])
-
-
-def teacher_grid(noise: Noise, steps: int) -> Tensor:
-    """Returns a dense grid that ends at 0: Karras with rho 7 on VP and EDM models, even flow time on flow models.
-
-    Even flow time is shifted as FLUX shifts it where the number of latent tokens is known.
-    """
-    if isinstance(noise, FlowNoise):
-        if noise.tokens is None:
-            return Grid("flow_shift", {"shift": 1.0}).levels(steps, noise)
-        return FLUX_GRID.levels(steps, noise)
-    assert isinstance(noise, VPNoise | EDMNoise)
-    return Grid("karras", {"rho": 7.0}).levels(steps, noise)
 
 
 def _cached(path: Path | None, batch: Samples) -> Tensor | None:
@@ -162,11 +147,5 @@ def _cached(path: Path | None, batch: Samples) -> Tensor | None:
 
 
 def _digest(teacher: Teacher, batch: Samples, levels: Tensor, trajectory: bool) -> str:
-    """Returns a name for the microbatch's trajectories: the hash of what they follow from, but for the model."""
-    digest = hashlib.sha256(f"{teacher.method} {teacher.steps} {trajectory}".encode())
-    digest.update(levels.numpy().tobytes())
-    tensors = {"x": batch.x, **batch.extra_args}
-    for key in sorted(tensors):
-        digest.update(key.encode())
-        add_content(digest, tensors[key], repr)
-    return digest.hexdigest()[:32]
+    """A name for the microbatch's trajectories: the hash of what they follow from, but for the model."""
+    return content_hash(teacher, levels, trajectory, batch.x, batch.extra_args)[:32]

@@ -85,7 +85,7 @@ class Trial:
         def keep(step: dict) -> None:
             x, denoised = step["x"], step["denoised"]
             states.append(x)
-            entries.append(denoised if table.history == "denoised" else (x - denoised) / table.sigmas[step["i"]].item())
+            entries.append(denoised if table.entry == "denoised" else (x - denoised) / table.sigmas[step["i"]].item())
 
         end = sample_table(model or self.model, batch.x, table, batch.extra_args, keep, disable=True)
         return Run([*states, end], entries)
@@ -93,4 +93,4 @@ class Trial:
     def each(self, work: Callable[[int, Samples], _Result]) -> Iterator[_Result]:
         """Yields `work(first row, microbatch)` of microbatches that fit into memory."""
         size, rows = self.samples.microbatch, self.samples.rows
-        return self.model.room.each(len(self.samples), size, lambda start, stop: work(start, rows(start, stop)))
+        return self.model.batch_limit.each(len(self.samples), size, lambda start, stop: work(start, rows(start, stop)))

@@ -26,10 +26,10 @@ LISTS = {  # module and class in comfy_extras, choices of the node's first input
 
 
 def host_entries(model: ComfyModel, denoiser: Callable[..., Tensor], calls: int) -> Iterable[Entry]:
-    """Returns ComfyUI's samplers on its schedulers and step lists, at `calls` calls or, Heun's, one less.
+    """Yields ComfyUI's samplers on its schedulers and step lists, at `calls` calls or, Heun's method, one less.
 
     A list is offered where it starts where the model does, within one in a hundred. For UniPC each scheduler comes a
-    second time without its last but one level, as the KSampler node has it.
+    second time without its last but one level, as in the KSampler node.
     """
     sampling = model.patcher.get_model_object("model_sampling")
     for method in HOST_METHODS:
@@ -37,7 +37,7 @@ def host_entries(model: ComfyModel, denoiser: Callable[..., Tensor], calls: int)
         if steps < (1 if method == "euler" else 2):
             continue
         for grid, sigmas in _grids(sampling, steps, method.startswith("uni_pc")).items():
-            yield Entry(method, grid, _run_of(model, denoiser, method, sigmas, float(sampling.sigma_max)))
+            yield Entry(method, grid, _run_of(model, denoiser, method, sigmas))
 
 
 def _grids(sampling: Any, steps: int, discards: bool) -> dict[str, Tensor]:
@@ -56,26 +56,22 @@ def _grids(sampling: Any, steps: int, discards: bool) -> dict[str, Tensor]:
     return {name: s for name, s in grids.items() if len(s) == steps + 1 and bool((s.diff() < 0).all())}
 
 
-def _run_of(model: ComfyModel, denoiser: Callable[..., Tensor], method: str, sigmas: Tensor, highest: float) -> Any:
+def _run_of(model: ComfyModel, denoiser: Callable[..., Tensor], method: str, sigmas: Tensor) -> Callable[..., Tensor]:
     samplers = sys.modules["comfy.samplers"]
-    sampler = samplers.sampler_object(method)
-    guider = samplers.CFGGuider(model.patcher)
+    sampler, guider = samplers.sampler_object(method), samplers.CFGGuider(model.patcher)
     guider.inner_model = model.patcher.model
+    # A list that starts a little lower starts from as much less noise, as in ComfyUI.
+    scale = float(sigmas[0] / model.patcher.get_model_object("model_sampling").sigma_max)
 
     class Wrapped(SimpleNamespace):
         """What samplers get from ComfyUI: a denoiser whose `inner_model` is the guider."""
 
-        def __call__(self, x: Tensor, sigma: Tensor, prompt: Any, guidance: Any, **_: Any) -> Tensor:
-            return denoiser(x, sigma, prompt=prompt, guidance=guidance)
-
-    wrapped = Wrapped(inner_model=guider)
+        def __call__(self, x: Tensor, sigma: Tensor, row: Any, **_: Any) -> Tensor:
+            return denoiser(x, sigma, row=row)
 
     def run(x: Tensor, extra_args: Mapping[str, Any]) -> Tensor:
-        own = sigmas.to(x.device).clone()  # uni_pc writes into it
-        # A list that starts a little lower starts from as much less noise, as ComfyUI has it.
-        x = x * (float(own[0]) / highest)
-        return sampler.sampler_function(
-            wrapped, x, own, extra_args=dict(extra_args), callback=None, disable=True, **sampler.extra_options
-        )
+        levels = sigmas.to(x.device).clone()  # uni_pc writes into it
+        arguments = {"extra_args": dict(extra_args), "callback": None, "disable": True, **sampler.extra_options}
+        return sampler.sampler_function(Wrapped(inner_model=guider), x * scale, levels, **arguments)
 
     return run

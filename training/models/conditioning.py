@@ -13,21 +13,21 @@ from ...samplers.files.write import write_tensors
 __all__ = ["Cond", "read_conditioning", "write_conditioning"]
 
 Cond = dict[str, Tensor]
-"""An encoded prompt: "context" [1, T, D] and what the encoder gave beside it, such as "pooled_output" [1, P]."""
+"""An encoded prompt: "context" [1, T, D] and what the encoder gave with it, such as "pooled_output" [1, P]."""
 
 
-def write_conditioning(path: Path, conds: Sequence[Cond], prompts: Sequence[str], family: str) -> None:
+def write_conditioning(path: Path, conds: Sequence[Cond], prompts: Sequence[str], architecture: str) -> None:
     """Writes encoded prompts, the negative one first, with their text and the architecture that they are for."""
     tensors = {f"{i}/{key}": tensor for i, cond in enumerate(conds) for key, tensor in cond.items()}
-    write_tensors(path, tensors, {"model_family": family, **{f"{i}": prompt for i, prompt in enumerate(prompts)}})
+    write_tensors(path, tensors, {"architecture": architecture, **{f"{i}": prompt for i, prompt in enumerate(prompts)}})
 
 
-def read_conditioning(path: Path, family: str, negative: str | None = None) -> list[Cond]:
+def read_conditioning(path: Path, architecture: str, negative: str | None = None) -> list[Cond]:
     """Returns encoded prompts, the negative one first.
 
     Args:
         path: File that `write_conditioning` wrote.
-        family: Architecture of the model at hand.
+        architecture: That of the model at hand.
         negative: The negative prompt that the file must have; None accepts any.
 
     Raises:
@@ -36,7 +36,7 @@ def read_conditioning(path: Path, family: str, negative: str | None = None) -> l
     conds: dict[int, Cond] = {}
     try:
         with safe_open(path, framework="pt") as file:
-            told = file.metadata() or {}
+            facts = file.metadata() or {}
             for key in file.keys():  # noqa: SIM118 - not a dict
                 number, _, name = key.partition("/")
                 conds.setdefault(int(number), {})[name] = file.get_tensor(key).clone()  # Windows deletes no mapped file
@@ -44,12 +44,12 @@ def read_conditioning(path: Path, family: str, negative: str | None = None) -> l
         raise ValueError(f"{path}: not a conditioning file ({error}); delete it to encode the prompts again") from error
     if sorted(conds) != list(range(len(conds))) or len(conds) < 2 or any("context" not in c for c in conds.values()):
         raise ValueError(f"{path}: not a conditioning file; delete it to encode the prompts again")
-    if told.get("model_family", family) != family:
+    if facts.get("architecture", architecture) != architecture:
         raise ValueError(
-            f"{path} holds prompts encoded for {told['model_family']}, this model is {family}: name another file"
+            f"{path} holds prompts encoded for {facts['architecture']}, this model is {architecture}: name another file"
         )
-    if negative is not None and told.get("0", negative) != negative:
+    if negative is not None and facts.get("0", negative) != negative:
         raise ValueError(
-            f"{path} was encoded with the negative prompt {told['0']!r}, --negative is {negative!r}: name another file"
+            f"{path} was encoded with the negative prompt {facts['0']!r}, --negative is {negative!r}: name another file"
         )
     return [conds[i] for i in range(len(conds))]

@@ -1,4 +1,8 @@
-"""The denoiser that ComfyUI's guider is, for microbatches of prompts and guidances; made inside its `sample`."""
+"""The denoiser that ComfyUI's guider is: work is done with it inside one `guider.sample`, which loads and offloads.
+
+So whatever ComfyUI samples can be worked with: quantised, patched and offloaded models, any conditioning. Its modules
+are those that the caller has imported; none is imported here.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,202 @@ import inspect
 import sys
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ...samplers.guidance import apart
+from ...samplers.guidance import call_by_group
 from .conditioning import Cond
 
-__all__ = ["differentiable_model", "joined", "sampler_that"]
+__all__ = ["Denoiser", "EncodedPrompts", "WiredConditioning", "draw_starts", "with_denoiser"]
+
+Denoiser = Callable[..., Tensor]
+"""`denoiser(x, sigma, row) -> denoised`, guidance applied, in the model's own latent space; `row`: sample numbers."""
+
+_Conds = dict[str, list[dict[str, Any]]]
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, eq=False)
+class WiredConditioning:
+    """Conditioning of a graph. A batch of P prompts gives sample i prompt i % P; several entries are combined."""
+
+    positive: Any
+    negative: Any
+
+    def group_of(self, row: int) -> Hashable:
+        """What samples of one call have in common: nothing else than their guidance."""
+        return None
+
+    def process(self, model: Any, conds: _Conds, rows: Sequence[int], x: Tensor) -> _Conds:
+        """The processed conditioning `conds` with, of every batch of P entries, those of the rows modulo P."""
+        constant = sys.modules["comfy.conds"].CONDConstant
+
+        def pick(cond: Any) -> Any:
+            tensor: Any = getattr(cond, "cond", None)
+            if isinstance(cond, constant) or not isinstance(tensor, Tensor) or tensor.ndim == 0 or len(tensor) < 2:
+                return cond  # it has no entry per sample
+            return cond._copy_with(tensor[[row % len(tensor) for row in rows]])
+
+        def pick_all(entry: dict[str, Any]) -> dict[str, Any]:
+            return {**entry, "model_conds": {name: pick(cond) for name, cond in entry.get("model_conds", {}).items()}}
+
+        return {side: [pick_all(entry) for entry in entries] for side, entries in conds.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPrompts:
+    """Encoded prompts, the negative one first: of P others sample i has prompt 1 + i % P.
+
+    Prompts of different lengths, which cannot share a call, run one after the other; so do values of an embedded
+    guidance, which the samples have in turn.
+    """
+
+    conds: Sequence[Cond]
+    embedded: Sequence[float] = ()
+
+    @property
+    def positive(self) -> Any:
+        """A prompt, as nodes have it."""
+        return _join([self.conds[1]], None)
+
+    @property
+    def negative(self) -> Any:
+        """The negative prompt, as nodes have it."""
+        return _join([self.conds[0]], None)
+
+    def _prompt_of(self, row: int) -> Cond:
+        return self.conds[1 + row % (len(self.conds) - 1)]
+
+    def group_of(self, row: int) -> tuple[torch.Size, float | None]:
+        """What samples of one call have in common: length and embedded guidance."""
+        embedded = self.embedded[row % len(self.embedded)] if self.embedded else None
+        return self._prompt_of(row)["context"].shape, embedded
+
+    def process(self, model: Any, conds: _Conds, rows: Sequence[int], x: Tensor) -> _Conds:
+        """The processed conditioning of the rows, of one group, for states x."""
+        embedded = self.group_of(rows[0])[1]
+        pairs = {"positive": [self._prompt_of(row) for row in rows], "negative": [self.conds[0]]}
+        convert = sys.modules["comfy.sampler_helpers"].convert_cond
+        process = sys.modules["comfy.samplers"].process_conds
+        shapes = {"latent_shapes": [x.shape]} if "latent_shapes" in inspect.signature(process).parameters else {}
+        converted = {side: convert(_join(prompts, embedded)) for side, prompts in pairs.items()}
+        return process(model, x, converted, x.device, None, None, 0, **shapes)
+
+
+def with_denoiser(
+    work: Callable[[Denoiser, torch.device], _Result],
+    patcher: Any,
+    conditioning: WiredConditioning | EncodedPrompts,
+    cfgs: Sequence[float],
+    latent: Tensor,
+    *,
+    seed: int = 0,
+    differentiable: bool = False,
+) -> _Result:
+    """Returns `work(denoiser, device)`, called while the model is loaded.
+
+    Args:
+        work: What to do with the denoiser, on the model's device.
+        patcher: ComfyUI's ModelPatcher.
+        conditioning: Of the samples, by their numbers.
+        cfgs: Classifier-free guidances that the samples have in turn; 1 makes one conditional pass. Each is a call of
+            its own to the host.
+        latent: An empty latent of as many samples as one call has at most, by which ComfyUI estimates the memory.
+        seed: For conditioning that draws noise of its own.
+        differentiable: Let gradients through the model; otherwise it runs in inference mode, as ComfyUI samples.
+    """
+    samplers = sys.modules["comfy.samplers"]
+    guider, results = samplers.CFGGuider(patcher), []
+    guider.set_conds(conditioning.positive, conditioning.negative)
+
+    def sampler(model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], **_: Any) -> Tensor:
+        results.append(work(_make_denoiser(guider, model, extra_args, conditioning, cfgs), x.device))
+        return x
+
+    sigmas = torch.tensor([float(patcher.get_model_object("model_sampling").sigma_max), 0.0])
+    with _differentiable(patcher) if differentiable else torch.inference_mode():
+        zeros = torch.zeros_like(latent)
+        guider.sample(zeros, latent, samplers.KSAMPLER(sampler), sigmas, disable_pbar=True, seed=seed)
+    return results[0]
+
+
+def _make_denoiser(
+    guider: Any,
+    model: Denoiser,
+    extra_args: dict[str, Any],
+    conditioning: WiredConditioning | EncodedPrompts,
+    cfgs: Sequence[float],
+) -> Denoiser:
+    """The denoiser of numbered samples, from the one that ComfyUI hands to a sampler function."""
+    conds = guider.conds  # as the guider processed them
+    check_interrupt = sys.modules["comfy.model_management"].throw_exception_if_processing_interrupted
+    processed: dict[tuple[int, ...], dict[Hashable, _Conds]] = {}
+
+    def denoiser(x: Tensor, sigma: Tensor, row: Sequence[int]) -> Tensor:
+        if tuple(row) not in processed:
+            processed.clear()  # a microbatch is finished with before the next begins
+        of_batch = processed.setdefault(tuple(row), {})
+
+        def run_group(group: tuple[float, Hashable], places: list[int], x: Tensor, sigma: Tensor) -> Tensor:
+            if group not in of_batch:
+                of_batch[group] = conditioning.process(guider.inner_model, conds, [row[place] for place in places], x)
+
+            def run(x: Tensor, sigma: Tensor) -> Tensor:
+                check_interrupt()
+                guider.conds = of_batch[group]
+                guider.set_cfg(group[0])
+                return model(x, sigma, **extra_args)
+
+            return _Replayed.apply(run, x, sigma) if torch.is_grad_enabled() else run(x, sigma)  # pyright: ignore
+
+        return call_by_group([(cfgs[i % len(cfgs)], conditioning.group_of(i)) for i in row], x, sigma, run_group)
+
+    return denoiser
+
+
+def _join(conds: Sequence[Cond], embedded: float | None) -> list[Any]:
+    """ComfyUI's conditioning of a batch of prompts of one length."""
+    batch: dict[str, Any] = {key: torch.cat([cond[key] for cond in conds]) for key in conds[0]}
+    guidance = {} if embedded is None else {"guidance": embedded}
+    return [[batch.pop("context"), {**batch, **guidance}]]
+
+
+def draw_starts(sampling: Any, shape: Sequence[int], count: int, seed: int) -> Tensor:
+    """Starting states at the model's highest noise level, shape [count, ...], float32 on the CPU.
+
+    Sample i has its own generator, so that it is the same whatever the count.
+
+    Args:
+        sampling: The model's `model_sampling`.
+        shape: Of one latent, [1, C, ..., H, W].
+        count: Number of samples.
+        seed: Of the first one.
+    """
+    generators = (torch.Generator().manual_seed((seed + i) % 2**64) for i in range(count))
+    gaussian = torch.cat([torch.randn(list(shape), generator=generator) for generator in generators])
+    sigma = sampling.sigma_max.detach().cpu().float()
+    return sampling.noise_scaling(sigma, gaussian.clone(), torch.zeros_like(gaussian), True)
+
+
+@contextmanager
+def _differentiable(patcher: Any) -> Iterator[None]:
+    """Lets gradients through ComfyUI's models: fused operations without a derivative are off meanwhile.
+
+    The weights were loaded outside of inference mode, so they can be part of a graph; none of them needs a gradient.
+    """
+    management: Any = sys.modules["comfy.model_management"]
+    before = getattr(management, "in_training", None)  # newer cores: rotary embeddings without the fused kernel
+    patcher.model.requires_grad_(False)
+    try:
+        if before is not None:
+            management.in_training = True
+        yield
+    finally:
+        if before is not None:
+            management.in_training = before
 
 
 class _Replayed(torch.autograd.Function):
@@ -35,100 +225,5 @@ class _Replayed(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
         inputs = [tensor.detach().requires_grad_(True) for tensor in ctx.saved_tensors]
         with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
-            found = torch.autograd.grad(ctx.run(*inputs), inputs, grads, allow_unused=True)
-        return None, found[0], found[1]
-
-
-@contextmanager
-def differentiable_model(patcher: Any) -> Iterator[None]:
-    """Lets gradients through ComfyUI's models: fused operations without a derivative are off meanwhile.
-
-    The weights were loaded outside of inference mode, so they can be part of a graph; none of them needs a gradient.
-    """
-    management: Any = sys.modules["comfy.model_management"]
-    before = getattr(management, "in_training", None)  # newer cores: rotary embeddings without the fused kernel
-    patcher.model.requires_grad_(False)
-    try:
-        if before is not None:
-            management.in_training = True
-        yield
-    finally:
-        if before is not None:
-            management.in_training = before
-
-
-def sampler_that(
-    samplers: Any, work: Callable[..., Any], conds: Sequence[Cond], negative: Cond, *, embeds_guidance: bool
-) -> Any:
-    """Returns a Sampler whose `sample` does the work."""
-
-    class Inside(samplers.Sampler):
-        def sample(
-            self, guider: Any, sigmas: Tensor, extra_args: dict, callback: Any, noise: Tensor, *_: Any, **__: Any
-        ) -> Tensor:
-            def processed(prompts: Sequence[int], value: float, x: Tensor) -> Any:
-                embedded = value if embeds_guidance else None
-                own = {
-                    "positive": joined([conds[i] for i in prompts], embedded),
-                    "negative": joined([negative], embedded),
-                }
-                return _processed(samplers, guider.inner_model, own, x)
-
-            def guided(own: Any, value: float, x: Tensor, sigma: Tensor) -> Tensor:
-                guider.conds = own
-                guider.set_cfg(1.0 if embeds_guidance else value)
-                return guider(x, sigma, **extra_args)
-
-            self.result = work(_denoiser(processed, guided, conds), noise.device)
-            return noise
-
-    return Inside()
-
-
-def _denoiser(
-    processed: Callable[..., Any], guided: Callable[..., Tensor], conds: Sequence[Cond]
-) -> Callable[..., Tensor]:
-    """Returns the denoiser of a microbatch's prompts and guidances.
-
-    Args:
-        processed: Makes the conditioning of prompts, of one guidance, for states.
-        guided: Runs the model with that, at that guidance, on states and levels.
-        conds: The encoded prompts. Those of unlike lengths are not run together.
-    """
-    shapes = [tuple(cond["context"].shape) for cond in conds]
-    ready: dict[tuple[float, ...], dict[Hashable, Any]] = {}
-
-    def denoiser(x: Tensor, sigma: Tensor, prompt: Sequence[int], guidance: Sequence[float]) -> Tensor:
-        key = (*prompt, *guidance)
-        if key not in ready:
-            ready.clear()  # a microbatch is finished with before the next begins
-        own = ready.setdefault(key, {})
-
-        def at(kind: tuple[float, Hashable], rows: list[int], x: Tensor, sigma: Tensor) -> Tensor:
-            if kind not in own:
-                own[kind] = processed([prompt[row] for row in rows], kind[0], x)
-            run = partial(guided, own[kind], kind[0])
-            return _Replayed.apply(run, x, sigma) if torch.is_grad_enabled() else run(x, sigma)  # pyright: ignore
-
-        kinds = [(value, shapes[number]) for number, value in zip(prompt, guidance, strict=True)]
-        return apart(kinds, x, sigma, at)
-
-    return denoiser
-
-
-def _processed(samplers: Any, model: Any, conds: dict[str, Any], x: Tensor) -> Any:
-    convert = sys.modules["comfy.sampler_helpers"].convert_cond
-    converted = {key: convert(value) for key, value in conds.items()}
-    shapes = (
-        {"latent_shapes": [x.shape]} if "latent_shapes" in inspect.signature(samplers.process_conds).parameters else {}
-    )
-    return samplers.process_conds(model, x, converted, x.device, None, None, 0, **shapes)
-
-
-def joined(conds: Sequence[Cond], embedded: float | None) -> list[Any]:
-    """Returns ComfyUI's conditioning of a batch of prompts of one length."""
-    batch = {key: torch.cat([c[key] for c in conds]) for key in conds[0]}
-    extra: dict[str, Any] = {k: v for k, v in batch.items() if k != "context"}
-    if embedded is not None:
-        extra["guidance"] = embedded
-    return [[batch["context"], extra]]
+            gradients = torch.autograd.grad(ctx.run(*inputs), inputs, grads, allow_unused=True)
+        return None, gradients[0], gradients[1]

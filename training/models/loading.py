@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import pickle
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ...samplers.comfy_models import model_family
-from ...samplers.files.names import has_suffix
+from ...samplers.comfy_models import architecture_name, model_architecture
+from ...samplers.files.write import has_suffix
 
-__all__ = ["Parts", "check_one_model", "find_comfy", "host_module", "load_parts"]
+__all__ = ["ModelFiles", "find_comfy", "host_module", "load_parts", "text_encoder_type"]
 
-_ENCODERS = {"Flux": "FLUX", "FluxSchnell": "FLUX", "SD3": "SD3"}  # ComfyUI's CLIPType of architectures
-
-
-class Parts(NamedTuple):
-    """ComfyUI's ModelPatcher, its CLIP or None, its VAE or None."""
-
-    patcher: Any
-    clip: Any
-    vae: Any
+_log = logging.getLogger("learned_solvers")
 
 
 def find_comfy(folder: Path | None) -> Path:
@@ -47,36 +41,61 @@ def find_comfy(folder: Path | None) -> Path:
     raise FileNotFoundError(f"no ComfyUI {where}: name its folder with --comfyui, or set COMFYUI_PATH")
 
 
-def check_one_model(checkpoint: Path | None, diffusion_model: Path | None) -> None:
-    """Refuses neither and both kinds of model file.
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files that make one model, and the ComfyUI that loads them.
+
+    Args:
+        checkpoint: Model, text encoders and VAE in one file.
+        diffusion_model: The diffusion model alone.
+        clip: Its text encoders; of a checkpoint, in place of its own.
+        vae: Its VAE.
+        comfyui: ComfyUI's folder; None: where `find_comfy` finds it.
 
     Raises:
-        ValueError: Not one of them is named.
+        ValueError: Neither or both kinds of model file.
     """
-    if (checkpoint is None) == (diffusion_model is None):
-        raise ValueError(
-            "name one model: --checkpoint FILE, or --diffusion-model FILE with --clip and --vae; --demo runs the "
-            "bundled small one, without ComfyUI"
-        )
+
+    checkpoint: Path | None = None
+    diffusion_model: Path | None = None
+    clip: tuple[Path, ...] = ()
+    vae: Path | None = None
+    comfyui: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.checkpoint is None) == (self.diffusion_model is None):
+            raise ValueError(
+                "name one model: --checkpoint FILE, or --diffusion-model FILE with --clip and --vae; --demo runs the "
+                "bundled small one, without ComfyUI"
+            )
+
+    @property
+    def name(self) -> str:
+        """The model file's name without its ending."""
+        return (self.checkpoint or self.diffusion_model or Path("model")).stem
+
+    @property
+    def comfy(self) -> Path:
+        """ComfyUI's folder."""
+        return find_comfy(self.comfyui)
+
+    def stamps(self) -> list[tuple[str, int, int]]:
+        """What tells the model and its encoders from others: path, size and time of each file."""
+        files = [file for file in (self.checkpoint, self.diffusion_model, *self.clip) if file and file.exists()]
+        return [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
-def load_parts(
-    comfy: Path,
-    checkpoint: Path | None,
-    diffusion_model: Path | None,
-    clip: Sequence[Path],
-    vae: Path | None,
-    *,
-    text_encoders: bool,
-) -> Parts:
-    """Returns the parts of a model; text encoders only where asked for, a checkpoint's own where `clip` names none.
+def load_parts(files: ModelFiles, *, text_encoders: bool) -> tuple[Any, Any, Any]:
+    """ComfyUI's ModelPatcher of a model, its CLIP or None, its VAE or None.
+
+    Text encoders are loaded only where asked for, a checkpoint's own where `clip` names none.
 
     Raises:
-        ValueError: Neither or both kinds of model file, or one that ComfyUI cannot load as what it is named for.
+        ValueError: A file that ComfyUI cannot load as what it is named for.
     """
-    check_one_model(checkpoint, diffusion_model)
+    checkpoint, diffusion_model, clip, vae = files.checkpoint, files.diffusion_model, files.clip, files.vae
     _check_files([file for file in (checkpoint, diffusion_model, vae, *clip) if file is not None])
-    sd, utils = host_module(comfy, "comfy.sd"), host_module(comfy, "comfy.utils")
+    sd, utils = host_module(files.comfy, "comfy.sd"), host_module(files.comfy, "comfy.utils")
     encoders = own_vae = None
     if checkpoint is not None:
         with _loading("a checkpoint with --checkpoint", checkpoint):
@@ -90,9 +109,9 @@ def load_parts(
     if patcher is None:
         raise ValueError(f"{checkpoint or diffusion_model}: ComfyUI finds no diffusion model in it")
     if clip and text_encoders:
-        kind = _ENCODERS.get(model_family(patcher.model), "STABLE_DIFFUSION")
+        kind = text_encoder_type(sd.CLIPType, patcher.model)
         with _loading("the model's text encoders with --clip", *clip):
-            encoders = sd.load_clip([str(file) for file in clip], clip_type=getattr(sd.CLIPType, kind))
+            encoders = sd.load_clip([str(file) for file in clip], clip_type=kind)
     if vae is not None:
         with _loading("the model's VAE with --vae", vae):
             own_vae = sd.VAE(sd=utils.load_torch_file(str(vae)))
@@ -100,14 +119,27 @@ def load_parts(
             _check_channels(own_vae, patcher.model)
     elif own_vae is not None and own_vae.first_stage_model is None:  # a checkpoint without one
         own_vae = None
-    return Parts(patcher, encoders, own_vae)
+    return patcher, encoders, own_vae
+
+
+def text_encoder_type(types: Any, model: Any) -> Any:
+    """The member of ComfyUI's CLIPType that loads a model's text encoders; its default for unknown architectures."""
+    facts = model_architecture(model)
+    if facts.text_encoder is None or not hasattr(types, facts.text_encoder):
+        _log.warning(
+            "The type of text encoders of %s is unknown: the --clip files are loaded as ComfyUI's default type. If the "
+            "pictures do not follow the prompts, use a checkpoint with the text encoders inside",
+            facts.name,
+        )
+        return types.STABLE_DIFFUSION
+    return types[facts.text_encoder]
 
 
 def _check_channels(vae: Any, model: Any) -> None:
     """Refuses a VAE for other latents, which would fail only when the pictures are drawn."""
-    own, wanted = getattr(vae, "latent_channels", None), model.latent_format.latent_channels
-    if own is not None and own != wanted:
-        raise ValueError(f"it decodes latents of {own} channels, those of {model_family(model)} have {wanted}")
+    decoded, made = getattr(vae, "latent_channels", None), model.latent_format.latent_channels
+    if decoded is not None and decoded != made:
+        raise ValueError(f"it decodes latents of {decoded} channels, those of {architecture_name(model)} have {made}")
 
 
 @contextmanager
@@ -120,9 +152,9 @@ def _loading(wanted: str, *files: Path) -> Iterator[None]:
     # What loaders meet in a file of another kind: they look for keys that are not there.
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError, pickle.PickleError) as error:
         # torch.load's advice on pickles is to read them unsafely: not repeated.
-        told = "" if isinstance(error, pickle.PickleError) else f": {(str(error).splitlines() or [''])[0][:200]}"
+        reason = "" if isinstance(error, pickle.PickleError) else f": {(str(error).splitlines() or [''])[0][:200]}"
         raise ValueError(
-            f"ComfyUI cannot load {', '.join(map(str, files))} ({type(error).__name__}{told}): name {wanted}"
+            f"ComfyUI cannot load {', '.join(map(str, files))} ({type(error).__name__}{reason}): name {wanted}"
         ) from error
 
 
@@ -140,7 +172,7 @@ def _check_files(files: Sequence[Path]) -> None:
 
 
 def host_module(comfy: Path, name: str) -> Any:
-    """Returns a module of ComfyUI; on a machine without an accelerator it is told so first.
+    """A module of ComfyUI, which runs on the CPU where there is no accelerator.
 
     Raises:
         ValueError: This Python lacks what ComfyUI needs.

@@ -148,14 +148,16 @@ class GradientDescent:
             return torch.autograd.grad(loss, theta)[0], loss.detach()
 
         gradient, value = torch.zeros_like(theta), theta.new_zeros(())
-        for part, loss in problem.model.room.each(len(rows), problem.samples.microbatch, of_part):
+        for part, loss in problem.model.batch_limit.each(len(rows), problem.samples.microbatch, of_part):
             gradient, value = gradient + part, value + loss
         return gradient.detach(), value
 
     def _value(self, problem: Problem, theta: Tensor, rows: Tensor) -> Tensor:
         """Returns the sum of some samples' losses, in as many parts as fit into memory."""
         size = problem.samples.microbatch
-        parts = problem.model.room.each(len(rows), size, lambda i, j: self._loss(problem, theta, rows[i:j]).detach())
+        parts = problem.model.batch_limit.each(
+            len(rows), size, lambda i, j: self._loss(problem, theta, rows[i:j]).detach()
+        )
         return sum(parts, theta.new_zeros(()))
 
     def _schedule(self, done: float) -> float:

@@ -275,7 +275,7 @@ def difference_step(problem: Problem, theta: Tensor) -> float:
         second = ends[0] - 2 * ends[1] + ends[2]
         return torch.stack([second.square().sum(), ends[1].square().sum()])
 
-    parts = list(problem.model.room.each(len(probe), probe.microbatch, squares_of))
+    parts = list(problem.model.batch_limit.each(len(probe), probe.microbatch, squares_of))
     squares = torch.stack(parts).sum(0) if parts else torch.zeros(2, dtype=torch.float64)
     of_difference, of_state = problem.processes.sums(squares).tolist()
     if not (math.isfinite(of_difference) and math.isfinite(of_state)):

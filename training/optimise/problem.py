@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...samplers import SolverTable
-from ...samplers.loop import continue_table
+from ...samplers.loop import sample_table
 from ..data.samples import Samples
 from ..data.teacher import Reference
 from ..data.trial import Run, Trial
@@ -115,10 +115,10 @@ class Problem(Trial):
     def _departed(self, table: SolverTable, run: Run, batch: Samples, reference: Reference, restart: Restart) -> Tensor:
         """Returns the residual of a run that leaves `run` where `restart` says."""
         later: list[Tensor] = []
-        start, history = restart.step, dict(enumerate(run.entries[: restart.known]))
-        end = continue_table(
-            self.model, run.states[start], table, history, start, batch.extra_args, lambda s: later.append(s["x"]), True
-        )
+        end = sample_table(
+            self.model, run.states[restart.step], table, batch.extra_args, lambda step: later.append(step["x"]),
+            disable=True, start=restart.step, history=dict(enumerate(run.entries[: restart.known])),
+        )  # fmt: skip
         missing = len(run.states) - 1 - len(later)  # states that the callback has not seen: they are the base run's
         return self._residual(table, [*run.states[:missing], *later, end], reference)
 

@@ -1,1 +1,1 @@
-"""Published parameters and what their sources say."""
+"""Published parameters: reading them safely, and what their sources say about the models (models.json)."""

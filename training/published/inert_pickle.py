@@ -13,44 +13,30 @@ import pickle
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.storage import TypedStorage
 
-from ...samplers.text import shown
 from .pickle_stream import check_pickles
 
-__all__ = ["LARGEST", "read_inert_pickle"]
+__all__ = ["load_inert_pickle"]
 
-LARGEST = 2**20  # bytes; the authors' files have 15 to 16 kB
 _SOLVERS = ("dyweight_sampler", "heun_sampler", "ipndm_sampler", "euler_sampler", "dpm_pp_sampler", "unipc_sampler")
 
 
-def read_inert_pickle(path: Path) -> dict[str, Any]:
-    """Returns the pickle's outermost dictionary; objects become dictionaries of their state, solvers their names.
+def load_inert_pickle(content: bytes) -> dict[str, Any]:
+    """The pickle's outermost dictionary; objects become dictionaries of their state, solvers their names.
 
     Raises:
-        ValueError: Too large, not such a file, or it names something outside the allow-list.
+        Exception: Of any kind, for the file may make anything of the stand-ins; none of it is code of the file.
     """
-    if path.stat().st_size > LARGEST:
-        raise ValueError(
-            f"{path}: a DyWeight .pkl has at most {LARGEST} bytes, this one {path.stat().st_size}: refused"
-        )
-    try:
-        data = path.read_bytes()
-        check_pickles(data)
-        content = _InertUnpickler(io.BytesIO(data)).load()
-    except Exception as error:  # a hostile pickle may raise anything; none of it is code of the file
-        reason = shown(str(error) or type(error).__name__, 300)
-        raise ValueError(f"{path}: refused, {reason}. Import the authors' original file") from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path}: must hold a dictionary, got {type(content).__name__}: import the authors' original file"
-        )
-    return content
+    check_pickles(content)
+    loaded = _InertUnpickler(io.BytesIO(content)).load()
+    if not isinstance(loaded, dict):
+        raise ValueError(f"it must hold a dictionary, got {type(loaded).__name__}")
+    return loaded
 
 
 class _InertUnpickler(pickle.Unpickler):
@@ -65,28 +51,20 @@ class _InertUnpickler(pickle.Unpickler):
             raise ValueError(f"it names {module_name}.{global_name}, which is not on the allow-list")
         return self._allowed[module_name, global_name]
 
-    def persistent_load(self, pid: Any) -> Any:
-        raise ValueError(
-            f"it refers to outside storage {pid[:40]!r}" if isinstance(pid, str) else "it refers to another"
-        )
-
 
 def _stand_ins() -> dict[tuple[str, str], Callable[..., Any] | str | type]:
-    """Returns the allow-list. Fresh closures, so that a pickle that sets attributes on them changes no other load."""
+    """The allow-list. Fresh closures, so that a pickle that sets attributes on them changes no other load."""
 
     def persistent_object(meta: dict[str, Any]) -> dict[str, Any]:
-        state, name = meta["state"], meta["class_name"]
-        if not isinstance(name, str):
+        if not isinstance(meta["class_name"], str):
             raise ValueError("a class's name must be a text")
-        return dict(state, class_name=name)
+        return dict(meta["state"], class_name=meta["class_name"])
 
     def parameter(data: Tensor, requires_grad: bool, hooks: Any) -> Tensor:
         return data
 
     def storage(content: bytes) -> Tensor:
-        if not isinstance(content, bytes):
-            raise ValueError("a storage must be bytes")
-        if content.startswith(b"PK"):
+        if content[:2] == b"PK":
             raise ValueError("a storage must be in torch's old layout")
         check_pickles(content, count=5)  # magic number, protocol, system, storage, keys
         with warnings.catch_warnings():
@@ -99,10 +77,9 @@ def _stand_ins() -> dict[tuple[str, str], Callable[..., Any] | str | type]:
     def tensor(
         data: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], requires_grad: bool, hooks: Any
     ) -> Tensor:
-        if not all(type(n) is int and 0 < n <= data.numel() for n in size):
+        # Each for itself first: the product of large numbers takes long.
+        if not all(type(n) is int and 0 < n <= data.numel() for n in size) or math.prod(size) > data.numel():
             raise ValueError("a tensor's size is no whole numbers, or it is larger than its storage")
-        if math.prod(size) > data.numel():
-            raise ValueError("a tensor is larger than its storage")
         return torch.as_strided(data, size, stride, offset).clone()
 
     return {

@@ -8,37 +8,39 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...samplers import FlowNoise, SolverTable, VPNoise
+from ...samplers import Grid, SolverTable, VPNoise
 from ...samplers.conversion import with_denoised, with_derivatives
-from ...samplers.families.ds import VP_TIMES, ds_flow_table, ds_vp_table
+from ...samplers.families.ds import TIMES, ds_table
 from ...samplers.files.card import StepCard
 from ...samplers.schedules import Noise
-from .base import Restart, windowed
+from .base import Restart, Space, resampled_vector, windowed
 
 __all__ = ["DSSpace"]
 
 
 @dataclass(frozen=True)
-class DSSpace:
-    """Time steps and coefficients inside a window, on flow and VP models.
+class DSSpace(Space):
+    """Time steps and coefficients inside a window, on flow and VP models; a grid is without effect.
 
     Vector: for each step i the coefficients c_ij of the newest `history` - 1 older entries, oldest first, then, but
     in the last step, the logit of the part of the remaining time that is left after it.
     """
 
-    steps: int
-    noise: Noise
-    history: int
+    family = "ds"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.noise, FlowNoise | VPNoise):
-            raise ValueError(f"DS-Solver is defined on flow and vp noise, got {self.noise.kind}: fit dyweight instead")
+        if self.learn_grid:
+            raise ValueError("a DS solver has times of its own and no grid to learn: leave learn_grid out")
+        if self.noise.kind not in TIMES:
+            raise ValueError(
+                f"DS-Solver is defined on {' and '.join(TIMES)} noise, got {self.noise.kind}: fit dyweight instead"
+            )
         if self.steps < 2:
             raise ValueError("a DS solver of one step has nothing to learn: fit dyweight instead")
 
     @property
     def _ends(self) -> tuple[float, float]:
-        return (1.0, 0.0) if isinstance(self.noise, FlowNoise) else VP_TIMES
+        return TIMES[self.noise.kind]
 
     @property
     def _cells(self) -> list[tuple[int, int]]:
@@ -67,12 +69,10 @@ class DSSpace:
         timedeltas, coeffs = self._parts(theta)
         if bool((timedeltas <= 1e-9).any()):
             raise ValueError(f"time steps must be positive, got {timedeltas.tolist()}")
-        if isinstance(self.noise, VPNoise):
-            return ds_vp_table(timedeltas, coeffs, self.noise)
-        return ds_flow_table(timedeltas, coeffs)
+        return ds_table(timedeltas, coeffs, self.noise)
 
     def initial(self, table: SolverTable) -> Tensor:  # noqa: D102 - see Space
-        if isinstance(self.noise, VPNoise):
+        if isinstance(self.noise, VPNoise):  # whose form is on denoised entries and whole model times
             table = with_denoised(table)
             ratio = table.levels[1:] / table.levels[:-1]
             rows = table.coeffs / (1 - ratio)[:, None]
@@ -101,3 +101,16 @@ class DSSpace:
 
     def step_card(self, theta: Tensor) -> StepCard:  # noqa: D102 - see Space
         return StepCard(history=min(self.history, self.steps))
+
+    @classmethod
+    def can_start_from(cls, table: SolverTable, grid: Grid | None, noise: Noise, learn_grid: bool) -> bool:
+        """As `Space`; times of VP models cannot end at sigma 0."""
+        ends_at_0 = noise.kind == "vp" and float(table.levels[-1]) == 0
+        return not ends_at_0 and super().can_start_from(table, grid, noise, learn_grid)
+
+    @classmethod
+    def _resampled(cls, name: str, tensor: Tensor, steps: int) -> Tensor:
+        if name != "timedeltas":
+            return super()._resampled(name, tensor, steps)
+        path = torch.cat([torch.zeros(1, dtype=torch.float64), tensor.cumsum(0)])
+        return resampled_vector(path, torch.linspace(0, len(tensor), steps + 1, dtype=torch.float64)).diff()

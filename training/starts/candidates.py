@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from ...samplers import (
-    FlowNoise,
     Grid,
     SolverTable,
-    VPNoise,
     adams_bashforth,
     deis,
     deis_edm,
@@ -42,7 +40,6 @@ __all__ = [
     "candidate_named",
     "candidates",
     "carrier",
-    "grids_of",
     "heun_steps",
     "rank",
     "rmse",
@@ -92,19 +89,6 @@ class Candidate:
         return self.name.partition(", ")[2]
 
 
-def grids_of(noise: Noise) -> list[tuple[str, Grid]]:
-    """Returns the grids that people use on a kind of noise and a fit can start from, with their names."""
-    if isinstance(noise, FlowNoise):
-        shifts = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
-        return [(f"shift {shift:g}", Grid("flow_shift", {"shift": shift})) for shift in shifts]
-    named = [(f"karras {rho:g}", Grid("karras", {"rho": rho})) for rho in (2.0, 3.0, 5.0, 7.0)]
-    named += [(f"polynomial {rho:g}", Grid("polynomial", {"rho": rho})) for rho in (3.0, 5.0, 7.0)]
-    if isinstance(noise, VPNoise):
-        named.append(("uniform time", Grid("uniform_time", {"end": 1e-3})))
-        named += [(rule, Grid(rule, {"end": 1e-3})) for rule in ("sgm_uniform", "normal")]
-    return named
-
-
 def carrier(table: SolverTable, noise: Noise) -> Grid:
     """Returns a grid rule that can carry a table of other levels: it ends where they do, and its levels are not theirs.
 
@@ -118,7 +102,7 @@ def carrier(table: SolverTable, noise: Noise) -> Grid:
         steps = (levels[1:] / table.levels[:-1] - 1).abs().min()
         return float(steps) - float((levels[-1] == 0) != (table.levels[-1] == 0))
 
-    return max((grid for _, grid in grids_of(noise)), key=room)
+    return max(noise.usual_grids().values(), key=room)
 
 
 def candidates(steps: int, noise: Noise) -> Iterator[Candidate]:
@@ -128,7 +112,7 @@ def candidates(steps: int, noise: Noise) -> Iterator[Candidate]:
     count cannot reach are left out.
     """
     grids: list[tuple[str, Grid | None, Levels]] = [
-        (name, grid, lambda n, grid=grid: grid.levels(n, noise)) for name, grid in grids_of(noise)
+        (name, grid, lambda n, grid=grid: grid.levels(n, noise)) for name, grid in noise.usual_grids().items()
     ]
     grids += [(name, None, levels) for name, levels in published_grids(noise).items()]
     for grid_name, grid, levels_of in grids:
@@ -173,7 +157,7 @@ def _methods(steps: int, noise: Noise, levels: Tensor) -> Iterator[tuple[str, Ca
         yield f"ipndm {order}", lambda s, order=order: ipndm(s, order)
         if order < 4:
             yield f"ab {order}", lambda s, order=order: adams_bashforth(s, order)
-            if isinstance(noise, VPNoise) and not ends_at_0:  # model time has no value at sigma 0
+            if not noise.time_is_sigma and not ends_at_0:  # model time has no value at sigma 0
                 yield f"deis {order}", lambda s, order=order: deis(s, order, noise)
 
 

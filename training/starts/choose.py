@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...samplers import EDMNoise, FlowNoise, Solver, SolverTable, VPNoise, list_solvers, load_solver
+from ...samplers import FlowNoise, Solver, SolverTable, VPNoise, list_solvers, load_solver
 from ...samplers.choose import nearest_steps
+from ...samplers.families import FAMILIES
 from ...samplers.files.card import StepCard
 from ...samplers.schedules import Noise
 from ..optimise.levenberg_marquardt import COARSE, GaussNewton, difference_step
-from ..spaces import FIRST_HISTORY, make_space
-from ..spaces.base import Space, is_valid, resampled
-from ..task import Task, is_a_start
+from ..spaces import FIRST_HISTORY, SPACES, make_space
+from ..spaces.base import Space, is_valid
+from ..task import Task
 from .candidates import Candidate, best_of_methods, candidates, carrier
 
 __all__ = ["ITERATIONS", "KEPT", "MANY", "STARTS", "TRIED", "Start", "find_start", "resolve_initial"]
@@ -25,7 +26,7 @@ STARTS = 4  # candidates that a fit is started from, each on a grid of its own
 KEPT = 2  # of these go on after a first iteration
 TRIED = 12  # samples that starts are compared on; twice as many where the model's rounding blurs them
 ITERATIONS = (1, 2)  # of all starts, of the kept ones
-MANY = 8  # steps from which on DyWeight's starts are compared as DS solvers
+MANY = 8  # steps from which on starts are compared in a space's proxy
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def resolve_initial(
 
     Args:
         initial: What a fit is to start from.
-        family: "dyweight" or "ds".
+        family: A key of SPACES.
         steps: Step counts that will be fitted.
         noise: The model's schedule; None: not known yet, so what any kind of model has is accepted.
         history: Newest entries that a step may use.
@@ -63,8 +64,11 @@ def resolve_initial(
     if isinstance(initial, str) and not Path(initial).is_file() and initial not in list_solvers():
         if initial != "scan":
             noises = [noise] if noise else [FlowNoise(), VPNoise.stable_diffusion()]
+            can_start = SPACES[family].can_start_from
             for n in steps if noise else [max(steps)]:
-                known = [c for own in noises for c in candidates(n, own) if is_a_start(c, family, own, learn_grid)]
+                known = [
+                    c for kind in noises for c in candidates(n, kind) if can_start(c.table, c.grid, kind, learn_grid)
+                ]
                 _check_classical(initial, known, f"a {family} fit of {n} steps")
         return initial
     solver = initial if isinstance(initial, Solver) else load_solver(initial)
@@ -76,8 +80,7 @@ def resolve_initial(
         )
     for n in steps:
         step = _nearest(solver, n)[1]
-        if step.analytic_first or (step.divisor == "state" and family == "dyweight"):
-            raise ValueError(f"{solver.name} divides by the state's level or has an analytic step: start from a scan")
+        SPACES[family].check_step(solver.name, step)
         if noise is not None:
             space = make_space(family, n, noise, step.grid, history, learn_grid)
             if not bool((space.table(_parameters(space, solver, n)).levels.diff() < 0).all()):
@@ -141,19 +144,20 @@ def _from_solver(task: Task, steps: int, solver: Solver) -> Start:
 
 def _parameters(space: Space, solver: Solver, steps: int) -> Tensor:
     """Returns the parameters of a solver's nearest step count, resampled to this one."""
-    return space.from_file(resampled(solver.parameters[_nearest(solver, steps)[0]], steps))
+    return space.from_file(space.resampled(solver.parameters_at(_nearest(solver, steps)[0]), steps))
 
 
 def _best_start(task: Task, steps: int, order: list[Candidate]) -> Start:
-    """Returns the best start; of many steps compared as DS solvers, where there are such.
+    """Returns the best start; of many steps compared in the space's proxy (DS-Solver's for DyWeight), where it exists.
 
     DS-Solver's rows always meet the next level, which leaves a third fewer parameters than DyWeight has: a few samples
     lead so many less astray, and their Jacobians cost less. In 10 calls at guidance 3 the photo patches of the
     benchmarks came a quarter nearer to the teacher, the digits about as near for two thirds of the calls; elsewhere,
     and with fewer steps, it decided little.
     """
-    if task.family != "ds" and steps >= MANY and not task.learn_grid and not isinstance(task.noise, EDMNoise):
-        times = replace(task, family="ds")
+    proxy = SPACES[task.family].proxy
+    if proxy and steps >= MANY and not task.learn_grid and task.noise.kind in FAMILIES[proxy.family].kinds:
+        times = replace(task, family=proxy.family)
         possible = [candidate for candidate in order if times.can_start_from(candidate)]
         if possible:
             best = _improved_start(times, steps, possible)
@@ -180,7 +184,7 @@ def _improved_start(task: Task, steps: int, order: list[Candidate]) -> Start:
         name = f"{steps}/{task.family} start {turn}"
         scored = [_improved(task, start, iterations, difference, f"{name} {start.name}") for start in tried]
         for loss, start in scored:
-            task.say(f"{steps} steps: start {start.name}, loss {loss:.3e}")
+            task.log(f"{steps} steps: start {start.name}, loss {loss:.3e}")
         tried = [start for _, start in sorted(scored, key=lambda pair: pair[0])[:KEPT]]
     return tried[0]
 

@@ -1,53 +1,59 @@
-"""What a value holds, hashed: conditions of any kind are told apart by their content."""
+"""Hashes of what values hold: conditions of any kind are told apart by their content."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from hashlib import sha256
 from pathlib import PurePath
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Digest", "add_content"]
+__all__ = ["content_hash"]
 
 
-class Digest(Protocol):
-    """A hash in the making, as hashlib's."""
+def content_hash(*values: Any, describe: Callable[[Any], str] = repr) -> str:
+    """SHA-256 of tensors, arrays, numbers and texts, and of lists, mappings and dataclasses of such, in hexadecimal.
 
-    def update(self, data: Any, /) -> None:
-        """Adds bytes."""
-        ...
+    Args:
+        values: What is hashed.
+        describe: Returns the text that stands for an object of another kind.
+    """
+    digest = sha256()
 
-
-def add_content(digest: Digest, value: Any, of_other: Callable[[Any], str]) -> None:
-    """Adds what a model's extra argument holds to a hash; `of_other` says it for objects of an unknown kind."""
-
-    def add(text: str, *parts: Any) -> None:
+    def add_text(text: str, members: Iterable[Any] = ()) -> None:
         digest.update(f"{len(text)}:{text}".encode())
-        for part in parts:
-            add_content(digest, part, of_other)
+        for member in members:
+            add(member)
 
-    if isinstance(value, Tensor):
-        held = value.detach().cpu()
-        add(f"tensor {held.dtype} {list(held.shape)}")
-        for row in held if held.ndim > 1 else [held]:  # a whole copy may be too large
-            digest.update(row.contiguous().flatten().view(torch.uint8).numpy())
-    elif isinstance(value, np.ndarray) and value.dtype.hasobject:
-        add(f"objects {list(value.shape)}", *value.flatten().tolist())
-    elif isinstance(value, np.ndarray):
-        add(f"array {value.dtype} {list(value.shape)}")
-        digest.update(np.ascontiguousarray(value).tobytes())
-    elif isinstance(value, Mapping):
-        add(f"mapping {len(value)}", *(part for key in sorted(value, key=str) for part in (key, value[key])))
-    elif isinstance(value, list | tuple):
-        add(f"list {len(value)}", *value)
-    elif is_dataclass(value) and not isinstance(value, type):
-        add(type(value).__qualname__, *(getattr(value, entry.name) for entry in fields(value)))
-    elif value is None or isinstance(value, str | bytes | bool | int | float | complex | np.generic | Enum | PurePath):
-        add(f"{type(value).__name__} {value!r}")
-    else:
-        add(of_other(value))
+    def add(value: Any) -> None:
+        if isinstance(value, Tensor):
+            rows = value.detach().cpu()
+            add_text(f"tensor {rows.dtype} {list(rows.shape)}")
+            for row in rows if rows.ndim > 1 else [rows]:  # a whole copy may be too large
+                digest.update(row.contiguous().flatten().view(torch.uint8).numpy())
+        elif isinstance(value, np.ndarray):
+            add_text(
+                f"array {value.dtype} {list(value.shape)}", value.flatten().tolist() if value.dtype.hasobject else ()
+            )
+            if not value.dtype.hasobject:
+                digest.update(np.ascontiguousarray(value).tobytes())
+        elif isinstance(value, Mapping):
+            add_text(f"mapping {len(value)}", (part for key in sorted(value, key=str) for part in (key, value[key])))
+        elif isinstance(value, list | tuple):
+            add_text(f"list {len(value)}", value)
+        elif is_dataclass(value) and not isinstance(value, type):
+            add_text(type(value).__qualname__, (getattr(value, entry.name) for entry in fields(value)))
+        elif value is None or isinstance(
+            value, str | bytes | bool | int | float | complex | np.generic | Enum | PurePath
+        ):
+            add_text(f"{type(value).__name__} {value!r}")
+        else:
+            add_text(describe(value))
+
+    add(values)
+    return digest.hexdigest()

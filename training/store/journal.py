@@ -1,8 +1,7 @@
-"""What a fit has found so far, on disk: an interrupted fit goes on where it was, and ends with the same file."""
+"""What a fit has found so far, on disk: an interrupted fit resumes where it was, and ends with the same file."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +20,7 @@ class Journal:
 
     Args:
         path: File to keep them in; None keeps them in memory only.
-        settings: What the records follow from. A file with other settings is refused.
+        key: Hash of all that the records follow from. A file with another key is refused.
         shared: Gives every process what process 0 read (the identity in one process).
         writes: Whether this process writes.
 
@@ -32,51 +31,45 @@ class Journal:
     def __init__(
         self,
         path: Path | None,
-        settings: dict[str, object],
+        key: str,
         shared: Callable[[dict[str, Record]], dict[str, Record]] = lambda records: records,
         writes: bool = True,
     ) -> None:
         if path is not None and path.is_dir():
             raise ValueError(f"journal must be a file to keep the fit in, got the folder {path}: name a file in it")
         self.path = path if writes else None
-        self.settings = json.dumps(settings, sort_keys=True)
-        self._records: dict[str, Record] = shared(self._read() if self.path and self.path.exists() else {})
+        self.key = key
+        self._records = shared(_read(self.path, key) if self.path and self.path.exists() else {})
         self.resumed = bool(self._records)
 
     def get(self, name: str) -> Record | None:
-        """Returns a record, or None."""
+        """A record, or None."""
         return self._records.get(name)
 
     def put(self, name: str, record: Record) -> Record:
-        """Returns the record after keeping it and saving all of them."""
-        self._records[name] = {key: tensor.detach().clone() for key, tensor in record.items()}
-        if self.path is None:
-            return record
-        flat = {f"{name}|{key}": tensor for name, own in self._records.items() for key, tensor in own.items()}
-        write_tensors(self.path, flat, {"settings": self.settings})
+        """Keeps a record, saves all of them, and returns it."""
+        self._records[name] = {part: tensor.detach().clone() for part, tensor in record.items()}
+        if self.path is not None:
+            flat = {f"{name}|{part}": tensor for name, kept in self._records.items() for part, tensor in kept.items()}
+            write_tensors(self.path, flat, {"key": self.key})
         return record
 
-    def _read(self) -> dict[str, Record]:
-        assert self.path is not None
-        try:
-            return self._records_of_file()
-        except SafetensorError as error:
-            raise ValueError(
-                f"{self.path} cannot be read ({str(error)[:200]}), so the fit cannot go on with it: delete the file to "
-                "start anew"
-            ) from error
 
-    def _records_of_file(self) -> dict[str, Record]:
-        assert self.path is not None
-        records: dict[str, Record] = {}
-        with safe_open(self.path, framework="pt") as file:
-            if (file.metadata() or {}).get("settings") != self.settings:
+def _read(path: Path, key: str) -> dict[str, Record]:
+    records: dict[str, Record] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("key") != key:
                 raise ValueError(
-                    f"{self.path} belongs to a fit with other settings: repeat that fit's command to go on with it, or "
-                    "delete the file to start anew"
+                    f"{path} belongs to a fit with other settings: repeat that fit's command to resume it, or delete "
+                    "the file to start anew"
                 )
-            for key in file.keys():  # noqa: SIM118 - not a dict
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                record, _, part = name.rpartition("|")
                 # A copy: Windows replaces no file that is still mapped into memory.
-                name, _, tensor = key.rpartition("|")
-                records.setdefault(name, {})[tensor] = file.get_tensor(key).clone()
-        return records
+                records.setdefault(record, {})[part] = file.get_tensor(name).clone()
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} cannot be read ({str(error)[:200]}), so the fit cannot resume: delete the file to start anew"
+        ) from error
+    return records

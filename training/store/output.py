@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-__all__ = ["Output", "claimed", "empty"]
+from filelock import FileLock, Timeout
 
-_LOCK = "lock"
+__all__ = ["Output", "claimed"]
+
 _log = logging.getLogger("learned_solvers")
 
-# What a fit leaves in its folder: fit_plan.py names the prompts and the work folder by a hash.
-_OWN = re.compile(r"delivering|prompts-[0-9a-f]+\.safetensors|[0-9a-f]{16}|\..*\.part")
+# What a fit leaves in its folder: the prompts and the folders of work are named by a hash.
+_CONTENT = re.compile(r"delivering|prompts-[0-9a-f]+\.safetensors|[0-9a-f]{16}|\..*\.part")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Output:
     """The files of one fit.
 
     Args:
-        solver: Solver file; report (.md) and picture (.png) lie beside it.
+        solver: Solver file; report (.md) and picture (.png) lie next to it.
         command: What is run, without what does not change the result: tells an unfinished delivery of the same command
             from files that someone else made.
         overwrite: Whether existing files may be replaced.
@@ -44,7 +44,7 @@ class Output:
 
     @property
     def folder(self) -> Path:
-        """What an interrupted fit goes on from; deleted when the files stand."""
+        """What an interrupted fit resumes from; deleted when the files stand."""
         return self.solver.with_suffix(".fit")
 
     @property
@@ -52,7 +52,7 @@ class Output:
         return self.folder / "delivering"
 
     def check(self) -> None:
-        """Refuses files that stand already.
+        """Refuses existing files.
 
         Raises:
             FileExistsError: One of the files exists, and is no unfinished delivery of the same command.
@@ -65,37 +65,33 @@ class Output:
 
     @contextmanager
     def claimed(self, needed: int) -> Iterator[None]:
-        """Holds the folder for this process; refuses files that appeared since `check`, by a fit that has just ended.
-
-        Args:
-            needed: Bytes that the fit will write.
-
-        Raises:
-            FileExistsError: One of the files exists.
-            OSError: The folder cannot be written, has no room, or another process is at work in it.
-        """
+        """Holds the folder, see `claimed`; refuses files that appeared since `check`, by a fit that has just ended."""
         with claimed(self.folder, needed, name=str(self.solver), remedy="choose another --output"):
             self.check()
             yield
 
     def deliver(self) -> None:
-        """Moves the three files, made in the folder under their names, to their places; empties the folder.
+        """Moves the three files, made in the folder under their names, to their places; empties the claimed folder.
 
-        The folder must be claimed still: a process that comes next must not lose its own.
+        What someone else put into the folder stays.
         """
         self.check()
         self._delivering.write_text(self.command, "utf-8")
         for file in self.files:
             os.replace(self.folder / file.name, file)
         self._delivering.unlink()  # from here on they are files like any other
-        empty(self.folder, _OWN)
+        for path in self.folder.iterdir():
+            if path.is_dir() and _CONTENT.fullmatch(path.name):
+                shutil.rmtree(path)
+            elif _CONTENT.fullmatch(path.name):
+                path.unlink()
 
 
 @contextmanager
 def claimed(folder: Path, needed: int, *, name: str, remedy: str = "choose another name") -> Iterator[None]:
     """Holds a folder for this process, after making sure that it can be written and has room.
 
-    A folder in which nothing but the lock is left in the end is deleted.
+    The lock is a file next to the folder. In the end it is deleted, and so is an empty folder.
 
     Args:
         folder: The folder; made where it is missing.
@@ -104,72 +100,39 @@ def claimed(folder: Path, needed: int, *, name: str, remedy: str = "choose anoth
         remedy: What the user can do about it.
 
     Raises:
-        OSError: The folder cannot be written, has no room, or another process is at work in it.
+        OSError: The folder cannot be written, has too little room, or another process is at work in it.
     """
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"), timeout=0)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("w")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _acquire(lock)
+        folder.mkdir(exist_ok=True)  # held: the process before may have been about to delete it
+    except Timeout:
+        raise OSError(f"another process is fitting {name}: wait for it, or {remedy}") from None
     except OSError as error:
+        lock.release()
         raise OSError(f"{folder} cannot be written ({error.strerror}): {remedy}") from error
-    with lock:
-        if not _locked(lock) or not _is_at(lock, folder / _LOCK):
-            raise OSError(f"another process is fitting {name}: wait for it, or {remedy}")
-        try:
-            free = shutil.disk_usage(folder).free
-            if free < needed:
-                raise OSError(
-                    f"{folder} has {free / 2**20:.0f} MB free, the fit writes up to {needed / 2**20:.0f} MB: make "
-                    f"room, or {remedy}"
-                )
-            yield
-        finally:
-            _tidy(folder)  # while it is held: a lock that is deleted later may be another process's
-    if os.name == "nt":  # which deletes no open file, and no other process's
-        _tidy(folder)
-
-
-def empty(folder: Path, own: re.Pattern[str]) -> None:
-    """Deletes the files and folders of a claimed folder whose name is `own`; what someone else put there stays."""
-    for path in folder.iterdir():
-        if not own.fullmatch(path.name) or path.name == _LOCK:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def _tidy(folder: Path) -> None:
-    with suppress(OSError):
-        if os.listdir(folder) == [_LOCK]:
-            (folder / _LOCK).unlink()
-            folder.rmdir()
-
-
-def _is_at(file: IO[str], path: Path) -> bool:
-    """Whether an open file is the one at a path, not one that its last holder deleted when it had done."""
     try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except OSError:
-        return False
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OSError(
+                f"{folder} has {free / 2**20:.0f} MB free, the fit writes up to {needed / 2**20:.0f} MB: make room, or "
+                f"{remedy}"
+            )
+        yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # where it is empty
+        with suppress(OSError):
+            os.unlink(lock.lock_file)  # while it is held; on Windows filelock deletes it
+        lock.release()
 
 
-def _locked(file: IO[str]) -> bool:
-    """Locks an open file until it is closed or the process ends, however it ends; False where it is locked.
-
-    A network folder that knows no locks is worked in without one, which the log tells.
-    """
+def _acquire(lock: FileLock) -> None:
+    """Takes the lock; a network folder without locks is worked in without one, which the log reports."""
     try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # pyright: ignore
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.acquire()
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK):
-            return False
-        _log.warning("%s cannot be locked (%s): do not start a second fit to this name", file.name, error.strerror)
-    return True
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        _log.warning("%s cannot be locked (%s): do not start a second fit to this name", lock.lock_file, error.strerror)

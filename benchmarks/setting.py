@@ -1,0 +1,101 @@
+"""The setting of a measurement: numbers of starts, unseen starts, fits, and a record by step count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from learned_solvers.samplers import Solver, load_solver
+from learned_solvers.samplers.guidance import Guidance
+from learned_solvers.training import fit_solver
+from learned_solvers.training.data.teacher import Teacher
+from learned_solvers.training.data.trial import Trial
+from learned_solvers.training.report import FitResult
+from torch import Tensor
+
+from .record import SOLVERS
+from .suite import BENCHMARKS, Benchmark
+
+__all__ = ["GUIDANCES", "Setting", "fit", "load_fitted", "record_by_steps", "solver_file", "unseen_trial"]
+
+GUIDANCES = (1.0, 3.0, 7.0)
+TEACHER = Teacher("ipndm", 60)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a measurement is made."""
+
+    fitted: int = 480  # starts that a fit learns from
+    held_out: int = 32  # starts that judge during a fit
+    unseen: int = 512  # starts that judge the result
+    ranked: int = 48  # of these, starts that choose the peers
+    steps: Sequence[int] = (3, 4, 5, 6, 8, 10)
+    cache: Path | None = None  # folder that keeps the teachers' end states
+    solvers: Path = SOLVERS  # folder of the fitted solvers, which `fidelity` writes and others read
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The numbers of starts, for a record."""
+        return {name: getattr(self, name) for name in ("fitted", "held_out", "unseen", "ranked")}
+
+
+def unseen_trial(benchmark: Benchmark, guidance: float | Tensor, setting: Setting, seed: int = 99) -> Trial:
+    """Starts that no fit sees, with the teacher's end states, on the float32 network."""
+    model, samples = benchmark.model(), benchmark.starts(setting.unseen, seed, guidance)
+    reference = TEACHER.reference(model, samples, benchmark.noise, cache=setting.cache)
+    return Trial(model, samples, reference, len(samples))
+
+
+def fit(
+    benchmark: Benchmark,
+    guidance: float | Tensor,
+    setting: Setting,
+    *,
+    family: str = "dyweight",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> FitResult:
+    """A fit with default settings, except for the teacher, on starts of its own."""
+    starts = benchmark.starts(setting.fitted + setting.held_out, seed, guidance)
+    values = tuple(torch.as_tensor(guidance, dtype=torch.float64).unique().tolist())
+    card = {"architecture": benchmark.name, "checkpoint": benchmark.about, "guidance": Guidance("cfg", values)}
+    return fit_solver(
+        benchmark.model(dtype).model, starts.x.to(dtype), noise=benchmark.noise, family=family, steps=setting.steps,
+        teacher=TEACHER.method, teacher_steps=TEACHER.steps, held_out=setting.held_out, extra_args=starts.extra_args,
+        card={**card, "licence": "MIT"},
+    )  # fmt: skip
+
+
+def solver_file(family: str, name: str, guidance: float) -> str:
+    """The name of a fitted solver's file."""
+    return f"{family}_{name}_guidance-{guidance:g}.safetensors"
+
+
+def load_fitted(name: str, guidance: float, setting: Setting) -> dict[str, Solver]:
+    """The solvers that `fidelity` fitted to a network at a guidance, by family."""
+    files = {family: solver_file(family, name, guidance) for family in BENCHMARKS[name].families}
+    return {family: load_solver(setting.solvers / file) for family, file in files.items()}
+
+
+def record_by_steps(
+    facts: Mapping[str, Any], setting: Setting, measure: Callable[[int], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """A record: the facts that identify it, and `measure(steps)` at each step count, whose errors are printed."""
+    records = []
+    for n in setting.steps:
+        records.append({"steps": n, **measure(n)})
+        print(*facts.values(), f"{n} calls:", "; ".join(_errors(records[-1])), flush=True)
+    return {**facts, "records": records}
+
+
+def _errors(record: Mapping[str, Any], label: str = "") -> Iterator[str]:
+    """Yields the errors in a record, with the path to each."""
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _errors(value, f"{label}{key} ")
+        elif key in ("error", "span", "ours", "peer"):
+            yield f"{label}{key} {value:.4f}"

@@ -1,0 +1,73 @@
+"""What a user should know about a solver on a model: one list of facts for every host."""
+
+from __future__ import annotations
+
+from .files.solver import Solver
+from .guidance import Guidance
+from .schedules import Noise, VPNoise
+
+__all__ = ["guidance_mismatch", "mismatches", "notes"]
+
+_SD_SIGMA_MAX = VPNoise.stable_diffusion().sigma_max
+
+
+def mismatches(
+    solver: Solver,
+    steps: int,
+    noise: Noise,
+    *,
+    architecture: str | None,
+    guidance: Guidance | None = None,
+    size: str | None = None,
+) -> list[str]:
+    """What does not match between a solver and a run: clauses that follow the solver's name.
+
+    Args:
+        solver: What will run.
+        steps: Steps of its whole grid.
+        noise: The model's noise schedule.
+        architecture: The model's, in ComfyUI's spelling; None where the host cannot tell.
+        guidance: Of the run; None where the host cannot tell.
+        size: Of the picture, "512x512"; None where it is unknown.
+    """
+    card, facts = solver.card, []
+    if card.architecture != architecture:
+        facts.append(
+            f"fitted for {card.checkpoint} but used on {architecture or 'another model'} (transfer): compare with a "
+            "stock sampler first"
+        )
+    if noise.kind == "vp" and abs(noise.sigma_max / _SD_SIGMA_MAX - 1) > 0.01:
+        facts.append(
+            f"fitted for noise from sigma {_SD_SIGMA_MAX:.4g}, this model's starts at {noise.sigma_max:.4g} (zero "
+            "terminal SNR?): compare with a stock sampler first"
+        )
+    if mismatch := guidance_mismatch(solver, steps, guidance):
+        facts.append(mismatch)
+    if size and card.resolution and size != card.resolution:
+        facts.append(f"fitted at {card.resolution}, this picture is {size}")
+    return facts
+
+
+def guidance_mismatch(solver: Solver, steps: int, guidance: Guidance | None) -> str | None:
+    """How a run's guidance differs from the fit's, a clause; None where it does not, or where the fit had none.
+
+    With several sets of parameters it says which of them are used.
+    """
+    fitted, step = solver.card.guidance_of(steps), solver.card.steps[steps]
+    if fitted is None or fitted.kind == "none" or (guidance is not None and fitted.covers(guidance)):
+        return None
+    if guidance is None:
+        return f"fitted at {fitted}, yours is not visible here"
+    value, used = solver.guidance_of(guidance), ""
+    if len(step.knots) > 1:
+        lowest, highest = step.knots[0], step.knots[-1]
+        if value is None:
+            used = ": the usual parameters are used"
+        elif not lowest <= value <= highest:
+            used = f": the parameters for {min(max(value, lowest), highest):g} are used"
+    return f"fitted at {fitted}, this run uses {guidance}{used}"
+
+
+def notes(solver: Solver, steps: int) -> list[str]:
+    """What the card itself wants a user to know about a step count."""
+    return [note for note in (solver.card.note, solver.card.steps[steps].note) if note]

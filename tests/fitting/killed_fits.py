@@ -1,0 +1,143 @@
+"""Kills a fit with SIGKILL at random moments, starts it again, and checks what is left each time.
+
+A fit here is what training/fit_weights.py does once a model is loaded: claim the output, fit with a journal and the
+teacher's cache, write the files, deliver them. Every other kill comes at a random moment, the others at a file
+operation. After each only whole files may be there; a fit that reaches its end must have delivered the very bytes of an
+undisturbed one, and leave nothing else. Windows has no SIGKILL. A real ComfyUI's fit is killed in test_comfy_fit.py.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from threading import RLock
+from typing import Any
+
+import torch
+from learned_solvers.samplers import FlowNoise
+from learned_solvers.training import fit_solver
+from learned_solvers.training.store.output import Output
+from safetensors import safe_open
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[2]
+FILE_OPERATIONS = ("replace", "link", "fsync", "unlink", "rmdir")
+_AFTER_RESUMING = 30  # file operations, at least
+_PATIENCE = 300  # seconds for a fit of one second
+_WORK = "0123456789abcdef"  # a name of what a fit may leave in its folder: nothing else there is deleted
+_CHILD = """
+import sys, benchmarks  # which loads this checkout
+sys.path.append("tests/fitting")
+from killed_fits import Path, fit
+fit(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "True")
+"""
+
+
+def fit(solver: Path, kill_at: int = 0, overwrite: bool = False) -> None:
+    """Fits, delivers and prints the number of file operations; the process kills itself at operation `kill_at`."""
+    operations = 0
+
+    def counted(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal operations
+            operations += 1
+            if operations == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return operation(*arguments, **options)
+
+        return call
+
+    def denoiser(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:  # draws to the nearer of two points
+        return torch.tanh(2 * x / (0.3 + sigma[:, None])) / (1 + sigma[:, None])
+
+    torch.set_num_threads(1)
+    tqdm.set_lock(RLock())  # its own is a semaphore, which a killed process leaves behind
+    for name in FILE_OPERATIONS:
+        setattr(os, name, counted(getattr(os, name)))
+    print("started", flush=True)
+    output = Output(solver, "fit", overwrite)
+    output.check()
+    with output.claimed(2**20):
+        work, starts = output.folder / _WORK, torch.randn(8, 6, generator=torch.Generator().manual_seed(2))
+        result = fit_solver(
+            denoiser, starts, noise=FlowNoise(), steps=(2,), teacher_steps=8, microbatch=4,
+            cache=work / "teacher", journal=work / "journal.safetensors", card={"date": "2026-01-31"},
+        )  # fmt: skip
+        picture, report, file = (output.folder / file.name for file in output.files)
+        result.solver.save(file, overwrite=True)
+        report.write_text("report\n" * 1000)
+        picture.write_bytes(b"picture\n" * 10_000)
+        output.deliver()
+    print(operations)
+
+
+def _start(solver: Path, kill_at: int = 0, overwrite: bool = False) -> subprocess.Popen[str]:
+    """A process of `fit` that has begun to fit."""
+    command = [sys.executable, "-c", _CHILD, str(solver), str(kill_at), str(overwrite)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "started\n", "a fit does not start"
+    return process
+
+
+def _finish(solver: Path, reference: dict[str, bytes]) -> None:
+    """Runs a fit to its end, compares its files, and removes them."""
+    if not solver.exists():
+        assert _start(solver).wait(_PATIENCE) == 0, "a killed fit does not resume"
+    elif solver.with_suffix(".fit").exists():  # killed after the delivery, before the folder was emptied
+        assert _start(solver, 0, True).wait(_PATIENCE) == 0, "a delivered fit does not start again"
+    for path in [*solver.parent.glob("*.lock"), *(solver.parent / name for name in reference)]:
+        assert path.suffix == ".lock" or path.read_bytes() == reference[path.name], f"{path.name} differs"
+        path.unlink()
+    assert not [*solver.parent.iterdir()], f"left: {[*solver.parent.iterdir()]}"
+
+
+def _state_of(solver: Path, reference: dict[str, bytes]) -> str:
+    """How far a fit is; AssertionError where a file is not whole."""
+    folder = solver.with_suffix(".fit")
+    names = {path.name for path in solver.parent.iterdir()} - {folder.name, f"{folder.name}.lock"}
+    assert names <= set(reference), f"left: {names - set(reference)}"
+    for name in names:
+        assert (solver.parent / name).read_bytes() == reference[name], f"{name} is not whole"
+    journal = folder / _WORK / "journal.safetensors"
+    if names or not journal.exists():
+        delivery = "delivered" if solver.name in names else "delivering"
+        return delivery if names else "begun" if folder.exists() else "nothing yet"
+    with safe_open(journal, framework="pt") as file:
+        return f"{len({key.rpartition('|')[0] for key in file.keys()})} records"  # noqa: SIM118 - not a dict
+
+
+def kill_fits(kills: int, seed: int, folder: Path) -> dict[str, Any]:
+    """The record of so many kills; AssertionError where something was lost."""
+    random, runs, finished = Random(seed), [], 0
+    whole, killed = folder / "whole" / "a.safetensors", folder / "killed" / "a.safetensors"
+    killed.parent.mkdir()
+    process, began = _start(whole), time.monotonic()
+    operations, seconds = int(process.communicate(timeout=_PATIENCE)[0]), time.monotonic() - began
+    reference = {path.name: path.read_bytes() for path in whole.parent.iterdir()}
+    assert sorted(reference) == ["a.md", "a.png", "a.safetensors"], sorted(reference)
+    while len(runs) < kills:
+        latest = _AFTER_RESUMING if killed.with_suffix(".fit").exists() else operations
+        kill_at = random.randint(1, latest) if len(runs) % 2 else 0
+        delay = random.uniform(0, seconds)
+        process = _start(killed, kill_at)
+        if not kill_at:
+            time.sleep(delay)
+            process.kill()
+        process.communicate(timeout=_PATIENCE)
+        state = _state_of(killed, reference)
+        assert process.returncode in (0, -signal.SIGKILL), f"a fit does not resume from: {state}"
+        if process.returncode:
+            runs.append({**({"operation": kill_at} if kill_at else {"seconds": round(delay, 3)}), "left": state})
+        if state == "delivered" or len(runs) == kills:
+            finished += 1
+            _finish(killed, reference)
+    return {
+        "kills": kills, "finished": finished, "seconds_of_a_fit": round(seconds, 2), "operations": operations,
+        "runs": runs,
+    }  # fmt: skip
