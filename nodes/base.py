@@ -95,21 +95,13 @@ class SolverName(str):
 
 
 def check_number(name: str, value: float, lowest: float, highest: float) -> None:
-    """Refuses a number outside a widget's range, and NaN: the host checks what is typed, not what is wired.
-
-    Raises:
-        ValueError: It is outside.
-    """
+    """Refuses a number outside a widget's range, and NaN: the host checks what is typed, not what is wired."""
     if not lowest <= value <= highest:
         raise ValueError(f"{name} must be from {lowest:g} to {highest:g}, got {value:g}")
 
 
 def counts_of(text: str) -> tuple[int, ...]:
-    """The step counts of a widget's text, ascending.
-
-    Raises:
-        ValueError: It contains anything but counts from 1 to 100.
-    """
+    """The step counts of a widget's text, ascending; anything but counts from 1 to 100 is refused."""
     words = re.split(r"[\s,;]+", text.strip())
     if not all(re.fullmatch(r"[1-9]\d?|100", word) for word in words):
         raise ValueError(f"steps must be numbers of model calls from 1 to 100, such as 4 6 8, got {text!r}")
@@ -127,21 +119,20 @@ def fixed_latent(model: Any, latent: dict[str, Any]) -> dict[str, Any]:
 
 def show_text(text: str, node_id: str | None = None) -> None:
     """Shows text below a node's widgets: of the node with that id, or of the one that is being run."""
-    server = getattr(PromptServer, "instance", None)
-    shown_on = node_id or getattr(server, "last_node_id", None)
-    if server is not None and shown_on is not None and hasattr(server, "send_progress_text"):
+    server = getattr(PromptServer, "instance", None)  # there is none where another program uses the nodes
+    if server is not None and (shown_on := node_id or server.last_node_id):
         server.send_progress_text(text, shown_on)
 
 
 def add_routes() -> None:
     """Adds GET /learned_solvers/steps?solver=ENTRY for the browser: {"steps": [4, 6, 8]}, or 404 and the reason."""
     server = getattr(PromptServer, "instance", None)
-    if server is not None:
-        server.routes.get("/learned_solvers/steps")(_steps)
+    if server is None:
+        return
 
-
-async def _steps(request: Any) -> Any:
-    try:
-        return web.json_response({"steps": SOLVERS.load(request.query.get("solver", "")).steps})
-    except (OSError, ValueError) as error:
-        return web.json_response({"error": str(error)}, status=404)
+    @server.routes.get("/learned_solvers/steps")
+    async def steps(request: Any) -> Any:
+        try:
+            return web.json_response({"steps": SOLVERS.load(request.query.get("solver", "")).steps})
+        except (OSError, ValueError) as error:
+            return web.json_response({"error": str(error)}, status=404)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import comfy.sample
@@ -17,6 +18,8 @@ from .base import AUTO, SolverNode, check_number, counts_of, fixed_latent, input
 from .folder import SOLVERS
 from .host_runs import HostRuns
 from .pictures import pictures_of, to_image
+from .sampling import guidance_of
+from .selection import select_solver
 
 if TYPE_CHECKING:
     from ..training.comparison.measure import Entry, Result
@@ -109,22 +112,29 @@ class CompareSamplers(SolverNode):
 
         check_number("teacher_steps", teacher_steps, 2, 1000)
         counts, stock = counts_of(steps), _stock_samplers(samplers, scheduler)
-        names = list(dict.fromkeys([solver, *_solver_files(more_solvers)]))
+        for name in (more := _words(more_solvers)):
+            _check_known("more_solvers", "solver", name, [AUTO, *SOLVERS.names()])
+        names = dict.fromkeys([solver, *more])
         latent = fixed_latent(model, latent_image)
         if getattr(latent["samples"], "is_nested", False):
             raise ValueError(
                 "a latent that holds picture and sound together cannot be compared with one error: wire the picture's "
                 "latent alone"
             )
-        total = 1 + len(counts) * (len(names) + len(stock))
-        runs, shape = HostRuns(model, positive, negative, cfg, seed, total), latent["samples"].shape
-        selections = {(n, name): runs.select(name, n, shape) for n in counts for name in names}
-        if all(isinstance(selection, str) for selection in selections.values()):
-            raise ValueError(next(iter(selections.values())))  # before a minute is spent on the teacher
+        shape, guidance = latent["samples"].shape, guidance_of(model.model, [entry[1] for entry in positive], cfg)
+        runs = HostRuns(model, positive, negative, cfg, seed, 1 + len(counts) * (len(names) + len(stock)))
         entries: dict[int, list[Entry]] = {n: [] for n in counts}
-        for (n, name), selection in selections.items():
-            file = "" if isinstance(selection, str) or selection.solver.name == name else selection.solver.name
-            entries[n].append(Entry(name, file, partial(runs.learned, selection), ours=True))
+        refusals = []
+        for n, name in product(counts, names):
+            try:
+                sampler, sigmas, _, file = select_solver(model, name, n, shape=shape, guidance=guidance)
+                entry = Entry(name, "" if file == name else file, partial(runs.sample, sampler, sigmas), ours=True)
+            except ValueError as error:
+                refusals.append(error)
+                entry = Entry(name, "", partial(runs.refuse, error), ours=True)
+            entries[n].append(entry)
+        if len(refusals) == len(counts) * len(names):
+            raise refusals[0]  # before a minute is spent on the teacher
         for n in counts:
             entries[n] += [Entry("/".join(pair), "", partial(runs.within, *pair, n)) for pair in stock]
         noise = comfy.sample.prepare_noise(latent["samples"], seed, latent.get("batch_index"))
@@ -137,30 +147,23 @@ class CompareSamplers(SolverNode):
 
 
 def _words(text: str) -> list[str]:
-    return [word for word in (part.strip() for part in re.split(r"[,\n]", text)) if word]
+    return [word for part in re.split(r"[,\n]", text) if (word := part.strip())]
 
 
-def _solver_files(text: str) -> list[str]:
-    """The names of the further solver files; an unknown one raises ValueError."""
-    names, known = _words(text), [AUTO, *SOLVERS.names()]
-    for name in names:
-        if name not in known:
-            raise ValueError(f"more_solvers: unknown solver {shown(repr(name), 200)}; choose from {few(known)}")
-    return names
+def _check_known(widget: str, kind: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise ValueError(f"{widget}: unknown {kind} {shown(repr(name), 200)}; choose from {few(known, most=60)}")
 
 
 def _stock_samplers(text: str, scheduler: str) -> list[tuple[str, str]]:
-    """Pairs of sampler and scheduler; a name that the host does not have raises ValueError."""
-    host, pairs = comfy.samplers.KSampler, []
+    """Pairs of sampler and scheduler; a name that the host does not have is refused."""
+    pairs = {}
     for word in _words(text):
         sampler, _, named = (part.strip() for part in word.partition("/"))
-        pairs.append((sampler, named or scheduler))
-        for kind, name, known in zip(
-            ("sampler", "scheduler"), pairs[-1], (host.SAMPLERS, host.SCHEDULERS), strict=True
-        ):
-            if name not in known:
-                raise ValueError(f"samplers: unknown {kind} {name!r}; choose from {', '.join(known)}")
-    return list(dict.fromkeys(pairs))
+        _check_known("samplers", "sampler", sampler, comfy.samplers.KSampler.SAMPLERS)
+        _check_known("samplers", "scheduler", named or scheduler, comfy.samplers.KSampler.SCHEDULERS)
+        pairs[sampler, named or scheduler] = None
+    return list(pairs)
 
 
 def _grid(

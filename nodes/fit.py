@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from ..samplers.families import FAMILIES
@@ -13,16 +12,6 @@ from .folder import FOLDER, SOLVERS
 __all__ = ["FitLearnedSolver"]
 
 TEACHERS = ("heun", "dpmpp_2m", "ipndm", "euler")
-
-
-@dataclass(frozen=True, eq=False)
-class _LastFit:
-    """What a node's last fit was made from, its file's entry and fingerprint, and what it returned."""
-
-    source: dict[str, Any]
-    entry: str
-    fingerprint: str
-    result: dict[str, Any]
 
 
 class FitLearnedSolver(SolverNode):
@@ -49,13 +38,13 @@ class FitLearnedSolver(SolverNode):
     OUTPUT_NODE = True
 
     def __init__(self) -> None:
-        self.last: _LastFit | None = None
+        self.outputs: dict[str, Any] = {"result": ("",)}  # of the last fit
+        self.made_from: Any = None  # the graph that led to them, and the fingerprint of the file
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's
         families = "; ".join(f"{name}: {family.about}" for name, family in FAMILIES.items())
-        positive = "Prompts to fit with. A batch of prompts is spread over the samples; several entries "
-        positive += "(ConditioningCombine) are combined, as in sampling."
+        positive = "Prompts to fit with. A batch is spread over the samples; ConditioningCombine works as in sampling."
         latent = "Only its size counts. Its batch is how many samples one model call has: 1 takes the least memory."
         samples = "Noises to fit to; a third as many more judge the result. 32 to 64 are enough; 256 and more take "
         samples += "longer and mostly come nearer, as steps use a longer history then."
@@ -73,19 +62,13 @@ class FitLearnedSolver(SolverNode):
                     cfg={"tooltip": "The guidance that the solver is to be used at, or near; 1 for FLUX and its like."},
                 ),
                 "family": (list(FAMILIES), {"tooltip": f"Form of the solver. {families}."}),
-                "steps": (
-                    "STRING",
-                    {"default": "4 6 8", "tooltip": "Numbers of model calls to fit for, such as 4 6 8."},
-                ),
+                "steps": ("STRING", {"default": "4 6 8", "tooltip": "Model calls to fit for, such as 4 6 8."}),
                 "samples": ("INT", {"default": 48, "min": 2, "max": 4096, "tooltip": samples}),
                 "teacher": (
                     list(TEACHERS),
                     {"tooltip": "The many-step solver to come close to. heun makes two model calls per step."},
                 ),
-                "teacher_steps": (
-                    "INT",
-                    {"default": 30, "min": 2, "max": 1000, "tooltip": "Steps of the teacher, for each sample."},
-                ),
+                "teacher_steps": ("INT", {"default": 30, "min": 2, "max": 1000, "tooltip": "Steps of the teacher."}),
                 **inputs(seed={"control_after_generate": False, "tooltip": "Seed of the noises to fit to."}),
                 "file_name": ("STRING", {"default": "", "tooltip": file_name}),
                 "overwrite": (
@@ -115,19 +98,20 @@ class FitLearnedSolver(SolverNode):
         **widgets: Any,
     ) -> dict[str, Any]:
         """Returns the file's drop-down entry, the comparison and the report, after writing the file."""
-        source, last = upstream_of(prompt, node_id), self.last
-        if last and source == last.source and SOLVERS.fingerprint(last.entry) == last.fingerprint:
-            return last.result
+        prompt, number = prompt or {}, str(node_id)
+        graph = upstream_of(prompt, number)
+        if self.made_from == (graph, SOLVERS.fingerprint(self.outputs["result"][0])):
+            return self.outputs
         settings = FitWidgets(**widgets)
-        checkpoint = model_file(source, node_id) or "unknown"
-        path, entry = path_of_new(settings.file_name.strip() or f"{settings.family}_{checkpoint}", settings.overwrite)
+        checkpoint = model_file(prompt, number) or "unknown"
+        path, entry = path_of_new(settings.file_name.strip() or f"{settings.family}_{checkpoint}")
         with claim(path, entry, settings.overwrite):
             fit = NodeFit(model, positive, negative, latent, settings, checkpoint, node_id)
             result, ends = fit.run()
             result.solver.save(path, overwrite=settings.overwrite)
         fit.show(f"written: {entry}")
-        report = f"{fit.report(result)}\n\nwritten: {path}"
-        picture = fit.draw(f"{path.stem}: the same noise, the same model", ends, vae)
-        outputs = {"ui": {"text": (report,)}, "result": (entry, picture, report)}
-        self.last = _LastFit(source, entry, SOLVERS.fingerprint(entry), outputs)
-        return outputs
+        picture, table = fit.outputs(f"{path.stem}: the same noise, the same model", result, ends, vae)
+        report = f"{table}\n\nwritten: {path}"
+        self.outputs = {"ui": {"text": (report,)}, "result": (entry, picture, report)}
+        self.made_from = graph, SOLVERS.fingerprint(entry)
+        return self.outputs

@@ -44,11 +44,7 @@ _MODEL_WIDGETS = ("ckpt_name", "unet_name", "model_name", "gguf_name", "model_pa
 
 @dataclass(frozen=True)
 class FitWidgets:
-    """The node's widgets.
-
-    Raises:
-        ValueError: One is out of range, or there are fewer samples than guidances.
-    """
+    """The node's widgets."""
 
     cfg: float
     family: str
@@ -66,26 +62,10 @@ class FitWidgets:
         check_number("teacher_steps", self.teacher_steps, 2, 1000)
         check_number("cfg", self.cfg, 0, 100)
         check_number("cfg_range", self.cfg_range, 0, 0.9)
-        per_sample(self.cfgs, self.samples)
-
-    @property
-    def cfgs(self) -> tuple[float, ...]:
-        """Classifier-free guidance that the samples have in turn."""
-        return range_around(self.cfg, self.cfg_range)
 
 
 class NodeFit:
-    """A fit for a MODEL, shown on the node.
-
-    Args:
-        model: ComfyUI's ModelPatcher.
-        positive: Conditioning to follow.
-        negative: Conditioning to avoid.
-        latent: An empty latent of as many samples as one model call has.
-        widgets: The node's.
-        checkpoint: Name of the model file.
-        node_id: The node's.
-    """
+    """A fit for a MODEL, shown on the node; `latent` has as many samples as one model call."""
 
     def __init__(
         self,
@@ -101,8 +81,10 @@ class NodeFit:
         from ..training.data.samples import Samples
         from ..training.models.guider import WiredConditioning, draw_starts
 
-        self.model, self.node_id, self.lines, self.calls = model, node_id, [], 0
-        self.widgets, self.latent = widgets, _empty(model, latent)
+        self.model, self.node_id, self.lines = model, node_id, []
+        self.latent, self.seed = _empty(model, latent), widgets.seed
+        self.cfgs = range_around(widgets.cfg, widgets.cfg_range)
+        per_sample(self.cfgs, widgets.samples)  # refuses too few
         self.conditioning = WiredConditioning(positive, negative)
         teacher, steps = Teacher(widgets.teacher, widgets.teacher_steps), counts_of(widgets.steps)
         if teacher.calls <= max(steps):
@@ -118,7 +100,7 @@ class NodeFit:
         card = {
             "architecture": architecture_name(model.model),
             "checkpoint": checkpoint,
-            "guidance": guidance_of(model.model, [entry[1] for entry in positive], *widgets.cfgs),
+            "guidance": guidance_of(model.model, [entry[1] for entry in positive], *self.cfgs),
             "resolution": pixel_size(model.model, shape) or "",
         }
         noise = noise_of(model.model, sampling, shape)
@@ -133,41 +115,28 @@ class NodeFit:
 
         def work(denoiser: Denoiser, device: torch.device) -> tuple[FitResult, list[Result]]:
             self.show(f"at most {self.most:,} model calls")
-            return run_fit(self.job, denoiser, device, log=self.show, on_call=self._count, pictures=_PICTURES)
+            return run_fit(self.job.on(device), denoiser, self.show, on_call=self.bar.update, pictures=_PICTURES)
 
-        cfgs, seed = self.widgets.cfgs, self.widgets.seed
-        outcome = with_denoiser(work, self.model, self.conditioning, cfgs, self.latent, seed=seed)
+        outcome = with_denoiser(work, self.model, self.conditioning, self.cfgs, self.latent, seed=self.seed)
         self.bar.update_absolute(self.most, self.most)
         return outcome
-
-    def _count(self, samples: int) -> None:
-        self.calls += samples
-        self.bar.update_absolute(min(self.calls, self.most), self.most)
 
     def show(self, line: str) -> None:
         """Shows a line on the node, under the last few."""
         self.lines = [*self.lines, line][-_LINES:]
         show_text("\n".join(self.lines), self.node_id)
 
-    def report(self, result: FitResult) -> str:
-        """The table of errors, and where another solver would be better."""
+    def outputs(self, title: str, result: FitResult, ends: Sequence[Result], vae: Any) -> tuple[Tensor, str]:
+        """The runs as an IMAGE; the table of errors, and where another solver would be better."""
         from ..training import better_peers, table_of
-
-        return "\n\n".join([table_of(result), *(["\n".join(better)] if (better := better_peers(result)) else [])])
-
-    def draw(self, title: str, ends: Sequence[Result], vae: Any) -> Tensor:
-        """The runs as an IMAGE."""
         from ..training.comparison.sheet import draw_results
 
-        return to_image(draw_results(title, ends, lambda states: pictures_of(self.model, states, vae)))
+        picture = draw_results(title, ends, lambda states: pictures_of(self.model, states, vae))
+        return to_image(picture), "\n\n".join(filter(None, [table_of(result), "\n".join(better_peers(result))]))
 
 
 def _empty(model: Any, latent: Mapping[str, Any]) -> Tensor:
-    """An empty latent of the size and batch that are wired in.
-
-    Raises:
-        ValueError: It holds picture and sound together.
-    """
+    """An empty latent of the size and batch that are wired in."""
     samples = latent["samples"]
     if getattr(samples, "is_nested", False):
         raise ValueError(
@@ -177,13 +146,8 @@ def _empty(model: Any, latent: Mapping[str, Any]) -> Tensor:
     return fixed_latent(model, {**latent, "samples": torch.zeros_like(samples)})["samples"]
 
 
-def path_of_new(name: str, overwrite: bool) -> tuple[Path, str]:
-    """The path of a new file below models/solver_weights, and its drop-down entry.
-
-    Raises:
-        ValueError: The name leads out of the folder, or some system does not take it.
-        FileExistsError: The file exists and `overwrite` is False.
-    """
+def path_of_new(name: str) -> tuple[Path, str]:
+    """The path of a new file below models/solver_weights, and its drop-down entry."""
     plain = PurePosixPath(name.strip().replace("\\", "/"))
     if (
         not plain.name or plain.is_absolute() or ".." in plain.parts or ":" in str(plain) or not name.isprintable()
@@ -201,50 +165,39 @@ def path_of_new(name: str, overwrite: bool) -> tuple[Path, str]:
     path = folder.joinpath(*plain.parts)
     if not path.parent.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{path.parent} is a link that leads out of models/{FOLDER}: choose a file_name without it")
-    _refuse_existing(path, overwrite)
     return path, str(Path(*plain.parts))
-
-
-def _refuse_existing(path: Path, overwrite: bool) -> None:
-    if os.path.lexists(path) and not overwrite:
-        raise FileExistsError(f"{path} exists already: choose another file_name, or switch overwrite on")
 
 
 @contextmanager
 def claim(path: Path, entry: str, overwrite: bool) -> Iterator[None]:
-    """Holds a new file's name for one fit at a time; `entry` is its drop-down entry."""
+    """Holds a new file's name, `entry` in the drop-downs, for one fit at a time."""
     from ..training import claimed
 
     with claimed(path.with_suffix(".fit"), _BYTES, name=entry, remedy="choose another file_name"):
-        _refuse_existing(path, overwrite)  # made by a fit that has just ended
+        if os.path.lexists(path) and not overwrite:
+            raise FileExistsError(f"{path} exists already: choose another file_name, or switch overwrite on")
         yield
 
 
-def upstream_of(prompt: Mapping[str, Any] | None, node_id: str | None) -> dict[str, Any]:
-    """What a node's inputs follow from: by number, the nodes of the prompt that lead to it, its own inputs included.
+def upstream_of(prompt: Mapping[str, Any], node_id: str) -> dict[str, Any]:
+    """The nodes that lead to a node, and itself, by number: class, inputs and `is_changed`, the host's mark of files.
 
-    With what the host knows of changed files: `is_changed`, but for the node's own.
+    Its own mark is left out: the file that it writes changes it.
     """
-    nodes, found, waiting = prompt or {}, {}, [str(node_id)]
-    while waiting:
-        key = waiting.pop()
-        if key in nodes and key not in found:
-            node = nodes[key]
-            found[key] = {"inputs": node.get("inputs", {}), "class_type": node.get("class_type")}
-            if key != str(node_id):
-                found[key]["is_changed"] = node.get("is_changed")
-            wires = (value for value in found[key]["inputs"].values() if isinstance(value, list | tuple) and value)
-            waiting += [str(wire[0]) for wire in wires]
+    found, waiting = {}, [node_id]
+    for key in waiting:  # which grows
+        if key in prompt and key not in found:
+            node = prompt[key]
+            found[key] = node["class_type"], node["inputs"], key != node_id and node.get("is_changed")
+            waiting += [str(value[0]) for value in node["inputs"].values() if isinstance(value, list) and value]
     return found
 
 
-def model_file(nodes: Mapping[str, Any], node_id: str | None) -> str | None:
+def model_file(prompt: Mapping[str, Any], node_id: str) -> str | None:
     """The stem of the model file that the `model` input of a node comes from; None if it cannot be seen."""
-    node = nodes.get(str(node_id), {})
-    for _ in range(100):  # a chain of patches; a prompt has no cycles, but nothing here relies on it
-        wire = node.get("inputs", {}).get("model")
-        if not (isinstance(wire, list | tuple) and wire and str(wire[0]) in nodes):
-            break
-        node = nodes[str(wire[0])]
-    named = [node.get("inputs", {}).get(widget) for widget in _MODEL_WIDGETS]
+    inputs, passed = prompt.get(node_id, {}).get("inputs", {}), set()
+    while isinstance(wire := inputs.get("model"), list) and wire and str(wire[0]) not in passed:
+        passed.add(str(wire[0]))
+        inputs = prompt.get(str(wire[0]), {}).get("inputs", {})
+    named = [inputs.get(widget) for widget in _MODEL_WIDGETS]
     return next((PurePosixPath(n.replace("\\", "/")).stem for n in named if isinstance(n, str) and n), None)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import comfy.samplers
 import comfy.utils
 from torch import Tensor
 
 from ..samplers.families import FAMILIES
-from .sampling import guidance_of
-from .selection import Selection, select_solver
 
 __all__ = ["HostRuns"]
 
@@ -30,19 +28,12 @@ class HostRuns:
         self.model, self.positive, self.negative, self.cfg, self.seed = model, positive, negative, cfg, seed
         self.bar, self.calls = comfy.utils.ProgressBar(total), 0
 
-    def select(self, name: str, steps: int, shape: Sequence[int]) -> Selection | str:
-        """What a solver file, or the automatic choice, runs on latents of a shape; a text says why it cannot."""
-        guidance = guidance_of(self.model.model, [entry[1] for entry in self.positive], self.cfg)
-        try:
-            return select_solver(self.model, name, steps, shape=shape, guidance=guidance)
-        except ValueError as error:
-            return str(error)
+    def refuse(self, reason: object, *_: Any) -> NoReturn:
+        """In place of a run that cannot be made."""
+        from ..training.comparison.measure import Refusal
 
-    def learned(self, selection: Selection | str, x: Tensor, extra_args: Mapping[str, Any]) -> Tensor:
-        """The end states of what `select` returns."""
-        if isinstance(selection, str):
-            raise self._refusal(selection)
-        return self._sample(x, extra_args, selection.sampler, selection.sigmas)
+        self.bar.update(1)
+        raise Refusal(str(reason))
 
     def within(self, sampler: str, scheduler: str, calls: int, x: Tensor, extra_args: Mapping[str, Any]) -> Tensor:
         """The end states of a stock sampler with as many steps as make at most so many calls."""
@@ -53,9 +44,9 @@ class HostRuns:
                 continue
             except ValueError as error:  # a learned sampler without this step count
                 if sampler in {family.sampler for family in FAMILIES.values()}:
-                    raise self._refusal(str(error)) from error
+                    self.refuse(error)
                 raise
-        raise self._refusal(f"cannot sample in {calls} model calls")
+        self.refuse(f"cannot sample in {calls} model calls")
 
     def stock(
         self, sampler: str, scheduler: str, steps: int, x: Tensor, extra_args: Mapping[str, Any], most: int = -1
@@ -63,15 +54,10 @@ class HostRuns:
         """The end states of a stock sampler; more calls than `most` raise an exception."""
         options = self.model.load_device, sampler, scheduler, 1.0, self.model.model_options
         sigmas = comfy.samplers.KSampler(self.model, steps, *options).sigmas
-        return self._sample(x, extra_args, comfy.samplers.sampler_object(sampler), sigmas, most)
+        return self.sample(comfy.samplers.sampler_object(sampler), sigmas, x, extra_args, most)
 
-    def _refusal(self, reason: str) -> Exception:
-        from ..training.comparison.measure import Refusal
-
-        self.bar.update(1)
-        return Refusal(reason)
-
-    def _sample(self, x: Tensor, extra_args: Mapping[str, Any], sampler: Any, sigmas: Tensor, most: int = -1) -> Tensor:
+    def sample(self, sampler: Any, sigmas: Tensor, x: Tensor, extra_args: Mapping[str, Any], most: int = -1) -> Tensor:
+        """The end states of a SAMPLER on SIGMAS."""
         guider = comfy.samplers.CFGGuider(self.model)
         predict, calls = guider.predict_noise, 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import comfy.model_sampling
@@ -14,11 +13,10 @@ from ..samplers import Solver
 from ..samplers.comfy_models import noise_of
 from ..samplers.files.card import StepCard
 from ..samplers.guidance import format_values
-from ..samplers.schedules import DEFAULT_TOKENS, Noise
 from .base import SolverNode, inputs
 from .folder import SOLVERS
 from .pictures import to_image
-from .plot import PlotRow, draw_solver
+from .plot import draw_solver
 
 __all__ = ["LearnedSolverInfo"]
 
@@ -59,15 +57,16 @@ class LearnedSolverInfo(SolverNode):
         """Returns the plot and the card."""
         named = SOLVERS.load(solver)
         shape = None if latent is None else latent["samples"].shape
-        if model is None:
-            sampling = _usual_sampling(named.prediction)
-            noise = noise_of(None, sampling, None)
-        else:
-            sampling = model.get_model_object("model_sampling")
-            noise = noise_of(model.model, sampling, shape)
-        noise = noise.with_tokens(_usual_tokens(shape))
-        rows = [_row(named, count, noise, sampling, scheduler) for count in ([steps] if steps else named.steps)]
-        return to_image(draw_solver(f"{named.name}, for {named.card.checkpoint}", rows)), _card_text(named)
+        sampling = _usual_sampling(named.prediction) if model is None else model.get_model_object("model_sampling")
+        noise = noise_of(None, sampling, None) if model is None else noise_of(model.model, sampling, shape)
+        if shape is not None and len(shape) >= 4:
+            noise = noise.with_tokens(math.ceil(shape[-2] / 2) * math.ceil(shape[-1] / 2))  # FLUX's patches of 2 x 2
+        rows = []
+        for count in [steps] if steps else named.steps:
+            stock = comfy.samplers.calculate_sigmas(sampling, scheduler, count)
+            rows.append((named.table(count, noise.with_tokens()), stock.cpu().double()))
+        plot = draw_solver(f"{named.name}, for {named.card.checkpoint}", rows, scheduler)
+        return to_image(plot), _card_text(named)
 
 
 def _usual_sampling(prediction: str) -> Any:
@@ -82,19 +81,6 @@ def _usual_sampling(prediction: str) -> Any:
     if prediction == "edm":
         sampling.set_parameters(0.002, 80.0, 1.0)
     return sampling
-
-
-def _usual_tokens(shape: Sequence[int] | None) -> int:
-    """Tokens of a latent in FLUX's patches of 2 x 2; without a latent, those of 1024x1024 pixels."""
-    if shape is None or len(shape) < 4:
-        return DEFAULT_TOKENS
-    return math.ceil(shape[-2] / 2) * math.ceil(shape[-1] / 2)
-
-
-def _row(solver: Solver, steps: int, noise: Noise, sampling: Any, scheduler: str) -> PlotRow:
-    table = solver.table(steps, noise)
-    stock = comfy.samplers.calculate_sigmas(sampling, scheduler, steps)
-    return PlotRow(f"{steps} steps, {table.nfe} model calls", table, stock.cpu().double(), scheduler)
 
 
 def _card_text(solver: Solver) -> str:

@@ -52,8 +52,7 @@ class LearnedSolver(SolverNode):
     ) -> tuple[KSAMPLER, Tensor, str]:
         """Returns SAMPLER, SIGMAS and what a user should know about them."""
         shape = None if latent is None else latent["samples"].shape
-        selection = select_solver(model, solver, steps, denoise=denoise, shape=shape)
-        return selection.sampler, selection.sigmas, selection.info
+        return select_solver(model, solver, steps, denoise=denoise, shape=shape)[:3]
 
 
 class LearnedSolverKSampler(SolverNode):
@@ -97,23 +96,25 @@ class LearnedSolverKSampler(SolverNode):
         latent = fixed_latent(model, latent_image)
         samples = latent["samples"]
         guidance = guidance_of(model.model, [entry[1] for entry in positive], cfg)
-        selection = select_solver(model, solver, steps, denoise=denoise, shape=samples.shape, guidance=guidance)
-        show_text(selection.info, node_id)
+        sampler, sigmas, info, _ = select_solver(
+            model, solver, steps, denoise=denoise, shape=samples.shape, guidance=guidance
+        )
+        show_text(info, node_id)
         latent["samples"] = comfy.sample.sample_custom(
             model,
             comfy.sample.prepare_noise(samples, seed, latent.get("batch_index")),
             cfg,
-            selection.sampler,
-            selection.sigmas,
+            sampler,
+            sigmas,
             positive,
             negative,
             samples,
             noise_mask=latent.get("noise_mask"),
-            callback=latent_preview.prepare_callback(model, selection.table.steps),
+            callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         )
-        return latent, selection.info
+        return latent, info
 
 
 class SetLearnedSolver(SolverNode):
@@ -139,9 +140,5 @@ class SetLearnedSolver(SolverNode):
     def patch(self, model: Any, solver: str, steps: int) -> tuple[Any]:
         """Returns a clone of the model with the choice in its options."""
         patched = model.clone()
-        options = patched.model_options
-        options["transformer_options"] = {
-            **options.get("transformer_options", {}),
-            CHANNEL: {"solver": solver, "steps": steps},
-        }
+        patched.model_options["transformer_options"][CHANNEL] = {"solver": solver, "steps": steps}
         return (patched,)

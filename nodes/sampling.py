@@ -17,7 +17,7 @@ from ..samplers.loop import Callback
 from ..samplers.remarks import guidance_mismatch
 from ..samplers.text import counted
 
-__all__ = ["guidance_of", "guidance_of_run", "sample_learned_solver", "table_for"]
+__all__ = ["guidance_of", "guidance_of_run", "sample_learned_solver"]
 
 _log = logging.getLogger("learned_solvers")
 
@@ -33,11 +33,13 @@ def sample_learned_solver(
     solver: Solver,
     steps: int,
     tokens: int | None = None,
+    report: bool = False,
 ) -> Tensor:
     """Returns the sampled latent; noise schedule and guidance are read from the model that is being sampled.
 
     So another picture size or guidance than the node saw, or a model patch after it (v prediction, zero terminal SNR,
     EDM), gets the right table or is refused. `tokens` is what the node saw, for latents without a picture's shape.
+    `report`: the node saw no guidance, so the log says here where it does not match.
 
     Learned levels lie between the 1000 of an eps or v model. ComfyUI scales the input and reads the output at the level
     itself, but hands the network the nearest index: 0 below the lowest level, 999 above the highest, the same one for
@@ -45,38 +47,23 @@ def sample_learned_solver(
     """
     if len(sigmas) < 2:
         return x
-    extra_args = {} if extra_args is None else extra_args
-    table, goes_on = table_for(model, x, sigmas, solver, steps, tokens)  # goes_on: another sampler takes over
-    extra_args = _with_mask_function(extra_args, sigmas)
-    if table.steps != len(sigmas) - 1:
-        _log.info("%s makes %s; of the %d sigmas it was handed only the ends count", solver.name,
-                  counted(table.nfe, "model call"), len(sigmas))  # fmt: skip
-    if solver.card.steps[steps].knots and (
-        mismatch := guidance_mismatch(solver, steps, guidance_of_run(model.inner_model))
-    ):
-        _log.info("%s: %s", solver.name, mismatch)
-    x = sample_table(model, x, table, extra_args, callback, disable)
-    return _with_kept_region(model, x, sigmas, table, goes_on, extra_args)
-
-
-def table_for(
-    model: Any, x: Tensor, sigmas: Tensor, solver: Solver, steps: int, tokens: int | None = None
-) -> tuple[SolverTable, bool]:
-    """Returns the table that will run on the model that is being sampled, and whether more is left of it.
-
-    Raises:
-        ValueError: The solver does not fit the steps, the model or the latent's shape.
-    """
     guider = model.inner_model  # of `model` itself nothing more: another pack's sampler may wrap it in a function
-    base = guider.inner_model
+    base, guidance, grid = guider.inner_model, guidance_of_run(guider), solver.card.steps[steps].grid
     noise = noise_of(base, base.model_sampling, x.shape).with_tokens(tokens)
-    grid = solver.card.steps[steps].grid if steps in solver.steps else None
-    if grid is not None and grid.needs_tokens and noise.kind == solver.prediction and noise.tokens is None:
+    if grid is not None and grid.needs_tokens and noise.kind == "flow" and noise.tokens is None:
         raise ValueError(
             f"the grid of {solver.name} shifts with the picture's size, which this latent does not show. Connect the "
             "latent to the Learned Solver node, or choose a solver whose grid does not shift"
         )
-    return table_between(solver, steps, noise, sigmas, solver.guidance_of(guidance_of_run(guider)))
+    table, goes_on = table_between(solver, steps, noise, sigmas, solver.guidance_of(guidance))
+    if table.steps != len(sigmas) - 1:
+        _log.info("%s makes %s; of the %d sigmas it was handed only the ends count", solver.name,
+                  counted(table.nfe, "model call"), len(sigmas))  # fmt: skip
+    if report and (mismatch := guidance_mismatch(solver, steps, guidance)):
+        _log.info("%s: %s", solver.name, mismatch)
+    extra_args = _with_mask_function(extra_args or {}, sigmas)
+    x = sample_table(model, x, table, extra_args, callback, disable)
+    return _with_kept_region(model, x, sigmas, table, goes_on, extra_args)
 
 
 def guidance_of_run(guider: Any) -> Guidance | None:

@@ -54,7 +54,7 @@ def part_of_table(table: SolverTable, sigma_first: float, sigma_last: float) -> 
 
 
 def _nearest(levels: list[float], sigma: float) -> int:
-    """Returns the level at the smallest ratio; the border to a last level of 0 is half of the level before it."""
+    """The index of the level nearest to sigma in log space; a final 0 counts as a quarter of the level before it."""
     if levels[-1] == 0 and len(levels) > 1:
         levels = [*levels[:-1], levels[-2] / 4]
     return min(range(len(levels)), key=lambda i: abs(math.log(max(levels[i], 1e-12) / sigma)))

@@ -3,11 +3,10 @@
 from .cost import most_calls
 from .data.teacher import TEACHERS, Teacher
 from .fit import fit_solver, run_fit
-from .job import FitJob
+from .job import FitJob, FitSettings
 from .optimise.gradient import GradientDescent
 from .optimise.levenberg_marquardt import GaussNewton
 from .report import FitResult, Peer, StepReport, better_peers, table_of
-from .settings import FitSettings
 from .starts.candidates import candidate_named
 from .store.output import claimed
 

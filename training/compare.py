@@ -31,16 +31,8 @@ from ..samplers import FlowNoise, Solver, load_solver
 from .command.demo import GUIDANCE, demo_starts
 from .command.options import Prompts, add_model_options, check_demo, count_of, model_files, prompts, seed_of
 from .command.run import guidance_for
-from .comparison.measure import (
-    ComparedModel,
-    Entry,
-    compare,
-    most_compared,
-    solver_entries,
-    table_entries,
-    teacher_result,
-)
-from .comparison.write import FILES, PICTURES, describe, write_files
+from .comparison.measure import ComparedModel, Entry, compare, most_compared, solver_entries, table_entries
+from .comparison.write import FILES, PICTURES, write_files
 from .cost import duration
 from .data.samples import CountedDenoiser, Samples
 from .data.teacher import TEACHERS, Teacher
@@ -196,9 +188,8 @@ def _compare(command: CompareCommand, model: ComparedModel) -> None:
     seconds = time.perf_counter() - began
     _log(f"The teacher took {seconds:.0f} s: at most {duration(seconds * most / model.denoiser.calls)} more.")
     results = compare(entries, model.denoiser, samples, goal, pictures=PICTURES, log=_log)
-    facts = describe(command.text, model, teacher, command.seed)
-    reference = teacher_result(teacher.method, teacher.calls, goal[:PICTURES])
-    _log("\n" + write_files(command.output, facts, reference, results, model.pictures, plot=command.plot))
+    text = write_files(command.output, command.text, model, teacher, command.seed, goal, results, plot=command.plot)
+    _log(f"\n{text}")
 
 
 def _entries(command: CompareCommand, model: ComparedModel) -> dict[int, list[Entry]]:

@@ -57,12 +57,7 @@ def most_calls(job: FitJob) -> int:
 
 
 def _descent(
-    settings: GaussNewton | GradientDescent,
-    n: int,
-    jacobian: int,
-    fitted: int,
-    judged: int,
-    most: int | None = None,
+    settings: GaussNewton | GradientDescent, n: int, jacobian: int, fitted: int, judged: int, most: int | None = None
 ) -> int:
     first = 3 * n * min(_PROBED, fitted) + n * judged
     if isinstance(settings, GradientDescent):
@@ -76,15 +71,9 @@ def _descent(
 
 
 def seconds_of_call(denoiser: Callable[..., Tensor], batch: Samples, hint: str) -> float:
-    """Returns the seconds of one call for one sample, the faster of two microbatches after one to warm up.
+    """The seconds of one call for one sample, the faster of two microbatches after one to warm up.
 
-    Args:
-        denoiser: The model.
-        batch: A microbatch of starts.
-        hint: What to look at where the model fails, as it does on prompts that were encoded for another.
-
-    Raises:
-        ValueError: The model fails.
+    `hint` says what to look at where the model fails, as it does on prompts that were encoded for another.
     """
     seconds, x = [], batch.x
     try:

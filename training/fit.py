@@ -20,11 +20,10 @@ from .data.processes import Processes
 from .data.samples import CountedDenoiser, Samples
 from .data.teacher import Teacher
 from .data.trial import Trial
-from .job import FitJob
+from .job import FitJob, FitSettings, Optimizer, make_optimizer
 from .optimise.levenberg_marquardt import Progress
 from .optimise.losses import make_objective
 from .report import FitResult
-from .settings import FitSettings, Optimizer, make_optimizer
 from .step_fit import fit_steps
 from .store.journal import Journal
 from .task import Task
@@ -101,29 +100,27 @@ def fit_solver(
     if microbatch is not None and index(microbatch) < 1:
         raise ValueError(f"microbatch must be at least 1, got {microbatch}")
     job = FitJob(settings, Samples(x, extra_args or {}, index(microbatch or len(x))), noise, card or {})
-    cache, journal = (None if place is None else Path(place) for place in (cache, journal))
-    return fit(
-        job, model, log=progress or (lambda line: None), cache=cache, journal=journal,
-        processes=processes or Processes(),
-    )  # fmt: skip
+    return fit(job, model, progress or (lambda line: None), cache=cache, journal=journal, processes=processes)
 
 
 @torch.no_grad()
 def fit(
     job: FitJob,
     model: Callable[..., Tensor],
-    *,
     log: Progress,
-    cache: Path | None = None,
-    journal: Path | None = None,
-    processes: Processes = Processes(),  # noqa: B008 - immutable
+    *,
+    cache: str | Path | None = None,
+    journal: str | Path | None = None,
+    processes: Processes | None = None,
 ) -> FitResult:
     """Fits a solver of each step count of a job; see `fit_solver`."""
-    settings, samples = job.settings, job.samples
-    records = Journal(journal, job.content_hash() if journal else "", processes.from_first, processes.rank == 0)
+    settings, samples, processes = job.settings, job.samples, processes or Processes()
+    records = Journal(journal, job.content_hash() if journal else "", processes)
     if records.resumed:
         log(f"going on with the fit in {journal}")
-    day = _first_day(records)
+    # An interrupted fit keeps the day on which it began, so that its file is the same to the byte.
+    began = records.get("date") or records.put("date", {"day": torch.tensor(date.today().toordinal())})
+    day = date.fromordinal(int(began["day"])).isoformat()
     counted = CountedDenoiser(model, samples.x.dtype, log)
     objective, teacher = make_objective(settings.loss), settings.teacher
     samples = replace(samples, x=samples.x.detach().to(torch.promote_types(samples.x.dtype, torch.float32)))
@@ -132,17 +129,16 @@ def fit(
 
     def trial(start: int, stop: int) -> Trial:
         share, trajectory = processes.own(samples.rows(start, stop)), objective.needs_trajectory
-        reference = teacher.reference(counted, share, job.noise, trajectory=trajectory, cache=cache)
+        folder = None if cache is None else Path(cache)
+        reference = teacher.reference(counted, share, job.noise, trajectory=trajectory, cache=folder)
         return Trial(counted, share, reference, stop - start, processes)
 
     parts = trial(0, job.fitted), trial(job.fitted, len(samples))
     task = Task(*parts, objective, job.noise, settings.family, job.history, settings.learn_grid, records, log)
-    loss = settings.loss if isinstance(settings.loss, str) else "features"
     parameters, cards, reports = {}, {}, {}
     for n in settings.steps:
-        tensors, card, reports[n] = fit_steps(task, n, settings)
+        tensors, cards[n], reports[n] = fit_steps(task, n, job)
         parameters[n] = {name: tensor[None] for name, tensor in tensors.items()}  # at one guidance knot
-        cards[n] = replace(card, loss=loss, teacher=teacher.method, teacher_steps=teacher.steps)
     card = Card(settings.family, job.noise.kind, steps=cards, **{"date": day, **job.card})
     return FitResult(Solver(f"{settings.family}_fitted", card, parameters), reports, teacher_calls, job.held_out)
 
@@ -151,25 +147,16 @@ def fit(
 def run_fit(
     job: FitJob,
     model: Callable[..., Tensor],
-    device: torch.device,
-    *,
     log: Progress,
+    *,
     on_call: Callable[[int], object],
     pictures: int,
     folder: Path | None = None,
-    processes: Processes = Processes(),  # noqa: B008 - immutable
+    processes: Processes | None = None,
 ) -> tuple[FitResult, list[Result]]:
-    """Fits a job on a host's device, then runs the solver, its teacher and the best classical ones on held-out starts.
+    """Fits a job with a host's model; then the first process runs what a picture compares on a few held-out starts.
 
-    Args:
-        job: The fit.
-        model: The denoiser of a model that the host has loaded.
-        device: The host's, for the states.
-        log: Receives what happens, a line at a time.
-        on_call: Receives the number of samples of each call of the fit.
-        pictures: Number of held-out starts to run at the end; the first process does.
-        folder: Keeps what an interrupted fit resumes from; None: nothing is kept.
-        processes: This process's place among several.
+    `on_call` receives the samples of each call of the fit; an interrupted fit resumes from `folder`.
     """
 
     def counted(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
@@ -177,16 +164,9 @@ def run_fit(
         on_call(len(x))
         return denoised
 
-    job = job.on(device)
-    cache, journal = (None, None) if folder is None else (folder / "teacher", folder / "journal.safetensors")
-    result = fit(job, counted, log=log, cache=cache, journal=journal, processes=processes)
-    if processes.rank > 0:
+    places = {"cache": folder / "teacher", "journal": folder / "journal.safetensors"} if folder else {}
+    result = fit(job, counted, log, **places, processes=processes)
+    if processes and processes.rank > 0:
         return result, []
     starts = job.samples.rows(len(job.samples) - min(pictures, job.held_out), len(job.samples))
     return result, fit_results(result.solver, result, job.settings.teacher, model, starts, job.noise)
-
-
-def _first_day(records: Journal) -> str:
-    """The day on which the fit began; an interrupted one keeps it, so that its file is the same to the byte."""
-    day = records.get("date") or records.put("date", {"day": torch.tensor(date.today().toordinal())})
-    return date.fromordinal(int(day["day"])).isoformat()

@@ -15,8 +15,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import torch
-
 if not __package__:  # run as a file
     import _as_package
 
@@ -34,8 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     try:
         command = parse_fit(__doc__ or "", arguments)
-        if command.threads:
-            torch.set_num_threads(command.threads)
         if isinstance(command, DemoCommand):
             run_demo(command.output, overwrite=command.overwrite)
         else:

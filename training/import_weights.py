@@ -28,14 +28,9 @@ __all__ = ["assemble", "main"]
 
 
 def assemble(tables: Iterable[Solver], day: str) -> list[Solver]:
-    """One solver per model from solvers of one step count each; of two for one count, that with a released loss.
-
-    Args:
-        tables: As `read_tables` returns them.
-        day: ISO date for the cards.
-    """
+    """One solver per model, dated `day`, of solvers of one step count; of two for a count that with a released loss."""
     kept: dict[str, dict[int, Solver]] = {}
-    for table in sorted(tables, key=lambda table: _loss(table) not in RELEASED_LOSSES):  # released ones first
+    for table in sorted(tables, key=lambda table: table.card.steps[table.steps[0]].loss not in RELEASED_LOSSES):
         kept.setdefault(table.name, {}).setdefault(table.steps[0], table)
     solvers = []
     for name, by_calls in kept.items():
@@ -69,10 +64,6 @@ def main(arguments: list[str] | None = None) -> None:
 def iso_date(text: str) -> str:
     """A date as YYYY-MM-DD, checked."""
     return date.fromisoformat(text).isoformat()
-
-
-def _loss(table: Solver) -> str | None:
-    return table.card.steps[table.steps[0]].loss
 
 
 if __name__ == "__main__":

@@ -1,70 +1,124 @@
-"""A fit as data: settings, starts, noise schedule, card entries. What does not go together is refused here."""
+"""A fit as data: what is asked for, and all it needs but the model. What does not go together is refused here."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from operator import index
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..samplers import Solver
 from ..samplers.files.card import VERSION, Card, StepCard
 from ..samplers.schedules import Noise, check_noise
 from .data.samples import Samples
-from .settings import FitSettings
+from .data.teacher import Teacher
+from .optimise.gradient import OPTIMIZERS, GradientDescent
+from .optimise.levenberg_marquardt import GaussNewton
+from .optimise.losses import make_objective
+from .spaces import FIRST_HISTORY, SPACES, make_space, usual_history
+from .starts.choose import resolve_initial
 from .store.content import content_hash
 
-__all__ = ["FitJob"]
+__all__ = ["OPTIMIZER_NAMES", "FitJob", "FitSettings", "Optimizer", "make_optimizer"]
 
+MOST_STEPS = 100  # calls of a solver: beyond, nothing is left to learn, and a Jacobian takes days
+OPTIMIZER_NAMES = ("gauss-newton", *OPTIMIZERS)
 _FEWEST_NUMBERS = 64  # whose root mean square is near their standard deviation
-_CARD = {
-    "architecture": "unknown",
-    "checkpoint": "unknown",
-    "package_version": VERSION,
-    "source": "fitted with Learned Solvers",
-}
+
+Optimizer = GaussNewton | GradientDescent
+
+
+def make_optimizer(optimizer: str | Optimizer, seed: int, rate: float = 3e-2) -> Optimizer:
+    """The settings of an optimizer by its name; settings are returned as they are.
+
+    The gradient ones make 40 passes over the samples, in an order by `seed`, at a learning `rate`; Lion's is 1e-2.
+    """
+    if isinstance(optimizer, Optimizer):
+        return optimizer
+    if optimizer not in OPTIMIZER_NAMES:
+        raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZER_NAMES)}, got {optimizer!r}")
+    if optimizer == "gauss-newton":
+        return GaussNewton()
+    return GradientDescent(optimizer, rate=1e-2 if optimizer == "lion" else rate, epochs=40, seed=seed)
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Arguments of `fit_solver`, with teacher and optimizer as objects; `steps` become ascending, each once."""
+
+    family: str = next(iter(SPACES))
+    steps: tuple[int, ...] = (4, 6, 8)
+    history: int | None = None
+    teacher: Teacher = Teacher()  # noqa: RUF009 - immutable
+    optimizer: Optimizer = GaussNewton()  # noqa: RUF009 - immutable
+    loss: str | Callable[[Tensor], Tensor] = "l2"
+    initial: str | Path | Solver = "scan"
+    learn_grid: bool = False
+    held_out: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.family not in SPACES:
+            raise ValueError(f"family must be one of {', '.join(SPACES)}, got {self.family!r}")
+        steps = tuple(sorted({index(n) for n in self.steps}))
+        if not steps or steps[0] < 1 or steps[-1] > MOST_STEPS:
+            raise ValueError(f"steps must be counts from 1 to {MOST_STEPS}, got {list(self.steps)}")
+        object.__setattr__(self, "steps", steps)
+        if self.history is not None and index(self.history) < 1:
+            raise ValueError(f"history must be at least 1, got {self.history}")
+        make_objective(self.loss)
+
+    @property
+    def staged_optimizer(self) -> GaussNewton | None:
+        """The optimizer of a fit that may begin with a short history and go on with a longer one; None for others.
+
+        What a user starts from stays whole, and the papers' recipes know no windows.
+        """
+        return self.optimizer if self.initial == "scan" and isinstance(self.optimizer, GaussNewton) else None
 
 
 @dataclass(frozen=True, eq=False)
 class FitJob:
-    """Everything about a fit but the model.
+    """Everything about a fit but the model, with nothing left open: history, held_out and initial as they will be.
 
-    Args:
-        settings: What is fitted, and how; kept with nothing left open.
-        samples: Starts at the model's highest noise level, and what the model takes with them; the last ones judge.
-        noise: The model's noise schedule.
-        card: Entries of the card, added to the usual ones.
-
-    Raises:
-        TypeError: An argument is of another kind.
-        ValueError: They do not go together; the message names the rule and the remedy.
+    The last `held_out` samples judge; `card` has entries that are added to the usual ones.
     """
 
     settings: FitSettings
     samples: Samples
     noise: Noise
     card: Mapping[str, Any]
+    history: int = field(init=False)
+    held_out: int = field(init=False)
+    initial: str | Solver = field(init=False)
 
     def __post_init__(self) -> None:
-        check_noise(self.noise)
-        _check_starts(self.samples.x, self.noise)
-        _check_rows(self.samples)
-        settings = self.settings.resolved(len(self.samples), self.noise)
-        object.__setattr__(self, "settings", settings)
-        object.__setattr__(self, "card", {**_CARD, **self.card})
-        _check_card(settings.family, self.noise, self.card)
-
-    @property
-    def held_out(self) -> int:
-        """Number of samples that judge."""
-        return self.settings.held_out or 0
-
-    @property
-    def history(self) -> int:
-        """Newest entries that a step may use."""
-        return self.settings.history or 0
+        settings, noise, count = self.settings, self.noise, len(self.samples.x)
+        family, learn_grid = settings.family, settings.learn_grid
+        check_noise(noise)
+        _check_samples(self.samples, noise)
+        held_out = max(1, count // 4) if settings.held_out is None else index(settings.held_out)
+        if not 0 < held_out < count:
+            raise ValueError(f"held_out must be from 1 to {count - 1} ({count} samples given), got {held_out}")
+        usual = usual_history(count - held_out) if settings.staged_optimizer else FIRST_HISTORY
+        history = usual if settings.history is None else index(settings.history)
+        grid = next(iter(noise.usual_grids().values()))
+        for n in settings.steps:  # refuses what no family has
+            make_space(family, n, noise, grid, history, learn_grid)
+        initial = resolve_initial(settings.initial, family, settings.steps, noise, history, learn_grid)
+        card: dict[str, Any] = {"architecture": "unknown", "checkpoint": "unknown"}
+        card |= {"source": "fitted with Learned Solvers", "package_version": VERSION, **self.card}
+        free = [entry.name for entry in fields(Card) if entry.name not in ("family", "prediction", "steps")]
+        if unknown := [name for name in card if name not in free]:
+            raise ValueError(f"card has no entry {', '.join(map(str, unknown))}: choose from {', '.join(free)}")
+        Card(family, noise.kind, steps={1: StepCard()}, **card)  # refuses wrong values before hours of fitting
+        for name, value in {"history": history, "held_out": held_out, "initial": initial, "card": card}.items():
+            object.__setattr__(self, name, value)
 
     @property
     def fitted(self) -> int:
@@ -76,50 +130,37 @@ class FitJob:
         return replace(self, samples=replace(self.samples, x=self.samples.x.to(device)))
 
     def content_hash(self) -> str:
-        """What tells the job from others: the same in every process, whatever microbatch and card.
-
-        Functions count by their names, objects of other unknown kinds by their types.
-        """
+        """The same in every process, whatever microbatch and card; unknown objects count by their names or types."""
+        settings = replace(self.settings, history=self.history, held_out=self.held_out, initial=self.initial)
         return content_hash(
-            self.settings, self.samples.x, self.samples.extra_args, self.noise, VERSION,
+            settings, self.samples.x, self.samples.extra_args, self.noise, VERSION,
             describe=lambda other: getattr(other, "__qualname__", type(other).__qualname__),
         )  # fmt: skip
 
 
-def _check_starts(x: Tensor, noise: Noise) -> None:
-    """Refuses, of VP and EDM models, starts of another size than noise at the highest level, such as unit noise, too.
+def _check_samples(samples: Samples, noise: Noise) -> None:
+    """Refuses VP and EDM starts of another size than noise at the highest level, and arguments without a row for each.
 
     A flow model's noise may have a scale of its own, and few numbers have no size.
     """
+    x = samples.x
     if not x.is_floating_point() or x.ndim < 2 or not bool(torch.isfinite(x.float()).all()):
         raise ValueError(
             f"x must hold finite floating-point numbers, a start per row, got {x.dtype} of shape {list(x.shape)}: draw "
             "it anew"
         )
-    if noise.start_std is None or x.numel() < _FEWEST_NUMBERS:
-        return
-    size = float(x.cpu().double().square().mean().sqrt())
-    if not noise.start_std / 2 < size < 2 * math.sqrt(1 + noise.start_std**2):
-        raise ValueError(
-            f"x must hold starts at the model's highest noise level, of standard deviation {noise.start_std:.4g}, got "
-            f"{size:.4g}: multiply unit noise by the level"
-        )
-
-
-def _check_rows(samples: Samples) -> None:
+    if noise.start_std is not None and x.numel() >= _FEWEST_NUMBERS:
+        size = float(x.cpu().double().square().mean().sqrt())
+        if not noise.start_std / 2 < size < 2 * math.sqrt(1 + noise.start_std**2):
+            raise ValueError(
+                f"x must hold starts at the model's highest noise level, of standard deviation {noise.start_std:.4g}, "
+                f"got {size:.4g}: multiply unit noise by the level"
+            )
     for name, value in samples.extra_args.items():
         # A text or a mapping is no list of rows, a number or 0-d tensor has none.
         rows = len(value) if isinstance(value, Tensor | list | tuple) and getattr(value, "ndim", 1) else 1
-        if rows not in (1, len(samples)):
+        if rows not in (1, len(x)):
             raise ValueError(
-                f"extra_args[{name!r}] must have a row per start, {len(samples)}, or one for all, got {rows}: repeat "
-                f"its rows, or bind what all starts share to the model, functools.partial(model, {name}=...)"
+                f"extra_args[{name!r}] must have a row per start, {len(x)}, or one for all, got {rows}: repeat its "
+                f"rows, or bind what all starts share to the model, functools.partial(model, {name}=...)"
             )
-
-
-def _check_card(family: str, noise: Noise, card: Mapping[str, Any]) -> None:
-    """Refuses, before hours of fitting, entries that no card can have."""
-    free = [entry.name for entry in fields(Card) if entry.name not in ("family", "prediction", "steps")]
-    if unknown := [name for name in card if name not in free]:
-        raise ValueError(f"card has no entry {', '.join(map(str, unknown))}: choose from {', '.join(free)}")
-    Card(family, noise.kind, steps={1: StepCard()}, **card)

@@ -20,7 +20,7 @@ if not __package__:  # run as a file
 
 from .models.digits import NULL_LABEL, SHAPE, WEIGHTS, DigitsTransformer
 
-__all__ = ["averaged", "flow_loss", "load_pictures", "main", "train"]
+__all__ = ["averaged", "flow_loss", "load_pictures", "main"]
 
 
 def load_pictures() -> tuple[Tensor, Tensor]:
@@ -31,20 +31,12 @@ def load_pictures() -> tuple[Tensor, Tensor]:
     return torch.tensor(data.data, dtype=torch.float32).view(-1, *SHAPE) / 8 - 1, torch.tensor(data.target)
 
 
-def train(steps: int, batch: int, rate: float, blur: float, seed: int) -> dict[str, Tensor]:
-    """Returns the weights' moving average after rectified-flow training (arXiv 2209.03003), labels dropped at 10 %.
+def flow_loss(network: DigitsTransformer, pictures: Tensor, labels: Tensor, batch: int, blur: float) -> Tensor:
+    """Returns rectified flow's loss of a random batch (arXiv 2209.03003), one label in ten dropped.
 
     A little noise on the pictures, of standard deviation `blur`, keeps the network from learning the 1797 of them by
     heart: its paths would turn sharply towards single pictures, as those of no large model do.
     """
-    torch.manual_seed(seed)
-    pictures, labels = load_pictures()
-    network = DigitsTransformer()
-    return averaged(network, lambda: flow_loss(network, pictures, labels, batch, blur), steps, rate)
-
-
-def flow_loss(network: DigitsTransformer, pictures: Tensor, labels: Tensor, batch: int, blur: float) -> Tensor:
-    """Returns rectified flow's loss of a random batch, with a little noise on the pictures, some labels dropped."""
     rows = torch.randint(len(pictures), (batch,))
     x0, label = pictures[rows] + blur * torch.randn(batch, *SHAPE), labels[rows]
     label = torch.where(torch.rand(batch) < 0.1, NULL_LABEL, label)
@@ -87,7 +79,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    save_file(train(args.steps, args.batch, args.rate, args.blur, args.seed), args.output)
+    torch.manual_seed(args.seed)
+    (pictures, labels), network = load_pictures(), DigitsTransformer()
+    weights = averaged(
+        network, lambda: flow_loss(network, pictures, labels, args.batch, args.blur), args.steps, args.rate
+    )
+    save_file(weights, args.output)
 
 
 if __name__ == "__main__":

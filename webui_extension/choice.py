@@ -5,10 +5,9 @@ The file is that of the X/Y/Z axis, else of the tab's accordion, else of the set
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from modules import shared
 from modules.paths import data_path, models_path
@@ -28,13 +27,9 @@ AS_SET = "as in Settings"
 _FOLDER = Path(models_path) / "solver_weights"
 
 
-def _list_files() -> Iterable[str]:
-    return sorted(path.relative_to(_FOLDER).as_posix() for path in _FOLDER.rglob("*") if has_suffix(path, SUFFIX))
-
-
 SOLVERS = SolverFolder(
     (_FOLDER.relative_to(data_path) if _FOLDER.is_relative_to(data_path) else _FOLDER).as_posix(),
-    list_files=_list_files,
+    list_files=lambda: sorted(p.relative_to(_FOLDER).as_posix() for p in _FOLDER.rglob("*") if has_suffix(p, SUFFIX)),
     path_of=lambda name: _FOLDER / name,
 )
 
@@ -62,30 +57,10 @@ class Request:
     architecture: str | None
 
     def solver(self, steps: int) -> Solver:
-        """The solver for these steps; a named file may lack them, which `Solver.table` then says.
-
-        Raises:
-            ValueError: None fits, or the named file is broken or of another family.
-            FileNotFoundError: The named file is missing.
-        """
-        if self.file != AUTO:
-            return self._named()
-        return choose_solver(SOLVERS.loadable(), self.noise, steps, architecture=self.architecture, family=self.family)
-
-    def step_counts(self) -> set[int]:
-        """The step counts of the solvers that the job may get.
-
-        Raises:
-            ValueError: The named file is broken or of another family.
-            FileNotFoundError: The named file is missing.
-        """
-        if self.file != AUTO:
-            return set(self._named().steps)
-        solvers = [s for s in SOLVERS.loadable() if s.family == self.family and s.prediction == self.noise.kind]
-        fitting = [s for s in solvers if s.card.transferable or s.card.architecture == self.architecture]
-        return {count for solver in fitting for count in solver.steps}
-
-    def _named(self) -> Solver:
+        """The solver for these steps; a named file may lack them, which `Solver.table` then says."""
+        if self.file == AUTO:
+            solvers = SOLVERS.loadable()
+            return choose_solver(solvers, self.noise, steps, architecture=self.architecture, family=self.family)
         solver = SOLVERS.load(self.file)
         if solver.family != self.family:
             family, other = FAMILIES[self.family], FAMILIES[solver.family]
@@ -95,9 +70,17 @@ class Request:
             )
         return solver
 
+    def nearest(self, steps: int) -> int:
+        """The nearest step count that a solver for the job has; the same where there is no solver."""
+        if self.file == AUTO:
+            solvers = [s for s in SOLVERS.loadable() if s.family == self.family and s.prediction == self.noise.kind]
+            solvers = [s for s in solvers if s.card.transferable or s.card.architecture == self.architecture]
+        else:
+            solvers = [self.solver(steps)]
+        return nearest_steps([count for s in solvers for count in s.steps] or [steps], steps)
 
-@dataclass(frozen=True)
-class Part:
+
+class Part(NamedTuple):
     """Image-to-image: so many model calls at the end of the grid, for a denoising strength.
 
     `derived`: the host derived the whole grid's steps from the two (hires fix, and the setting "do exactly the amount
@@ -109,43 +92,36 @@ class Part:
     strength: float
 
 
-@dataclass(frozen=True)
-class Pass:
+class Pass(NamedTuple):
     """What a pass runs: solver, steps of its whole grid, and the table, the whole of it or its end."""
 
     solver: Solver
     steps: int
     table: SolverTable
-    whole: bool
 
     @property
     def calls(self) -> str:
         """For people: "6", or "5 of 6"."""
-        return f"{self.table.nfe}" if self.whole else f"{self.table.nfe} of {self.steps}"
+        return f"{self.steps}" if self.table.nfe == self.steps else f"{self.table.nfe} of {self.steps}"
 
 
 def make_pass(
     request: Request, steps: int, guidance: Guidance | None, *, part: Part | None, first: Solver | None
 ) -> Pass:
-    """What a pass runs.
+    """What a pass runs; the second pass of hires fix keeps `first`, the solver of the first.
 
     Few files have the steps that the host derives for hires fix. The nearest count is taken then, and as much of its
-    end as the denoising strength says. The second pass keeps `first`, the solver of the first.
-
-    Raises:
-        ValueError: No solver for this model or these steps; the message lists what there is.
+    end as the denoising strength says.
     """
-    calls = None if part is None else part.calls
-    if part is not None and not 0 <= part.strength <= 1:
+    calls = part.calls if part else steps
+    if part and not 0 <= part.strength <= 1:
         raise ValueError(f"denoising strength must be from 0 to 1, got {part.strength}")
-    if part is not None and part.derived:
-        counts = set(first.steps) if first else request.step_counts()
-        if counts and steps not in counts:
-            steps = nearest_steps(counts, steps)
-            calls = min(steps, max(1, round(part.strength * steps)))
+    if part and part.derived:
+        nearest = nearest_steps(first.steps, steps) if first else request.nearest(steps)
+        if nearest != steps:
+            steps, calls = nearest, min(nearest, max(1, round(part.strength * nearest)))
     solver = first or request.solver(steps)
     table = solver.table(steps, request.noise, solver.guidance_of(guidance))
-    if calls is None or calls >= table.steps:
-        return Pass(solver, steps, table, whole=True)
-    end = part_of_table(table, table.levels[-1 - calls].item(), table.sigma_end)
-    return Pass(solver, steps, end, whole=False)
+    if part and calls < table.steps:
+        table = part_of_table(table, table.levels[-1 - calls].item(), table.sigma_end)
+    return Pass(solver, steps, table)

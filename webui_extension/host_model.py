@@ -17,7 +17,6 @@ from ..samplers.schedules import EDMNoise, FlowNoise, Noise, VPNoise
 __all__ = ["architecture", "guidance_of", "noise_of"]
 
 _FLAGS = ("is_sd3", "is_sdxl", "is_sd2", "is_sd1")  # AUTOMATIC1111's; at most one is set
-_PATCH = 2  # of an architecture without a record
 
 
 def architecture(sd_model: Any) -> str | None:
@@ -55,33 +54,23 @@ def noise_of(model_wrap: Any, shape: Sequence[int] | None) -> Noise:
     Args:
         model_wrap: `KDiffusionSampler.model_wrap`.
         shape: The latent's shape [B, C, H, W], where it is known.
-
-    Raises:
-        ValueError: A prediction type that no solver is defined for.
     """
     schedule = getattr(model_wrap, "predictor", model_wrap)
     kinds = [c.__name__ for c in type(schedule).__mro__]
     prediction = getattr(schedule, "prediction_type", None)
     if prediction == "const" or "SD3Denoiser" in kinds:
-        return FlowNoise(_tokens(getattr(model_wrap, "inner_model", None), shape))
+        if shape is None:
+            return FlowNoise()
+        record = _record(getattr(model_wrap, "inner_model", None))
+        patch = (record and record.patch) or 2
+        return FlowNoise(math.ceil(shape[-2] / patch) * math.ceil(shape[-1] / patch))
     if "PredictionContinuousEDM" in kinds:
         return EDMNoise(float(schedule.sigmas[0]), float(schedule.sigmas[-1]))
-    in_table = prediction in ("epsilon", "v_prediction") and _looks_up_its_table(schedule)
-    if in_table or {"CompVisDenoiser", "CompVisVDenoiser"} & set(kinds):
+    if {"CompVisDenoiser", "CompVisVDenoiser"} & set(kinds) or (
+        prediction in ("epsilon", "v_prediction") and type(schedule).timestep.__qualname__ == "Prediction.timestep"
+    ):  # a table of levels, and timesteps that are looked up in it
         return VPNoise.from_sigmas(schedule.sigmas)
     raise ValueError(
         f"learned solvers run on flow, eps, v and EDM models, this model's prediction is {kinds[0]}"
         f"{f' ({prediction})' if prediction else ''}: use a stock sampler for it"
     )
-
-
-def _looks_up_its_table(predictor: Any) -> bool:
-    return type(predictor).timestep.__qualname__ == "Prediction.timestep"
-
-
-def _tokens(sd_model: Any, shape: Sequence[int] | None) -> int | None:
-    if shape is None:
-        return None
-    record = _record(sd_model)
-    patch = (record and record.patch) or _PATCH
-    return math.ceil(shape[-2] / patch) * math.ceil(shape[-1] / patch)

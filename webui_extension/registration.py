@@ -22,10 +22,21 @@ _log = logging.getLogger("learned_solvers")
 
 def register() -> None:
     """Registers one sampler per family, the settings and the axis; again after Reload UI, without a second entry."""
-    _enable_info_log()
+    if not _log.isEnabledFor(logging.INFO):  # the host itself shows warnings only
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        _log.addHandler(handler)
+        _log.setLevel(logging.INFO)
+        _log.propagate = False
     for family in FAMILIES.values():
         # No aliases: the X/Y/Z plot lets them pass, and the host then samples with its default without a word.
-        _put(SamplerData(family.title, partial(LearnedSampler, family=family.name), [], {}))
+        data = SamplerData(family.title, partial(LearnedSampler, family=family.name), [], {})
+        names = [sampler.name for sampler in sd_samplers.all_samplers]
+        if data.name in names:  # in place, as other modules hold list and map
+            sd_samplers.all_samplers[names.index(data.name)] = data
+        else:
+            sd_samplers.all_samplers.append(data)
+        sd_samplers.all_samplers_map[data.name] = data
     sd_samplers.set_samplers()
     if hasattr(sd_samplers.get_sampler_and_scheduler, "cache_clear"):
         sd_samplers.get_sampler_and_scheduler.cache_clear()
@@ -35,23 +46,3 @@ def register() -> None:
     bundled = len(list_solvers())
     users = len(SOLVERS.names()) - bundled
     _log.info("Learned Solvers %s: samplers %s; %d bundled solver files, %d own", VERSION, titles, bundled, users)
-
-
-def _put(data: SamplerData) -> None:
-    """Puts a sampler where the one of its name stands, else last; in place, as other modules hold list and map."""
-    names = [sampler.name for sampler in sd_samplers.all_samplers]
-    if data.name in names:
-        sd_samplers.all_samplers[names.index(data.name)] = data
-    else:
-        sd_samplers.all_samplers.append(data)
-    sd_samplers.all_samplers_map[data.name] = data
-
-
-def _enable_info_log() -> None:
-    """Shows this package's messages on the console, where the host itself shows warnings only."""
-    if not _log.isEnabledFor(logging.INFO):
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        _log.addHandler(handler)
-        _log.setLevel(logging.INFO)
-        _log.propagate = False

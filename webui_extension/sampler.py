@@ -11,7 +11,7 @@ from modules import sd_samplers_common, shared
 from modules.sd_samplers_kdiffusion import KDiffusionSampler
 from torch import Tensor
 
-from ..samplers import Solver, part_of_table, sample_table
+from ..samplers import part_of_table, sample_table
 from ..samplers.loop import Callback
 from ..samplers.remarks import mismatches, notes
 from .choice import Part, Pass, Request, make_pass, requested_file
@@ -25,25 +25,18 @@ _log = logging.getLogger("learned_solvers")
 class LearnedSampler(KDiffusionSampler):
     """Runs solver files of one family; `get_sigmas` alone decides solver, grid, guidance and number of calls."""
 
+    current: Pass
+
     def __init__(self, sd_model: Any, family: str) -> None:
         super().__init__(self.run, sd_model)
         self.family = family
         self.shape: tuple[int, ...] | None = None
         self.part: Part | None = None
-        self.current: Pass | None = None
 
-    def sample(
-        self,
-        p: Any,
-        x: Tensor,
-        conditioning: Any,
-        unconditional_conditioning: Any,
-        steps: int | None = None,
-        image_conditioning: Any = None,
-    ) -> Tensor:
+    def sample(self, p: Any, x: Tensor, *args: Any, **options: Any) -> Tensor:
         """Returns the latent; notes its shape, which the host does not hand to `get_sigmas`."""
         self.shape, self.part = tuple(x.shape), None
-        return super().sample(p, x, conditioning, unconditional_conditioning, steps, image_conditioning)
+        return super().sample(p, x, *args, **options)
 
     def sample_img2img(
         self,
@@ -66,32 +59,31 @@ class LearnedSampler(KDiffusionSampler):
         """Returns the noise levels of this pass, padded so that the host's slice for image-to-image starts right.
 
         The user's schedule type, sigma limits and rho do not act on a learned solver; the infotext does not name them.
-
-        Raises:
-            ValueError: No solver for this model or these steps; the message lists what there is.
         """
         if getattr(p, "sampler_noise_scheduler_override", None):
             raise ValueError("a script sets noise levels, a learned solver has its own: choose a stock sampler for it")
-        model = architecture(shared.sd_model)
+        model, guidance = architecture(shared.sd_model), guidance_of(p, shared.sd_model)
         request = Request(requested_file(p), self.family, noise_of(self.model_wrap, self.shape), model)
-        guidance = guidance_of(p, shared.sd_model)
-        first = self._first_pass_solver(p, model) if p.is_hr_pass else None
+        # Of hires fix's first pass, unless the sampler or the architecture is another one there.
+        first = getattr(p, "learned_solvers_first", {}).get((self.family, model)) if p.is_hr_pass else None
         self.current = current = make_pass(request, steps, guidance, part=self.part, first=first)
-        if not p.is_hr_pass:
-            p.learned_solvers_first = current.solver, model
-        self._write_infotext(p, current)
-        size = f"{p.hr_upscale_to_x}x{p.hr_upscale_to_y}" if p.is_hr_pass else f"{p.width}x{p.height}"
-        facts = mismatches(
-            current.solver, current.steps, request.noise, architecture=model, guidance=guidance, size=size
-        )
-        for fact in (*facts, *notes(current.solver, current.steps)):
-            self._comment(p, f"{current.solver.name}: {fact}")
+        solver, extra = current.solver, p.extra_generation_params
+        if p.is_hr_pass:
+            size, prefix = f"{p.hr_upscale_to_x}x{p.hr_upscale_to_y}", "Hires learned"
+        else:
+            size, prefix = f"{p.width}x{p.height}", "Learned"
+            p.learned_solvers_first = {(self.family, model): solver}
+            extra["Schedule type"] = None
+        extra[f"{prefix} solver"], extra[f"{prefix} solver calls"] = solver.name, current.calls
+        facts = mismatches(solver, current.steps, request.noise, architecture=model, guidance=guidance, size=size)
+        for fact in (*facts, *notes(solver, current.steps)):
+            self._comment(p, f"{solver.name}: {fact}")
         levels = current.table.levels.float()
         if self.part is None:
             return levels
         if current.steps != steps:
             asked = f"the last {self.part.calls} of {steps} steps (denoising strength {self.part.strength:g})"
-            self._comment(p, f"{current.solver.name} has no {steps} steps: ran {current.calls} instead of {asked}")
+            self._comment(p, f"{solver.name} has no {steps} steps: ran {current.calls} instead of {asked}")
         return torch.cat([levels[:1].expand(max(0, steps - self.part.calls)), levels])
 
     def run(
@@ -104,27 +96,14 @@ class LearnedSampler(KDiffusionSampler):
         disable: bool | None = None,
     ) -> Tensor:
         """Returns the state at sigmas[-1]: what the host calls in the place of one of k-diffusion's functions."""
-        if self.current is None or len(sigmas) < 2:
+        if len(sigmas) < 2:
             return x
         table = part_of_table(self.current.table, float(sigmas[0]), float(sigmas[-1]))
         return sample_table(model, x, table, extra_args, callback, disable)
 
     def launch_sampling(self, steps: int, func: Any) -> Tensor:
         """Returns what `func` samples; progress, refiner and guidance limits count the calls that will be made."""
-        return super().launch_sampling(steps if self.current is None else self.current.table.nfe, func)
-
-    def _first_pass_solver(self, p: Any, model: str | None) -> Solver | None:
-        """Returns hires fix's first solver, for the second pass, unless sampler or architecture are others there."""
-        solver, first_model = getattr(p, "learned_solvers_first", (None, None))
-        return solver if solver is not None and solver.family == self.family and first_model == model else None
-
-    @staticmethod
-    def _write_infotext(p: Any, current: Pass) -> None:
-        prefix = "Hires learned" if p.is_hr_pass else "Learned"
-        p.extra_generation_params[f"{prefix} solver"] = current.solver.name
-        p.extra_generation_params[f"{prefix} solver calls"] = current.calls
-        if not p.is_hr_pass:
-            p.extra_generation_params["Schedule type"] = None
+        return super().launch_sampling(self.current.table.nfe, func)
 
     @staticmethod
     def _comment(p: Any, text: str) -> None:

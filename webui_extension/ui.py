@@ -8,7 +8,6 @@ import gradio as gr
 from modules import scripts, sd_samplers, shared
 from modules.ui_common import create_refresh_button
 
-from ..samplers.choose import nearest_steps
 from ..samplers.families import FAMILIES
 from ..samplers.text import few
 from .choice import AS_SET, AUTO, SOLVERS, Request, requested_file, wants_nearest
@@ -71,11 +70,10 @@ class LearnedSolversScript(scripts.Script):
             return
         try:
             noise = noise_of(sampler.model_wrap, (1, 1, p.height // 8, p.width // 8))
-            counts = Request(requested_file(p), sampler.family, noise, architecture(p.sd_model)).step_counts()
+            steps = Request(requested_file(p), sampler.family, noise, architecture(p.sd_model)).nearest(p.steps)
         except (ValueError, OSError):
             return  # the host only logs what is raised here; sampling raises it again, where the user sees it
-        if counts and p.steps not in counts:
-            steps = nearest_steps(counts, p.steps)
+        if steps != p.steps:
             p.comment(f"No solver that fits has {p.steps} steps: took the nearest count, {steps}")
             p.steps = steps
 

@@ -194,14 +194,11 @@ class Card:
         """
         version = metadata.get("format_version")
         if version != FORMAT_VERSION:
-            remedy = "fit it again" if version == "1" else "update Learned Solvers"
-            raise ValueError(
-                f"format_version must be {FORMAT_VERSION}, got {version or 'none'}: "
-                + (remedy if version else "this is not a solver file")
-            )
+            reason = "" if version == "1" else ": update Learned Solvers" if version else ": this is not a solver file"
+            raise ValueError(f"format_version must be {FORMAT_VERSION}, got {version or 'none'}{reason}")
         values: dict[str, Any] = {k: v for k, v in metadata.items() if k not in ("format_version", "format")}
         if missing := {"family", "prediction", "architecture", "checkpoint", "steps"} - set(values):
-            raise ValueError(f"the card lacks {', '.join(sorted(missing))}: write it again with this version")
+            raise ValueError(f"the card lacks {', '.join(sorted(missing))}")
         if unknown := set(values) - {f.name for f in fields(cls)}:
             raise ValueError(f"the card has unknown entries {', '.join(sorted(unknown)[:5])}: update Learned Solvers")
         if (truth := values.get("transferable", "false")) not in ("true", "false"):

@@ -34,7 +34,7 @@ __all__ = ["BUNDLED", "SUFFIX", "Solver", "list_solvers", "load_solver"]
 BUNDLED = Path(__file__).resolve().parents[2] / "solver_weights"
 SUFFIX = ".safetensors"
 _PUBLISHED = (".pt", ".pkl", ".json")  # what training/import_weights.py reads
-_REMEDIES = ("update Learned Solvers", "put it where models belong", "fit it again", "write it again")  # need no other
+_REMEDIES = ("update Learned Solvers", "put it where models belong")  # of refusals that need no other one
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # narrower ones hold no solver's numbers
 
 
@@ -184,18 +184,11 @@ def load_solver(solver: str | Path) -> Solver:
     """Returns a solver by the name of a bundled file ("dyweight_flux1-dev"), or by the path of a .safetensors file.
 
     Raises:
-        TypeError: Neither a name nor a path.
         ValueError: Unknown name, or the file breaks a rule; the message names file, rule and remedy.
         FileNotFoundError: The path does not exist.
     """
-    if not isinstance(solver, (str, os.PathLike)) or not isinstance(os.fspath(solver), str):
-        raise TypeError(
-            f"a solver is named by a text or a path, got {type(solver).__name__}: give a bundled solver's name, or the "
-            f"path of a {SUFFIX} file"
-        )
-    path, asked = Path(solver), shown(repr(str(solver)), 200)
+    path, name = Path(solver), shown(str(solver), 1000)
     if path.suffix.lower() in _PUBLISHED:
-        name = shown(str(path), 1000)
         raise ValueError(
             f"{name}: a solver file ends in {SUFFIX}; published {', '.join(_PUBLISHED)} files become solver files by "
             f"python training/import_weights.py {name} --output FOLDER"
@@ -203,24 +196,23 @@ def load_solver(solver: str | Path) -> Solver:
     if not has_suffix(path, SUFFIX):
         if str(solver) not in list_solvers():
             raise ValueError(
-                f"no bundled solver is called {asked}{_hint(str(solver))}: choose one of {', '.join(list_solvers())}, "
-                f"or give the path of a {SUFFIX} file{_left_out(str(solver))}"
+                f"no bundled solver is called {shown(repr(str(solver)), 200)}{_hint(str(solver))}: choose one of "
+                f"{', '.join(list_solvers())}, or give the path of a {SUFFIX} file{_left_out(str(solver))}"
             )
         path = BUNDLED / f"{solver}{SUFFIX}"
-    name = shown(str(path), 1000)
     if os.path.isdir(path):
         raise ValueError(f"{name} is a folder: name the {SUFFIX} file in it")
     if not os.path.isfile(path):  # unlike Path's, False for every text that is no file's name
-        own = f", such as {path.stem!r}" if path.stem in list_solvers() else ""
+        bundled = f", such as {path.stem!r}" if path.stem in list_solvers() else ""
         raise FileNotFoundError(
-            f"{name} does not exist: give the path of a solver file, or a bundled solver's name{own}"
+            f"{name} does not exist: give the path of a solver file, or a bundled solver's name{bundled}"
         )
     try:
         return _assemble(path.stem, *read_container(path))
     except ValueError as error:
-        told = shown(str(error))
-        remedy = "" if any(own in told for own in _REMEDIES) else "; get the file again, or fit it again"
-        raise ValueError(f"{name}: {told}{remedy}") from error
+        reason = shown(str(error))
+        remedy = "" if any(known in reason for known in _REMEDIES) else "; get the file again, or fit it again"
+        raise ValueError(f"{shown(str(path), 1000)}: {reason}{remedy}") from error
 
 
 def list_solvers() -> list[str]:
@@ -229,11 +221,9 @@ def list_solvers() -> list[str]:
 
 
 def _hint(name: str) -> str:
-    """Returns what an unknown name may have meant."""
-    if name and os.path.exists(name):
-        return f" (it is {'a folder' if os.path.isdir(name) else f'a file that does not end in {SUFFIX}'})"
-    near = [] if name in FAMILIES else get_close_matches(name[:200], list_solvers(), 1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    """What an unknown name may have meant."""
+    close = [] if name in FAMILIES else get_close_matches(name[:200], list_solvers(), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _left_out(name: str) -> str:

@@ -171,6 +171,20 @@ def test_another_guidance_than_that_of_the_fit_is_reported(server, model, solver
     assert f"fitted at {fitted}, this run uses CFG 3.25" in server.log
 
 
+def test_a_node_that_sees_the_guidance_reports_it_once(server, files):
+    prompt = model_nodes(server, "sd3")
+    prompt["set"] = node("SetLearnedSolver", model=["1", 0], solver="knots.safetensors", steps=0)
+    prompt = saved(
+        prompt,
+        one=one_node("knots.safetensors", STEPS, cfg=21.0),
+        stock=ksampler("ds_solver", STEPS, model=["set", 0], cfg=22.0),
+    )
+    before = len(server.log)
+    succeeded(server.submit(prompt))
+    for cfg in (21, 22):
+        assert server.log[before:].count(f"this run uses CFG {cfg}: the parameters for 8 are used") == 1
+
+
 @pytest.mark.parametrize(
     ("model", "guidance", "remark"),
     [

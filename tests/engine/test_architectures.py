@@ -437,7 +437,7 @@ def guessed(*classes):
         (SimpleNamespace(is_sd3=True), "SD3", 64 * 48),
         (SimpleNamespace(is_sd1=False), None, 64 * 48),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "model",
 )
 def test_the_webuis_names_are_read_as_comfyuis(model, name, tokens):
     module = host_model()

@@ -312,7 +312,7 @@ def test_a_process_without_samples_adds_nothing_to_the_sums():
 @pytest.mark.parametrize("kind", ["flow", "vp"])
 def test_a_teacher_equals_k_diffusions_sampler(method, name, kind):
     sampling, x = k_diffusion_module("sampling"), starts(kind)
-    ours = Teacher(method, 20).end_of(curved, x, {}, NOISES[kind])
+    ours = Teacher(method, 20).reference(curved, Samples(x, {}, len(x)), NOISES[kind]).end
     theirs = getattr(sampling, name)(curved, x, NOISES[kind].teacher_grid(20), disable=True)
     assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
 

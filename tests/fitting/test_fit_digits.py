@@ -12,7 +12,7 @@ from learned_solvers.training.command.demo import demo_starts
 from learned_solvers.training.data.samples import CountedDenoiser, Samples
 from learned_solvers.training.data.teacher import Teacher
 from learned_solvers.training.data.trial import Trial
-from learned_solvers.training.models.digits import DigitsVPDenoiser, load_digits
+from learned_solvers.training.models.digits import load_digits
 from learned_solvers.training.starts.candidates import candidates, rank, rmse
 
 pytestmark = pytest.mark.slow
@@ -24,8 +24,13 @@ POINTS = [(kind, steps) for kind, least in LEAST.items() for steps in least]
 
 
 def model_of(kind, dtype=torch.float32):
+    """The bundled model, as a flow model or an eps model in VE coordinates: a state / (1 + sigma) is the flow state."""
     flow = load_digits(dtype=dtype)
-    return (flow, FlowNoise()) if kind == "flow" else (DigitsVPDenoiser(flow), VP)
+
+    def vp(x, sigma, label, guidance):
+        return flow((x / (1 + sigma).view(-1, 1, 1, 1)).to(x.dtype), sigma / (1 + sigma), label, guidance)
+
+    return (flow, FlowNoise()) if kind == "flow" else (vp, VP)
 
 
 def starts_of(kind, count, seed, dtype=torch.float32):

@@ -115,7 +115,7 @@ def fitted(history: int, **settings) -> tuple[float, Tensor, list[str]]:
         optimizer=GaussNewton(core=30), progress=lines.append, **settings,
     )  # fmt: skip
     assert result.solver.card.steps[6].history == history
-    return rmse_of(x[:60], result.solver.table(6, FLOW), 40), result.solver.parameters[6]["weights"], lines
+    return rmse_of(x[:60], result.solver.table(6, FLOW), 40), result.solver.parameters[6]["weights"][0], lines
 
 
 def test_a_longer_history_is_fitted_after_a_short_one():

@@ -11,7 +11,7 @@ import torch
 from learned_solvers.samplers import FlowNoise, VPNoise
 from learned_solvers.training import FitJob, FitSettings, GaussNewton, Teacher, fit_weights, most_calls
 from learned_solvers.training.command.demo import demo_starts
-from learned_solvers.training.command.options import PROMPTS, parse_fit
+from learned_solvers.training.command.options import PROMPTS, FitCommand, parse_fit
 from learned_solvers.training.data.samples import Samples
 from learned_solvers.training.fit import fit
 from learned_solvers.training.fit_weights import main
@@ -213,9 +213,16 @@ def test_a_delivery_deletes_nothing_that_someone_else_put_into_the_folder(tmp_pa
 def test_a_name_alone_is_comfyuis_and_a_path_is_a_place(output, path, comfy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = parse_fit("", [*MODEL, "--comfyui", str(comfy), "--output", output, "--overwrite"])
-    assert command.output.solver.absolute() == tmp_path / path
-    words = f"--checkpoint absent.safetensors --comfyui {comfy} --output {output}"
-    assert command.output.command == f"`python training/fit_weights.py {words}`"  # without what changes no result
+    assert isinstance(command, FitCommand) and command.output.solver.absolute() == tmp_path / path
+
+
+def test_the_reported_command_has_the_options_that_change_the_result_in_one_order(comfy):
+    same = ["--comfyui", str(comfy), "--steps", "4", "6", "8", "--dry-run", "--overwrite"]
+    options = ["--size", "64x32", "--learn-grid", "--prompts", "my prompts.txt", "--guidance", "2", "1"]
+    command = parse_fit("", [*options, *same, *MODEL])
+    words = "--checkpoint absent.safetensors --prompts 'my prompts.txt' --size 64x32 --guidance 2.0 1.0 --learn-grid"
+    assert isinstance(command, FitCommand)
+    assert command.output.command == f"`python training/fit_weights.py {words}`"
 
 
 def job_of(samples: int, held_out: int, noise=None, **settings) -> FitJob:
@@ -245,7 +252,7 @@ def test_the_reckoned_calls_bound_the_real_ones(family, samples, more, least):
 
     optimizer, teacher = GaussNewton(core=6, first=3), Teacher("heun", 4)
     job = job_of(samples, 2, family=family, steps=(2, 4), optimizer=optimizer, teacher=teacher, **more)
-    result, most = fit(job, counted, log=lambda line: None), most_calls(job)
+    result, most = fit(job, counted, lambda line: None), most_calls(job)
     reported = result.teacher_calls + sum(report.network_calls for report in result.report.values())
     assert most / least < reported <= calls <= most
 

@@ -32,13 +32,9 @@ def demo_starts(count: int, seed: int = 0) -> tuple[Tensor, dict[str, object]]:
 
 
 def run_demo(output: Path, *, overwrite: bool = False, log: Callable[[str], None] = print) -> FitResult:
-    """Returns the fit's result after writing dyweight_digits.safetensors, demo.png and demo.md.
-
-    Raises:
-        FileExistsError: One of the files exists and `overwrite` is False.
-    """
-    file = output / "dyweight_digits.safetensors"
-    for path in (file, output / "demo.png", output / "demo.md"):
+    """Returns the fit's result after writing dyweight_digits.safetensors, demo.png and demo.md."""
+    file, picture, text = files = [output / name for name in ("dyweight_digits.safetensors", "demo.png", "demo.md")]
+    for path in files:
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} exists already: choose another --output, or add --overwrite")
     model, noise = load_digits(), FlowNoise()
@@ -50,17 +46,11 @@ def run_demo(output: Path, *, overwrite: bool = False, log: Callable[[str], None
         teacher=TEACHER.method, teacher_steps=TEACHER.steps, card=card,
     )  # fmt: skip
     result.solver.save(file, overwrite=overwrite)
-    _draw(output / "demo.png", file, result)
-    (output / "demo.md").write_text(f"# A solver fitted to the bundled model\n\n{table_of(result)}\n", "utf-8")
-    log(f"\n{table_of(result)}\n\nwritten: {file}, {output / 'demo.png'}, {output / 'demo.md'}")
-    return result
-
-
-def _draw(path: Path, file: Path, result: FitResult) -> None:
-    """Draws one start per digit: the teacher, and per step count the best classical solver and ours, from the file."""
-    model, noise, solver = load_digits(), FlowNoise(), load_solver(file)
     x, _ = demo_starts(10, seed=1)
-    starts = Samples(x, {"label": torch.arange(10), "guidance": GUIDANCE}, len(x))
-    results = fit_results(solver, result, TEACHER, model, starts, noise)
+    starts = Samples(x, {"label": torch.arange(10), "guidance": GUIDANCE}, len(x))  # one per digit
+    results = fit_results(load_solver(file), result, TEACHER, model, starts, noise)
     title = "The same noise, the same network, guidance 3: who comes closest to the teacher? (errors of these ten)"
-    draw_results(title, results, lambda end: (end + 1) / 2, side=64).save(path)
+    draw_results(title, results, lambda end: (end + 1) / 2, side=64).save(picture)
+    text.write_text(f"# A solver fitted to the bundled model\n\n{table_of(result)}\n", "utf-8")
+    log(f"\n{table_of(result)}\n\nwritten: {', '.join(map(str, files))}")
+    return result

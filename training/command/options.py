@@ -7,19 +7,19 @@ import math
 import os
 import re
 import shlex
-import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ...samplers.files.write import check_name, has_suffix
 from ..data.teacher import TEACHERS, Teacher
+from ..job import OPTIMIZER_NAMES, FitSettings, make_optimizer
 from ..models import Model
-from ..models.comfy import ComfyModel
 from ..models.conditioning import Cond, read_conditioning, write_conditioning
 from ..models.loading import ModelFiles
 from ..optimise.losses import LOSSES
-from ..settings import OPTIMIZER_NAMES, FitSettings, make_optimizer
 from ..spaces import SPACES
 from ..starts.choose import resolve_initial
 from ..store.output import Output
@@ -32,7 +32,6 @@ __all__ = [
     "add_model_options",
     "check_demo",
     "count_of",
-    "load_model",
     "model_files",
     "parse_fit",
     "prompts",
@@ -51,11 +50,7 @@ class Prompts:
     encoded: Path | None = None
 
     def texts(self, count: int) -> list[str]:
-        """The negative prompt and up to `count` prompts.
-
-        Raises:
-            ValueError: The text file cannot be read, or it is empty.
-        """
+        """The negative prompt and up to `count` prompts."""
         try:
             text = self.file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -67,11 +62,7 @@ class Prompts:
         return [self.negative or "", *lines[:count]]
 
     def conditioning(self, model: Model, count: int, file: Path | None, log: Callable[[str], None]) -> list[Cond]:
-        """The encoded negative prompt and up to `count` prompts: from a file where it exists, else written to it.
-
-        Raises:
-            ValueError: The file belongs to another architecture or negative prompt, or there is no text encoder.
-        """
+        """The encoded negative prompt and up to `count` prompts: from a file where it exists, else written to it."""
         if file is not None and file.exists():
             log(f"encoded prompts: {file}")
             return read_conditioning(file, model.architecture, self.negative)
@@ -85,10 +76,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class FitCommand:
-    """A fit of a host's model to `samples` samples; `settings.held_out` more judge.
-
-    Without `guidance` and `size` it has what is usual for the model; without `threads`, torch's number.
-    """
+    """A fit of a host's model to so many samples; without `guidance` and `size`, at what is usual for the model."""
 
     files: ModelFiles
     prompts: Prompts
@@ -99,7 +87,6 @@ class FitCommand:
     size: tuple[int, int] | None
     output: Output
     dry_run: bool
-    threads: int | None
 
     @property
     def count(self) -> int:
@@ -113,12 +100,6 @@ class DemoCommand:
 
     output: Path
     overwrite: bool
-    threads: int | None
-
-
-def load_model(files: ModelFiles, *, text_encoders: bool) -> ComfyModel:
-    """The model of the files; another loader than ComfyUI's is named here."""
-    return ComfyModel.load(files, text_encoders=text_encoders)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -148,17 +129,14 @@ def prompts(args: argparse.Namespace) -> Prompts:
 
 
 def parse_fit(description: str, arguments: Sequence[str] | None) -> FitCommand | DemoCommand:
-    """What the arguments of training/fit_weights.py (None: the process's) ask for; `description` is for --help.
-
-    Raises:
-        ValueError: An option breaks a rule that can be checked without a model.
-        OSError: There is no ComfyUI.
-    """
-    parser, arguments = _fit_parser(description), sys.argv[1:] if arguments is None else arguments
+    """What the arguments of training/fit_weights.py ask for, after all checks that need no model."""
+    parser = _fit_parser(description)
     args = parser.parse_args(arguments)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     if args.demo:
         check_demo(parser, arguments, args, ("demo", "output", "overwrite", "threads"))
-        return DemoCommand(Path(args.output or "demo"), args.overwrite, args.threads)
+        return DemoCommand(Path(args.output or "demo"), args.overwrite)
     files = model_files(args)
     for option, values in (("--steps", args.steps), ("--guidance", args.guidance)):
         if len(values) != len(set(values)):
@@ -169,13 +147,21 @@ def parse_fit(description: str, arguments: Sequence[str] | None) -> FitCommand |
         args.initial, args.learn_grid, held_out=math.ceil(args.samples / 3), seed=args.seed,
     )  # fmt: skip
     resolve_initial(settings.initial, settings.family, settings.steps)
-    words = [word for word in arguments if word not in ("--overwrite", "--dry-run")]  # they do not change the result
-    command = f"`python training/fit_weights.py {shlex.join(words)}`"
-    output = Output(_solver_file(args.output, args.family, files), command, args.overwrite)
+    output = Output(_solver_file(args.output, args.family, files), _words(parser, args), args.overwrite)
     return FitCommand(
         files, prompts(args), settings, args.samples, args.microbatch, tuple(sorted(args.guidance)), args.size, output,
-        args.dry_run, args.threads,
+        args.dry_run,
     )  # fmt: skip
+
+
+def _words(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
+    """The command in Markdown, without defaults and the options that do not change the result."""
+    words = ["python", "training/fit_weights.py"]
+    for name, value in vars(args).items():
+        if value != parser.get_default(name) and name not in ("overwrite", "dry_run", "threads", "comfyui"):
+            values = ["x".join(map(str, value))] if name == "size" else value if isinstance(value, list) else [value]
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else map(str, values))]
+    return f"`{shlex.join(words)}`"
 
 
 def _fit_parser(description: str) -> argparse.ArgumentParser:
@@ -189,11 +175,8 @@ def _fit_parser(description: str) -> argparse.ArgumentParser:
     add("--steps", type=count_of, nargs="+", default=[4, 6, 8], help="step counts, in network calls")
     add("--samples", type=count_of, default=64, help="pictures to fit to; a third as many more judge")
     add("--family", choices=tuple(SPACES), default=FitSettings.family)
-    add(
-        "--history",
-        type=count_of,
-        help="newest calls that a step may use (3; 6 with 256 samples and more, where Gauss-Newton starts from a scan)",
-    )
+    history = "newest calls that a step may use (3; 6 with 256 samples and more, where Gauss-Newton starts from a scan)"
+    add("--history", type=count_of, help=history)
     add("--teacher", choices=TEACHERS, default="heun")
     add("--teacher-steps", type=count_of, default=30, help="30 steps of Heun are 59 calls")
     add("--seed", type=seed_of, default=0)

@@ -6,8 +6,6 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -22,13 +20,14 @@ from ..data.samples import Samples
 from ..fit import run_fit
 from ..job import FitJob
 from ..models import Model
+from ..models.comfy import ComfyModel
 from ..models.conditioning import Cond
 from ..optimise.gradient import GradientDescent
 from ..optimise.levenberg_marquardt import GaussNewton, Progress
 from ..optimise.losses import make_objective
 from ..report import FitResult, table_of
 from ..store.content import content_hash
-from .options import FitCommand, load_model
+from .options import FitCommand
 
 __all__ = ["fit_model", "guidance_for"]
 
@@ -36,101 +35,60 @@ _PICTURES = 4  # held-out samples in the picture
 
 
 def fit_model(command: FitCommand, processes: Processes) -> None:
-    """Fits a solver for the command's model and writes solver file, report and picture.
-
-    Raises:
-        ValueError: An option does not suit the model.
-        OSError: Files exist already, or cannot be written.
-    """
+    """Fits a solver for the command's model, and writes solver file, report and picture."""
     first = processes.rank == 0
     log: Progress = (lambda line: print(line, flush=True)) if first else (lambda line: None)
     if first:
         command.output.check()
-    run = prepare(command, text_encoders=first)
+    run = ModelFit(command, processes, log)
     log(run.describe())
-    with command.output.claimed(run.bytes_written) if first and not command.dry_run else nullcontext():
-        conds = processes.from_first(run.conditioning(log) if first else None)
+    states = command.settings.teacher.steps + 1 if make_objective(command.settings.loss).needs_trajectory else 1
+    needed = 2 * 4 * run.job.samples.x.numel() * states + 2**24  # the teacher's, twice for safety, and the journal
+    with command.output.claimed(needed) if first and not command.dry_run else nullcontext():
+        conds = processes.from_first(run.conditioning() if first else None)
         run.model.free_text_encoders()
         run.model.with_denoiser(
-            lambda denoiser, device: run.fit(denoiser, device, conds, processes, log),
+            lambda denoiser, device: run.fit(denoiser, device, conds),
             conds, run.guidance, [command.microbatch, *run.shape[1:]], differentiable=run.differentiable,
         )  # fmt: skip
 
 
-def prepare(command: FitCommand, *, text_encoders: bool) -> ModelFit:
-    """Loads the command's model, with text encoders only where they are wanted and prompts must be encoded."""
-    texts = command.prompts.texts(command.count)
-    name = f"prompts-{content_hash(texts, command.files.stamps())[:16]}.safetensors"
-    prompts = command.prompts.encoded or command.output.folder / name
-    reused = prompts.exists()
-    model = load_model(command.files, text_encoders=text_encoders and not reused)
-    shape = model.latent_shape(*(command.size or model.size))
-    settings, guidance = command.settings, guidance_for(model, command.guidance, command.samples)
-    card = {
-        "architecture": model.architecture,
-        "checkpoint": command.files.name,
-        "guidance": guidance,
-        "resolution": model.pixels(shape),
-        "note": f"fitted to {command.samples} samples, judged on {settings.held_out}, seed {settings.seed}",
-    }
-    x = model.starts(shape, command.count, settings.seed)
-    samples = Samples(x, {"row": list(range(command.count))}, command.microbatch)
-    run = ModelFit(
-        command, model, FitJob(settings, samples, model.noise(shape), card), shape, guidance, prompts, reused
-    )
-    if run.differentiable and run.job.noise.kind == "vp":
-        raise ValueError(
-            f"ComfyUI rounds the model time of {model.architecture} to whole numbers, so no gradient reaches the noise "
-            "levels: use --optimizer gauss-newton"
-        )
-    return run
-
-
 def guidance_for(model: Model, values: Sequence[float], samples: int) -> Guidance:
-    """The guidance of a fit: the values, or what is usual and, where it is CFG, a third around it.
-
-    Raises:
-        ValueError: There are fewer samples.
-    """
+    """The guidance of a fit: the values, or what is usual and, where it is CFG, a third around it."""
     usual, embedded = model.usual_guidance, model.embeds_guidance
     values = tuple(values) or ((usual,) if embedded else range_around(usual, 1 / 3))
     per_sample(values, samples)  # refuses too few
     return Guidance("embedded", values, cfg=1.0) if embedded else Guidance("cfg", values)
 
 
-@dataclass(frozen=True, eq=False)
 class ModelFit:
-    """A fit whose model is loaded.
+    """A command's fit whose model is loaded, with text encoders only in the first process, to encode new prompts."""
 
-    Args:
-        command: What was asked for.
-        model: The model.
-        job: The fit.
-        shape: Of one latent.
-        guidance: Of the samples.
-        prompts: File of the encoded prompts.
-        reused: Whether it exists; else it is to be written.
-    """
-
-    command: FitCommand
-    model: Model
-    job: FitJob
-    shape: list[int]
-    guidance: Guidance
-    prompts: Path
-    reused: bool
-
-    @property
-    def differentiable(self) -> bool:
-        """Whether gradients go through the model."""
-        return isinstance(self.command.settings.optimizer, GradientDescent)
-
-    @property
-    def bytes_written(self) -> int:
-        """Bytes of the teacher's states, twice for safety, and of the journal."""
-        settings = self.command.settings
-        states = settings.teacher.steps + 1 if make_objective(settings.loss).needs_trajectory else 1
-        return 2 * 4 * self.job.samples.x.numel() * states + 2**24
+    def __init__(self, command: FitCommand, processes: Processes, log: Progress) -> None:
+        self.command, self.processes, self.log, settings = command, processes, log, command.settings
+        texts = command.prompts.texts(command.count)
+        name = f"prompts-{content_hash(texts, command.files.stamps())[:16]}.safetensors"
+        self.prompts = command.prompts.encoded or command.output.folder / name
+        self.reused = self.prompts.exists()
+        self.model = model = ComfyModel.load(command.files, text_encoders=processes.rank == 0 and not self.reused)
+        self.shape = model.latent_shape(*(command.size or model.size))
+        self.guidance = guidance_for(model, command.guidance, command.samples)
+        card = {
+            "architecture": model.architecture,
+            "checkpoint": command.files.name,
+            "guidance": self.guidance,
+            "resolution": model.pixels(self.shape),
+            "note": f"fitted to {command.samples} samples, judged on {settings.held_out}, seed {settings.seed}",
+        }
+        x = model.starts(self.shape, command.count, settings.seed)
+        samples = Samples(x, {"row": list(range(command.count))}, command.microbatch)
+        self.job = FitJob(settings, samples, model.noise(self.shape), card)
+        self.differentiable = isinstance(settings.optimizer, GradientDescent)
+        if self.differentiable and self.job.noise.kind == "vp":
+            raise ValueError(
+                f"ComfyUI rounds the model time of {model.architecture} to whole numbers, so no gradient reaches the "
+                "noise levels: use --optimizer gauss-newton"
+            )
 
     def describe(self) -> str:
         """What will be done, for people."""
@@ -147,29 +105,22 @@ class ModelFit:
             f"usual; result: {command.output.solver}"
         )
 
-    def conditioning(self, log: Progress) -> list[Cond]:
+    def conditioning(self) -> list[Cond]:
         """The encoded prompts; a dry run without a file of them encodes one, and writes none."""
         sparing = self.command.dry_run and not self.reused
-        count, file = (1, None) if sparing else (len(self.job.samples), self.prompts)
-        return self.command.prompts.conditioning(self.model, count, file, log)
+        count, file = (1, None) if sparing else (self.command.count, self.prompts)
+        return self.command.prompts.conditioning(self.model, count, file, self.log)
 
-    def fit(
-        self,
-        denoiser: Callable[..., Tensor],
-        device: torch.device,
-        conds: list[Cond],
-        processes: Processes,
-        log: Progress,
-    ) -> None:
+    def fit(self, denoiser: Callable[..., Tensor], device: torch.device, conds: list[Cond]) -> None:
         """Times the model, fits unless this is a dry run, and writes the files: done while the model is loaded."""
-        command, samples = self.command, self.job.on(device).samples
+        command, processes, job = self.command, self.processes, self.job.on(device)
         two_passes = next((i for i, value in enumerate(self.guidance.values) if value != 1), 0)
-        batch = samples.rows(two_passes, two_passes + command.microbatch)
+        batch = job.samples.rows(two_passes, two_passes + command.microbatch)
         seconds, sampling = seconds_of_call(denoiser, batch, self._hint()), peak_memory(device)
-        most = math.ceil(most_calls(self.job) / processes.count)
-        log(
+        most = math.ceil(most_calls(job) / processes.count)
+        self.log(
             f"One call takes {seconds:.2f} s here: at most {duration(seconds * most)}.\n"
-            f"Memory of sampling {min(command.microbatch, len(samples))} at a time: {sampling}."
+            f"Memory of sampling {len(batch)} at a time: {sampling}."
         )
         if command.dry_run:
             return
@@ -184,14 +135,13 @@ class ModelFit:
                     bar.set_postfix_str(line.rpartition(": ")[2])
 
         result, ends = run_fit(
-            self.job, denoiser, device, log=show, on_call=bar.update, pictures=_PICTURES, folder=folder,
-            processes=processes,
+            job, denoiser, show, on_call=bar.update, pictures=_PICTURES, folder=folder, processes=processes
         )  # fmt: skip
         bar.total = bar.n
         bar.close()
         if processes.rank == 0:
             self._write(result, ends, f"Peak memory: {peak_memory(device)}; plain sampling: {sampling}.")
-            log(f"\n{table_of(result)}\n\nwritten: {', '.join(map(str, reversed(command.output.files)))}")
+            self.log(f"\n{table_of(result)}\n\nwritten: {', '.join(map(str, reversed(command.output.files)))}")
 
     def _hint(self) -> str:
         """What to look at where the model cannot be run on its prompts."""

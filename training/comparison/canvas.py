@@ -25,13 +25,7 @@ def text_width(text: str, size: float) -> float:
 
 
 class Canvas:
-    """A white picture, drawn on in pixels from an origin.
-
-    Args:
-        width: In pixels.
-        height: In pixels.
-        fine: Drawn so many times as large, then reduced, for smooth lines.
-    """
+    """A white picture, drawn on in pixels from an origin; `fine` times as large, then reduced, for smooth lines."""
 
     def __init__(self, width: int, height: int, fine: int = 1) -> None:
         self.image = Image.new("RGB", (width * fine, height * fine), "white")

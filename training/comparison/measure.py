@@ -116,15 +116,8 @@ def compare(
     """Measures every method at its best grid; per number of calls ours first, then by error.
 
     The best grid has the least error on these samples: all grids are tried on a few, the best three measured on all.
-    That favours the peers.
-
-    Args:
-        entries: Per number of calls, the solvers on their grids that make at most so many.
-        counter: Counts the calls that the entries make.
-        samples: Starts.
-        goal: The teacher's end states, shape [S, ...].
-        pictures: Number of starts whose end states are kept.
-        log: Receives a line per number of calls.
+    That favours the peers. `entries` has, per number of calls, the solvers on their grids that make at most so many;
+    `goal` the teacher's end states, shape [S, ...]. The end states of the first `pictures` samples are kept.
     """
     results = []
     few = samples.rows(0, min(_GRID_SAMPLES, len(samples)))
@@ -190,10 +183,8 @@ def solver_entries(
 ) -> Iterable[Entry]:
     """Yields the solvers that have a table of so many calls on this noise."""
     for solver in solvers:
-        for steps in solver.steps:
-            table = solver.table(steps, noise, guidance)
-            if table.nfe == calls:
-                yield _table_entry(model, solver.name, "its own", table, ours=True)
+        if calls in solver.steps:
+            yield _table_entry(model, solver.name, "its own", solver.table(calls, noise, guidance), ours=True)
 
 
 def teacher_result(method: str, calls: int, goal: Tensor) -> Result:
@@ -211,7 +202,7 @@ def fit_results(
     for steps in solver.steps:
         peer = candidate_named(fit.report[steps].peers[0].name, steps, noise)
         entries[steps] = [
-            _table_entry(counted, solver.name, "its own", solver.table(steps, noise), ours=True),
+            *solver_entries(counted, noise, [solver], steps, None),
             _table_entry(counted, peer.method, peer.grid_name, peer.table),
         ]
     results = compare(entries, counted, starts, goal, pictures=len(goal))

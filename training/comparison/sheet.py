@@ -39,14 +39,7 @@ class Cell:
 def draw_results(
     title: str, results: Sequence[Result], pictures: Callable[[Tensor], Tensor], side: int = 256
 ) -> Image.Image:
-    """Draws a row of pictures per result, the same starts in each; the first result is the teacher's.
-
-    Args:
-        title: Above the rows.
-        results: Each with end states.
-        pictures: Turns end states into pictures [B, C, H, W] in [0, 1].
-        side: Longest side of a picture, in pixels.
-    """
+    """Draws a row per result with end states, the teacher's first; `pictures` makes [B, C, H, W] in [0, 1] of them."""
     ends = [result.ends for result in results if result.ends is not None]
     decoded = pictures(torch.cat(ends)).split(len(ends[0]))
     rows = [Head(results[0].method, f"the teacher: {results[0].used} calls")]
@@ -59,14 +52,9 @@ def draw_results(
 def draw_sheet(
     title: str, columns: Sequence[Head], rows: Sequence[Head], cells: Sequence[Sequence[Cell]], side: int = 256
 ) -> Image.Image:
-    """Draws cells in a grid. Heads and captions take room only where some of them have text.
+    """Draws rows of cells, whose pictures are of one size; heads and captions take room only where some have text.
 
-    Args:
-        title: Above the grid, in smaller letters where it is too long.
-        columns: Heads above the columns.
-        rows: Heads to the left of the rows.
-        cells: Cells of each row, one per column; the pictures are of one size.
-        side: Longest side of a picture, in pixels. A smaller picture is enlarged by a whole factor.
+    `side` is the longest side of a picture in pixels; a smaller picture is enlarged by a whole factor.
     """
     every = [cell for row in cells for cell in row]
     width, height = _size(next(cell.picture for cell in every if cell.picture is not None), side)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib import import_module
 from pathlib import Path
@@ -16,23 +16,35 @@ from torch import Tensor
 
 from ...samplers.files.card import VERSION
 from ..data.teacher import Teacher
-from .measure import ComparedModel, Result
+from .measure import ComparedModel, Result, teacher_result
 from .plot import draw_errors
 from .sheet import draw_results
 
-__all__ = ["FILES", "PICTURES", "describe", "write_files"]
+__all__ = ["FILES", "PICTURES", "write_files"]
 
 FILES = ("compare.md", "compare.json", "compare.png", "pictures.png")
 PICTURES = 6  # starts in the picture
 _RECORDED = ("calls", "used", "method", "grid", "error", "grids", "ours")
 
 
-def describe(command: str, model: ComparedModel, teacher: Teacher, seed: int) -> dict[str, Any]:
-    """What was measured, with what: the record's entries but for the results."""
+def write_files(
+    folder: Path,
+    command: str,
+    model: ComparedModel,
+    teacher: Teacher,
+    seed: int,
+    goal: Tensor,
+    results: Sequence[Result],
+    *,
+    plot: bool,
+) -> str:
+    """Writes the files, with a plot if wanted, and returns the table and their paths; `goal`: the teacher's ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / name for name in FILES if plot or name != "compare.png"}
     versions = {"learned_solvers": VERSION, "torch": torch.__version__, "python": platform.python_version()}
     if "comfy.samplers" in sys.modules:
         versions["comfyui"] = import_module("comfyui_version").__version__
-    return {
+    record = {
         "command": command,
         "date": date.today().isoformat(),
         "versions": versions,
@@ -41,38 +53,17 @@ def describe(command: str, model: ComparedModel, teacher: Teacher, seed: int) ->
         "samples": len(model.samples),
         "seed": seed,
         "network_calls": model.denoiser.calls,
+        "rows": [{name: getattr(result, name) for name in _RECORDED} for result in results],
     }
-
-
-def write_files(
-    folder: Path,
-    facts: Mapping[str, Any],
-    teacher: Result,
-    results: Sequence[Result],
-    pictures: Callable[[Tensor], Tensor],
-    *,
-    plot: bool,
-) -> str:
-    """Writes the files and returns the table and their paths, for people.
-
-    Args:
-        folder: Where they go.
-        facts: As from `describe`.
-        teacher: The teacher's ends for the first starts.
-        results: The comparison's.
-        pictures: Turns end states into pictures [B, C, H, W] in [0, 1].
-        plot: Whether to draw the plot.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {name: folder / name for name in FILES if plot or name != "compare.png"}
-    table, record = _table(results), {**facts, "rows": [{k: getattr(r, k) for k in _RECORDED} for r in results]}
-    paths["compare.md"].write_text(_markdown(facts, table), encoding="utf-8")
+    table = _table(results)
+    paths["compare.md"].write_text(_markdown(record, table), encoding="utf-8")
     paths["compare.json"].write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if plot:
-        title = f"Error to a {teacher.calls}-call teacher: {facts['model']}"
+        title = f"Error to a {teacher.calls}-call teacher: {model.name}"
         draw_errors(title, results).save(paths["compare.png"])
-    title = f"{facts['model']}: the same starts, with the errors over all {facts['samples']}"
-    draw_results(title, [teacher, *_shown(results)], pictures, side=96).save(paths["pictures.png"])
+    rows = [teacher_result(teacher.method, teacher.calls, goal[:PICTURES]), *_best_results(results)]
+    title = f"{model.name}: the same starts, with the errors over all {len(model.samples)}"
+    draw_results(title, rows, model.pictures, side=96).save(paths["pictures.png"])
     return f"{table}\n\nwritten: {', '.join(map(str, paths.values()))}"
 
 
@@ -112,7 +103,7 @@ def _table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def _shown(results: Sequence[Result]) -> list[Result]:
+def _best_results(results: Sequence[Result]) -> list[Result]:
     """The best of ours and the best peer at up to three numbers of calls."""
     counts = sorted({result.calls for result in results})
     counts = counts if len(counts) <= 3 else [counts[0], counts[len(counts) // 2], counts[-1]]

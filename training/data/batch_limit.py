@@ -15,12 +15,9 @@ _SAID += ("not enough gpu video memory",)  # DirectML's
 
 
 class BatchLimit:
-    """Halves the microbatch on out-of-memory.
+    """Halves the microbatch on out-of-memory, with a line to `log`.
 
     The limit stays unless this size has fitted before: then the shortage may be temporary, until it happens twice.
-
-    Args:
-        log: Receives a line for each halving.
     """
 
     def __init__(self, log: Callable[[str], None] = lambda line: None) -> None:
@@ -32,31 +29,24 @@ class BatchLimit:
         """Yields `work(start, stop)` of parts of `count` samples, of `size` or, where memory ended, fewer.
 
         Work that ran out of memory is repeated on half as many, so it must leave nothing behind when it raises.
-
-        Raises:
-            RuntimeError: Out of memory with one sample.
         """
         start, here = 0, count  # `here`: at most so many until this work is done
         while start < count:
             stop = min(count, start + min(size, here, self.most or size))
-            result, ended = self._try(work, start, stop)
-            if ended:  # here the exception is gone, and with it what its frames held
-                here = self._halve(stop - start)
+            try:
+                result = work(start, stop)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if stop - start == 1:
+                    self.log("out of memory with one sample at a time: a smaller picture takes less")
+                    raise
             else:
                 self.fitted = max(self.fitted, stop - start)
-                yield result  # pyright: ignore[reportReturnType]
+                yield result
                 start = stop
-
-    def _try(self, work: Callable[[int, int], _Result], start: int, stop: int) -> tuple[_Result | None, bool]:
-        try:
-            return work(start, stop), False
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if stop - start == 1:
-                self.log("out of memory with one sample at a time: a smaller picture takes less")
-                raise
-            return None, True
+                continue
+            here = self._halve(stop - start)  # by now the exception is gone, and with it what its frames held
 
     def _halve(self, tried: int) -> int:
         if tried > self.fitted or tried in self.ended:

@@ -28,11 +28,7 @@ class Processes:
     count: int = 1
 
     def own(self, samples: Samples) -> Samples:
-        """Returns this process's samples, in smaller microbatches where there are fewer of them than processes.
-
-        Raises:
-            ValueError: There are fewer samples than processes.
-        """
+        """Returns this process's samples, in smaller microbatches where there are fewer of them than processes."""
         if self.count == 1:
             return samples
         if len(samples) < self.count:
@@ -48,12 +44,10 @@ class Processes:
 
     def first(self, samples: Samples, count: int) -> Samples:
         """Returns this process's part of the first `count` samples of all, from its own `samples`."""
-        return samples.rows(0, len(self._rows(count, samples.microbatch)) if self.count > 1 else count)
+        return samples.rows(0, len(self._rows(count, samples.microbatch)))
 
     def places(self, rows: Tensor, samples: Samples, total: int) -> Tensor:
         """Returns where in this process's `samples` those of the `rows` of all `total` samples are that it has."""
-        if self.count == 1:
-            return rows
         place = {row: i for i, row in enumerate(self._rows(total, samples.microbatch))}
         return torch.tensor([place[row] for row in rows.tolist() if row in place], dtype=torch.long)
 
@@ -73,7 +67,7 @@ class Processes:
         if self.count == 1:
             return tensor
         tensor = tensor.detach().cpu().clone()
-        dist.all_reduce(tensor, group=_gloo())
+        dist.all_reduce(tensor)
         return tensor
 
     def from_first(self, value: Any) -> Any:
@@ -81,13 +75,13 @@ class Processes:
         if self.count == 1:
             return value
         held = [value]
-        dist.broadcast_object_list(held, src=0, group=_gloo())
+        dist.broadcast_object_list(held)
         return held[0]
 
     def leave(self) -> None:
         """Waits for the others, then leaves: connections of a process that ends first may bring down the last."""
         if self.count > 1:
-            dist.barrier(group=_gloo())
+            dist.barrier()
             dist.destroy_process_group()
 
 
@@ -102,7 +96,3 @@ def join_processes() -> Processes:
         # Sums are small and on the CPU. Processes wait for the slowest; of one that died its connections tell at once.
         dist.init_process_group("gloo", timeout=timedelta(hours=24))
     return Processes(dist.get_rank(), dist.get_world_size())
-
-
-def _gloo() -> dist.ProcessGroup | None:
-    return dist.group.WORLD

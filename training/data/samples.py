@@ -19,12 +19,9 @@ _FAR_OUT = 30  # times the size of noise and picture: no state on a sampler's wa
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Starting states x [S, ...] at the solver's first noise level, and what the model takes with them.
+    """Starting states x [S, ...] at the first noise level, float32 or wider, and the model's keyword arguments.
 
-    Args:
-        x: States, float32 or wider, shape [S, ...].
-        extra_args: Keyword arguments of the model; tensors with S rows and lists of length S are per sample.
-        microbatch: Samples per model call.
+    Tensors with S rows and lists of length S are per sample. A model call takes `microbatch` samples.
     """
 
     x: Tensor
@@ -72,12 +69,7 @@ class CountedDenoiser:
         self.batch_limit = BatchLimit(log)
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
-        """Returns the denoised state in x's dtype.
-
-        Raises:
-            TypeError: The model returned something else than a tensor of x's shape.
-            ValueError: It is not finite, for a state of ordinary size.
-        """
+        """Returns the denoised state in x's dtype; refuses what is not one, and one that is not finite."""
         self.calls += len(x)
         return self.uncounted(x, sigma, **extra_args)
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -86,7 +84,6 @@ class Teacher:
         *,
         trajectory: bool = False,
         cache: Path | None = None,
-        progress: Callable[[int], None] | None = None,
     ) -> Reference:
         """Returns the teacher's end states or trajectories, microbatch by microbatch.
 
@@ -98,29 +95,25 @@ class Teacher:
             cache: A folder; a microbatch that is in it is not run again. Files are named by their content: starts,
                 extra arguments and teacher (objects of kinds not known here count by their repr); the caller gives
                 every model a folder of its own.
-            progress: Called with the number of samples done after each microbatch.
         """
         levels = noise.teacher_grid(self.steps)
 
         def states_of(start: int, stop: int) -> Tensor:
             batch = samples.rows(start, stop)
-            path = None if cache is None else cache / f"{_digest(self, batch, levels, trajectory)}.safetensors"
+            path = None
+            if cache is not None:
+                name = content_hash(self, levels, trajectory, batch.x, batch.extra_args)[:32]
+                path = cache / f"{name}.safetensors"
             states = _cached(path, batch)
             if states is None:
                 states = self._run(model, batch, levels, trajectory)
                 if path is not None:
                     write_tensors(path, {"states": states})
-            if progress is not None:
-                progress(stop)
             return states
 
         limit = model.batch_limit if isinstance(model, CountedDenoiser) else BatchLimit()
         parts = list(limit.each(len(samples), samples.microbatch, states_of))
         return Reference(levels if trajectory else levels[-1:], torch.cat(parts, dim=1))
-
-    def end_of(self, model: Denoiser, x: Tensor, extra_args: Mapping[str, Any], noise: Noise) -> Tensor:
-        """Returns the end states of one batch of starts, shape [B, ...]."""
-        return self.reference(model, Samples(x, extra_args, len(x)), noise).end
 
     def _run(self, model: Denoiser, batch: Samples, levels: Tensor, trajectory: bool) -> Tensor:
         states: list[Tensor] = []
@@ -132,7 +125,7 @@ class Teacher:
 
 
 def _cached(path: Path | None, batch: Samples) -> Tensor | None:
-    """Returns the states of a cache file; None where there is none, or it is damaged, which the log tells."""
+    """The states of a cache file; None where there is none, or a damaged one."""
     if path is None or not path.exists():
         return None
     try:
@@ -144,8 +137,3 @@ def _cached(path: Path | None, batch: Samples) -> Tensor | None:
         reason = str(error)
     _log.warning("%s is damaged (%s): the teacher runs again", path, reason[:200])
     return None
-
-
-def _digest(teacher: Teacher, batch: Samples, levels: Tensor, trajectory: bool) -> str:
-    """A name for the microbatch's trajectories: the hash of what they follow from, but for the model."""
-    return content_hash(teacher, levels, trajectory, batch.x, batch.extra_args)[:32]

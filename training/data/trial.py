@@ -30,15 +30,7 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """Samples with the teacher's states for them.
-
-    Args:
-        model: The denoiser.
-        samples: This process's starts.
-        reference: The teacher's states for them.
-        total: Number of samples over all processes.
-        processes: This process's place among them.
-    """
+    """This process's samples with the teacher's states for them; `total` counts those of all processes."""
 
     model: CountedDenoiser
     samples: Samples
@@ -58,25 +50,21 @@ class Trial:
         return replace(self, samples=self.samples.pick(places), reference=self.reference.pick(places), total=len(rows))
 
     def ends(self, table: SolverTable) -> Tensor:
-        """Returns a table's end state of each of this process's samples, shape [S, ...]."""
-        return torch.cat(list(self._each_end(table, lambda start, end: end)))
+        """A table's end state of each of this process's samples, shape [S, ...]."""
+        return torch.cat(list(self.each(lambda start, batch: self._end(table, batch))))
 
     def errors(self, table: SolverTable) -> Tensor:
-        """Returns the mean square distance to the teacher's end of each of this process's samples, shape [S]."""
+        """The mean square distance to the teacher's end of each of this process's samples, shape [S]."""
 
-        def errors(start: int, end: Tensor) -> Tensor:
-            return (end - self.reference.rows(start, start + len(end)).end).cpu().double().flatten(1).square().mean(1)
+        def squares(start: int, batch: Samples) -> Tensor:
+            distance = self._end(table, batch) - self.reference.rows(start, start + len(batch)).end
+            return distance.cpu().double().flatten(1).square().mean(1)
 
-        parts = list(self._each_end(table, errors))
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+        none = torch.zeros(0, dtype=torch.float64)  # for a process without a sample
+        return torch.cat([none, *self.each(squares)])
 
-    def _each_end(self, table: SolverTable, work: Callable[[int, Tensor], _Result]) -> Iterator[_Result]:
-        """Yields `work(first row, end states)` of microbatches."""
-
-        def ran(start: int, batch: Samples) -> _Result:
-            return work(start, sample_table(self.model, batch.x, table, batch.extra_args, disable=True))
-
-        return self.each(ran)
+    def _end(self, table: SolverTable, batch: Samples) -> Tensor:
+        return sample_table(self.model, batch.x, table, batch.extra_args, disable=True)
 
     def run(self, table: SolverTable, batch: Samples, model: Denoiser | None = None) -> Run:
         """Returns a run of a table over a microbatch, through `model` in place of the own one if given."""

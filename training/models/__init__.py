@@ -18,7 +18,7 @@ __all__ = ["Model"]
 class Model(Protocol):
     """What the commands need of a host's model.
 
-    `ComfyModel` is one. Another loader is a file like comfy.py, and a line in `ModelFiles.load`.
+    `ComfyModel` is one. Another loader is a file like comfy.py, and a line in command/run.py.
     """
 
     @property
@@ -42,7 +42,7 @@ class Model(Protocol):
         ...
 
     def latent_shape(self, width: int, height: int) -> list[int]:
-        """Shape of one latent, [1, C, ..., H, W]; ValueError where the size in pixels has none."""
+        """Shape of one latent, [1, C, ..., H, W], a video's of one frame; ValueError where the pixels have none."""
         ...
 
     def pixels(self, shape: Sequence[int]) -> str:
@@ -75,7 +75,9 @@ class Model(Protocol):
     ) -> Any:
         """Returns `work(denoiser, device)`, called while the model is loaded, with `denoiser(x, sigma, row)`.
 
-        `row` has the numbers of the samples, which have the prompts and the values of the guidance in turn.
+        `row` has the numbers of the samples, which have the prompts (`conds` after the negative one) and the values of
+        the guidance in turn. `shape` is that of a microbatch, by which a host estimates the memory. `differentiable`
+        lets gradients through the model.
         """
         ...
 

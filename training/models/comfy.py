@@ -18,6 +18,7 @@ from ...samplers.architectures import DEFAULT_CFG, DEFAULT_GUIDANCE, DEFAULT_SIZ
 from ...samplers.comfy_models import default_guidance, has_guidance, model_architecture, noise_of, pixel_size
 from ...samplers.guidance import Guidance
 from ...samplers.schedules import Noise
+from . import Model
 from .conditioning import Cond
 from .guider import Denoiser, EncodedPrompts, draw_starts, with_denoiser
 from .loading import ModelFiles, load_parts
@@ -26,14 +27,8 @@ __all__ = ["ComfyModel"]
 
 
 @dataclass(eq=False)
-class ComfyModel:
-    """A diffusion model with what belongs to it.
-
-    Args:
-        patcher: ComfyUI's ModelPatcher.
-        clip: Text encoders, or None.
-        vae: VAE, or None.
-    """
+class ComfyModel(Model):
+    """ComfyUI's ModelPatcher of a diffusion model, with its text encoders and VAE, or None in their place."""
 
     patcher: Any
     clip: Any
@@ -41,37 +36,26 @@ class ComfyModel:
 
     @classmethod
     def load(cls, files: ModelFiles, *, text_encoders: bool = True) -> ComfyModel:
-        """Returns a model loaded by ComfyUI's own loaders.
-
-        Raises:
-            ValueError: A file that ComfyUI cannot load.
-        """
+        """The model of these files; ValueError where ComfyUI cannot load one."""
         return cls(*load_parts(files, text_encoders=text_encoders))
 
     @property
-    def architecture(self) -> str:
-        """Architecture in ComfyUI's spelling."""
-        return self.facts.name
-
-    @property
-    def facts(self) -> Architecture:
-        """What is known of the architecture."""
+    def _facts(self) -> Architecture:
         return model_architecture(self.patcher.model)
 
-    def noise(self, shape: Sequence[int]) -> Noise:
-        """Returns the noise schedule for latents of a shape."""
-        return noise_of(self.patcher.model, self._sampling, shape)
-
     @property
-    def _sampling(self) -> Any:
+    def sampling(self) -> Any:
+        """ComfyUI's noise schedule of the model."""
         return self.patcher.get_model_object("model_sampling")
 
-    def encode(self, prompts: Sequence[str], log: Callable[[str], None]) -> list[Cond]:
-        """Returns the encoded prompts, on the CPU.
+    @property
+    def architecture(self) -> str:  # noqa: D102 - see Model
+        return self._facts.name
 
-        Raises:
-            ValueError: No text encoder was loaded.
-        """
+    def noise(self, shape: Sequence[int]) -> Noise:  # noqa: D102 - see Model
+        return noise_of(self.patcher.model, self.sampling, shape)
+
+    def encode(self, prompts: Sequence[str], log: Callable[[str], None]) -> list[Cond]:  # noqa: D102 - see Model
         if self.clip is None:
             raise ValueError("no text encoder: name it with --clip, or reuse encoded prompts with --conditioning FILE")
         conds = []
@@ -84,8 +68,7 @@ class ComfyModel:
                     log(f"{i + 1} of {len(prompts)} prompts encoded")
         return conds
 
-    def free_text_encoders(self) -> None:
-        """Gives the text encoders' memory back."""
+    def free_text_encoders(self) -> None:  # noqa: D102 - see Model
         if self.clip is not None:
             self.clip = None
             management = sys.modules["comfy.model_management"]
@@ -93,29 +76,22 @@ class ComfyModel:
             management.soft_empty_cache()
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Usual width and height in pixels."""
-        return self.facts.size or DEFAULT_SIZE
+    def size(self) -> tuple[int, int]:  # noqa: D102 - see Model
+        return self._facts.size or DEFAULT_SIZE
 
     @property
     def embeds_guidance(self) -> bool:
-        """Whether the network is guided by an embedded guidance, with CFG 1. Chroma's always is 0: CFG guides it."""
+        """As `Model`; Chroma's embedded guidance always is 0: CFG guides it."""
         return has_guidance(self.patcher.model) and default_guidance(self.patcher.model) != 0
 
     @property
-    def usual_guidance(self) -> float:
-        """Guidance that the architecture is usually run at, embedded or CFG."""
-        facts = self.facts
+    def usual_guidance(self) -> float:  # noqa: D102 - see Model
+        facts = self._facts
         if self.embeds_guidance:
             return facts.guidance or facts.host_guidance or DEFAULT_GUIDANCE
         return facts.cfg or DEFAULT_CFG
 
-    def latent_shape(self, width: int, height: int) -> list[int]:
-        """Returns the shape of one latent, with one frame for video models.
-
-        Raises:
-            ValueError: The size in pixels is no whole number of latent pixels.
-        """
+    def latent_shape(self, width: int, height: int) -> list[int]:  # noqa: D102 - see Model
         form = self.patcher.model.latent_format
         ratio = getattr(form, "spacial_downscale_ratio", 8)
         if width % ratio or height % ratio:
@@ -126,16 +102,14 @@ class ComfyModel:
         frames = [1] if getattr(form, "latent_dimensions", 2) == 3 else []
         return [1, form.latent_channels, *frames, height // ratio, width // ratio]
 
-    def pixels(self, shape: Sequence[int]) -> str:
-        """Returns "WIDTHxHEIGHT" of a latent shape, as cards have it."""
+    def pixels(self, shape: Sequence[int]) -> str:  # noqa: D102 - see Model
         return pixel_size(self.patcher.model, shape) or ""
 
-    def starts(self, shape: Sequence[int], count: int, seed: int) -> Tensor:
-        """Returns starting states at the model's highest noise level, shape [count, ...], float32 on the CPU."""
-        return draw_starts(self._sampling, shape, count, seed)
+    def starts(self, shape: Sequence[int], count: int, seed: int) -> Tensor:  # noqa: D102 - see Model
+        return draw_starts(self.sampling, shape, count, seed)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Returns pictures [B, 3, H, W] in [0, 1] of end states; without a VAE, three latent channels, stretched."""
+        """As `Model`; without a VAE, three latent channels, stretched."""
         latents = self.patcher.model.process_latent_out(latents.float().cpu())
         if self.vae is None:
             flat = latents[:, :3] if latents.ndim == 4 else latents[:, :3, 0]
@@ -145,7 +119,7 @@ class ComfyModel:
             pictures = self.vae.decode(latents)
         return pictures.reshape(-1, *pictures.shape[-3:]).movedim(-1, 1).clone()
 
-    def with_denoiser(
+    def with_denoiser(  # noqa: D102 - see Model
         self,
         work: Callable[[Denoiser, torch.device], Any],
         conds: Sequence[Cond],
@@ -154,17 +128,6 @@ class ComfyModel:
         *,
         differentiable: bool = False,
     ) -> Any:
-        """Returns `work(denoiser, device)`, called while the model is loaded.
-
-        The denoiser takes `row`, the numbers of the samples: they have the prompts and the guidances in turn.
-
-        Args:
-            work: What to do with it.
-            conds: Encoded prompts, the negative one first.
-            guidance: Of the samples.
-            shape: Shape of a microbatch of latents, by which ComfyUI estimates the memory it needs.
-            differentiable: Let gradients through the model; otherwise it runs in inference mode, as ComfyUI samples.
-        """
         embedded, cfgs = (), guidance.values
         if guidance.kind == "embedded":
             embedded, cfgs = guidance.values, (1.0 if guidance.cfg is None else guidance.cfg,)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -31,12 +30,11 @@ def host_entries(model: ComfyModel, denoiser: Callable[..., Tensor], calls: int)
     A list is offered where it starts where the model does, within one in a hundred. For UniPC each scheduler comes a
     second time without its last but one level, as in the KSampler node.
     """
-    sampling = model.patcher.get_model_object("model_sampling")
     for method in HOST_METHODS:
         steps = (calls + 1) // 2 if method == "heun" else calls
         if steps < (1 if method == "euler" else 2):
             continue
-        for grid, sigmas in _grids(sampling, steps, method.startswith("uni_pc")).items():
+        for grid, sigmas in _grids(model.sampling, steps, method.startswith("uni_pc")).items():
             yield Entry(method, grid, _run_of(model, denoiser, method, sigmas))
 
 
@@ -61,17 +59,16 @@ def _run_of(model: ComfyModel, denoiser: Callable[..., Tensor], method: str, sig
     sampler, guider = samplers.sampler_object(method), samplers.CFGGuider(model.patcher)
     guider.inner_model = model.patcher.model
     # A list that starts a little lower starts from as much less noise, as in ComfyUI.
-    scale = float(sigmas[0] / model.patcher.get_model_object("model_sampling").sigma_max)
+    scale = float(sigmas[0] / model.sampling.sigma_max)
 
-    class Wrapped(SimpleNamespace):
-        """What samplers get from ComfyUI: a denoiser whose `inner_model` is the guider."""
+    def wrapped(x: Tensor, sigma: Tensor, row: Any, **_: Any) -> Tensor:
+        return denoiser(x, sigma, row=row)
 
-        def __call__(self, x: Tensor, sigma: Tensor, row: Any, **_: Any) -> Tensor:
-            return denoiser(x, sigma, row=row)
+    wrapped.inner_model = guider  # where samplers look for it
 
     def run(x: Tensor, extra_args: Mapping[str, Any]) -> Tensor:
         levels = sigmas.to(x.device).clone()  # uni_pc writes into it
         arguments = {"extra_args": dict(extra_args), "callback": None, "disable": True, **sampler.extra_options}
-        return sampler.sampler_function(Wrapped(inner_model=guider), x * scale, levels, **arguments)
+        return sampler.sampler_function(wrapped, x * scale, levels, **arguments)
 
     return run

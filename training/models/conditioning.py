@@ -23,15 +23,9 @@ def write_conditioning(path: Path, conds: Sequence[Cond], prompts: Sequence[str]
 
 
 def read_conditioning(path: Path, architecture: str, negative: str | None = None) -> list[Cond]:
-    """Returns encoded prompts, the negative one first.
+    """The encoded prompts of a file, the negative one first.
 
-    Args:
-        path: File that `write_conditioning` wrote.
-        architecture: That of the model at hand.
-        negative: The negative prompt that the file must have; None accepts any.
-
-    Raises:
-        ValueError: Not such a file, or one of another architecture or negative prompt.
+    Refuses those of another architecture or negative prompt; with None any negative prompt will do.
     """
     conds: dict[int, Cond] = {}
     try:
@@ -40,10 +34,11 @@ def read_conditioning(path: Path, architecture: str, negative: str | None = None
             for key in file.keys():  # noqa: SIM118 - not a dict
                 number, _, name = key.partition("/")
                 conds.setdefault(int(number), {})[name] = file.get_tensor(key).clone()  # Windows deletes no mapped file
+        complete = sorted(conds) == list(range(len(conds))) and all("context" in cond for cond in conds.values())
+        if not complete or len(conds) < 2:
+            raise ValueError("prompts are missing")
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path}: not a conditioning file ({error}); delete it to encode the prompts again") from error
-    if sorted(conds) != list(range(len(conds))) or len(conds) < 2 or any("context" not in c for c in conds.values()):
-        raise ValueError(f"{path}: not a conditioning file; delete it to encode the prompts again")
     if facts.get("architecture", architecture) != architecture:
         raise ValueError(
             f"{path} holds prompts encoded for {facts['architecture']}, this model is {architecture}: name another file"

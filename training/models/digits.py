@@ -3,8 +3,7 @@
 A quarter of a million parameters, trained by training/train_digits.py on scikit-learn's digits (UCI Optical
 Recognition of Handwritten Digits, CC BY 4.0). It is small enough to fit a solver for it on any CPU, and real enough
 to behave like its big relatives: transformer, adaLN-zero conditioning (DiT, arXiv 2212.09748), classifier-free
-guidance. `DigitsDenoiser` speaks the k-diffusion contract in flow coordinates, `DigitsVPDenoiser` shows the same
-network as an eps model on Stable Diffusion's noise levels.
+guidance. `DigitsDenoiser` speaks the k-diffusion contract in flow coordinates.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-__all__ = ["NULL_LABEL", "SHAPE", "WEIGHTS", "DigitsDenoiser", "DigitsTransformer", "DigitsVPDenoiser", "load_digits"]
+__all__ = ["NULL_LABEL", "SHAPE", "WEIGHTS", "DigitsDenoiser", "DigitsTransformer", "load_digits"]
 
 WEIGHTS = Path(__file__).with_name("digits.safetensors")
 SHAPE = (1, 8, 8)
@@ -50,13 +49,7 @@ class Block(nn.Module):
 
 
 class DigitsTransformer(nn.Module):
-    """The velocity field `noise - x0` at flow time sigma, patch size 2.
-
-    Args:
-        width: Channels of a token.
-        depth: Number of blocks.
-        heads: Attention heads.
-    """
+    """The velocity field `noise - x0` at flow time sigma, patch size 2."""
 
     def __init__(self, width: int = 64, depth: int = 3, heads: int = 4) -> None:
         super().__init__()
@@ -98,28 +91,13 @@ class DigitsDenoiser(nn.Module):
         guidance 1 is one network call per step, any other value, or one per row, [B], evaluates the label and the null
         label in one batch.
         """
-        if isinstance(guidance, Tensor):
+        if not isinstance(guidance, float | int):
             guidance = guidance.to(x).view(-1, 1, 1, 1)
-        elif guidance == 1.0:
+        elif guidance == 1:
             return x - sigma.view(-1, 1, 1, 1) * self.network(x, sigma, label)
         twice = torch.cat([label, torch.full_like(label, NULL_LABEL)])
         conditional, null = self.network(x.repeat(2, 1, 1, 1), sigma.repeat(2), twice).chunk(2)
         return x - sigma.view(-1, 1, 1, 1) * (null + guidance * (conditional - null))
-
-
-class DigitsVPDenoiser(nn.Module):
-    """The same model as an eps model: VE coordinates x = x0 + sigma * noise at any sigma > 0.
-
-    A VE state divided by 1 + sigma is the flow state at sigma / (1 + sigma); the denoised picture is the same.
-    """
-
-    def __init__(self, flow: DigitsDenoiser) -> None:
-        super().__init__()
-        self.flow = flow
-
-    def forward(self, x: Tensor, sigma: Tensor, label: Tensor, guidance: float | Tensor = 3.0) -> Tensor:
-        """Returns the guided denoised picture for x [B, 1, 8, 8], sigma [B] > 0, label [B]."""
-        return self.flow((x / (1 + sigma).view(-1, 1, 1, 1)).to(x.dtype), sigma / (1 + sigma), label, guidance)
 
 
 def load_digits(path: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> DigitsDenoiser:

@@ -174,15 +174,9 @@ def _join(conds: Sequence[Cond], embedded: float | None) -> list[Any]:
 
 
 def draw_starts(sampling: Any, shape: Sequence[int], count: int, seed: int) -> Tensor:
-    """Starting states at the model's highest noise level, shape [count, ...], float32 on the CPU.
+    """Starting states at the highest noise level of a `model_sampling`, shape [count, ...], float32 on the CPU.
 
     Sample i has its own generator, so that it is the same whatever the count.
-
-    Args:
-        sampling: The model's `model_sampling`.
-        shape: Of one latent, [1, C, ..., H, W].
-        count: Number of samples.
-        seed: Of the first one.
     """
     generators = (torch.Generator().manual_seed((seed + i) % 2**64) for i in range(count))
     gaussian = torch.cat([torch.randn(list(shape), generator=generator) for generator in generators])
@@ -197,15 +191,13 @@ def _differentiable(patcher: Any) -> Iterator[None]:
     The weights were loaded outside of inference mode, so they can be part of a graph; none of them needs a gradient.
     """
     management: Any = sys.modules["comfy.model_management"]
-    before = getattr(management, "in_training", None)  # newer cores: rotary embeddings without the fused kernel
+    before = getattr(management, "in_training", False)
     patcher.model.requires_grad_(False)
+    management.in_training = True  # newer cores: rotary embeddings without the fused kernel; others do not read it
     try:
-        if before is not None:
-            management.in_training = True
         yield
     finally:
-        if before is not None:
-            management.in_training = before
+        management.in_training = before
 
 
 class _Replayed(torch.autograd.Function):

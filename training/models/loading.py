@@ -25,18 +25,12 @@ _log = logging.getLogger("learned_solvers")
 
 
 def find_comfy(folder: Path | None) -> Path:
-    """Returns ComfyUI's folder: the one given, COMFYUI_PATH, or the one whose custom_nodes we live in.
-
-    Raises:
-        FileNotFoundError: None of them is a ComfyUI.
-    """
+    """ComfyUI's folder: the one given, COMFYUI_PATH, or the one whose custom_nodes we live in."""
     here = Path(os.path.abspath(__file__)).parents[4]
-    places = [folder, *map(Path, os.environ.get("COMFYUI_PATH", "").split(os.pathsep)[:1]), here]
+    places = [folder] if folder else [Path(os.environ.get("COMFYUI_PATH", "").split(os.pathsep)[0]), here]
     for place in places:
-        if place and (place / "comfy" / "sd.py").is_file():
+        if (place / "comfy" / "sd.py").is_file():
             return place.resolve()
-        if place is folder is not None:
-            break
     where = f"in {folder}" if folder else f"around this folder, which is in no custom_nodes ({here})"
     raise FileNotFoundError(f"no ComfyUI {where}: name its folder with --comfyui, or set COMFYUI_PATH")
 
@@ -47,13 +41,10 @@ class ModelFiles:
 
     Args:
         checkpoint: Model, text encoders and VAE in one file.
-        diffusion_model: The diffusion model alone.
+        diffusion_model: The diffusion model alone, in place of a checkpoint.
         clip: Its text encoders; of a checkpoint, in place of its own.
         vae: Its VAE.
         comfyui: ComfyUI's folder; None: where `find_comfy` finds it.
-
-    Raises:
-        ValueError: Neither or both kinds of model file.
     """
 
     checkpoint: Path | None = None
@@ -86,16 +77,11 @@ class ModelFiles:
 
 
 def load_parts(files: ModelFiles, *, text_encoders: bool) -> tuple[Any, Any, Any]:
-    """ComfyUI's ModelPatcher of a model, its CLIP or None, its VAE or None.
-
-    Text encoders are loaded only where asked for, a checkpoint's own where `clip` names none.
-
-    Raises:
-        ValueError: A file that ComfyUI cannot load as what it is named for.
-    """
-    checkpoint, diffusion_model, clip, vae = files.checkpoint, files.diffusion_model, files.clip, files.vae
+    """ComfyUI's ModelPatcher of a model, its CLIP or None, its VAE or None; those of `files` before a checkpoint's."""
+    comfy, checkpoint, diffusion_model = files.comfy, files.checkpoint, files.diffusion_model
+    clip, vae = files.clip, files.vae
     _check_files([file for file in (checkpoint, diffusion_model, vae, *clip) if file is not None])
-    sd, utils = host_module(files.comfy, "comfy.sd"), host_module(files.comfy, "comfy.utils")
+    sd, utils = host_module(comfy, "comfy.sd"), host_module(comfy, "comfy.utils")
     encoders = own_vae = None
     if checkpoint is not None:
         with _loading("a checkpoint with --checkpoint", checkpoint):
@@ -172,11 +158,7 @@ def _check_files(files: Sequence[Path]) -> None:
 
 
 def host_module(comfy: Path, name: str) -> Any:
-    """A module of ComfyUI, which runs on the CPU where there is no accelerator.
-
-    Raises:
-        ValueError: This Python lacks what ComfyUI needs.
-    """
+    """A module of ComfyUI, which runs on the CPU where there is no accelerator."""
     if str(comfy) not in sys.path:
         sys.path.insert(0, str(comfy))
     try:

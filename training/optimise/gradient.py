@@ -119,12 +119,10 @@ class GradientDescent:
         return theta, (held_out or problem).loss(theta)
 
     def _batches(self, total: int) -> list[Tensor]:
-        """Returns the sample numbers of every update, in an order of their own in each epoch."""
+        """Returns the sample numbers of every update, in a new order in each epoch; all have about as many."""
         order, per_epoch = torch.Generator().manual_seed(self.seed), -(-total // self.batch)
         epochs = [torch.randperm(total, generator=order) for _ in range(self.epochs)]
-        return [
-            part for rows in epochs for part in rows.tensor_split(per_epoch)
-        ]  # even: one sample is no update's worth
+        return [part for rows in epochs for part in rows.tensor_split(per_epoch)]
 
     def _update(
         self, problem: Problem, theta: Tensor, optimizer: torch.optim.Optimizer, rows: Tensor, done: float
@@ -144,35 +142,23 @@ class GradientDescent:
         """Returns gradient and value of the sum of some samples' losses, in as many parts as fit into memory."""
 
         def of_part(start: int, stop: int) -> tuple[Tensor, Tensor]:
-            loss = self._loss(problem, theta, rows[start:stop])
-            return torch.autograd.grad(loss, theta)[0], loss.detach()
+            batch, reference = problem.samples.pick(rows[start:stop]), problem.reference.pick(rows[start:stop])
+            with torch.enable_grad():
+                table = problem.space.table(theta)
+                states = problem.run(table, batch, _Recomputed(problem.model)).states
+                residual = problem.objective.residual(states[1:], table.levels[1:], reference)
+                loss = problem.objective.rho(residual).cpu().double().sum()
+                return torch.autograd.grad(loss, theta)[0], loss.detach()
 
         gradient, value = torch.zeros_like(theta), theta.new_zeros(())
         for part, loss in problem.model.batch_limit.each(len(rows), problem.samples.microbatch, of_part):
             gradient, value = gradient + part, value + loss
         return gradient.detach(), value
 
-    def _value(self, problem: Problem, theta: Tensor, rows: Tensor) -> Tensor:
-        """Returns the sum of some samples' losses, in as many parts as fit into memory."""
-        size = problem.samples.microbatch
-        parts = problem.model.batch_limit.each(
-            len(rows), size, lambda i, j: self._loss(problem, theta, rows[i:j]).detach()
-        )
-        return sum(parts, theta.new_zeros(()))
-
     def _schedule(self, done: float) -> float:
         if done < self.warm_up:
             return (done + 1e-3) / self.warm_up
         return 0.01 + 0.99 * (1 + math.cos(math.pi * (done - self.warm_up) / (1 - self.warm_up))) / 2
-
-    def _loss(self, problem: Problem, theta: Tensor, rows: Tensor) -> Tensor:
-        """Returns the sum of the losses of some of this process's samples, with a graph down to theta."""
-        batch, reference = problem.samples.pick(rows), problem.reference.pick(rows)
-        with torch.enable_grad():
-            table = problem.space.table(theta)
-            states = problem.run(table, batch, _Recomputed(problem.model)).states
-            residual = problem.objective.residual(states[1:], table.levels[1:], reference)
-            return problem.objective.rho(residual).cpu().double().sum()
 
     def _check_gradient(self, problem: Problem, theta: Tensor) -> None:
         """Compares the derivative along one direction with a difference, on a few samples."""
@@ -191,8 +177,8 @@ class GradientDescent:
         along, differences = float(sums(gradient @ direction)) / few.total, []
         for size in (step, step / 10, step / 100, step / 1000):  # small ones drown in rounding, large ones in curvature
             with torch.no_grad():
-                ahead, behind = (sums(self._value(few, theta + sign * size * direction, rows)) for sign in (1, -1))
-            differences.append(float(ahead - behind) / (2 * size * few.total))
+                ahead, behind = (few.loss(theta + sign * size * direction) for sign in (1, -1))
+            differences.append((ahead - behind) / (2 * size))
             if abs(along - differences[-1]) <= 0.05 * max(abs(along), abs(differences[-1]), 1e-12) + 10 * size * size:
                 return
         raise ValueError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data.teacher import Reference
 
-__all__ = ["LOSSES", "FeatureLoss", "Objective", "PointLoss", "TrajectoryLoss", "make_objective"]
+__all__ = ["LOSSES", "Objective", "PointLoss", "TrajectoryLoss", "make_objective"]
 
 LOSSES = ("l2", "l1", "huber", "trajectory")
 
@@ -34,21 +34,24 @@ class Objective(Protocol):
         ...
 
 
-def make_objective(loss: str | Callable[[Tensor], Tensor], huber_delta: float = 0.1) -> Objective:
+def make_objective(loss: str | Callable[[Tensor], Tensor]) -> Objective:
     """Returns the objective of a name, or of a feature function x [B, ...] -> features [B, ...]."""
     if callable(loss):
-        return FeatureLoss(loss)
-    if loss == "trajectory":
-        return TrajectoryLoss()
-    return PointLoss(loss, huber_delta)
+        return PointLoss(features=loss)
+    return TrajectoryLoss() if loss == "trajectory" else PointLoss(loss)
 
 
 @dataclass(frozen=True)
 class PointLoss:
-    """The end state alone: l2 (mean square), l1 (mean absolute) or huber (half square below delta, linear above)."""
+    """The end state alone: l2 (mean square), l1 (mean absolute) or huber (half square below delta, linear above).
+
+    With `features` it is the distance in a feature space (LPIPS, Inception): the function decodes states [B, ...] and
+    looks at them. Gauss-Newton only evaluates it; the gradient way needs its derivative.
+    """
 
     kind: str = "l2"
     delta: float = 0.1
+    features: Callable[[Tensor], Tensor] | None = None
     needs_trajectory = False
 
     def __post_init__(self) -> None:
@@ -56,7 +59,10 @@ class PointLoss:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)} or a feature function, got {self.kind!r}")
 
     def residual(self, states: list[Tensor], levels: Tensor, reference: Reference) -> Tensor:  # noqa: D102
-        return (states[-1] - reference.end).flatten(1)
+        end, goal = states[-1], reference.end
+        if self.features is not None:
+            end, goal = self.features(end), self.features(goal)
+        return (end - goal).flatten(1)
 
     def rho(self, residual: Tensor) -> Tensor:  # noqa: D102
         size = residual.abs()
@@ -102,23 +108,3 @@ class TrajectoryLoss:
         weight = torch.ones_like(residual)
         weight[:, -1] += self.end_factor * _huber(residual[:, -1].abs(), self.delta)
         return weight
-
-
-@dataclass(frozen=True)
-class FeatureLoss:
-    """Mean square in a feature space (LPIPS, Inception): the function decodes states [B, ...] and looks at them.
-
-    Gauss-Newton only evaluates it; the gradient way needs its derivative.
-    """
-
-    features: Callable[[Tensor], Tensor]
-    needs_trajectory = False
-
-    def residual(self, states: list[Tensor], levels: Tensor, reference: Reference) -> Tensor:  # noqa: D102
-        return (self.features(states[-1]) - self.features(reference.end)).flatten(1)
-
-    def rho(self, residual: Tensor) -> Tensor:  # noqa: D102
-        return residual.square().mean(1)
-
-    def weight(self, residual: Tensor) -> Tensor:  # noqa: D102
-        return torch.ones_like(residual[:1, :1])

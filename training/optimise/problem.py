@@ -29,12 +29,7 @@ class Normal(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Problem(Trial):
-    """Samples to be matched by the tables of a space.
-
-    Args:
-        space: Free parameters.
-        objective: The loss.
-    """
+    """Samples to be matched by the tables of a space."""
 
     space: Space = field(kw_only=True)
     objective: Objective = field(kw_only=True)

@@ -29,27 +29,21 @@ _SOLVERS = ("dyweight_sampler", "heun_sampler", "ipndm_sampler", "euler_sampler"
 def load_inert_pickle(content: bytes) -> dict[str, Any]:
     """The pickle's outermost dictionary; objects become dictionaries of their state, solvers their names.
 
-    Raises:
-        Exception: Of any kind, for the file may make anything of the stand-ins; none of it is code of the file.
+    It may raise anything, for the file may make anything of the stand-ins; none of it is code of the file.
     """
     check_pickles(content)
-    loaded = _InertUnpickler(io.BytesIO(content)).load()
+    allowed = _stand_ins()  # made anew for each file
+
+    class InertUnpickler(pickle.Unpickler):
+        def find_class(self, module_name: str, global_name: str) -> Any:
+            if (module_name, global_name) not in allowed:
+                raise ValueError(f"it names {module_name}.{global_name}, which is not on the allow-list")
+            return allowed[module_name, global_name]
+
+    loaded = InertUnpickler(io.BytesIO(content)).load()
     if not isinstance(loaded, dict):
         raise ValueError(f"it must hold a dictionary, got {type(loaded).__name__}")
     return loaded
-
-
-class _InertUnpickler(pickle.Unpickler):
-    """An unpickler that can name nothing but inert stand-ins, made anew for each file."""
-
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file)
-        self._allowed = _stand_ins()
-
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        if (module_name, global_name) not in self._allowed:
-            raise ValueError(f"it names {module_name}.{global_name}, which is not on the allow-list")
-        return self._allowed[module_name, global_name]
 
 
 def _stand_ins() -> dict[tuple[str, str], Callable[..., Any] | str | type]:

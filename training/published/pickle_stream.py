@@ -28,11 +28,7 @@ _LARGEST_NUMBER = 2**128  # torch's magic number has 77 bits
 
 
 def check_pickles(data: bytes, count: int = 1) -> None:
-    """Looks through `count` pickles that follow each other.
-
-    Raises:
-        ValueError: Not so many pickles, or an opcode that no file of figures has.
-    """
+    """Refuses what is not `count` pickles that follow each other, of opcodes that files of figures have."""
     stream = io.BytesIO(data)
     for _ in range(count):
         if data[stream.tell() : stream.tell() + 1] != pickle.PROTO:

@@ -37,12 +37,7 @@ _Table = tuple[str, int, dict[str, Tensor], StepCard]  # model, network calls, t
 
 
 def read_tables(path: Path) -> list[Solver]:
-    """The tables of a .json, .pt or .pkl file, each as a solver with one step count.
-
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: Another kind of file, or its content breaks a rule; the message names the file.
-    """
+    """The tables of a .json, .pt or .pkl file, each as a solver with one step count; ValueError names the file."""
     readers = {".json": _read_json, ".pt": _read_checkpoint, ".pkl": _read_snapshot}
     if path.suffix.lower() not in readers:
         raise ValueError(f"{path} must end in {', '.join(readers)}: name the published file itself")

@@ -30,11 +30,7 @@ def usual_history(samples: int) -> int:
 def make_space(
     family: str, steps: int, noise: Noise, grid: Grid | None, history: int, learn_grid: bool = False
 ) -> Space:
-    """The space of a family.
-
-    Raises:
-        ValueError: Unknown family, or one that does not exist for these steps, noise or grid.
-    """
+    """The space of a family; ValueError where it does not exist for these steps, noise or grid."""
     if family not in SPACES:
         raise ValueError(f"family must be one of {', '.join(SPACES)}, got {family!r}")
     return SPACES[family](steps, noise, grid, history, learn_grid)

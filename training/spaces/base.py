@@ -26,15 +26,10 @@ __all__ = ["Restart", "Space", "is_valid", "resampled_vector", "windowed"]
 
 
 class Restart(NamedTuple):
-    """Where a run with one parameter changed departs from the unchanged run.
+    """Where a run with one parameter changed departs from the unchanged run."""
 
-    Args:
-        step: The state x_step is the same.
-        known: The entries h_j with j < known are the same.
-    """
-
-    step: int
-    known: int
+    step: int  # the state x_step is the same
+    known: int  # the entries h_j with j < known are the same
 
 
 @dataclass(frozen=True)
@@ -47,9 +42,6 @@ class Space(ABC):
         grid: Rule of the grid; None for a family with times of its own.
         history: Newest entries that a step may use.
         learn_grid: Whether the grid's shape parameter is learned too.
-
-    Raises:
-        ValueError: The family does not exist for these.
     """
 
     family: ClassVar[str]
@@ -94,11 +86,7 @@ class Space(ABC):
 
     @classmethod
     def check_step(cls, name: str, step: StepCard) -> None:
-        """Refuses a solver's step count whose card options a fit cannot go on with.
-
-        Raises:
-            ValueError: Options other than `cls.options`.
-        """
+        """Refuses a solver's step count whose card options a fit cannot go on with: others than `cls.options`."""
         defaults = FAMILIES[cls.family].options
         if {**defaults, **step.options} != {**defaults, **cls.options}:
             raise ValueError(
@@ -127,8 +115,7 @@ class Space(ABC):
         Row i of the result is the row at the same place of the path, aligned at its newest entry; vectors with an
         entry per step are interpolated.
         """
-        count = len(next(iter(tensors.values())))
-        if count == steps:
+        if len(next(iter(tensors.values()))) == steps:
             return dict(tensors)
         return {name: cls._resampled(name, tensor, steps) for name, tensor in tensors.items()}
 
@@ -137,7 +124,11 @@ class Space(ABC):
         places = torch.linspace(0, len(tensor) - 1, steps, dtype=torch.float64)
         if tensor.ndim == 1:
             return resampled_vector(tensor, places)
-        return _resampled_rows(tensor, places.round().long().tolist())
+        rows = torch.zeros(steps, steps, dtype=torch.float64)
+        for i, source in enumerate(places.round().long().tolist()):
+            for back in range(source + 1):
+                rows[i, max(0, i - back)] += tensor[source, source - back]
+        return rows
 
 
 def resampled_vector(values: Tensor, places: Tensor) -> Tensor:
@@ -145,14 +136,6 @@ def resampled_vector(values: Tensor, places: Tensor) -> Tensor:
     if len(values) == 1:
         return values.expand(len(places)).clone()
     return interpolate(places, torch.arange(len(values), dtype=torch.float64), values)
-
-
-def _resampled_rows(matrix: Tensor, sources: list[int]) -> Tensor:
-    rows = torch.zeros(len(sources), len(sources), dtype=torch.float64)
-    for i, source in enumerate(sources):
-        for back in range(source + 1):
-            rows[i, max(0, i - back)] += matrix[source, source - back]
-    return rows
 
 
 def is_valid(space: Space, theta: Tensor) -> bool:

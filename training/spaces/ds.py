@@ -39,10 +39,6 @@ class DSSpace(Space):
             raise ValueError("a DS solver of one step has nothing to learn: fit dyweight instead")
 
     @property
-    def _ends(self) -> tuple[float, float]:
-        return TIMES[self.noise.kind]
-
-    @property
     def _cells(self) -> list[tuple[int, int]]:
         """(i, j) of every vector entry; j = -1 is the time step."""
         last = self.steps - 1
@@ -59,7 +55,7 @@ class DSSpace(Space):
         at = [n for n, (_, j) in enumerate(cells) if j >= 0]
         rows, columns = (torch.tensor([cells[n][k] for n in at], dtype=torch.long) for k in (0, 1))
         coeffs = torch.zeros(self.steps, self.steps, dtype=torch.float64).index_put((rows, columns), theta[at])
-        first, last = self._ends
+        first, last = TIMES[self.noise.kind]
         left = theta[[n for n, (_, j) in enumerate(cells) if j < 0]].sigmoid().cumprod(0)
         times = torch.cat([left.new_tensor([first]), last + (first - last) * left])
         timedeltas = -times.diff()
@@ -84,14 +80,14 @@ class DSSpace(Space):
 
     def _vector(self, rows: Tensor, times: Tensor, least: float) -> Tensor:
         """Returns the parameters of rows and times; no time is nearer its neighbours than the part `least`."""
-        first, last = self._ends
+        first, last = TIMES[self.noise.kind]
         left = ((times[1:-1] - last) / (first - last)).clamp(least, 1 - least)
         part = torch.cat([left[:1], left[1:] / left[:-1]]).clamp(least, 1 - least).logit()
         return torch.stack([part[i] if j < 0 else rows[i, j] for i, j in self._cells])
 
     def from_file(self, tensors: Mapping[str, Tensor]) -> Tensor:  # noqa: D102 - see Space
-        times = self._ends[0] - torch.cat([torch.zeros(1, dtype=torch.float64), tensors["timedeltas"].cumsum(0)])
-        coeffs = tensors["coeffs"]
+        timedeltas, coeffs = tensors["timedeltas"], tensors["coeffs"]
+        times = TIMES[self.noise.kind][0] - torch.cat([timedeltas.new_zeros(1), timedeltas.cumsum(0)])
         # What was learned stays as it is: only a logit must be finite.
         return self._vector(windowed(coeffs + torch.diag(1 - coeffs.sum(1)), self.history), times, 1e-12)
 

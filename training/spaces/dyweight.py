@@ -29,17 +29,13 @@ class DyWeightSpace(Space):
     family = "dyweight"
     options = {"divisor": "call"}  # noqa: RUF012
     proxy = DSSpace
+    grid: Grid  # the other spaces do without
 
     def __post_init__(self) -> None:
         if self.grid is None:
             raise ValueError("DyWeight needs a grid rule")
         if self.learn_grid and self.grid.shape_parameter is None:
             raise ValueError(f"the {self.grid.rule} grid has no shape to learn: use flow_shift, karras or polynomial")
-
-    @property
-    def _grid(self) -> Grid:
-        assert self.grid is not None  # refused when it is made
-        return self.grid
 
     @property
     def _cells(self) -> list[tuple[int, int]]:
@@ -58,8 +54,8 @@ class DyWeightSpace(Space):
         weights = torch.zeros(self.steps, self.steps, dtype=torch.float64).index_put((rows, columns), theta[at])
         t_scale = theta[[n for n, (_, j) in enumerate(cells) if j < 0]].exp()
         if self.learn_grid:
-            return weights, t_scale, self._grid.bent(self.steps, self.noise, theta[-1].exp())
-        return weights, t_scale, self._grid.levels(self.steps, self.noise)
+            return weights, t_scale, self.grid.bent(self.steps, self.noise, theta[-1].exp())
+        return weights, t_scale, self.grid.levels(self.steps, self.noise)
 
     def table(self, theta: Tensor) -> SolverTable:  # noqa: D102 - see Space
         weights, t_scale, levels = self._parts(theta)
@@ -67,7 +63,7 @@ class DyWeightSpace(Space):
 
     def initial(self, table: SolverTable) -> Tensor:  # noqa: D102 - see Space
         coeffs = windowed(with_derivatives(table).coeffs, self.history)
-        levels = self._grid.levels(self.steps, self.noise)
+        levels = self.grid.levels(self.steps, self.noise)
         true = levels[0] + torch.cat([levels.new_zeros(1), coeffs.sum(1).cumsum(0)[:-1]])
         return self._vector(coeffs / (levels[1:] - true)[:, None], table.sigmas / true)
 
@@ -77,7 +73,7 @@ class DyWeightSpace(Space):
     def _vector(self, weights: Tensor, t_scale: Tensor) -> Tensor:
         values = [t_scale[i].log() if j < 0 else weights[i, j] for i, j in self._cells]
         if self.learn_grid:
-            shape = self._grid.parameters[self._grid.shape_parameter or ""]
+            shape = self.grid.parameters[self.grid.shape_parameter or ""]
             values.append(torch.tensor(shape, dtype=torch.float64).log())
         return torch.stack(values)
 
@@ -86,7 +82,7 @@ class DyWeightSpace(Space):
         return {"weights": weights, "t_scale": t_scale}
 
     def step_card(self, theta: Tensor) -> StepCard:  # noqa: D102 - see Space
-        grid = self._grid
+        grid = self.grid
         if self.learn_grid:
             grid = replace(grid, parameters={grid.shape_parameter or "": float(theta[-1].exp())})
         return StepCard(grid=grid, options=self.options, history=min(self.history, self.steps))

@@ -40,7 +40,6 @@ __all__ = [
     "candidate_named",
     "candidates",
     "carrier",
-    "heun_steps",
     "rank",
     "rmse",
     "rmse_and_median",
@@ -69,24 +68,20 @@ _KEPT = 3  # one of so many candidates goes on to the next stage
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A classical solver on a grid: `name` for people, `grid` its rule.
+    """A classical solver on a grid.
 
-    `grid` is None where no rule makes the levels (a published list) or they are not one per call (Heun).
+    `grid` is its rule, or None where no rule makes the levels (a published list) or they are not one per call (Heun).
     """
 
-    name: str
+    method: str
+    grid_name: str
     grid: Grid | None
     table: SolverTable
 
     @property
-    def method(self) -> str:
-        """Its name without the grid's."""
-        return self.name.partition(", ")[0]
-
-    @property
-    def grid_name(self) -> str:
-        """Its grid's name."""
-        return self.name.partition(", ")[2]
+    def name(self) -> str:
+        """Both for people: "ipndm 3, shift 1"."""
+        return f"{self.method}, {self.grid_name}"
 
 
 def carrier(table: SolverTable, noise: Noise) -> Grid:
@@ -120,11 +115,11 @@ def candidates(steps: int, noise: Noise) -> Iterator[Candidate]:
         if levels is None:
             continue
         for name, method in _methods(steps, noise, levels):
-            yield Candidate(f"{name}, {grid_name}", grid, method(levels))
-        fewer = heun_steps(steps, levels)
+            yield Candidate(name, grid_name, grid, method(levels))
+        fewer = (steps + int(levels[-1] == 0)) // 2  # two calls each, one in a last step to 0
         short = _levels(levels_of, fewer) if fewer > 1 else None
         if short is not None:
-            yield Candidate(f"heun, {grid_name}", None, heun(short))
+            yield Candidate("heun", grid_name, None, heun(short))
 
 
 def _levels(levels_of: Levels, steps: int) -> Tensor | None:
@@ -139,11 +134,6 @@ def _levels(levels_of: Levels, steps: int) -> Tensor | None:
 def candidate_named(name: str, steps: int, noise: Noise) -> Candidate:
     """Returns the candidate of a name that `candidates` gave."""
     return next(candidate for candidate in candidates(steps, noise) if candidate.name == name)
-
-
-def heun_steps(calls: int, levels: Tensor) -> int:
-    """Returns how many steps of Heun `calls` calls allow on such a grid: two calls each, one in a last step to 0."""
-    return (calls + int(levels[-1] == 0)) // 2
 
 
 def _methods(steps: int, noise: Noise, levels: Tensor) -> Iterator[tuple[str, Callable[[Tensor], SolverTable]]]:
@@ -182,15 +172,11 @@ def rank(trial: Trial, tried: Sequence[Candidate]) -> list[tuple[float, Candidat
         errors = (sums[:-1] / sums[-1]).sqrt().nan_to_num(nan=float("inf"), posinf=float("inf")).tolist()
         ranked = sorted(zip(errors, going, strict=True), key=lambda pair: pair[0])
         if stage < len(stages) - 1:
-            kept = _kept([candidate for _, candidate in ranked])
+            order = [candidate for _, candidate in ranked]
+            kept = {*order[: -(-len(order) // _KEPT)], *best_of_methods(order)}
             behind = [pair for pair in ranked if pair[1] not in kept] + behind
             going = [candidate for candidate in going if candidate in kept]
     return ranked + behind
-
-
-def _kept(order: list[Candidate]) -> set[Candidate]:
-    """Returns the best third, and the best of each method, of candidates in order."""
-    return {*order[: -(-len(order) // _KEPT)], *best_of_methods(order)}
 
 
 def best_of_methods(order: Sequence[Candidate]) -> list[Candidate]:
@@ -213,12 +199,12 @@ def scan_calls(tried: Sequence[Candidate], samples: int) -> int:
 
 
 def rmse(trial: Trial, table: SolverTable) -> float:
-    """Returns the root mean square distance to the teacher's end over all samples of all processes."""
+    """The root mean square distance to the teacher's end over all samples of all processes."""
     return rmse_and_median(trial, table)[0]
 
 
 def rmse_and_median(trial: Trial, table: SolverTable) -> tuple[float, float]:
-    """Returns the same, and the root of the median of the samples' own mean squares: few far off rule the first."""
+    """The same, and the root of the median of the samples' mean squares, which outliers do not dominate."""
     squares = trial.processes.joined(trial.errors(table), trial.samples, trial.total)
     squares = squares.nan_to_num(nan=math.inf, posinf=math.inf)
     return (float(squares.sum()) / trial.total) ** 0.5, float(squares.median()) ** 0.5

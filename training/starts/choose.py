@@ -47,19 +47,10 @@ def resolve_initial(
     history: int = FIRST_HISTORY,
     learn_grid: bool = False,
 ) -> str | Solver:
-    """Returns the solver that `initial` names; its text where that is "scan" or the name of a classical solver.
+    """The solver that `initial` names; its text where that is "scan" or the name of a classical solver.
 
-    Args:
-        initial: What a fit is to start from.
-        family: A key of SPACES.
-        steps: Step counts that will be fitted.
-        noise: The model's schedule; None: not known yet, so what any kind of model has is accepted.
-        history: Newest entries that a step may use.
-        learn_grid: Whether the grid's shape is learned too.
-
-    Raises:
-        ValueError: No such solver, one of another family or prediction type, or one that a fit cannot start from.
-        FileNotFoundError: The path does not exist.
+    Refuses what a fit of these step counts cannot start from. With no `noise` yet, what any kind of model has is
+    accepted.
     """
     if isinstance(initial, str) and not Path(initial).is_file() and initial not in list_solvers():
         if initial != "scan":
@@ -69,7 +60,13 @@ def resolve_initial(
                 known = [
                     c for kind in noises for c in candidates(n, kind) if can_start(c.table, c.grid, kind, learn_grid)
                 ]
-                _check_classical(initial, known, f"a {family} fit of {n} steps")
+                if not any(_is_called(candidate, initial) for candidate in known):
+                    methods = ", ".join(candidate.method for candidate in best_of_methods(known))
+                    raise ValueError(
+                        f"a {family} fit of {n} steps cannot start from {initial!r}: name scan, a classical solver "
+                        f"({methods}), with or without a grid, a bundled solver ({', '.join(list_solvers())}) or a "
+                        "solver file that exists"
+                    )
         return initial
     solver = initial if isinstance(initial, Solver) else load_solver(initial)
     kind = solver.prediction if noise is None else noise.kind
@@ -88,34 +85,21 @@ def resolve_initial(
     return solver
 
 
-def _check_classical(name: str, known: Sequence[Candidate], what: str) -> None:
-    if not any(_is_called(candidate, name) for candidate in known):
-        raise ValueError(
-            f"{what} cannot start from {name!r}: name scan, a classical solver ({', '.join(_methods(known))}), with or "
-            f"without a grid, a bundled solver ({', '.join(list_solvers())}) or a solver file that exists"
-        )
-
-
 def find_start(task: Task, steps: int, order: list[Candidate], initial: str | Solver) -> Start:
-    """Returns where the fit for a step count starts.
+    """Where the fit for a step count starts; `order` has the classical candidates, best first.
 
-    Args:
-        task: The fit.
-        steps: Network calls.
-        order: The classical candidates, best first.
-        initial: As `resolve_initial` returned it; of a classical solver the name ("ipndm 3, shift 1") or its beginning
-            ("ipndm 3"), which means the best grid.
+    `initial` is as `resolve_initial` returned it; of a classical solver the name ("ipndm 3, shift 1") or its beginning
+    ("ipndm 3"), which means the best grid.
     """
     order = [candidate for candidate in order if task.can_start_from(candidate)]
     if isinstance(initial, Solver):
-        return _from_solver(task, steps, initial)
+        count, step = _nearest(initial, steps)
+        space = task.space_on(steps, step.grid)
+        theta = _parameters(space, initial, steps)
+        return Start(space, theta, space.table(theta), f"{initial.name} at {count} steps")
     if initial == "scan":
         return _best_start(task, steps, order)
     return _from_candidate(task, steps, next(candidate for candidate in order if _is_called(candidate, initial)))
-
-
-def _methods(known: Sequence[Candidate]) -> list[str]:
-    return [candidate.method for candidate in best_of_methods(known)]
 
 
 def _is_called(candidate: Candidate, name: str) -> bool:
@@ -132,14 +116,6 @@ def _from_candidate(task: Task, steps: int, candidate: Candidate) -> Start:
     space = task.space(steps, candidate)
     theta = space.initial(candidate.table)
     return Start(space, theta, space.table(theta), candidate.name)
-
-
-def _from_solver(task: Task, steps: int, solver: Solver) -> Start:
-    """Returns a solver's parameters at its nearest step count, resampled to this one."""
-    count, step = _nearest(solver, steps)
-    space = task.space_on(steps, step.grid)
-    theta = _parameters(space, solver, steps)
-    return Start(space, theta, space.table(theta), f"{solver.name} at {count} steps")
 
 
 def _parameters(space: Space, solver: Solver, steps: int) -> Tensor:
@@ -179,7 +155,12 @@ def _improved_start(task: Task, steps: int, order: list[Candidate]) -> Start:
         if len(chosen) < STARTS and candidate.grid_name not in chosen:
             chosen[candidate.grid_name] = _from_candidate(task, steps, candidate)
     tried = list(chosen.values())
-    difference = _difference(task, steps, tried[0])
+
+    def measure() -> dict[str, Tensor]:
+        problem, _ = task.on(tried[0].space)
+        return {"size": torch.tensor(difference_step(problem.first(TRIED), tried[0].theta), dtype=torch.float64)}
+
+    difference = float(task.recorded(f"{steps}/{task.family} difference", measure)["size"])
     for turn, iterations in enumerate(ITERATIONS):
         name = f"{steps}/{task.family} start {turn}"
         scored = [_improved(task, start, iterations, difference, f"{name} {start.name}") for start in tried]
@@ -187,16 +168,6 @@ def _improved_start(task: Task, steps: int, order: list[Candidate]) -> Start:
             task.log(f"{steps} steps: start {start.name}, loss {loss:.3e}")
         tried = [start for _, start in sorted(scored, key=lambda pair: pair[0])[:KEPT]]
     return tried[0]
-
-
-def _difference(task: Task, steps: int, start: Start) -> float:
-    """Returns the size of differences that the model's rounding asks for."""
-
-    def work() -> dict[str, Tensor]:
-        problem, _ = task.on(start.space)
-        return {"size": torch.tensor(difference_step(problem.first(TRIED), start.theta), dtype=torch.float64)}
-
-    return float(task.recorded(f"{steps}/{task.family} difference", work)["size"])
 
 
 def _improved(task: Task, start: Start, iterations: int, difference: float, name: str) -> tuple[float, Start]:

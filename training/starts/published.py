@@ -57,9 +57,7 @@ def log_linear(levels: Sequence[float], steps: int) -> Tensor:
 def beta_levels(steps: int, sigma_at: Callable[[Tensor], Tensor]) -> Tensor:
     """ComfyUI's `beta` grid: timesteps at the quantiles of the distribution Beta(0.6, 0.6), then 0.
 
-    Args:
-        steps: Number of steps; below 250, so that no two timesteps are the same.
-        sigma_at: Noise levels of whole timesteps 0 ... 999.
+    Below 250 steps no two timesteps are the same. `sigma_at` has the noise levels of whole timesteps 0 ... 999.
     """
     quantiles = np.sin(np.interp(1 - np.linspace(0, 1, steps, endpoint=False), *_beta_distribution())) ** 2
     timesteps = torch.from_numpy(np.rint(quantiles * 999))

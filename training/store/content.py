@@ -19,9 +19,7 @@ __all__ = ["content_hash"]
 def content_hash(*values: Any, describe: Callable[[Any], str] = repr) -> str:
     """SHA-256 of tensors, arrays, numbers and texts, and of lists, mappings and dataclasses of such, in hexadecimal.
 
-    Args:
-        values: What is hashed.
-        describe: Returns the text that stands for an object of another kind.
+    An object of another kind counts by the text that `describe` returns.
     """
     digest = sha256()
 
@@ -37,11 +35,9 @@ def content_hash(*values: Any, describe: Callable[[Any], str] = repr) -> str:
             for row in rows if rows.ndim > 1 else [rows]:  # a whole copy may be too large
                 digest.update(row.contiguous().flatten().view(torch.uint8).numpy())
         elif isinstance(value, np.ndarray):
-            add_text(
-                f"array {value.dtype} {list(value.shape)}", value.flatten().tolist() if value.dtype.hasobject else ()
-            )
-            if not value.dtype.hasobject:
-                digest.update(np.ascontiguousarray(value).tobytes())
+            objects = value.dtype.hasobject
+            add_text(f"array {value.dtype} {list(value.shape)}", value.flatten().tolist() if objects else ())
+            digest.update(b"" if objects else np.ascontiguousarray(value).tobytes())
         elif isinstance(value, Mapping):
             add_text(f"mapping {len(value)}", (part for key in sorted(value, key=str) for part in (key, value[key])))
         elif isinstance(value, list | tuple):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...samplers.files.write import write_tensors
+from ..data.processes import Processes
 
 __all__ = ["Journal", "Record"]
 
@@ -16,30 +16,21 @@ Record = dict[str, Tensor]
 
 
 class Journal:
-    """Named records of tensors, saved atomically after each change.
+    """Named records of tensors, saved atomically after each change; without a `path` in memory only.
 
-    Args:
-        path: File to keep them in; None keeps them in memory only.
-        key: Hash of all that the records follow from. A file with another key is refused.
-        shared: Gives every process what process 0 read (the identity in one process).
-        writes: Whether this process writes.
-
-    Raises:
-        ValueError: The file belongs to a fit with other settings, or is damaged.
+    `key` is a hash of all that the records follow from: a file with another key is refused. The first of the processes
+    reads and writes; all have what it read.
     """
 
-    def __init__(
-        self,
-        path: Path | None,
-        key: str,
-        shared: Callable[[dict[str, Record]], dict[str, Record]] = lambda records: records,
-        writes: bool = True,
-    ) -> None:
-        if path is not None and path.is_dir():
+    def __init__(self, path: str | Path | None, key: str, processes: Processes | None = None) -> None:
+        processes = processes or Processes()
+        if path is not None and Path(path).is_dir():
             raise ValueError(f"journal must be a file to keep the fit in, got the folder {path}: name a file in it")
-        self.path = path if writes else None
+        self.path = Path(path) if path is not None and processes.rank == 0 else None
         self.key = key
-        self._records = shared(_read(self.path, key) if self.path and self.path.exists() else {})
+        self._records: dict[str, Record] = processes.from_first(
+            _read(self.path, key) if self.path and self.path.exists() else {}
+        )
         self.resumed = bool(self._records)
 
     def get(self, name: str) -> Record | None:

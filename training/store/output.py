@@ -24,13 +24,9 @@ _CONTENT = re.compile(r"delivering|prompts-[0-9a-f]+\.safetensors|[0-9a-f]{16}|\
 
 @dataclass(frozen=True)
 class Output:
-    """The files of one fit.
+    """The solver file of a fit, with its report (.md) and picture (.png) next to it.
 
-    Args:
-        solver: Solver file; report (.md) and picture (.png) lie next to it.
-        command: What is run, without what does not change the result: tells an unfinished delivery of the same command
-            from files that someone else made.
-        overwrite: Whether existing files may be replaced.
+    `command`, without what does not change the result, tells an unfinished delivery from files that someone else made.
     """
 
     solver: Path
@@ -47,17 +43,10 @@ class Output:
         """What an interrupted fit resumes from; deleted when the files stand."""
         return self.solver.with_suffix(".fit")
 
-    @property
-    def _delivering(self) -> Path:
-        return self.folder / "delivering"
-
     def check(self) -> None:
-        """Refuses existing files.
-
-        Raises:
-            FileExistsError: One of the files exists, and is no unfinished delivery of the same command.
-        """
-        if self.overwrite or (self._delivering.exists() and self._delivering.read_text("utf-8") == self.command):
+        """Refuses existing files, unless they are an unfinished delivery of the same command."""
+        mark = self.folder / "delivering"
+        if self.overwrite or (mark.exists() and mark.read_text("utf-8") == self.command):
             return
         for file in reversed(self.files):
             if file.exists():
@@ -71,33 +60,24 @@ class Output:
             yield
 
     def deliver(self) -> None:
-        """Moves the three files, made in the folder under their names, to their places; empties the claimed folder.
-
-        What someone else put into the folder stays.
-        """
+        """Moves the three files from the claimed folder to their places; deletes what else the fit left in it."""
         self.check()
-        self._delivering.write_text(self.command, "utf-8")
+        mark = self.folder / "delivering"
+        mark.write_text(self.command, "utf-8")
         for file in self.files:
             os.replace(self.folder / file.name, file)
-        self._delivering.unlink()  # from here on they are files like any other
+        mark.unlink()  # from here on they are files like any other
         for path in self.folder.iterdir():
-            if path.is_dir() and _CONTENT.fullmatch(path.name):
-                shutil.rmtree(path)
-            elif _CONTENT.fullmatch(path.name):
-                path.unlink()
+            if _CONTENT.fullmatch(path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
 def claimed(folder: Path, needed: int, *, name: str, remedy: str = "choose another name") -> Iterator[None]:
-    """Holds a folder for this process, after making sure that it can be written and has room.
+    """Holds a folder for this process, after making sure that it can be written and has room for `needed` bytes.
 
-    The lock is a file next to the folder. In the end it is deleted, and so is an empty folder.
-
-    Args:
-        folder: The folder; made where it is missing.
-        needed: Bytes that will be written.
-        name: What is fitted, for the refusal of a second process.
-        remedy: What the user can do about it.
+    The lock is a file next to the folder. In the end it is deleted, and so is an empty folder. `name` is what is
+    fitted, `remedy` what the user can do, in the refusals.
 
     Raises:
         OSError: The folder cannot be written, has too little room, or another process is at work in it.
@@ -113,12 +93,9 @@ def claimed(folder: Path, needed: int, *, name: str, remedy: str = "choose anoth
         lock.release()
         raise OSError(f"{folder} cannot be written ({error.strerror}): {remedy}") from error
     try:
-        free = shutil.disk_usage(folder).free
-        if free < needed:
-            raise OSError(
-                f"{folder} has {free / 2**20:.0f} MB free, the fit writes up to {needed / 2**20:.0f} MB: make room, or "
-                f"{remedy}"
-            )
+        if (free := shutil.disk_usage(folder).free) < needed:
+            sizes = f"{free / 2**20:.0f} MB free, the fit writes up to {needed / 2**20:.0f} MB"
+            raise OSError(f"{folder} has {sizes}: make room, or {remedy}")
         yield
     finally:
         with suppress(OSError):
