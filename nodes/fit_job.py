@@ -140,8 +140,8 @@ def _empty(model: Any, latent: Mapping[str, Any]) -> Tensor:
     samples = latent["samples"]
     if getattr(samples, "is_nested", False):
         raise ValueError(
-            "this latent holds picture and sound together, one error cannot judge both: take a solver that transfers, "
-            "such as ds_flow-sit, in place of a fit"
+            "this latent holds picture and sound together, one error cannot judge both: use a bundled solver that "
+            "transfers instead of a fit"
         )
     return fixed_latent(model, {**latent, "samples": torch.zeros_like(samples)})["samples"]
 

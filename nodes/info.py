@@ -10,6 +10,7 @@ import comfy.samplers
 from torch import Tensor
 
 from ..samplers import Solver
+from ..samplers.architectures import DEFAULT_PATCH
 from ..samplers.comfy_models import noise_of
 from ..samplers.files.card import StepCard
 from ..samplers.guidance import format_values
@@ -60,7 +61,7 @@ class LearnedSolverInfo(SolverNode):
         sampling = _usual_sampling(named.prediction) if model is None else model.get_model_object("model_sampling")
         noise = noise_of(None, sampling, None) if model is None else noise_of(model.model, sampling, shape)
         if shape is not None and len(shape) >= 4:
-            noise = noise.with_tokens(math.ceil(shape[-2] / 2) * math.ceil(shape[-1] / 2))  # FLUX's patches of 2 x 2
+            noise = noise.with_tokens(math.ceil(shape[-2] / DEFAULT_PATCH) * math.ceil(shape[-1] / DEFAULT_PATCH))
         rows = []
         for count in [steps] if steps else named.steps:
             stock = comfy.samplers.calculate_sigmas(sampling, scheduler, count)

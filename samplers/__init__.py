@@ -7,6 +7,7 @@ from torch import Tensor
 from .choose import choose_solver
 from .classical import adams_bashforth, deis, deis_edm, euler, euler_end, heun, ipndm, ipndm_v
 from .classical.exponential import dpmpp_2m, res_multistep, uni_pc
+from .files.card import Card, StepCard
 from .files.solver import Solver, list_solvers, load_solver
 from .grids import Grid
 from .guidance import Guidance
@@ -17,12 +18,14 @@ from .schedules import EDMNoise, FlowNoise, VPNoise
 from .table import SolverTable
 
 __all__ = [
+    "Card",
     "EDMNoise",
     "FlowNoise",
     "Grid",
     "Guidance",
     "Solver",
     "SolverTable",
+    "StepCard",
     "VPNoise",
     "adams_bashforth",
     "choose_solver",

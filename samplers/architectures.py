@@ -14,9 +14,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-__all__ = ["DEFAULT_CFG", "DEFAULT_GUIDANCE", "DEFAULT_SIZE", "RECORDS", "Architecture", "architecture_of"]
+__all__ = [
+    "DEFAULT_CFG",
+    "DEFAULT_GUIDANCE",
+    "DEFAULT_PATCH",
+    "DEFAULT_SIZE",
+    "RECORDS",
+    "Architecture",
+    "architecture_of",
+]
 
-DEFAULT_CFG, DEFAULT_GUIDANCE, DEFAULT_SIZE = 5.0, 3.5, (1024, 1024)
+DEFAULT_CFG, DEFAULT_GUIDANCE, DEFAULT_SIZE, DEFAULT_PATCH = 5.0, 3.5, (1024, 1024), 2
 """For architectures whose record says nothing."""
 
 # The columns are the fields of Architecture: n is steps, emb. guidance, host host_guidance; size ends with the frames.
@@ -140,7 +148,7 @@ def _whole(cell: str) -> int | None:
 def _record(line: str) -> Architecture:
     """The record of a line of the table."""
     name, sampler, scheduler, steps, cfg, guidance, host, shift, size, patch, encoder, *aliases = line.split()
-    width, height, frames = (*map(_whole, size.split("x")), None, None)[:3]
+    width, height, *frames = (None, None) if size == "-" else map(int, size.split("x"))
     return Architecture(
         name,
         sampler=_text(sampler),
@@ -150,8 +158,8 @@ def _record(line: str) -> Architecture:
         guidance=_number(guidance),
         host_guidance=_number(host),
         shift=_number(shift),
-        size=None if width is None or height is None else (width, height),
-        frames=frames,
+        size=(width, height) if width and height else None,
+        frames=frames[0] if frames else None,
         patch=_whole(patch),
         text_encoder=_text(encoder),
         aliases=tuple(aliases),

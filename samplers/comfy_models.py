@@ -56,9 +56,6 @@ def noise_of(base: Any, sampling: Any, shape: Sequence[int] | None) -> Noise:
         base: ComfyUI's BaseModel; None where the host shows no more than its schedule, and no shape.
         sampling: Its model_sampling object, patched or not.
         shape: The latent's shape [B, C, ..., H, W], where it is known.
-
-    Raises:
-        ValueError: A prediction type that no solver is defined for.
     """
     # By class, so that a type that ComfyUI adds later is refused instead of sampled wrongly.
     kinds = {c.__name__ for c in type(sampling).__mro__}

@@ -15,11 +15,7 @@ __all__ = ["with_denoised", "with_derivatives"]
 
 
 def with_derivatives(table: SolverTable) -> SolverTable:
-    """Returns the table with entry "derivative": the same states for every model.
-
-    Raises:
-        ValueError: A row's scale and coefficients do not sum to 1.
-    """
+    """Returns the table with entry "derivative": the same states for every model."""
     if table.entry == "derivative":
         return table
     _check_sums(table.scale + table.coeffs.sum(1), "scale plus coeffs must sum to 1")
@@ -33,11 +29,7 @@ def with_derivatives(table: SolverTable) -> SolverTable:
 
 
 def with_denoised(table: SolverTable) -> SolverTable:
-    """Returns the table with entry "denoised": the same states for every model.
-
-    Raises:
-        ValueError: A row's scale is not 1, the table has an analytic first step, or a state keeps nothing of x_0.
-    """
+    """Returns the table with entry "denoised": the same states for every model."""
     if table.entry == "denoised":
         return table
     _check_sums(table.scale, "scale must be 1")

@@ -97,11 +97,7 @@ class Grid:
 
 
 def checked_levels(sigmas: Tensor) -> Tensor:
-    """Returns noise levels as float64 on the CPU, without gradients, shape [N + 1].
-
-    Raises:
-        ValueError: They are fewer than two, do not descend, or end below 0.
-    """
+    """Returns noise levels as float64 on the CPU, without gradients, shape [N + 1]."""
     sigmas = torch.as_tensor(sigmas, device="cpu").detach().double()
     if sigmas.ndim != 1 or len(sigmas) < 2 or bool((sigmas.diff() >= 0).any()) or float(sigmas[-1]) < 0:
         raise ValueError(f"sigmas must be at least two descending levels, the last 0 or above, got {sigmas.tolist()}")

@@ -6,7 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, SupportsFloat, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,11 +39,14 @@ class Guidance:
     def __post_init__(self) -> None:
         if self.kind not in ("cfg", "embedded", "none"):
             raise ValueError(f"guidance has kind {self.kind!r:.40}; choose cfg, embedded or none")
+        object.__setattr__(self, "values", tuple(self.values))
         numbers = (*self.values, *(number for number in (self.usual, self.cfg) if number is not None))
-        if not all(type(n) in (int, float) and 0 <= n < 1e9 for n in numbers):
+        if not all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < 1e9 for n in numbers):
             raise ValueError(f"guidance must be finite numbers of at least 0, got {numbers!s:.80}")
         if any(a >= b for a, b in zip(self.values, self.values[1:], strict=False)):
             raise ValueError(f"guidance values must ascend without repeats, got {list(self.values)!s:.80}")
+        if self.values and self.usual is not None and not self.values[0] <= self.usual <= self.values[-1]:
+            raise ValueError(f"the usual guidance must lie within {format_values(self.values)}, got {self.usual:g}")
         if (self.kind == "none" and numbers) or (self.kind != "embedded" and self.cfg is not None):
             raise ValueError(f"guidance of kind {self.kind} has a number too many: {self.to_json()}")
 
@@ -60,10 +63,12 @@ class Guidance:
 
     def covers(self, other: Guidance) -> bool:
         """Whether another guidance is of this kind and lies within this one's values."""
-        if other.kind != self.kind or other.cfg != self.cfg or bool(other.values) != bool(self.values):
+        if other.kind != self.kind or bool(other.values) != bool(self.values):
             return False
-        slack = 1e-6  # hosts carry guidance in float32
-        return all(self.values[0] - slack <= value <= self.values[-1] + slack for value in other.values)
+        if None not in (self.cfg, other.cfg) and self.cfg != other.cfg:
+            return False
+        part = 1e-6  # hosts carry guidance in float32
+        return all(self.values[0] * (1 - part) <= value <= self.values[-1] * (1 + part) for value in other.values)
 
     def __str__(self) -> str:
         if self.kind == "none":
@@ -94,10 +99,12 @@ def at_guidance(stack: Tensor, knots: Sequence[float], guidance: float | None) -
     Args:
         stack: Parameters at each knot, shape [K, ...].
         knots: Guidance of each, positive, ascending, at least one where K > 1.
-        guidance: May be None where K is 1.
+        guidance: Ignored where K is 1.
     """
-    if len(stack) == 1 or guidance is None:
+    if len(stack) == 1:
         return stack[0]
+    if guidance is None or not isinstance(guidance, SupportsFloat) or math.isnan(guidance := float(guidance)):
+        raise ValueError(f"guidance must be a number, got {guidance!r:.40}: parameters depend on it")
     place = min(max(guidance, knots[0]), knots[-1])
     high = max(1, bisect_left(knots, place))
     low, span = math.log(knots[high - 1]), math.log(knots[high]) - math.log(knots[high - 1])
@@ -111,15 +118,11 @@ def range_around(middle: float, part: float) -> tuple[float, ...]:
     """
     if middle <= 1:
         return (middle,)
-    return tuple(dict.fromkeys((max(1.0, round(middle * (1 - part), 2)), middle, round(middle * (1 + part), 2))))
+    return tuple(sorted({max(1.0, round(middle * (1 - part), 2)), middle, round(middle * (1 + part), 2)}))
 
 
 def per_sample(values: Sequence[float], count: int) -> list[float]:
-    """The guidance of each of `count` samples: the values in turn, so that any few in a row have all of them.
-
-    Raises:
-        ValueError: There are more values than samples.
-    """
+    """The guidance of each of `count` samples: the values in turn, so that any few in a row have all of them."""
     if count < len(values):
         raise ValueError(
             f"{count} samples are too few for guidances {format_values(values)}: take {len(values)}, or one guidance"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from .choose import choose_solver
 from .families import FAMILIES, Family
 from .files.solver import Solver, list_solvers, load_solver
+from .guidance import Guidance
 from .loop import Callback, Denoiser, sample_table
 from .part import part_of_table
 from .schedules import Noise, VPNoise
@@ -52,8 +53,8 @@ def sample_solver(
             the model's prediction type.
         noise: The model's noise schedule. None: read from `model.sigmas`, as k-diffusion's wrappers have it.
         steps: Network calls of the whole grid. None: M.
-        guidance: Guidance of the run, see `Solver.table`. None: extra_args["cond_scale"] where it is there, which is
-            the host's CFG, else the solver's usual one.
+        guidance: Guidance of the run, see `Solver.table`. None: extra_args["cond_scale"] (the host's CFG) for a solver
+            whose guidance is CFG, else the solver's usual one.
         family: Refuse solvers of another family.
 
     Raises:
@@ -72,8 +73,8 @@ def sample_solver(
             f"{solver.name} belongs to {FAMILIES[solver.family].title}: choose a {family} file, or the sampler of "
             f"family {solver.family}"
         )
-    if guidance is None and (cond_scale := (extra_args or {}).get("cond_scale")) is not None:
-        guidance = float(torch.as_tensor(cond_scale).flatten()[0])
+    if guidance is None:
+        guidance = solver.guidance_of(_guidance_of((extra_args or {}).get("cond_scale")))
     table, _ = table_between(solver, steps, noise, sigmas, guidance)
     return sample_table(model, x, table, extra_args, callback, disable)
 
@@ -81,11 +82,7 @@ def sample_solver(
 def table_between(
     solver: Solver, steps: int, noise: Noise, sigmas: Tensor, guidance: float | None = None
 ) -> tuple[SolverTable, bool]:
-    """Returns the part of a solver's table between the first and the last of `sigmas`, and whether more is left of it.
-
-    Raises:
-        ValueError: The solver does not fit the steps or the schedule, or has no such part.
-    """
+    """The part of a solver's table between the first and the last of `sigmas`, and whether more is left of it."""
     whole = solver.table(steps, noise, guidance)
     table = part_of_table(whole, float(sigmas[0]), float(sigmas[-1]))
     return table, table.sigma_end > whole.sigma_end
@@ -103,13 +100,26 @@ def _noise_of(model: Denoiser) -> Noise:
     return VPNoise.from_sigmas(sigmas)
 
 
+def _guidance_of(cond_scale: object) -> Guidance | None:
+    """The guidance that k-diffusion's `cond_scale` stands for, a number or one per row; None for anything else."""
+    try:
+        return Guidance("cfg", (float(torch.as_tensor(cond_scale).flatten()[0]),))
+    except (TypeError, ValueError, IndexError, RuntimeError):
+        return None
+
+
 def _sampler_of(family: Family) -> Callable[..., Tensor]:
     """Returns `sample_solver` for one family, under its own name."""
-    sample: Any = partial(sample_solver, family=family.name)
+
+    @wraps(sample_solver)
+    def sample(*args: Any, **options: Any) -> Tensor:
+        return sample_solver(*args, **{"family": family.name, **options})
+
     sample.__name__ = sample.__qualname__ = f"sample_{family.sampler}"
-    sample.__doc__ = (
-        f"Returns the state at the end of the grid of a {family.title} solver ({family.paper}); see `sample_solver`."
-    )
+    sample.__doc__ = f"""`sample_solver` with a {family.title} solver ({family.paper}).
+
+    Where no bundled solver of the family transfers, one must be named.
+    """
     return sample
 
 

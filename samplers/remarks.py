@@ -38,8 +38,8 @@ def mismatches(
         )
     if noise.kind == "vp" and abs(noise.sigma_max / _SD_SIGMA_MAX - 1) > 0.01:
         facts.append(
-            f"fitted for noise from sigma {_SD_SIGMA_MAX:.4g}, this model's starts at {noise.sigma_max:.4g} (zero "
-            "terminal SNR?): compare with a stock sampler first"
+            f"this model's noise starts at sigma {noise.sigma_max:.4g}, Stable Diffusion's at {_SD_SIGMA_MAX:.4g}: "
+            "compare with a stock sampler first"
         )
     if mismatch := guidance_mismatch(solver, steps, guidance):
         facts.append(mismatch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from .grids import FLUX_GRID, Grid, interpolate
 
-__all__ = ["DEFAULT_TOKENS", "EDMNoise", "FlowNoise", "Noise", "VPNoise", "check_noise"]
+__all__ = ["DEFAULT_TOKENS", "KINDS", "EDMNoise", "FlowNoise", "Noise", "VPNoise", "check_noise"]
 
 DEFAULT_TOKENS = 4096  # latent tokens of a 1024x1024 picture
 
@@ -50,6 +51,10 @@ class Noise:
 
     def sigma_at_index(self, index: Tensor) -> Tensor:
         """Noise levels at (fractional) timesteps 0 ... 999 of ComfyUI's table of such a model."""
+        raise NotImplementedError
+
+    def index_at(self, sigma: Tensor) -> Tensor:
+        """The (fractional) timesteps of noise levels: the inverse of `sigma_at_index`."""
         raise NotImplementedError
 
     def time_at(self, sigma: Tensor) -> Tensor:
@@ -222,11 +227,13 @@ class VPNoise(Noise):
         return interpolate(log_alpha, self.log_alphas.flip(0), self.times.flip(0))
 
 
-def check_noise(noise: object) -> None:
-    """Refuses what is no noise schedule.
+KINDS: Mapping[str, type[Noise]] = {schedule.kind: schedule for schedule in (FlowNoise, VPNoise, EDMNoise)}
+"""By the name of the kind, as cards have it."""
 
-    Raises:
-        TypeError: It is of another kind.
-    """
+
+def check_noise(noise: object) -> None:
+    """Refuses what is no noise schedule."""
     if not isinstance(noise, Noise):
-        raise TypeError(f"noise must be FlowNoise(), VPNoise or EDMNoise, got {type(noise).__name__}")
+        raise TypeError(
+            f"noise must be one of {', '.join(kind.__name__ for kind in KINDS.values())}, got {type(noise).__name__}"
+        )

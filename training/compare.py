@@ -27,9 +27,18 @@ if not __package__:  # run as a file
 
     __package__ = _as_package.TRAINING
 
-from ..samplers import FlowNoise, Solver, load_solver
+from ..samplers import FlowNoise, Guidance, Solver, load_solver
 from .command.demo import GUIDANCE, demo_starts
-from .command.options import Prompts, add_model_options, check_demo, count_of, model_files, prompts, seed_of
+from .command.options import (
+    Prompts,
+    add_model_options,
+    check_demo,
+    count_of,
+    guidance_value,
+    model_files,
+    prompts,
+    seed_of,
+)
 from .command.run import guidance_for
 from .comparison.measure import ComparedModel, Entry, compare, most_compared, solver_entries, table_entries
 from .comparison.write import FILES, PICTURES, write_files
@@ -85,7 +94,8 @@ def _parse(arguments: list[str]) -> CompareCommand:
     add = parser.add_argument
     add("--demo", action="store_true", help="compare on the bundled small model")
     add_model_options(parser)
-    add("--guidance", type=float, help="CFG; on FLUX the embedded guidance, with CFG 1 (usual for the architecture)")
+    usual = "CFG; on FLUX the embedded guidance, with CFG 1 (usual for the architecture)"
+    add("--guidance", type=guidance_value, help=usual)
     add("--solver", type=Path, nargs="+", default=[], help="solver files, also of ComfyUI's models/solver_weights")
     add("--steps", type=count_of, nargs="+", help="numbers of network calls (the solvers' own, or 3 to 8)")
     add("--grids", nargs="+", default=[], help="try the peers on these grids alone, by the names that the table gives")
@@ -129,7 +139,7 @@ def _compare_demo(command: CompareCommand) -> None:
         name=f"the bundled digits model, guidance {GUIDANCE:g}",
         denoiser=denoiser,
         noise=noise,
-        guidance=GUIDANCE,
+        guidance=Guidance("cfg", (GUIDANCE,)),
         samples=Samples(x, extra_args, command.samples),
         peers=lambda calls: table_entries(denoiser, noise, calls),
         pictures=lambda ends: (ends + 1) / 2,
@@ -148,6 +158,7 @@ def _compare_model(command: CompareCommand) -> None:
     conds = command.prompts.conditioning(loaded, count, encoded, _log)
     loaded.free_text_encoders()
     value = loaded.usual_guidance if command.guidance is None else command.guidance
+    guidance = guidance_for(loaded, [value], count)
 
     def work(denoiser: Callable[..., Tensor], device: torch.device) -> None:
         counted = CountedDenoiser(denoiser, torch.float32)
@@ -156,14 +167,14 @@ def _compare_model(command: CompareCommand) -> None:
             name=f"{files.name}, {loaded.pixels(shape)}, guidance {value:g}",
             denoiser=counted,
             noise=loaded.noise(shape),
-            guidance=value,
+            guidance=guidance,
             samples=Samples(x, {"row": list(range(count))}, command.microbatch),
             peers=lambda calls: host_entries(loaded, counted, calls),
             pictures=loaded.decode,
         )
         _compare(command, model)
 
-    loaded.with_denoiser(work, conds, guidance_for(loaded, [value], count), [command.microbatch, *shape[1:]])
+    loaded.with_denoiser(work, conds, guidance, [command.microbatch, *shape[1:]])
 
 
 def _compare(command: CompareCommand, model: ComparedModel) -> None:

@@ -62,7 +62,7 @@ def fit_solver(
         x: Starting states at the model's highest noise level, shape [S, ...]; 64 are usually enough;
             256 to fit to and more mostly come nearer.
         noise: The model's noise schedule.
-        family: "dyweight" or "ds".
+        family: A key of SPACES, "dyweight" or "ds".
         steps: Step counts, in network calls.
         history: Newest entries that a step may use. None: 3; where a fit by Gauss-Newton starts from a scan and has 256
             samples and more to fit to, held_out not counted, 6.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from operator import index
 from pathlib import Path
@@ -127,7 +128,9 @@ class FitJob:
 
     def on(self, device: torch.device) -> FitJob:
         """The same job with its starts on a device."""
-        return replace(self, samples=replace(self.samples, x=self.samples.x.to(device)))
+        job = copy(self)  # already checked
+        object.__setattr__(job, "samples", replace(self.samples, x=self.samples.x.to(device)))
+        return job
 
     def content_hash(self) -> str:
         """The same in every process, whatever microbatch and card; unknown objects count by their names or types."""

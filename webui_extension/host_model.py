@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..samplers import Guidance
-from ..samplers.architectures import Architecture, architecture_of
+from ..samplers.architectures import DEFAULT_PATCH, Architecture, architecture_of
 from ..samplers.schedules import EDMNoise, FlowNoise, Noise, VPNoise
 
 __all__ = ["architecture", "guidance_of", "noise_of"]
@@ -41,7 +41,7 @@ def guidance_of(p: Any, sd_model: Any) -> Guidance | None:
     cfg = getattr(p, "hr_cfg", p.cfg_scale) if p.is_hr_pass else p.cfg_scale
     try:
         if getattr(sd_model, "use_distilled_cfg_scale", False):
-            embedded = p.hr_distilled_cfg if p.is_hr_pass else p.distilled_cfg_scale
+            embedded: Any = getattr(p, "hr_distilled_cfg" if p.is_hr_pass else "distilled_cfg_scale", None)
             return Guidance("embedded", (float(embedded),), cfg=float(cfg))
         return Guidance("cfg", (float(cfg),))
     except (TypeError, ValueError):
@@ -62,7 +62,7 @@ def noise_of(model_wrap: Any, shape: Sequence[int] | None) -> Noise:
         if shape is None:
             return FlowNoise()
         record = _record(getattr(model_wrap, "inner_model", None))
-        patch = (record and record.patch) or 2
+        patch = (record and record.patch) or DEFAULT_PATCH
         return FlowNoise(math.ceil(shape[-2] / patch) * math.ceil(shape[-1] / patch))
     if "PredictionContinuousEDM" in kinds:
         return EDMNoise(float(schedule.sigmas[0]), float(schedule.sigmas[-1]))

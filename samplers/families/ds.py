@@ -60,11 +60,7 @@ def ds_vp_table(timedeltas: Tensor, coeffs: Tensor, noise: Noise) -> SolverTable
 
 
 def ds_table(timedeltas: Tensor, coeffs: Tensor, noise: Noise) -> SolverTable:
-    """Returns the table of a searched solver on a flow or VP schedule; differentiable in both parameters.
-
-    Raises:
-        ValueError: Another kind of schedule.
-    """
+    """Returns the table of a searched solver on a flow or VP schedule; differentiable in both parameters."""
     if noise.kind not in _TABLES:
         raise ValueError(f"DS-Solver is defined on {' and '.join(_TABLES)} noise, got {noise.kind}: fit dyweight")
     return _TABLES[noise.kind](timedeltas, coeffs, noise)

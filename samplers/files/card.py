@@ -11,6 +11,7 @@ from typing import Any
 
 from ..grids import Grid
 from ..guidance import Guidance
+from ..schedules import KINDS
 from .safe import is_text, read_json
 
 __all__ = ["FORMAT_VERSION", "VERSION", "Card", "StepCard", "is_count"]
@@ -69,7 +70,8 @@ class StepCard:
     note: str | None = None
 
     def __post_init__(self) -> None:
-        if not all(type(k) in (int, float) and 0 < k < 1e9 for k in self.knots):
+        object.__setattr__(self, "knots", tuple(self.knots))
+        if not all(isinstance(k, int | float) and not isinstance(k, bool) and 0 < k < 1e9 for k in self.knots):
             raise ValueError(f"knots must be positive finite guidance values, got {list(self.knots)!s:.80}")
         if any(a >= b for a, b in zip(self.knots, self.knots[1:], strict=False)):
             raise ValueError(f"knots must ascend without repeats, got {list(self.knots)!s:.80}")
@@ -94,11 +96,7 @@ class StepCard:
 
     @classmethod
     def from_json(cls, plain: object) -> StepCard:
-        """The card entry of a JSON object.
-
-        Raises:
-            ValueError: Not an object, an entry that this version does not know, or a value that breaks a rule.
-        """
+        """The card entry of a JSON object."""
         if not isinstance(plain, Mapping):
             raise ValueError(f"a step count's entry must be an object, got {plain!r:.80}")
         if unknown := set(plain) - {f.name for f in fields(cls)}:
@@ -155,8 +153,8 @@ class Card:
     note: str = ""
 
     def __post_init__(self) -> None:
-        if self.prediction not in ("flow", "vp", "edm"):
-            raise ValueError(f"prediction must be flow, vp or edm, got {self.prediction!r:.40}")
+        if self.prediction not in KINDS:
+            raise ValueError(f"prediction must be one of {', '.join(KINDS)}, got {self.prediction!r:.40}")
         if not self.steps or any(n < 1 for n in self.steps):
             raise ValueError(f"a card needs step counts of at least 1, got {list(self.steps)}")
         if not isinstance(self.transferable, bool):
@@ -171,6 +169,12 @@ class Card:
         if any(step.knots for step in self.steps.values()) and (self.guidance is None or self.guidance.kind == "none"):
             raise ValueError("knots need a guidance of kind cfg or embedded; the card has none")
         object.__setattr__(self, "steps", MappingProxyType(dict(sorted(self.steps.items()))))
+
+    def __reduce__(self) -> tuple[type[Card], tuple[Any, ...]]:
+        """Makes cards that can be copied and pickled, which a read-only mapping cannot."""
+        return Card, tuple(
+            dict(v) if isinstance(v, Mapping) else v for v in (getattr(self, f.name) for f in fields(self))
+        )
 
     def guidance_of(self, steps: int) -> Guidance | None:
         """The guidance that a step count was fitted at: its knots, else the card's."""
@@ -187,11 +191,7 @@ class Card:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Card:
-        """The card of a file's metadata.
-
-        Raises:
-            ValueError: Another format version, a missing or unknown entry, or a value that breaks a rule.
-        """
+        """The card of a file's metadata."""
         version = metadata.get("format_version")
         if version != FORMAT_VERSION:
             reason = "" if version == "1" else ": update Learned Solvers" if version else ": this is not a solver file"

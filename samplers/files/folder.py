@@ -44,12 +44,7 @@ class SolverFolder:
         return [*names, *list_solvers()]
 
     def load(self, name: str) -> Solver:
-        """The solver of a name that `names` lists; of nothing else, whatever a prompt may hold in its place.
-
-        Raises:
-            ValueError: The file breaks a rule.
-            FileNotFoundError: No file has the name.
-        """
+        """The solver of a name that `names` lists; of nothing else, whatever a prompt may hold in its place."""
         return replace(load_solver(self._path(name)), name=name)
 
     def loadable(self) -> list[Solver]:

@@ -23,11 +23,7 @@ _LONGEST_HEADER = 2**20  # bytes; a card of 100 step counts has 50 kB
 
 
 def read_container(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Returns metadata and tensors of a file.
-
-    Raises:
-        ValueError: Too large, not a safetensors file.
-    """
+    """Returns metadata and tensors of a file."""
     with path.open("rb") as file:
         content = file.read(LARGEST + 1)
     if len(content) > LARGEST:
@@ -62,11 +58,7 @@ def _metadata(content: bytes) -> dict[str, str]:
 
 
 def read_json(text: str) -> Any:
-    """Returns the value of a JSON text.
-
-    Raises:
-        ValueError: Not JSON, or nested too deeply.
-    """
+    """Returns the value of a JSON text."""
     try:
         return json.loads(text)
     except RecursionError as error:

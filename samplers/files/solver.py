@@ -88,7 +88,7 @@ class Solver:
             if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
                 raise ValueError(f"{name} must hold finite floating-point numbers")
             if tensor.ndim == 0 or len(tensor) != knots:
-                raise ValueError(f"{name} must have {knots} sets of parameters, one per knot, got {list(tensor.shape)}")
+                raise ValueError(f"{name} must have shape [{knots}, ...], one set per knot, got {list(tensor.shape)}")
         for k in range(knots):
             family.check({name: tensor[k] for name, tensor in tensors.items()}, nfe, step)
 
@@ -148,8 +148,8 @@ class Solver:
                 f"{self.name} was fitted for {_listed(self.steps)} steps, got {steps}: choose one of these, or fit it "
                 f"for {steps}"
             )
-        knots, usual = self.card.steps[steps].knots, self.card.guidance and self.card.guidance.at
-        at = usual if guidance is None else guidance
+        knots, fitted = self.card.steps[steps].knots, self.card.guidance_of(steps)
+        at = fitted.at if fitted is not None and guidance is None else guidance
         return {name: at_guidance(tensor, knots, at) for name, tensor in self.parameters[steps].items()}
 
     def guidance_of(self, run: Guidance | None) -> float | None:

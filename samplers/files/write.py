@@ -27,10 +27,6 @@ def write_whole(path: Path, content: bytes, *, overwrite: bool = True) -> None:
     """Writes a file, or leaves what was there, also when killed or without room; makes the folder.
 
     Who reads the path meanwhile finds the old file, none, or the new one. A link is replaced, not followed.
-
-    Raises:
-        FileExistsError: The path exists and `overwrite` is False; of two writers at once one is refused.
-        OSError: It cannot be written; the message names the path.
     """
     temporary = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
@@ -76,21 +72,13 @@ def _move_to_new(temporary: Path, path: Path) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file, or leaves what was there, also when killed; makes the folder.
-
-    Raises:
-        OSError: It cannot be written; the message names the path.
-    """
+    """Writes a safetensors file, or leaves what was there, also when killed; makes the folder."""
     plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     write_whole(path, save(plain, dict(metadata or {"format": "pt"})))
 
 
 def check_name(name: str) -> None:
-    """Refuses the name of a file or folder, without the folders above, that some system does not take.
-
-    Raises:
-        ValueError: It is reserved, has a forbidden character, or ends in a dot or space, which Windows drops.
-    """
+    """Refuses the name of a file or folder, without the folders above, that some system does not take."""
     if found := _FORBIDDEN.search(name):
         reason = f"has the character {found[0]!r}"
     elif _RESERVED.fullmatch(name):

@@ -375,3 +375,16 @@ def test_the_guidance_at_hand_chooses_between_the_knots(options, extra_args, gui
     )  # fmt: skip
     expected = solver.table(2, FlowNoise(), guidance).sigmas
     torch.testing.assert_close(recorder.sigmas[:, 0].double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("cond_scale", [1.0, None, "7", [], float("nan"), -2])
+def test_a_hosts_cfg_is_no_embedded_guidance_and_what_is_no_number_none(cond_scale):
+    for kind in ("embedded", "cfg") if cond_scale != 1 else ("embedded",):
+        solver, recorder = knotted_solver(kind=kind), Recorder(lambda x, sigma, **_: GaussianFlow()(x, sigma))
+        sample_ds_solver(
+            recorder, torch.randn(1, 4), torch.linspace(1, 0, 3), {"cond_scale": cond_scale}, disable=True,
+            solver=solver, noise=FlowNoise(),
+        )  # fmt: skip
+        torch.testing.assert_close(
+            recorder.sigmas[:, 0].double(), solver.table(2, FlowNoise()).sigmas, rtol=1e-6, atol=0
+        )

@@ -38,7 +38,7 @@ def test_each_mismatch_is_one_fact(change, fact):
 
 def test_another_noise_range_is_a_fact():
     (told,) = mismatches(SOLVER, 5, ZERO_SNR, **MATCH)
-    assert told.startswith(f"fitted for noise from sigma 14.61, this model's starts at {ZERO_SNR.sigma_max:.4g}")
+    assert told.startswith(f"this model's noise starts at sigma {ZERO_SNR.sigma_max:.4g}, Stable Diffusion's at 14.61")
 
 
 @pytest.mark.parametrize(("value", "outside"), [(1.5, True), (2, False), (5, False), (8, False), (9, True)])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import stat
 from dataclasses import fields, replace
 from pathlib import Path
@@ -248,7 +250,7 @@ def test_a_folder_with_a_solvers_ending_is_refused(tmp_path):
 
 
 def test_a_table_on_what_is_no_noise_is_refused():
-    with pytest.raises(TypeError, match=r"noise must be FlowNoise\(\), VPNoise or EDMNoise, got NoneType"):
+    with pytest.raises(TypeError, match=r"noise must be one of FlowNoise, VPNoise, EDMNoise, got NoneType"):
         load_solver("dyweight_sd15").table(6, None)
 
 
@@ -323,9 +325,9 @@ def test_an_unknown_family_is_refused():
         ({3: {"weights": torch.eye(4)[None], "t_scale": ONES}}, r"3 steps: weights must be .*got \[4, 4\]"),
         (
             {3: {"weights": EYE[0], "t_scale": ONES}},
-            r"weights must have 1 sets of parameters, one per knot, got \[3, 3\]",
+            r"weights must have shape \[1, ...\], one set per knot, got \[3, 3\]",
         ),
-        ({3: {"weights": EYE, "t_scale": ONES.expand(2, 3)}}, r"t_scale must have 1 sets of parameters.* got \[2, 3\]"),
+        ({3: {"weights": EYE, "t_scale": ONES.expand(2, 3)}}, r"t_scale must have shape \[1, ...\].* got \[2, 3\]"),
     ],
 )
 def test_parameters_that_do_not_match_the_card_are_refused(parameters, message):
@@ -399,9 +401,9 @@ def test_a_solver_without_knots_is_the_same_at_every_guidance():
         ((-1.0, 2.0), "knots must be positive finite"),
         ((2.0, float("nan")), "knots must be positive finite"),
         ((2.0, "8"), "knots must be positive finite"),
-        ((2.0,), r"timedeltas must have 1 sets of parameters, one per knot, got \[2, 2\]"),
-        ((2.0, 4.0, 8.0), "timedeltas must have 3 sets of parameters"),
-        ((), "timedeltas must have 1 sets of parameters"),
+        ((2.0,), r"timedeltas must have shape \[1, ...\], one set per knot, got \[2, 2\]"),
+        ((2.0, 4.0, 8.0), r"timedeltas must have shape \[3, ...\]"),
+        ((), r"timedeltas must have shape \[1, ...\]"),
     ],
 )
 def test_knots_that_are_unsorted_repeated_or_no_match_for_the_tensors_are_refused(knots, message):
@@ -414,3 +416,29 @@ def test_knots_that_are_unsorted_repeated_or_no_match_for_the_tensors_are_refuse
 def test_knots_need_a_guidance(guidance):
     with pytest.raises(ValueError, match="knots need a guidance of kind cfg or embedded; the card has none"):
         replace(knotted_solver().card, guidance=guidance)
+
+
+def test_without_a_usual_guidance_the_middle_knot_is_taken():
+    solver = knotted_solver((1.0, 2.0, 8.0))
+    solver = Solver("test", replace(solver.card, guidance=Guidance("cfg")), solver.parameters)
+    torch.testing.assert_close(solver.table(2, FlowNoise()).levels, solver.table(2, FlowNoise(), 2.0).levels)
+
+
+@pytest.mark.parametrize("guidance", ["4", float("nan"), Guidance("cfg", (4,)), [4]])
+def test_a_guidance_that_is_no_number_is_refused(guidance):
+    with pytest.raises(ValueError, match=r"guidance must be a number, got .*: parameters depend on it"):
+        knotted_solver().table(2, FlowNoise(), guidance)
+
+
+def test_knots_and_values_may_be_any_sequence():
+    assert (StepCard(knots=[2, 8]), Guidance("cfg", [2, 8])) == (StepCard(knots=(2, 8)), Guidance("cfg", (2, 8)))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda solver: pickle.loads(pickle.dumps(solver))])
+def test_a_solver_can_be_copied_and_pickled(duplicate):
+    solver = duplicate(load_solver("dyweight_cifar10"))
+    assert solver.card == load_solver("dyweight_cifar10").card
+    expected = load_solver("dyweight_cifar10").table(5, EDMNoise())
+    torch.testing.assert_close(solver.table(5, EDMNoise()).coeffs, expected.coeffs, rtol=0, atol=0)
+    with pytest.raises(TypeError):
+        solver.card.steps[7] = StepCard()

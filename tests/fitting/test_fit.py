@@ -25,7 +25,7 @@ from learned_solvers.training.data.samples import CountedDenoiser, Samples
 from learned_solvers.training.data.teacher import Reference, Teacher
 from learned_solvers.training.data.trial import Trial
 from learned_solvers.training.optimise.levenberg_marquardt import difference_step
-from learned_solvers.training.optimise.losses import make_objective
+from learned_solvers.training.optimise.losses import LOSSES, make_objective
 from learned_solvers.training.optimise.problem import Problem
 from learned_solvers.training.spaces import make_space
 from learned_solvers.training.spaces.dyweight import DyWeightSpace
@@ -67,7 +67,7 @@ def test_the_normal_equations_equal_automatic_differentiation(kind, family, lear
     assert_close(normal.loss, own.loss(theta), rtol=1e-12, atol=0.0)
 
 
-@pytest.mark.parametrize("loss", ["l2", "l1", "huber", "trajectory"])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_the_gradient_of_every_loss_equals_automatic_differentiation(loss):
     own = problem("flow", "dyweight", 3, loss)
     theta = start_of(own, "flow", 3).requires_grad_(True)

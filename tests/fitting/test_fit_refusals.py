@@ -10,6 +10,7 @@ import pytest
 import torch
 from learned_solvers.samplers import EDMNoise, FlowNoise, Solver, VPNoise
 from learned_solvers.training import FitSettings, GradientDescent, fit_solver
+from learned_solvers.training.optimise.losses import LOSSES
 from oracles import curved, dyweight_solver
 from torch import Tensor
 
@@ -41,7 +42,7 @@ def never(x, sigma, **extra_args):
         ({"teacher_steps": 1}, "a teacher needs at least 2 steps, got 1"),
         ({"optimizer": "sgd"}, "optimizer must be one of gauss-newton, adam, adamw, lion, got 'sgd'"),
         ({"optimizer": None}, "optimizer must be one of gauss-newton, .* got None"),
-        ({"loss": "lpips"}, "loss must be one of l2, l1, huber, trajectory"),
+        ({"loss": "lpips"}, f"loss must be one of {', '.join(LOSSES)} or"),
         ({"held_out": 24}, r"held_out must be from 1 to 23 \(24 samples given\), got 24"),
         ({"steps": ()}, "steps must be counts from 1 to 100"),
         ({"steps": (3, 20_000)}, r"steps must be counts from 1 to 100, got \[3, 20000\]"),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from ...samplers import Guidance
 from ...samplers.files.write import check_name, has_suffix
 from ..data.teacher import TEACHERS, Teacher
 from ..job import OPTIMIZER_NAMES, FitSettings, make_optimizer
@@ -32,6 +33,7 @@ __all__ = [
     "add_model_options",
     "check_demo",
     "count_of",
+    "guidance_value",
     "model_files",
     "parse_fit",
     "prompts",
@@ -169,7 +171,7 @@ def _fit_parser(description: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--demo", action="store_true", help="fit the bundled small model and draw the result")
     add_model_options(parser)
-    add("--guidance", type=float, nargs="+", default=[], metavar="G",
+    add("--guidance", type=guidance_value, nargs="+", default=[], metavar="G",
         help="CFG; several: each sample has one of them in turn (two thirds, one and four thirds of what is usual for "
              "the architecture); on FLUX the embedded guidance, with CFG 1 (the usual one)")  # fmt: skip
     add("--steps", type=count_of, nargs="+", default=[4, 6, 8], help="step counts, in network calls")
@@ -183,11 +185,20 @@ def _fit_parser(description: str) -> argparse.ArgumentParser:
     add("--optimizer", choices=OPTIMIZER_NAMES, default="gauss-newton")
     add("--loss", choices=LOSSES, default="l2")
     add("--initial", default="scan", help="scan, a classical solver, or a solver file to go on from")
-    add("--learn-grid", action="store_true", help="learn the grid's shift or rho too (dyweight)")
+    add("--learn-grid", action="store_true", help="learn the grid's shift or rho too, where the family has a grid")
     add("--output", help="solver file, or a name for ComfyUI's models/solver_weights; --demo: a folder")
     add("--overwrite", action="store_true", help="replace files that exist")
     add("--dry-run", action="store_true", help="say what it will do and cost, and stop")
     return parser
+
+
+def guidance_value(text: str) -> float:
+    """The number of an option for guidance."""
+    try:
+        Guidance("cfg", (float(text),))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a finite number of at least 0, got {text!r}") from None
+    return float(text)
 
 
 def check_demo(

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ...samplers import Solver, SolverTable, sample_table
+from ...samplers import Guidance, Solver, SolverTable, sample_table
 from ...samplers.loop import Denoiser
 from ...samplers.schedules import Noise
 from ..data.batch_limit import BatchLimit
@@ -98,7 +98,7 @@ class ComparedModel:
     name: str
     denoiser: CountedDenoiser
     noise: Noise
-    guidance: float
+    guidance: Guidance
     samples: Samples
     peers: Callable[[int], Iterable[Entry]]
     pictures: Callable[[Tensor], Tensor]
@@ -179,12 +179,13 @@ def table_entries(model: Denoiser, noise: Noise, calls: int) -> Iterable[Entry]:
 
 
 def solver_entries(
-    model: Denoiser, noise: Noise, solvers: Sequence[Solver], calls: int, guidance: float | None
+    model: Denoiser, noise: Noise, solvers: Sequence[Solver], calls: int, guidance: Guidance | None
 ) -> Iterable[Entry]:
     """Yields the solvers that have a table of so many calls on this noise."""
     for solver in solvers:
         if calls in solver.steps:
-            yield _table_entry(model, solver.name, "its own", solver.table(calls, noise, guidance), ours=True)
+            table = solver.table(calls, noise, solver.guidance_of(guidance))
+            yield _table_entry(model, solver.name, "its own", table, ours=True)
 
 
 def teacher_result(method: str, calls: int, goal: Tensor) -> Result:

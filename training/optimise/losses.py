@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ..data.teacher import Reference
 
-__all__ = ["LOSSES", "Objective", "PointLoss", "TrajectoryLoss", "make_objective"]
-
-LOSSES = ("l2", "l1", "huber", "trajectory")
+__all__ = ["LOSSES", "POINTWISE", "Objective", "make_objective"]
 
 
 class Objective(Protocol):
@@ -34,54 +32,62 @@ class Objective(Protocol):
         ...
 
 
+class Pointwise(NamedTuple):
+    """A loss of single numbers: of a residual's sizes |r|, rho(|r|) and the least-squares weight rho'(|r|) / 2|r|."""
+
+    rho: Callable[[Tensor], Tensor]
+    weight: Callable[[Tensor], Tensor]
+
+
+def _huber(size: Tensor, delta: float) -> Tensor:
+    return 0.5 * (delta / size.clamp(min=delta))
+
+
+_DELTA = 0.1  # of huber: half a square below it, linear above
+POINTWISE: Mapping[str, Pointwise] = {
+    "l2": Pointwise(Tensor.square, lambda size: torch.ones_like(size[:1, :1])),
+    # l1's weight has no bound at 0: rounded off where the entry no longer matters next to the others.
+    "l1": Pointwise(lambda size: size, lambda size: 0.5 / size.clamp(min=1e-3 * float(size.mean()))),
+    "huber": Pointwise(
+        lambda size: torch.where(size < _DELTA, size.square() / 2, _DELTA * (size - _DELTA / 2)),
+        lambda size: _huber(size, _DELTA),
+    ),
+}
+LOSSES = (*POINTWISE, "trajectory")
+
+
 def make_objective(loss: str | Callable[[Tensor], Tensor]) -> Objective:
-    """Returns the objective of a name, or of a feature function x [B, ...] -> features [B, ...]."""
+    """The objective of a name in LOSSES, or of a feature function x [B, ...] -> features [B, ...]."""
     if callable(loss):
-        return PointLoss(features=loss)
-    return TrajectoryLoss() if loss == "trajectory" else PointLoss(loss)
+        return PointLoss(POINTWISE["l2"], loss)
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)} or a feature function, got {loss!r}")
+    return PointLoss(POINTWISE[loss]) if loss in POINTWISE else TrajectoryLoss()
 
 
 @dataclass(frozen=True)
 class PointLoss:
-    """The end state alone: l2 (mean square), l1 (mean absolute) or huber (half square below delta, linear above).
+    """The mean of a pointwise loss over the end state, or over features of it (LPIPS, Inception).
 
-    With `features` it is the distance in a feature space (LPIPS, Inception): the function decodes states [B, ...] and
-    looks at them. Gauss-Newton only evaluates it; the gradient way needs its derivative.
+    A feature function decodes states [B, ...] and looks at them. Gauss-Newton only evaluates it; the gradient way needs
+    its derivative.
     """
 
-    kind: str = "l2"
-    delta: float = 0.1
+    loss: Pointwise
     features: Callable[[Tensor], Tensor] | None = None
     needs_trajectory = False
 
-    def __post_init__(self) -> None:
-        if self.kind not in ("l2", "l1", "huber"):
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)} or a feature function, got {self.kind!r}")
-
-    def residual(self, states: list[Tensor], levels: Tensor, reference: Reference) -> Tensor:  # noqa: D102
+    def residual(self, states: list[Tensor], levels: Tensor, reference: Reference) -> Tensor:
         end, goal = states[-1], reference.end
         if self.features is not None:
             end, goal = self.features(end), self.features(goal)
         return (end - goal).flatten(1)
 
-    def rho(self, residual: Tensor) -> Tensor:  # noqa: D102
-        size = residual.abs()
-        if self.kind == "l2":
-            return size.square().mean(1)
-        if self.kind == "l1":
-            return size.mean(1)
-        return torch.where(size < self.delta, size.square() / 2, self.delta * (size - self.delta / 2)).mean(1)
+    def rho(self, residual: Tensor) -> Tensor:
+        return self.loss.rho(residual.abs()).mean(1)
 
-    def weight(self, residual: Tensor) -> Tensor:  # noqa: D102
-        if self.kind == "l2":
-            return torch.ones_like(residual[:1, :1])
-        size = residual.abs()
-        # l1's weight has no bound at 0: rounded off where the entry no longer matters beside the others.
-        return 0.5 / size.clamp(min=1e-3 * float(size.mean())) if self.kind == "l1" else _huber(size, self.delta)
-
-
-def _huber(size: Tensor, delta: float) -> Tensor:
-    return 0.5 * (delta / size.clamp(min=delta))
+    def weight(self, residual: Tensor) -> Tensor:
+        return self.loss.weight(residual.abs())
 
 
 @dataclass(frozen=True)
@@ -95,16 +101,16 @@ class TrajectoryLoss:
     delta: float = 1e-3
     needs_trajectory = True
 
-    def residual(self, states: list[Tensor], levels: Tensor, reference: Reference) -> Tensor:  # noqa: D102
+    def residual(self, states: list[Tensor], levels: Tensor, reference: Reference) -> Tensor:
         inner = [x - reference.at(level) for x, level in zip(states[:-1], levels[:-1], strict=True)]
         return torch.stack([*inner, states[-1] - reference.end], dim=1).flatten(2)
 
-    def rho(self, residual: Tensor) -> Tensor:  # noqa: D102
+    def rho(self, residual: Tensor) -> Tensor:
         size = residual[:, -1].abs()
         huber = torch.where(size < self.delta, size.square() / 2, self.delta * (size - self.delta / 2))
         return residual.square().mean(2).sum(1) + self.end_factor * huber.mean(1)
 
-    def weight(self, residual: Tensor) -> Tensor:  # noqa: D102
+    def weight(self, residual: Tensor) -> Tensor:
         weight = torch.ones_like(residual)
         weight[:, -1] += self.end_factor * _huber(residual[:, -1].abs(), self.delta)
         return weight

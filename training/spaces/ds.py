@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...samplers import Grid, SolverTable, VPNoise
+from ...samplers import Grid, SolverTable
 from ...samplers.conversion import with_denoised, with_derivatives
 from ...samplers.families.ds import TIMES, ds_table
 from ...samplers.files.card import StepCard
@@ -68,7 +68,7 @@ class DSSpace(Space):
         return ds_table(timedeltas, coeffs, self.noise)
 
     def initial(self, table: SolverTable) -> Tensor:  # noqa: D102 - see Space
-        if isinstance(self.noise, VPNoise):  # whose form is on denoised entries and whole model times
+        if self.noise.kind == "vp":  # whose form is on denoised entries and whole model times
             table = with_denoised(table)
             ratio = table.levels[1:] / table.levels[:-1]
             rows = table.coeffs / (1 - ratio)[:, None]

@@ -85,4 +85,4 @@ class DyWeightSpace(Space):
         grid = self.grid
         if self.learn_grid:
             grid = replace(grid, parameters={grid.shape_parameter or "": float(theta[-1].exp())})
-        return StepCard(grid=grid, options=self.options, history=min(self.history, self.steps))
+        return StepCard(grid=grid, options=dict(self.options), history=min(self.history, self.steps))

@@ -33,7 +33,7 @@ def content_hash(*values: Any, describe: Callable[[Any], str] = repr) -> str:
             rows = value.detach().cpu()
             add_text(f"tensor {rows.dtype} {list(rows.shape)}")
             for row in rows if rows.ndim > 1 else [rows]:  # a whole copy may be too large
-                digest.update(row.contiguous().flatten().view(torch.uint8).numpy())
+                digest.update(row.contiguous().flatten().view(torch.uint8).numpy().data)
         elif isinstance(value, np.ndarray):
             objects = value.dtype.hasobject
             add_text(f"array {value.dtype} {list(value.shape)}", value.flatten().tolist() if objects else ())
