@@ -18,7 +18,7 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ..samplers.comfy_models import architecture_name, noise_of, pixel_size
+from ..samplers.comfy_models import architecture_name, has_guidance, noise_of, pixel_size
 from ..samplers.files.solver import SUFFIX
 from ..samplers.files.write import check_name, has_suffix
 from ..samplers.guidance import per_sample, range_around
@@ -83,7 +83,8 @@ class NodeFit:
 
         self.model, self.node_id, self.lines = model, node_id, []
         self.latent, self.seed = _empty(model, latent), widgets.seed
-        self.cfgs = range_around(widgets.cfg, widgets.cfg_range)
+        part = 0 if has_guidance(model.model) else widgets.cfg_range  # the range is one of CFG
+        self.cfgs = range_around(widgets.cfg, part)
         per_sample(self.cfgs, widgets.samples)  # refuses too few
         self.conditioning = WiredConditioning(positive, negative)
         teacher, steps = Teacher(widgets.teacher, widgets.teacher_steps), counts_of(widgets.steps)

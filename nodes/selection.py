@@ -106,4 +106,9 @@ def find_solver(
             "sigmas shown for 1024x1024, as no latent is connected; the sampler uses the real size. Connect the latent "
             "before you split these sigmas"
         )
+    if guidance is None and len(card.steps[steps].knots) > 1:
+        remarks.append(
+            "sigmas and calls are shown for the usual guidance; at another they differ. Use KSampler (Learned Solver) "
+            "for denoise below 1, and do not split these sigmas"
+        )
     return solver, noise, table, [*remarks, *notes(solver, steps)]

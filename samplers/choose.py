@@ -73,7 +73,7 @@ def _makes_table(solver: Solver, noise: Noise, steps: int) -> bool:
     """Whether a solver of the prediction type makes a table on a noise schedule, else the log says why not."""
     try:
         solver.table(steps, noise.with_tokens())
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         _log.info("left out of the automatic choice: %s", error)
         return False
     return True

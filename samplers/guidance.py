@@ -39,7 +39,7 @@ class Guidance:
     def __post_init__(self) -> None:
         if self.kind not in ("cfg", "embedded", "none"):
             raise ValueError(f"guidance has kind {self.kind!r:.40}; choose cfg, embedded or none")
-        object.__setattr__(self, "values", tuple(self.values))
+        object.__setattr__(self, "values", tuple(self.values) or (() if self.usual is None else (self.usual,)))
         numbers = (*self.values, *(number for number in (self.usual, self.cfg) if number is not None))
         if not all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < 1e9 for n in numbers):
             raise ValueError(f"guidance must be finite numbers of at least 0, got {numbers!s:.80}")
@@ -103,12 +103,16 @@ def at_guidance(stack: Tensor, knots: Sequence[float], guidance: float | None) -
     """
     if len(stack) == 1:
         return stack[0]
-    if guidance is None or not isinstance(guidance, SupportsFloat) or math.isnan(guidance := float(guidance)):
+    try:
+        value = float(guidance) if isinstance(guidance, SupportsFloat) else math.nan
+    except (ValueError, RuntimeError, OverflowError):
+        value = math.nan
+    if math.isnan(value):
         raise ValueError(f"guidance must be a number, got {guidance!r:.40}: parameters depend on it")
-    place = min(max(guidance, knots[0]), knots[-1])
+    place = min(max(value, knots[0]), knots[-1])
     high = max(1, bisect_left(knots, place))
     low, span = math.log(knots[high - 1]), math.log(knots[high]) - math.log(knots[high - 1])
-    return torch.lerp(stack[high - 1], stack[high], (math.log(place) - low) / span)
+    return torch.lerp(stack[high - 1].double(), stack[high].double(), (math.log(place) - low) / span)
 
 
 def range_around(middle: float, part: float) -> tuple[float, ...]:
@@ -116,7 +120,7 @@ def range_around(middle: float, part: float) -> tuple[float, ...]:
 
     A middle of at most 1, or a part that is nothing, leaves the middle alone.
     """
-    if middle <= 1:
+    if middle <= 1 or not part:
         return (middle,)
     return tuple(sorted({max(1.0, round(middle * (1 - part), 2)), middle, round(middle * (1 + part), 2)}))
 

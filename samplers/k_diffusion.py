@@ -103,7 +103,8 @@ def _noise_of(model: Denoiser) -> Noise:
 def _guidance_of(cond_scale: object) -> Guidance | None:
     """The guidance that k-diffusion's `cond_scale` stands for, a number or one per row; None for anything else."""
     try:
-        return Guidance("cfg", (float(torch.as_tensor(cond_scale).flatten()[0]),))
+        value = float(torch.as_tensor(cond_scale, dtype=torch.float64, device="cpu").flatten()[0])
+        return Guidance("cfg", (min(max(value, 0.0), 1e6),))
     except (TypeError, ValueError, IndexError, RuntimeError):
         return None
 

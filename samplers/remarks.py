@@ -57,7 +57,8 @@ def guidance_mismatch(solver: Solver, steps: int, guidance: Guidance | None) -> 
     if fitted is None or fitted.kind == "none" or (guidance is not None and fitted.covers(guidance)):
         return None
     if guidance is None:
-        return f"fitted at {fitted}, yours is not visible here"
+        here = f"the sampler uses yours where it is one number, else {fitted.at:g}" if len(step.knots) > 1 else ""
+        return f"fitted at {fitted}, {here or 'yours is not visible here'}"
     value, used = solver.guidance_of(guidance), ""
     if len(step.knots) > 1:
         lowest, highest = step.knots[0], step.knots[-1]

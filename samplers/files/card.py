@@ -19,6 +19,7 @@ __all__ = ["FORMAT_VERSION", "VERSION", "Card", "StepCard", "is_count"]
 VERSION = "0.1.0"
 """Of Learned Solvers, as in pyproject.toml."""
 FORMAT_VERSION = "2"
+_MOST_KNOTS = 64
 _LONGEST = 2000  # characters of a card's text
 _TEXTS = ("teacher", "loss", "source_table", "best_peer", "note")
 _COUNTS = ("history", "teacher_steps", "network_calls")
@@ -73,8 +74,10 @@ class StepCard:
         object.__setattr__(self, "knots", tuple(self.knots))
         if not all(isinstance(k, int | float) and not isinstance(k, bool) and 0 < k < 1e9 for k in self.knots):
             raise ValueError(f"knots must be positive finite guidance values, got {list(self.knots)!s:.80}")
-        if any(a >= b for a, b in zip(self.knots, self.knots[1:], strict=False)):
+        if any(a * (1 + 1e-6) >= b for a, b in zip(self.knots, self.knots[1:], strict=False)):
             raise ValueError(f"knots must ascend without repeats, got {list(self.knots)!s:.80}")
+        if len(self.knots) > _MOST_KNOTS:
+            raise ValueError(f"a step count has at most {_MOST_KNOTS} knots, got {len(self.knots)}")
         for name in (*_COUNTS, *_ERRORS, *_TEXTS):
             value = getattr(self, name)
             if value is None:
@@ -155,7 +158,7 @@ class Card:
     def __post_init__(self) -> None:
         if self.prediction not in KINDS:
             raise ValueError(f"prediction must be one of {', '.join(KINDS)}, got {self.prediction!r:.40}")
-        if not self.steps or any(n < 1 for n in self.steps):
+        if not self.steps or not all(isinstance(n, int) and n > 0 for n in self.steps):
             raise ValueError(f"a card needs step counts of at least 1, got {list(self.steps)}")
         if not isinstance(self.transferable, bool):
             raise ValueError(f"transferable must be true or false, got {self.transferable!r:.40}")
@@ -178,8 +181,11 @@ class Card:
 
     def guidance_of(self, steps: int) -> Guidance | None:
         """The guidance that a step count was fitted at: its knots, else the card's."""
-        knots = self.steps[steps].knots
-        return replace(self.guidance, values=knots) if self.guidance is not None and knots else self.guidance
+        knots, guidance = self.steps[steps].knots, self.guidance
+        if guidance is None or not knots:
+            return guidance
+        usual = None if guidance.usual is None else min(max(guidance.usual, knots[0]), knots[-1])
+        return replace(guidance, values=knots, usual=usual)
 
     def to_metadata(self) -> dict[str, str]:
         """The safetensors metadata, str to str."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 __all__ = ["LARGEST", "is_text", "read_container", "read_json"]
 
-LARGEST = 4 * 2**20  # bytes; a solver of 100 calls is 80 kB
+LARGEST = 16 * 2**20  # bytes; a solver of 100 calls is 80 kB per knot
 _MOST_DIMENSIONS = 3
 _LONGEST_HEADER = 2**20  # bytes; a card of 100 step counts has 50 kB
 

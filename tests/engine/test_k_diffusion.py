@@ -377,7 +377,7 @@ def test_the_guidance_at_hand_chooses_between_the_knots(options, extra_args, gui
     torch.testing.assert_close(recorder.sigmas[:, 0].double(), expected, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("cond_scale", [1.0, None, "7", [], float("nan"), -2])
+@pytest.mark.parametrize("cond_scale", [1.0, None, "7", [], float("nan")])
 def test_a_hosts_cfg_is_no_embedded_guidance_and_what_is_no_number_none(cond_scale):
     for kind in ("embedded", "cfg") if cond_scale != 1 else ("embedded",):
         solver, recorder = knotted_solver(kind=kind), Recorder(lambda x, sigma, **_: GaussianFlow()(x, sigma))

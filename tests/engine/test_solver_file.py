@@ -442,3 +442,17 @@ def test_a_solver_can_be_copied_and_pickled(duplicate):
     torch.testing.assert_close(solver.table(5, EDMNoise()).coeffs, expected.coeffs, rtol=0, atol=0)
     with pytest.raises(TypeError):
         solver.card.steps[7] = StepCard()
+
+
+def test_of_a_usual_guidance_outside_its_knots_a_step_count_takes_the_nearest():
+    solver = knotted_solver()
+    solver = Solver("test", replace(solver.card, guidance=Guidance("cfg", (1, 20), usual=15)), solver.parameters)
+    torch.testing.assert_close(solver.table(2, FlowNoise()).levels, solver.table(2, FlowNoise(), 8.0).levels)
+
+
+@pytest.mark.parametrize(
+    ("knots", "message"), [((7.5, 7.5000001), "ascend without"), (range(1, 66), "at most 64 knots")]
+)
+def test_knots_too_close_or_too_many_are_refused(knots, message):
+    with pytest.raises(ValueError, match=message):
+        StepCard(knots=knots)

@@ -141,7 +141,7 @@ def parse_fit(description: str, arguments: Sequence[str] | None) -> FitCommand |
         return DemoCommand(Path(args.output or "demo"), args.overwrite)
     files = model_files(args)
     for option, values in (("--steps", args.steps), ("--guidance", args.guidance)):
-        if len(values) != len(set(values)):
+        if len(values) != len({f"{value:g}" for value in values}):
             raise ValueError(f"{option} names a value twice: {' '.join(f'{value:g}' for value in values)}")
     optimizer = make_optimizer(args.optimizer, args.seed, rate=1e-3)  # the papers' rate for latent models
     settings = FitSettings(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ...samplers.architectures import architecture_of
 from ...samplers.guidance import Guidance, per_sample, range_around
 from ..comparison.measure import Result
 from ..comparison.sheet import draw_results
@@ -97,9 +98,11 @@ class ModelFit:
         passes = ""
         if guidance.kind == "cfg" and guidance.values != (1,):
             passes = f" of two passes each (CFG){', one where it is 1' if 1 in guidance.values else ''}"
-        steps = ", ".join(map(str, settings.steps))
+        steps, facts = ", ".join(map(str, settings.steps)), architecture_of(self.model.architecture)
+        recipe = [facts.sampler, facts.scheduler, facts.steps and f"{facts.steps} steps"]
+        usually = f" (usually sampled with {', '.join(filter(None, recipe))})" if any(recipe) else ""
         return (
-            f"{self.model.architecture} ({self.job.noise.kind}), {self.model.pixels(self.shape)}, {guidance}: "
+            f"{self.model.architecture} ({self.job.noise.kind}), {self.model.pixels(self.shape)}, {guidance}{usually}: "
             f"{settings.family} solvers of {steps} steps from {command.samples} pictures, judged on "
             f"{settings.held_out} more.\nAt most {most_calls(self.job):,} network calls{passes}, {usual} of it is "
             f"usual; result: {command.output.solver}"

@@ -18,7 +18,7 @@ __all__ = ["Model"]
 class Model(Protocol):
     """What the commands need of a host's model.
 
-    `ComfyModel` is one. Another loader is a file like comfy.py, and a line in command/run.py.
+    `ComfyModel` is one. Another loader is a file like comfy.py, named in command/run.py and compare.py.
     """
 
     @property

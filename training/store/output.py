@@ -12,10 +12,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import filelock
 from filelock import FileLock, Timeout
 
 __all__ = ["Output", "claimed"]
 
+# Before version 4 filelock deletes the file itself, after which a second deletion could be that of another's.
+_RELEASE_KEEPS_FILE = int(filelock.__version__.partition(".")[0]) >= 4
 _log = logging.getLogger("learned_solvers")
 
 # What a fit leaves in its folder: the prompts and the folders of work are named by a hash.
@@ -86,13 +89,15 @@ def claimed(folder: Path, needed: int, *, name: str, remedy: str = "choose anoth
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _acquire(lock)
-        folder.mkdir(exist_ok=True)  # held: the process before may have been about to delete it
     except Timeout:
         raise OSError(f"another process is fitting {name}: wait for it, or {remedy}") from None
     except OSError as error:
-        lock.release()
         raise OSError(f"{folder} cannot be written ({error.strerror}): {remedy}") from error
     try:
+        try:
+            folder.mkdir(exist_ok=True)  # held: the process before may have been about to delete it
+        except OSError as error:
+            raise OSError(f"{folder} cannot be written ({error.strerror}): {remedy}") from error
         if (free := shutil.disk_usage(folder).free) < needed:
             sizes = f"{free / 2**20:.0f} MB free, the fit writes up to {needed / 2**20:.0f} MB"
             raise OSError(f"{folder} has {sizes}: make room, or {remedy}")
@@ -100,8 +105,9 @@ def claimed(folder: Path, needed: int, *, name: str, remedy: str = "choose anoth
     finally:
         with suppress(OSError):
             folder.rmdir()  # where it is empty
-        with suppress(OSError):
-            os.unlink(lock.lock_file)  # while it is held; on Windows filelock deletes it
+        if _RELEASE_KEEPS_FILE:
+            with suppress(OSError):
+                os.unlink(lock.lock_file)  # while it is held: later it may be another process's
         lock.release()
 
 
