@@ -40,6 +40,14 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name != "test_fit_digits.py")
 
 
+def pytest_collection_finish(session):
+    """Refuses a pytest with which pytest-xdist groups nothing: both workers would start every host."""
+    if getattr(session.config.option, "loadgroup", False) and not all("@" in item.nodeid for item in session.items):
+        raise pytest.UsageError(
+            "pytest-xdist does not group tests with this pytest: install the versions of pyproject.toml"
+        )
+
+
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 NONE = pytest.param(None, id="none", marks=pytest.mark.skip(reason=f"no ComfyUI: {WANTED}"))
