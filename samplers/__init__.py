@@ -1,9 +1,5 @@
 """The engine: tables, the loop that applies them, learned and classical solvers, solver files. Imports no host."""
 
-from collections.abc import Callable
-
-from torch import Tensor
-
 from .choose import choose_solver
 from .classical import adams_bashforth, deis, deis_edm, euler, euler_end, heun, ipndm, ipndm_v
 from .classical.exponential import dpmpp_2m, res_multistep, uni_pc
@@ -46,9 +42,4 @@ __all__ = [
     "uni_pc",
     *SAMPLERS,
 ]
-
-
-def __getattr__(name: str) -> Callable[..., Tensor]:
-    if name in SAMPLERS:
-        return SAMPLERS[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+globals().update(SAMPLERS)

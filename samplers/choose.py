@@ -1,7 +1,4 @@
-"""The automatic choice of a solver: an exact model match, else a transferable solver of the same prediction type.
-
-And of a step count, where the nearest will do.
-"""
+"""The automatic choice of a solver, and of a step count where the nearest will do."""
 
 from __future__ import annotations
 

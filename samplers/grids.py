@@ -1,7 +1,7 @@
 """The grids that solvers put on a model's noise schedule.
 
 A solver file stores no sigmas: it stores the rule of its grid. The host's noise schedule turns the rule into noise
-levels, so that one file serves every model of its kind. All results are float64 on the CPU.
+levels. All results are float64 on the CPU.
 """
 
 from __future__ import annotations

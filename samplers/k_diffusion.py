@@ -125,10 +125,5 @@ def _sampler_of(family: Family) -> Callable[..., Tensor]:
 
 
 SAMPLERS = {f"sample_{family.sampler}": _sampler_of(family) for family in FAMILIES.values()}
-"""k-diffusion's function of every family, also attributes of this module and of `samplers`: `sample_dyweight`, ..."""
-
-
-def __getattr__(name: str) -> Callable[..., Tensor]:
-    if name in SAMPLERS:
-        return SAMPLERS[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+"""k-diffusion's function of every family, also in this module and in `samplers`: `sample_dyweight`, ..."""
+globals().update(SAMPLERS)

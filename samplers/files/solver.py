@@ -197,7 +197,7 @@ def load_solver(solver: str | Path) -> Solver:
         if str(solver) not in list_solvers():
             raise ValueError(
                 f"no bundled solver is called {shown(repr(str(solver)), 200)}{_hint(str(solver))}: choose one of "
-                f"{', '.join(list_solvers())}, or give the path of a {SUFFIX} file{_left_out(str(solver))}"
+                f"{', '.join(list_solvers())}, or give the path of a {SUFFIX} file"
             )
         path = BUNDLED / f"{solver}{SUFFIX}"
     if os.path.isdir(path):
@@ -221,19 +221,12 @@ def list_solvers() -> list[str]:
 
 
 def _hint(name: str) -> str:
-    """What an unknown name may have meant."""
-    close = [] if name in FAMILIES else get_close_matches(name[:200], list_solvers(), 1)
+    """What an unknown name may have meant, or that a packager left out the files of its family."""
+    family, bundled = FAMILIES.get(name.partition("_")[0]), list_solvers()
+    if family and not any(known.startswith(f"{family.name}_") for known in bundled):
+        return f" (this package leaves out {family.title}'s published files: the project's own releases have them)"
+    close = [] if name in FAMILIES else get_close_matches(name[:200], bundled, 1)
     return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _left_out(name: str) -> str:
-    """Returns what to know where a packager left out the family of files that a name belongs to."""
-    family = name.partition("_")[0]
-    if family not in FAMILIES or any(own.startswith(f"{family}_") for own in list_solvers()):
-        return ""
-    return (
-        f" (this package leaves out {FAMILIES[family].title}'s published files: the project's own releases have them)"
-    )
 
 
 def _in_order(content: bytes) -> bytes:

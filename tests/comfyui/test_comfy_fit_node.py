@@ -213,7 +213,10 @@ def test_picture_and_sound_together_are_refused_before_anything_is_sampled(serve
     prompt["both"] = node("LTXVConcatAVLatent", video_latent=["4", 0], audio_latent=["audio", 0])
     prompt["fit"]["inputs"]["latent"] = ["both", 0]
     message = error_of(server.submit(prompt))
-    assert "holds picture and sound together" in message and "such as ds_flow-sit, in place of a fit" in message
+    assert (
+        "holds picture and sound together" in message
+        and "use a bundled solver that transfers instead of a fit" in message
+    )
     assert not (folder(server) / "av.safetensors").exists()
 
 

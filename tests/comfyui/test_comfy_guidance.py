@@ -80,7 +80,7 @@ GUIDERS = {
     "DualCFGGuider": (
         node("DualCFGGuider", cond1=["2", 0], cond2=["3", 0], negative=["3", 0], cfg_conds=4.0, cfg_cond2_negative=3.0),
         8,
-        "yours is not visible here",
+        "the sampler uses yours where it is one number, else 8",
     ),
     "TinyScheduledGuider": (node("TinyScheduledGuider", **CONDS, first=4.0, later=1.5), 4, None),
 }
@@ -108,7 +108,9 @@ def test_the_node_shows_the_usual_levels_until_a_guider_is_known(server, files):
     prompt["sigmas"] = node("PreviewAny", source=["knots", 1])
     outputs = succeeded(server.submit(prompt))["outputs"]
     assert "[1.0000, 0.5000, 0.0000]" in outputs["sigmas"]["text"][0]
-    assert "fitted at CFG 2, 8, yours is not visible here" in outputs["knotsinfo"]["text"][0]
+    assert (
+        "fitted at CFG 2, 8, the sampler uses yours where it is one number, else 8" in outputs["knotsinfo"]["text"][0]
+    )
 
 
 @pytest.mark.parametrize("masked", [False, True])

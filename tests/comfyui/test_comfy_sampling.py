@@ -307,7 +307,7 @@ def test_a_schedule_that_learned_steps_do_not_fit_is_refused_and_left_out_of_aut
     assert "do not fit this model's noise schedule, which starts at sigma 4" in error_of(server.submit(four))
     history = server.submit(with_zero_snr("ds_vp-dit"))
     assert torch.isfinite(saved_latent(server, history, "ours")).all()
-    assert "this model's starts at 45" in info_of(history)
+    assert "this model's noise starts at sigma 45" in info_of(history)
 
 
 def test_an_edm_model_has_its_own_solvers(server):

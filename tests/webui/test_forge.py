@@ -365,7 +365,7 @@ def test_zero_terminal_snr_gets_its_own_levels_and_a_remark(forge):
     assert table.sigma_start == pytest.approx(4518.76, rel=1e-4)
     answer = guided(partial(discrete, v=True, table=sigmas), "a cat", 3.0)
     close(job.latents[0], by_hand(table, noise([1]) * table.sigma_start, [answer]), 1e-3)
-    assert "fitted for noise from sigma 14.61, this model's starts at 4519" in job.seen["comments"]
+    assert "this model's noise starts at sigma 4519, Stable Diffusion's at 14.61" in job.seen["comments"]
 
 
 def test_a_mismatch_is_reported_under_the_picture(forge):
