@@ -1,7 +1,5 @@
 """Benchmarks: what the README claims, measured. `python -m benchmarks` runs them all, see README.md in this folder."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

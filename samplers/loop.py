@@ -21,6 +21,7 @@ class Denoiser(Protocol):
 
     def __call__(self, x: Tensor, sigma: Tensor, /, **extra_args: Any) -> Tensor:
         """Returns the denoised state of x [B, ...] at noise levels sigma [B], float32 or wider."""
+        ...
 
 
 def sample_table(

@@ -22,7 +22,7 @@ __all__ = ["FAMILY", "TIMES", "VP_TIMES", "ds_flow_table", "ds_table", "ds_vp_ta
 VP_TIMES = (0.999, 1e-3)  # model times between which the paper searches on VP models: the first, the last
 
 
-def ds_flow_table(timedeltas: Tensor, coeffs: Tensor, noise: Noise | None = None) -> SolverTable:
+def ds_flow_table(timedeltas: Tensor, coeffs: Tensor) -> SolverTable:
     """Returns the table of a searched flow solver; differentiable in both parameters.
 
     sigmas_0 = 1, sigmas_{i+1} = sigmas_i - dt_i; x_{i+1} = x_i - dt_i * sum_j C_ij d_j with C_ii = 1 - sum_{j<i} c_ij.
@@ -30,7 +30,6 @@ def ds_flow_table(timedeltas: Tensor, coeffs: Tensor, noise: Noise | None = None
     Args:
         timedeltas: Positive steps dt, sum 1, shape [N].
         coeffs: Coefficients c of older entries, strictly lower-triangular, shape [N, N].
-        noise: Without effect: all flow models have the same levels.
     """
     timedeltas = timedeltas.double()
     n = len(timedeltas)
@@ -74,7 +73,7 @@ def _with_newest(coeffs: Tensor) -> Tensor:
 
 TIMES = {"flow": (1.0, 0.0), "vp": VP_TIMES}
 """First and last time that the steps of a kind of schedule span."""
-_TABLES = {"flow": ds_flow_table, "vp": ds_vp_table}
+_TABLES = {"flow": lambda timedeltas, coeffs, noise: ds_flow_table(timedeltas, coeffs), "vp": ds_vp_table}
 
 
 def _check(tensors: Mapping[str, Tensor], nfe: int, step: StepCard) -> None:

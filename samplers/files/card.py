@@ -19,7 +19,6 @@ __all__ = ["FORMAT_VERSION", "VERSION", "Card", "StepCard", "is_count"]
 VERSION = "0.1.0"
 """Of Learned Solvers, as in pyproject.toml."""
 FORMAT_VERSION = "2"
-_MOST_KNOTS = 64
 _LONGEST = 2000  # characters of a card's text
 _TEXTS = ("teacher", "loss", "source_table", "best_peer", "note")
 _COUNTS = ("history", "teacher_steps", "network_calls")
@@ -76,8 +75,8 @@ class StepCard:
             raise ValueError(f"knots must be positive finite guidance values, got {list(self.knots)!s:.80}")
         if any(a * (1 + 1e-6) >= b for a, b in zip(self.knots, self.knots[1:], strict=False)):
             raise ValueError(f"knots must ascend without repeats, got {list(self.knots)!s:.80}")
-        if len(self.knots) > _MOST_KNOTS:
-            raise ValueError(f"a step count has at most {_MOST_KNOTS} knots, got {len(self.knots)}")
+        if len(self.knots) > 64:
+            raise ValueError(f"a step count has at most 64 knots, got {len(self.knots)}")
         for name in (*_COUNTS, *_ERRORS, *_TEXTS):
             value = getattr(self, name)
             if value is None:

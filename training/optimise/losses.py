@@ -21,12 +21,15 @@ class Objective(Protocol):
 
     def residual(self, states: list[Tensor], levels: Tensor, reference: Reference) -> Tensor:
         """Returns the residual of a run, shape [B, M]; `states` are x_1 ... x_N [B, ...], `levels` [N] theirs."""
+        ...
 
     def rho(self, residual: Tensor) -> Tensor:
         """Returns the loss of each sample, shape [B]."""
+        ...
 
     def weight(self, residual: Tensor) -> Tensor:
         """Returns the least-squares weight of each entry, broadcast to [B, M]."""
+        ...
 
 
 class Pointwise(NamedTuple):
