@@ -1,4 +1,4 @@
-"""Learned Solvers: few-call ODE solvers for diffusion models, with coefficients learned for the model at hand."""
+"""Learned Solvers: few-call ODE solvers for diffusion models, with coefficients learned for each model."""
 
 from importlib.util import find_spec
 

@@ -1,4 +1,4 @@
-"""ComfyUI nodes. Thin: they read the host, call samplers/ and say what they did."""
+"""ComfyUI nodes: thin wrappers that read the host, call samplers/ and report what ran."""
 
 from .base import add_routes
 from .compare import CompareSamplers

@@ -1,4 +1,4 @@
-"""The `Compare Samplers` node: learned and stock solvers at equal calls, next to a many-step teacher."""
+"""The `Compare Samplers` node: learned and stock samplers at equal model calls, compared with a teacher."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import comfy.sample
 import comfy.samplers
 from torch import Tensor
 
-from ..samplers.text import few, shown
+from ..samplers.text import format_list, printable
 from .base import AUTO, SolverNode, check_number, counts_of, fixed_latent, inputs
 from .folder import SOLVERS
 from .host_runs import HostRuns
@@ -33,12 +33,12 @@ class CompareSamplers(SolverNode):
     TITLE = "Compare Samplers"
     DESCRIPTION = (
         "Samples the same noise with a learned solver and with stock samplers, all with the same number of model "
-        "calls, and with a teacher of many steps. The error under each picture is its distance to the teacher's."
+        "calls, and with a many-step teacher. The error under each picture is its distance to the teacher's result."
     )
     RETURN_TYPES = ("IMAGE", "STRING")
     RETURN_NAMES = ("grid", "table")
     OUTPUT_TOOLTIPS = (
-        "A column per sampler, a row per step count and picture, the error under each.",
+        "One column per sampler, one row per step count and picture, with the error under each.",
         "The errors as a Markdown table, best first: root mean square over the latent, in the model's own scale.",
     )
     FUNCTION = "compare"
@@ -52,9 +52,7 @@ class CompareSamplers(SolverNode):
                     "model",
                     "positive",
                     "negative",
-                    latent_image={
-                        "tooltip": "An empty latent of the size to compare at; its batch makes several rows."
-                    },
+                    latent_image={"tooltip": "An empty latent of the size to compare at; a batch gives several rows."},
                     seed={},
                     cfg={},
                     solver={},
@@ -67,26 +65,26 @@ class CompareSamplers(SolverNode):
                     "STRING",
                     {
                         "default": "euler, dpmpp_2m, uni_pc, deis",
-                        "tooltip": "Stock samplers to compare with, separated by commas. euler/karras takes another "
+                        "tooltip": "Stock samplers to compare with, separated by commas. euler/karras uses another "
                         "scheduler than the widget's.",
                     },
                 ),
                 "scheduler": (host.SCHEDULERS, {"tooltip": "For the stock samplers and the teacher."}),
-                "teacher": (host.SAMPLERS, {"default": "heun", "tooltip": "The many-step sampler to measure against."}),
+                "teacher": (host.SAMPLERS, {"default": "heun", "tooltip": "Many-step sampler to measure against."}),
                 "teacher_steps": ("INT", {"default": 40, "min": 2, "max": 1000, "tooltip": "Steps of the teacher."}),
             },
             "optional": {
-                **inputs(vae={"tooltip": "For the pictures; without it they are latent previews."}),
+                **inputs(vae={"tooltip": "Decodes the pictures, which otherwise are latent previews."}),
                 "more_solvers": (
                     "STRING",
-                    {"default": "", "tooltip": "Further solver files, separated by commas, as in the solver widget."},
+                    {"default": "", "tooltip": "More solver files, separated by commas, as in the solver widget."},
                 ),
             },
         }
 
     @classmethod
     def IS_CHANGED(cls, **_: Any) -> str:
-        """A text that changes when any solver file does."""
+        """A fingerprint of all solver files."""
         return SOLVERS.fingerprint()
 
     def compare(
@@ -112,13 +110,13 @@ class CompareSamplers(SolverNode):
 
         check_number("teacher_steps", teacher_steps, 2, 1000)
         counts, stock = counts_of(steps), _stock_samplers(samplers, scheduler)
-        for name in (more := _words(more_solvers)):
-            _check_known("more_solvers", "solver", name, [AUTO, *SOLVERS.names()])
+        for name in (more := _split_words(more_solvers)):
+            _check_name("more_solvers", "solver", name, [AUTO, *SOLVERS.names()])
         names = dict.fromkeys([solver, *more])
         latent = fixed_latent(model, latent_image)
         if getattr(latent["samples"], "is_nested", False):
             raise ValueError(
-                "a latent that holds picture and sound together cannot be compared with one error: wire the picture's "
+                "this latent holds picture and sound together, and one error cannot cover both: connect the picture's "
                 "latent alone"
             )
         shape, guidance = latent["samples"].shape, guidance_of(model.model, [entry[1] for entry in positive], cfg)
@@ -128,13 +126,13 @@ class CompareSamplers(SolverNode):
         for n, name in product(counts, names):
             try:
                 sampler, sigmas, _, file = select_solver(model, name, n, shape=shape, guidance=guidance)
-                entry = Entry(name, "" if file == name else file, partial(runs.sample, sampler, sigmas), ours=True)
+                entry = Entry(name, "" if file == name else file, partial(runs.sample, sampler, sigmas), learned=True)
             except ValueError as error:
                 refusals.append(error)
-                entry = Entry(name, "", partial(runs.refuse, error), ours=True)
+                entry = Entry(name, "", partial(runs.refuse, error), learned=True)
             entries[n].append(entry)
         if len(refusals) == len(counts) * len(names):
-            raise refusals[0]  # before a minute is spent on the teacher
+            raise refusals[0]  # before the teacher's slow run
         for n in counts:
             entries[n] += [Entry("/".join(pair), "", partial(runs.within, *pair, n)) for pair in stock]
         noise = comfy.sample.prepare_noise(latent["samples"], seed, latent.get("batch_index"))
@@ -146,23 +144,25 @@ class CompareSamplers(SolverNode):
         return grid, _table(reference, results)
 
 
-def _words(text: str) -> list[str]:
+def _split_words(text: str) -> list[str]:
     return [word for part in re.split(r"[,\n]", text) if (word := part.strip())]
 
 
-def _check_known(widget: str, kind: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        raise ValueError(f"{widget}: unknown {kind} {shown(repr(name), 200)}; choose from {few(known, most=60)}")
+def _check_name(widget: str, kind: str, name: str, choices: Sequence[str]) -> None:
+    if name not in choices:
+        raise ValueError(
+            f"{widget}: unknown {kind} {printable(repr(name), 200)}; choose from {format_list(choices, most=60)}"
+        )
 
 
 def _stock_samplers(text: str, scheduler: str) -> list[tuple[str, str]]:
-    """Pairs of sampler and scheduler; a name that the host does not have is refused."""
+    """Pairs of sampler and scheduler; ValueError for a name that the host does not have."""
     pairs = {}
-    for word in _words(text):
-        sampler, _, named = (part.strip() for part in word.partition("/"))
-        _check_known("samplers", "sampler", sampler, comfy.samplers.KSampler.SAMPLERS)
-        _check_known("samplers", "scheduler", named or scheduler, comfy.samplers.KSampler.SCHEDULERS)
-        pairs[sampler, named or scheduler] = None
+    for word in _split_words(text):
+        sampler, _, own_scheduler = (part.strip() for part in word.partition("/"))
+        _check_name("samplers", "sampler", sampler, comfy.samplers.KSampler.SAMPLERS)
+        _check_name("samplers", "scheduler", own_scheduler or scheduler, comfy.samplers.KSampler.SCHEDULERS)
+        pairs[sampler, own_scheduler or scheduler] = None
     return list(pairs)
 
 
@@ -172,7 +172,7 @@ def _grid(
     entries: Mapping[int, Sequence[Entry]],
     pictures: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """The grid: a row per step count and start; the teacher first, then the samplers in the order of the entries."""
+    """The grid of pictures: a row per step count and start; the teacher first, then the samplers as in `entries`."""
     from ..training.comparison.sheet import Cell, Head, draw_sheet
 
     def cells(result: Result) -> list[Cell]:
@@ -186,11 +186,11 @@ def _grid(
     by_method = {(result.calls, result.method): result for result in results}
     rows, lines = [], []
     columns = [Head(teacher.method, "the teacher")]
-    columns += [Head(e.method, "learned" if e.ours else "stock", e.ours) for e in next(iter(entries.values()))]
+    columns += [Head(e.method, "learned" if e.learned else "stock", e.learned) for e in next(iter(entries.values()))]
     for calls, samplers in entries.items():
         lines += zip(reference, *(cells(by_method[calls, entry.method]) for entry in samplers), strict=True)
         rows += [Head(f"{calls} calls")] * len(reference)
-    title = "The same noise, the same model: who comes closest to the teacher?"
+    title = "Same noise, same model: which sampler is closest to the teacher?"
     return to_image(draw_sheet(title, columns, rows, lines))
 
 
@@ -199,6 +199,6 @@ def _table(teacher: Result, results: Sequence[Result]) -> str:
     lines = [f"Teacher: {teacher.method}, {teacher.used} calls", ""]
     lines += ["| calls | sampler | made | error |", "|---|---|---|---|"]
     for result in sorted(results, key=lambda result: (result.calls, result.error)):
-        name = f"**{result.method}**{result.grid and f' ({result.grid})'}" if result.ours else result.method
+        name = f"**{result.method}**{result.grid and f' ({result.grid})'}" if result.learned else result.method
         lines.append(f"| {result.calls} | {name} | {result.used} | {result.refusal or f'{result.error:.6f}'} |")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The `Fit Learned Solver` node: learns a solver for the model that is wired in, with forward passes only."""
+"""The `Fit Learned Solver` node: fits a solver to the connected model, with forward passes only."""
 
 from __future__ import annotations
 
@@ -15,43 +15,53 @@ TEACHERS = ("heun", "dpmpp_2m", "ipndm", "euler")
 
 
 class FitLearnedSolver(SolverNode):
-    """A solver file fitted to the model that is wired in.
+    """A solver file fitted to the connected model.
 
-    The host runs it again when any solver file changes. It fits again unless its own file is as it left it, and its
-    inputs are.
+    The host runs the node again when any solver file changes. It then fits again only if its own file or its inputs
+    have changed.
     """
 
     TITLE = "Fit Learned Solver"
     DESCRIPTION = (
-        "Learns a solver for the model that is wired in, as it is: quantised, patched with LoRAs, offloaded. Forward "
-        f"passes only, at the memory that sampling takes. Writes a file into models/{FOLDER}, which is in the "
-        "drop-downs at once. An interrupt writes nothing."
+        "Learns a solver for the connected model as it is: quantised, patched with LoRAs, offloaded. Needs only "
+        f"forward passes and no more memory than sampling. The new file in models/{FOLDER} appears in the drop-downs "
+        "at once. An interrupted fit writes no file."
     )
     RETURN_TYPES = (SolverName("STRING,COMBO"), "IMAGE", "STRING")
     RETURN_NAMES = ("solver", "comparison", "report")
     OUTPUT_TOOLTIPS = (
-        "The file's entry in the drop-downs; may be wired into a solver input.",
-        "Held-out starts: the teacher, and per step count the best classical solver and the new one.",
-        "Errors per step count next to the classical solvers', and where the file is.",
+        "The file's entry in the drop-downs; connects to any solver input.",
+        "Held-out samples drawn by the teacher and, for each step count, by the best classical solver and the new one.",
+        "Errors compared with the classical solvers', and the path of the file.",
     )
     FUNCTION = "fit"
     OUTPUT_NODE = True
 
     def __init__(self) -> None:
         self.outputs: dict[str, Any] = {"result": ("",)}  # of the last fit
-        self.made_from: Any = None  # the graph that led to them, and the fingerprint of the file
+        self.made_from: Any = None  # the last fit's graph and the fingerprint of its file
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's
         families = "; ".join(f"{name}: {family.about}" for name, family in FAMILIES.items())
-        positive = "Prompts to fit with. A batch is spread over the samples; ConditioningCombine works as in sampling."
-        latent = "Only its size counts. Its batch is how many samples one model call has: 1 takes the least memory."
-        samples = "Noises to fit to; a third as many more judge the result. 32 to 64 are enough; 256 and more take "
-        samples += "longer and mostly come nearer, as steps use a longer history then."
-        cfg_range = "How far around cfg the solver is to hold: 0.33 fits to samples at two thirds of it, at cfg and at "
-        cfg_range += "four thirds, in turn. 0: at cfg alone."
-        file_name = f"File to write in models/{FOLDER}, such as my-model or mine/my-model. Empty: the family and the "
-        file_name += "model file's name."
+        positive = (
+            "Prompts to fit with. A batch of prompts is spread over the samples; combined prompts work as in sampling."
+        )
+        latent = (
+            "Only its size matters. Its batch size is the number of samples per model call; 1 needs the least memory."
+        )
+        samples = (
+            "Noise samples to fit to; a third as many more are held out to measure the result. 32 to 64 are enough; "
+            "256 or more take longer and usually give smaller errors, as steps then use a longer history."
+        )
+        cfg_range = (
+            "How far around cfg the solver should work: 0.33 fits to samples at two thirds of cfg, at cfg and at four "
+            "thirds, in turn; 0 fits at cfg alone."
+        )
+        file_name = (
+            f"Name of the new file in models/{FOLDER}, such as my-model or mine/my-model. Empty: the family and the "
+            "name of the model file."
+        )
         return {
             "required": {
                 **inputs(
@@ -59,25 +69,25 @@ class FitLearnedSolver(SolverNode):
                     positive={"tooltip": positive},
                     negative={},
                     latent={"tooltip": latent},
-                    cfg={"tooltip": "The guidance that the solver is to be used at, or near; 1 for FLUX and its like."},
+                    cfg={"tooltip": "CFG to use the solver at; 1 for FLUX and other models with embedded guidance."},
                 ),
                 "family": (list(FAMILIES), {"tooltip": f"Form of the solver. {families}."}),
-                "steps": ("STRING", {"default": "4 6 8", "tooltip": "Model calls to fit for, such as 4 6 8."}),
+                "steps": ("STRING", {"default": "4 6 8", "tooltip": "Step counts to fit, in model calls: 4 6 8."}),
                 "samples": ("INT", {"default": 48, "min": 2, "max": 4096, "tooltip": samples}),
                 "teacher": (
                     list(TEACHERS),
-                    {"tooltip": "The many-step solver to come close to. heun makes two model calls per step."},
+                    {"tooltip": "Many-step sampler to imitate; heun makes two model calls per step."},
                 ),
                 "teacher_steps": ("INT", {"default": 30, "min": 2, "max": 1000, "tooltip": "Steps of the teacher."}),
-                **inputs(seed={"control_after_generate": False, "tooltip": "Seed of the noises to fit to."}),
+                **inputs(seed={"control_after_generate": False, "tooltip": "Seed of the noise samples."}),
                 "file_name": ("STRING", {"default": "", "tooltip": file_name}),
                 "overwrite": (
                     "BOOLEAN",
-                    {"default": False, "tooltip": "Replace a file of that name. Off: it is an error if there is one."},
+                    {"default": False, "tooltip": "Replace an existing file. Off: an existing file is an error."},
                 ),
             },
             "optional": {
-                **inputs(vae={"tooltip": "For the comparison's pictures; without it they are latent previews."}),
+                **inputs(vae={"tooltip": "Decodes the pictures, which otherwise are latent previews."}),
                 "cfg_range": (
                     "FLOAT",
                     {"default": CFG_RANGE, "min": 0.0, "max": 0.9, "step": 0.01, "tooltip": cfg_range},
@@ -97,7 +107,7 @@ class FitLearnedSolver(SolverNode):
         prompt: dict[str, Any] | None = None,
         **widgets: Any,
     ) -> dict[str, Any]:
-        """Returns the file's drop-down entry, the comparison and the report, after writing the file."""
+        """Fits and writes the file; returns its drop-down entry, the comparison and the report."""
         prompt, number = prompt or {}, str(node_id)
         graph = upstream_of(prompt, number)
         if self.made_from == (graph, SOLVERS.fingerprint(self.outputs["result"][0])):
@@ -110,7 +120,7 @@ class FitLearnedSolver(SolverNode):
             result, ends = fit.run()
             result.solver.save(path, overwrite=settings.overwrite)
         fit.show(f"written: {entry}")
-        picture, table = fit.outputs(f"{path.stem}: the same noise, the same model", result, ends, vae)
+        picture, table = fit.outputs(f"{path.stem}: same noise, same model", result, ends, vae)
         report = f"{table}\n\nwritten: {path}"
         self.outputs = {"ui": {"text": (report,)}, "result": (entry, picture, report)}
         self.made_from = graph, SOLVERS.fingerprint(entry)

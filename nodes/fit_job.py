@@ -1,6 +1,6 @@
-"""One fit inside ComfyUI: what the widgets say, where the file goes, and what runs while the model is loaded.
+"""One fit inside ComfyUI: its widgets, its file, and the work done while the model is loaded.
 
-training/ is imported when a fit begins: a server that only samples loads none of it.
+A server that only samples loads nothing of training/, which is imported when a fit begins.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..samplers.comfy_models import architecture_name, has_guidance, noise_of, p
 from ..samplers.files.solver import SUFFIX
 from ..samplers.files.write import check_name, has_suffix
 from ..samplers.guidance import per_sample, range_around
-from ..samplers.text import shown
+from ..samplers.text import printable
 from .base import check_number, counts_of, fixed_latent, show_text
 from .folder import FOLDER
 from .pictures import pictures_of, to_image
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 __all__ = ["CFG_RANGE", "FitWidgets", "NodeFit", "claim", "model_file", "path_of_new", "upstream_of"]
 
-CFG_RANGE = 0.33  # of cfg, to both sides
-_BYTES = 2**20  # that must be free: a file has 100 kB
-_PICTURES = 3  # held-out starts in the picture
-_LINES = 4  # of the fit's log, on the node
-_LONGEST_NAME = 200  # bytes; the systems take 255, ending included
+CFG_RANGE = 0.33  # relative to cfg, to both sides
+_FREE_BYTES = 2**20  # on the disk; a file has 100 kB
+_PICTURES = 3  # held-out starts drawn in the picture
+_LOG_LINES = 4  # shown on the node
+_LONGEST_NAME = 200  # bytes; operating systems allow 255, suffix included
 _MODEL_WIDGETS = ("ckpt_name", "unet_name", "model_name", "gguf_name", "model_path")
 
 
@@ -65,7 +65,7 @@ class FitWidgets:
 
 
 class NodeFit:
-    """A fit for a MODEL, shown on the node; `latent` has as many samples as one model call."""
+    """A fit for a MODEL, with its log shown on the node; the batch of `latent` is that of a model call."""
 
     def __init__(
         self,
@@ -83,16 +83,15 @@ class NodeFit:
 
         self.model, self.node_id, self.lines = model, node_id, []
         self.latent, self.seed = _empty(model, latent), widgets.seed
-        part = 0 if has_guidance(model.model) else widgets.cfg_range  # the range is one of CFG
-        self.cfgs = range_around(widgets.cfg, part)
+        cfg_range = 0 if has_guidance(model.model) else widgets.cfg_range  # embedded guidance has no range
+        self.cfgs = range_around(widgets.cfg, cfg_range)
         per_sample(self.cfgs, widgets.samples)  # refuses too few
         self.conditioning = WiredConditioning(positive, negative)
         teacher, steps = Teacher(widgets.teacher, widgets.teacher_steps), counts_of(widgets.steps)
         if teacher.calls <= max(steps):
             raise ValueError(
-                f"the teacher must be better than what it teaches: {widgets.teacher} with {widgets.teacher_steps} "
-                f"steps makes {teacher.calls} model calls, the solver is to make {max(steps)}; 28 to 100 "
-                "teacher_steps are usual"
+                f"the teacher makes {teacher.calls} model calls ({widgets.teacher}, {widgets.teacher_steps} steps), "
+                f"not more than the solver's {max(steps)}: raise teacher_steps; 28 to 100 are usual"
             )
         held_out, sampling = math.ceil(widgets.samples / 3), model.get_model_object("model_sampling")
         count, shape = widgets.samples + held_out, self.latent.shape
@@ -110,7 +109,7 @@ class NodeFit:
         self.bar = comfy.utils.ProgressBar(self.most)
 
     def run(self) -> tuple[FitResult, list[Result]]:
-        """Fits, and returns the result with the runs of a few held-out starts."""
+        """Fits, and returns the result and the samples drawn from a few held-out starts."""
         from ..training import run_fit
         from ..training.models.guider import Denoiser, with_denoiser
 
@@ -123,12 +122,12 @@ class NodeFit:
         return outcome
 
     def show(self, line: str) -> None:
-        """Shows a line on the node, under the last few."""
-        self.lines = [*self.lines, line][-_LINES:]
+        """Shows a line on the node, below the last few."""
+        self.lines = [*self.lines, line][-_LOG_LINES:]
         show_text("\n".join(self.lines), self.node_id)
 
     def outputs(self, title: str, result: FitResult, ends: Sequence[Result], vae: Any) -> tuple[Tensor, str]:
-        """The runs as an IMAGE; the table of errors, and where another solver would be better."""
+        """The comparison as an IMAGE; the table of errors, with remarks on better classical solvers."""
         from ..training import better_peers, table_of
         from ..training.comparison.sheet import draw_results
 
@@ -137,12 +136,12 @@ class NodeFit:
 
 
 def _empty(model: Any, latent: Mapping[str, Any]) -> Tensor:
-    """An empty latent of the size and batch that are wired in."""
+    """An empty latent with the connected latent's size and batch."""
     samples = latent["samples"]
     if getattr(samples, "is_nested", False):
         raise ValueError(
-            "this latent holds picture and sound together, one error cannot judge both: use a bundled solver that "
-            "transfers instead of a fit"
+            "this latent holds picture and sound together, and such models cannot be fitted: use a bundled solver that "
+            "transfers"
         )
     return fixed_latent(model, {**latent, "samples": torch.zeros_like(samples)})["samples"]
 
@@ -155,8 +154,8 @@ def path_of_new(name: str) -> tuple[Path, str]:
         or max(len(part.encode()) for part in plain.parts) > _LONGEST_NAME or len(name) > 4 * _LONGEST_NAME
     ):  # fmt: skip
         raise ValueError(
-            f"file_name must be a name within models/{FOLDER}, got {shown(repr(name), 200)}: my-model, mine/my-model, "
-            f"at most {_LONGEST_NAME} bytes"
+            f"file_name must be a name within models/{FOLDER} of at most {_LONGEST_NAME} bytes, such as my-model or "
+            f"mine/my-model, got {printable(repr(name), 200)}"
         )
     for part in plain.parts:
         check_name(part)
@@ -165,40 +164,40 @@ def path_of_new(name: str) -> tuple[Path, str]:
     folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
     path = folder.joinpath(*plain.parts)
     if not path.parent.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{path.parent} is a link that leads out of models/{FOLDER}: choose a file_name without it")
+        raise ValueError(f"{path.parent} is a link to a folder outside models/{FOLDER}: choose another file_name")
     return path, str(Path(*plain.parts))
 
 
 @contextmanager
 def claim(path: Path, entry: str, overwrite: bool) -> Iterator[None]:
-    """Holds a new file's name, `entry` in the drop-downs, for one fit at a time."""
+    """Reserves a new file's name, `entry` in the drop-downs, for one fit at a time."""
     from ..training import claimed
 
-    with claimed(path.with_suffix(".fit"), _BYTES, name=entry, remedy="choose another file_name"):
+    with claimed(path.with_suffix(".fit"), _FREE_BYTES, name=entry, remedy="choose another file_name"):
         if os.path.lexists(path) and not overwrite:
-            raise FileExistsError(f"{path} exists already: choose another file_name, or switch overwrite on")
+            raise FileExistsError(f"{path} already exists: choose another file_name, or switch overwrite on")
         yield
 
 
 def upstream_of(prompt: Mapping[str, Any], node_id: str) -> dict[str, Any]:
-    """The nodes that lead to a node, and itself, by number: class, inputs and `is_changed`, the host's mark of files.
+    """A node and the nodes that lead to it, by number: class, inputs and `is_changed`, the host's mark of files.
 
-    Its own mark is left out: the file that it writes changes it.
+    The node's own mark is left out, as it changes with the file that the node writes.
     """
-    found, waiting = {}, [node_id]
-    for key in waiting:  # which grows
-        if key in prompt and key not in found:
+    graph, queue = {}, [node_id]
+    for key in queue:  # grows in the loop
+        if key in prompt and key not in graph:
             node = prompt[key]
-            found[key] = node["class_type"], node["inputs"], key != node_id and node.get("is_changed")
-            waiting += [str(value[0]) for value in node["inputs"].values() if isinstance(value, list) and value]
-    return found
+            graph[key] = node["class_type"], node["inputs"], key != node_id and node.get("is_changed")
+            queue += [str(value[0]) for value in node["inputs"].values() if isinstance(value, list) and value]
+    return graph
 
 
 def model_file(prompt: Mapping[str, Any], node_id: str) -> str | None:
-    """The stem of the model file that the `model` input of a node comes from; None if it cannot be seen."""
-    inputs, passed = prompt.get(node_id, {}).get("inputs", {}), set()
-    while isinstance(wire := inputs.get("model"), list) and wire and str(wire[0]) not in passed:
-        passed.add(str(wire[0]))
+    """The stem of the model file that a node's `model` input comes from; None if unknown."""
+    inputs, visited = prompt.get(node_id, {}).get("inputs", {}), set()
+    while isinstance(wire := inputs.get("model"), list) and wire and str(wire[0]) not in visited:
+        visited.add(str(wire[0]))
         inputs = prompt.get(str(wire[0]), {}).get("inputs", {})
-    named = [inputs.get(widget) for widget in _MODEL_WIDGETS]
-    return next((PurePosixPath(n.replace("\\", "/")).stem for n in named if isinstance(n, str) and n), None)
+    files = [inputs.get(widget) for widget in _MODEL_WIDGETS]
+    return next((PurePosixPath(f.replace("\\", "/")).stem for f in files if isinstance(f, str) and f), None)

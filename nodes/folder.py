@@ -1,4 +1,4 @@
-"""The solver files that ComfyUI offers: the bundled ones, and the user's in models/solver_weights/."""
+"""The solver files in ComfyUI's drop-downs: the bundled ones and the user's, in models/solver_weights/."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..samplers.files.solver import SUFFIX
 __all__ = ["FOLDER", "SOLVERS"]
 
 FOLDER = "solver_weights"
-"""Name of the folder in ComfyUI's models folder, and its key in `folder_paths`."""
+"""Name of the folder inside ComfyUI's models folder, and its key in `folder_paths`."""
 
 folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
-folder_paths.folder_names_and_paths[FOLDER][1].add(SUFFIX)  # a folder registered this way lists any file
+folder_paths.folder_names_and_paths[FOLDER][1].add(SUFFIX)  # else the folder would list files of any kind
 
 SOLVERS = SolverFolder(
     f"models/{FOLDER}",

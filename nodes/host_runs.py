@@ -1,4 +1,4 @@
-"""What `Compare Samplers` runs: learned and stock samplers on the same model and conditioning, calls counted."""
+"""Runs of learned and stock samplers on one model and conditioning, with calls counted; for `Compare Samplers`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["HostRuns"]
 
 
 class _WrongCalls(Exception):
-    """A sampler makes no model call, or more than allowed."""
+    """A sampler made no model call, or more than allowed."""
 
 
 class HostRuns:
-    """Runs of samplers from `x`, the noise, with `extra_args["latent"]`; end states are in the model's own scale.
+    """Samples from the noise `x` and `extra_args["latent"]`; end states are in the model's own scale.
 
-    `calls` counts model calls, one per picture and call. The progress bar has `total` runs.
+    `calls` is the sum of model calls over runs and pictures; `total` is the number of runs on the progress bar.
     """
 
     def __init__(self, model: Any, positive: Any, negative: Any, cfg: float, seed: int, total: int) -> None:
@@ -29,14 +29,14 @@ class HostRuns:
         self.bar, self.calls = comfy.utils.ProgressBar(total), 0
 
     def refuse(self, reason: object, *_: Any) -> NoReturn:
-        """In place of a run that cannot be made."""
+        """Raises a Refusal; called instead of a run that is impossible."""
         from ..training.comparison.measure import Refusal
 
         self.bar.update(1)
         raise Refusal(str(reason))
 
     def within(self, sampler: str, scheduler: str, calls: int, x: Tensor, extra_args: Mapping[str, Any]) -> Tensor:
-        """The end states of a stock sampler with as many steps as make at most so many calls."""
+        """End states of a stock sampler with the most steps that take at most `calls` model calls."""
         for steps in dict.fromkeys([calls, calls - 1, (calls + 1) // 2, (calls + 2) // 3, 1]):
             try:
                 return self.stock(sampler, scheduler, steps, x, extra_args, most=calls)
@@ -51,13 +51,13 @@ class HostRuns:
     def stock(
         self, sampler: str, scheduler: str, steps: int, x: Tensor, extra_args: Mapping[str, Any], most: int = -1
     ) -> Tensor:
-        """The end states of a stock sampler; more calls than `most` raise an exception."""
+        """End states of a stock sampler; a call beyond `most` raises an exception."""
         options = self.model.load_device, sampler, scheduler, 1.0, self.model.model_options
         sigmas = comfy.samplers.KSampler(self.model, steps, *options).sigmas
         return self.sample(comfy.samplers.sampler_object(sampler), sigmas, x, extra_args, most)
 
     def sample(self, sampler: Any, sigmas: Tensor, x: Tensor, extra_args: Mapping[str, Any], most: int = -1) -> Tensor:
-        """The end states of a SAMPLER on SIGMAS."""
+        """End states of a SAMPLER on SIGMAS."""
         guider = comfy.samplers.CFGGuider(self.model)
         predict, calls = guider.predict_noise, 0
 
@@ -72,7 +72,7 @@ class HostRuns:
         guider.set_conds(self.positive, self.negative)
         guider.set_cfg(self.cfg)
         ends = guider.sample(x, extra_args["latent"], sampler, sigmas, disable_pbar=True, seed=self.seed)
-        if calls == 0:  # dpm_adaptive makes none where its first level is its last
+        if calls == 0:  # dpm_adaptive, where its first level is its last
             raise _WrongCalls
         self.calls += calls * len(x)
         self.bar.update(1)

@@ -1,4 +1,4 @@
-"""The `Learned Solver Info` node: a solver as a picture, and its card."""
+"""The `Learned Solver Info` node: a plot of a solver, and its card."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ __all__ = ["LearnedSolverInfo"]
 
 
 class LearnedSolverInfo(SolverNode):
-    """A picture of a solver's numbers, and its card."""
+    """IMAGE with a plot of a solver's numbers, and its card as text."""
 
     TITLE = "Learned Solver Info"
     DESCRIPTION = (
-        "Shows what is in a solver file: its coefficients, its noise levels next to a stock schedule's, how far each "
-        "step really goes, and its card."
+        "Shows the contents of a solver file: its coefficients, its noise levels next to a stock schedule's, the "
+        "actual length of each step, and its card."
     )
     RETURN_TYPES = ("IMAGE", "STRING")
     RETURN_NAMES = ("plot", "card")
-    OUTPUT_TOOLTIPS = ("A row per step count.", "For which model it was fitted, by whom, and how well.")
+    OUTPUT_TOOLTIPS = ("One row per step count.", "Which model the solver was fitted for, by whom, and how well.")
     FUNCTION = "show"
 
     @classmethod
@@ -40,38 +40,40 @@ class LearnedSolverInfo(SolverNode):
         host = comfy.samplers.KSampler
         return {
             "required": {
-                "solver": (SOLVERS.names(), {"tooltip": "A solver file: bundled, or from models/solver_weights."}),
+                "solver": (SOLVERS.names(), {"tooltip": "Solver file, bundled or from models/solver_weights."}),
                 **inputs(
-                    steps={"default": 0, "min": 0, "tooltip": "The step count to show; 0 shows all that the file has."}
+                    steps={"default": 0, "min": 0, "tooltip": "Step count to show; 0 shows every one in the file."}
                 ),
-                "scheduler": (host.SCHEDULERS, {"tooltip": "The stock schedule to show next to its noise levels."}),
+                "scheduler": (host.SCHEDULERS, {"tooltip": "Stock schedule to compare its noise levels with."}),
             },
             "optional": inputs(
-                model={"tooltip": "Shows the solver on this model's noise schedule. Without it: a usual one."},
-                latent={"tooltip": "For grids that depend on resolution (FLUX). Without it: 1024x1024."},
+                model={"tooltip": "Model whose noise schedule is used. Without it: the prediction type's usual one."},
+                latent={"tooltip": "Picture size for grids that depend on it (FLUX). Without it: 1024x1024."},
             ),
         }
 
     def show(
         self, solver: str, steps: int, scheduler: str, model: Any = None, latent: dict[str, Any] | None = None
     ) -> tuple[Tensor, str]:
-        """Returns the plot and the card."""
-        named = SOLVERS.load(solver)
+        """Returns the plot and the card as text."""
+        loaded_solver = SOLVERS.load(solver)
         shape = None if latent is None else latent["samples"].shape
-        sampling = _usual_sampling(named.prediction) if model is None else model.get_model_object("model_sampling")
+        sampling = (
+            _usual_sampling(loaded_solver.prediction) if model is None else model.get_model_object("model_sampling")
+        )
         noise = noise_of(None, sampling, None) if model is None else noise_of(model.model, sampling, shape)
         if shape is not None and len(shape) >= 4:
             noise = noise.with_tokens(math.ceil(shape[-2] / DEFAULT_PATCH) * math.ceil(shape[-1] / DEFAULT_PATCH))
         rows = []
-        for count in [steps] if steps else named.steps:
+        for count in [steps] if steps else loaded_solver.steps:
             stock = comfy.samplers.calculate_sigmas(sampling, scheduler, count)
-            rows.append((named.table(count, noise.with_tokens()), stock.cpu().double()))
-        plot = draw_solver(f"{named.name}, for {named.card.checkpoint}", rows, scheduler)
-        return to_image(plot), _card_text(named)
+            rows.append((loaded_solver.table(count, noise.with_tokens()), stock.cpu().double()))
+        plot = draw_solver(f"{loaded_solver.name}, for {loaded_solver.card.checkpoint}", rows, scheduler)
+        return to_image(plot), _card_text(loaded_solver)
 
 
 def _usual_sampling(prediction: str) -> Any:
-    """A model_sampling of a prediction type, as the host makes it without a model."""
+    """The host's default model_sampling for a prediction type."""
     host = comfy.model_sampling
     kinds = {
         "flow": (host.ModelSamplingDiscreteFlow, host.CONST),
@@ -85,7 +87,7 @@ def _usual_sampling(prediction: str) -> Any:
 
 
 def _card_text(solver: Solver) -> str:
-    """A solver's card for people."""
+    """A solver's card as text, one fact per line."""
     card = solver.card
     lines = {
         "file": f"{solver.name} ({SOLVERS.place_of(solver.name)})",
@@ -95,7 +97,7 @@ def _card_text(solver: Solver) -> str:
         "guidance": card.guidance,
         "resolution": card.resolution,
         "steps": ", ".join(map(str, solver.steps)),
-        "transfers": "shown on other models of its prediction type too" if card.transferable else "",
+        "transfers": "also evaluated on other models of its prediction type" if card.transferable else "",
         "source": card.source,
         "paper": card.citation,
         "licence": card.licence,
@@ -113,7 +115,7 @@ def _step_text(step: StepCard) -> str:
         step.error_after is not None and f"held-out error {step.error_after:.4g}",
         step.error_best_peer is not None and f"best classical solver {step.best_peer} {step.error_best_peer:.4g}",
         step.teacher and f"teacher {step.teacher} with {step.teacher_steps} steps",
-        step.network_calls and f"{step.network_calls:,} model calls spent",
+        step.network_calls and f"fitted with {step.network_calls:,} model calls",
         step.note,
     ]
     return "; ".join(fact for fact in facts if fact)

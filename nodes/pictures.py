@@ -1,4 +1,4 @@
-"""Pictures: end states decoded by a VAE or as the host's rough preview, and drawings as an IMAGE."""
+"""Pictures: end states decoded by a VAE or by the host's latent preview, and drawings as an IMAGE."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pictures_of(model: Any, states: Tensor, vae: Any = None) -> Tensor:
     Args:
         model: ComfyUI's ModelPatcher.
         states: End states in the model's own latent space, shape [B, C, ..., H, W].
-        vae: Decodes them; None: the preview that the host shows while it samples.
+        vae: Decodes them; None: by the preview that the host shows while sampling.
     """
     states = states.detach().float().cpu()
     if vae is None:
@@ -34,13 +34,13 @@ def pictures_of(model: Any, states: Tensor, vae: Any = None) -> Tensor:
 
 
 def _preview(latent_format: Any, state: Tensor) -> Tensor:
-    if getattr(latent_format, "latent_rgb_factors", None) is None:  # three channels, stretched
+    if getattr(latent_format, "latent_rgb_factors", None) is None:  # three channels, stretched to [0, 1]
         flat = state[0, :3] if state.ndim == 4 else state[0, :3, 0]
         low, high = flat.amin(), flat.amax()
         return ((flat - low) / (high - low).clamp(min=1e-6)).expand(3, -1, -1)
     names = ("latent_rgb_factors", "latent_rgb_factors_bias", "latent_rgb_factors_reshape")
     previewer = latent_preview.Latent2RGBPreviewer
-    accepted = len(inspect.signature(previewer.__init__).parameters) - 1  # an older host takes fewer
+    accepted = len(inspect.signature(previewer.__init__).parameters) - 1  # older hosts take fewer
     factors = [getattr(latent_format, name, None) for name in names][:accepted]
     picture = previewer(*factors).decode_latent_to_preview(state)
     return to_image(picture)[0].movedim(-1, 0)

@@ -1,4 +1,4 @@
-"""A solver's numbers as a picture: coefficients, noise levels, how far each step goes."""
+"""A picture of a solver's numbers: coefficients, noise levels, and the length of each step."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_solver"]
 
-_INK, _GREY, _FAINT, _BLUE, _ORANGE = "#1b1f24", "#68707a", "#dfe3e8", "#2563b8", "#d9622b"
-_WIDTH, _HEIGHT, _AXIS = 336, 300, 44  # of a panel's area, and of the numbers left of it
+_WIDTH, _HEIGHT, _AXIS = 336, 300, 44  # of a panel's area, and of the numbers to its left
 _PANEL, _ROW, _MARGIN, _TITLE = 444, 396, 30, 60  # from panel to panel, from row to row
 
 
 def draw_solver(title: str, rows: Sequence[tuple[SolverTable, Tensor]], scheduler: str) -> Any:
-    """Three panels per table, as a PIL picture: weights of past calls, noise levels, sums of the weights.
+    """A PIL picture with three panels per table: weights of past calls, noise levels, sums of the weights.
 
     Args:
         title: Of the picture.
-        rows: Tables, each with the noise levels of a stock schedule with as many calls, shape [N + 1].
+        rows: Tables, each with a stock schedule's noise levels for as many calls, shape [N + 1].
         scheduler: Name of the stock schedule.
     """
-    from ..training.comparison.canvas import Canvas
+    from ..training.comparison.canvas import INK, Canvas
 
     canvas = Canvas(3 * _PANEL, _TITLE + len(rows) * _ROW, fine=2)
-    canvas.text(_MARGIN, 34, title, 22, _INK, width=3 * _PANEL - 2 * _MARGIN)
+    canvas.text(_MARGIN, 34, title, 22, INK, width=3 * _PANEL - 2 * _MARGIN)
     for r, (table, stock) in enumerate(rows):
         heads = (
             f"{table.nfe} model calls: weights of past calls",
@@ -40,8 +39,8 @@ def draw_solver(title: str, rows: Sequence[tuple[SolverTable, Tensor]], schedule
         )
         panels = [canvas.at(_MARGIN + _AXIS + k * _PANEL, _TITLE + r * _ROW + 48) for k in range(3)]
         for panel, head in zip(panels, heads, strict=True):
-            panel.text(-_AXIS, -24, head, 16, _INK, width=_PANEL - _MARGIN)
-        # In units of the step: a row that sums to 1 goes as far as its levels say.
+            panel.text(-_AXIS, -24, head, 16, INK, width=_PANEL - _MARGIN)
+        # In units of the step: a row that sums to 1 goes exactly to the next level.
         unit = table.levels.diff() if table.entry == "derivative" else 1 - table.scale
         weights = table.coeffs / unit[:, None]
         _draw_weights(panels[0], weights)
@@ -51,48 +50,54 @@ def draw_solver(title: str, rows: Sequence[tuple[SolverTable, Tensor]], schedule
 
 
 def _draw_weights(panel: Canvas, weights: Tensor) -> None:
-    """A cell per coefficient: row = step, column = the call that it weighs, blue above 0, orange below."""
+    """A cell per coefficient: row = step, column = weighted call; blue if positive, orange if negative."""
+    from ..training.comparison.canvas import BLUE, INK, ORANGE
+
     size, strongest = _HEIGHT / len(weights), max(1.0, float(weights.abs().max()))
     for i, row in enumerate(weights.tolist()):
         panel.text(-6, (i + 0.5) * size, f"{i + 1}", anchor="rm")
         panel.text((i + 0.5) * size, _HEIGHT + 12, f"{i + 1}", anchor="mm")
         for j, value in enumerate(row[: i + 1]):
             tone = math.sqrt(abs(value) / strongest)
-            panel.box(j * size, i * size, size - 1, size - 1, _BLUE if value > 0 else _ORANGE, tone)
+            panel.box(j * size, i * size, size - 1, size - 1, BLUE if value > 0 else ORANGE, tone)
             if size >= 22 and abs(value) >= 0.005:
-                ink = "#ffffff" if tone > 0.62 else _INK
+                ink = "#ffffff" if tone > 0.62 else INK
                 panel.text((j + 0.5) * size, (i + 0.5) * size, f"{value:.2f}", min(16, size / 3), ink, "mm")
     panel.text(0, _HEIGHT + 34, "row: step, column: call")
 
 
 def _draw_levels(panel: Canvas, table: SolverTable, stock: Tensor, scheduler: str) -> None:
-    """The levels over the steps, ours with the calls as rings; a log axis where they span decades."""
+    """The noise levels by step, with model calls as rings; logarithmic if they span decades."""
+    from ..training.comparison.canvas import BLUE, GREY, ORANGE
+
     positive = [level for level in [*table.levels.tolist(), *stock.tolist(), *table.sigmas.tolist()] if level > 0]
     low, high = min(positive), max(positive)
     logarithmic = high / low > 100 and high > 2
     height = panel.axis(_WIDTH, _HEIGHT, low * 0.6 if logarithmic else 0.0, high, logarithmic)
-    for levels, colour, width in ((stock, _GREY, 1.5), (table.levels, _BLUE, 2.5)):
-        places = [8 + (_WIDTH - 16) * i / (len(levels) - 1) for i in range(len(levels))]
-        points = [*zip(places, map(height, levels.tolist()), strict=True)]
+    for levels, colour, width in ((stock, GREY, 1.5), (table.levels, BLUE, 2.5)):
+        columns = [8 + (_WIDTH - 16) * i / (len(levels) - 1) for i in range(len(levels))]
+        points = [*zip(columns, map(height, levels.tolist()), strict=True)]
         panel.line(points, colour, width)
-    for x, y in points:  # the state's
-        panel.disc(x, y, 4, _BLUE)
+    for x, y in points:  # of the table
+        panel.disc(x, y, 4, BLUE)
     for i, level in enumerate(table.sigmas.tolist()):
-        panel.text(places[i], _HEIGHT + 12, f"{i + 1}", anchor="mm")
+        panel.text(columns[i], _HEIGHT + 12, f"{i + 1}", anchor="mm")
         if i > 0 or not table.analytic_first:
-            panel.disc(places[i], height(level), 8, outline=_ORANGE)
-    for colour, text, x in ((_BLUE, "state", 0), (_ORANGE, "model called at", 62), (_GREY, scheduler, 190)):
+            panel.disc(columns[i], height(level), 8, outline=ORANGE)
+    for colour, text, x in ((BLUE, "state", 0), (ORANGE, "model called at", 62), (GREY, scheduler, 190)):
         panel.box(x, _HEIGHT + 29, 10, 10, colour)
         panel.text(x + 15, _HEIGHT + 34, text, width=_WIDTH - 205)
 
 
 def _draw_sums(panel: Canvas, sums: Sequence[float]) -> None:
-    """The sum of each row as a bar: 1 goes exactly to the next level, more overshoots, less falls short."""
+    """The sum of each row as a bar: 1 reaches the next level, more overshoots, less falls short."""
+    from ..training.comparison.canvas import BLUE, INK, ORANGE
+
     height, stride = panel.axis(_WIDTH, _HEIGHT, min(0.0, *sums), max(1.2, *sums)), _WIDTH / len(sums)
     for i, value in enumerate(sums):
         x, top, bottom = (i + 0.5) * stride, height(max(value, 0.0)), height(min(value, 0.0))
-        panel.box(x - 0.32 * stride, top, 0.64 * stride, max(1.0, bottom - top), _BLUE if value >= 0 else _ORANGE)
+        panel.box(x - 0.32 * stride, top, 0.64 * stride, max(1.0, bottom - top), BLUE if value >= 0 else ORANGE)
         panel.text(x, top + 14, f"{value:.2f}", min(13, stride / 3.6), "#ffffff", "mm")
         panel.text(x, _HEIGHT + 12, f"{i + 1}", anchor="mm")
-    panel.line([(0, height(1)), (_WIDTH, height(1))], _INK, 1.5)
-    panel.text(0, _HEIGHT + 34, "sum of the weights; 1: exactly to the next level")
+    panel.line([(0, height(1)), (_WIDTH, height(1))], INK, 1.5)
+    panel.text(0, _HEIGHT + 34, "sum of the weights; 1 reaches the next level")

@@ -18,7 +18,7 @@ from .stock import CHANNEL
 
 __all__ = ["LearnedSolver", "LearnedSolverKSampler", "SetLearnedSolver"]
 
-_INFO = "Which file, how many model calls, and what does not match the model."
+_INFO = "The solver file that ran, its number of model calls, and anything that does not match the model."
 _SAMPLERS = " and ".join(family.sampler for family in FAMILIES.values())
 
 
@@ -27,21 +27,21 @@ class LearnedSolver(SolverNode):
 
     TITLE = "Learned Solver"
     DESCRIPTION = (
-        "A sampler with coefficients learned for the model: good pictures in 3 to 10 model calls. Wire sampler and "
-        "sigmas into SamplerCustomAdvanced."
+        "A sampler with coefficients learned for the model: good pictures in 3 to 10 model calls. Connect sampler and "
+        "sigmas to SamplerCustomAdvanced."
     )
     RETURN_TYPES = ("SAMPLER", "SIGMAS", "STRING")
     RETURN_NAMES = ("sampler", "sigmas", "info")
     OUTPUT_TOOLTIPS = (
         "The solver, for SamplerCustom or SamplerCustomAdvanced.",
-        "The solver's own noise levels. Of the sigmas it is handed the sampler uses the first and the last.",
+        "The solver's own noise levels. The sampler uses only the first and last sigma that it receives.",
         _INFO,
     )
     FUNCTION = "make"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's
-        latent = "The latent to sample, for grids that depend on resolution (FLUX)."
+        latent = "The latent to be sampled, for grids that depend on its size (FLUX)."
         return {
             "required": inputs("model", "solver", "steps", "denoise"),
             "optional": inputs(latent={"tooltip": latent}),
@@ -50,18 +50,18 @@ class LearnedSolver(SolverNode):
     def make(
         self, model: Any, solver: str, steps: int, denoise: float, latent: dict[str, Any] | None = None
     ) -> tuple[KSAMPLER, Tensor, str]:
-        """Returns SAMPLER, SIGMAS and what a user should know about them."""
+        """Returns SAMPLER, SIGMAS and a text about the choice."""
         shape = None if latent is None else latent["samples"].shape
         return select_solver(model, solver, steps, denoise=denoise, shape=shape)[:3]
 
 
 class LearnedSolverKSampler(SolverNode):
-    """LATENT sampled by a learned solver: one node in place of five."""
+    """LATENT sampled by a learned solver: one node instead of five."""
 
     TITLE = "KSampler (Learned Solver)"
     DESCRIPTION = (
-        "Samples with coefficients learned for the model: good pictures in 3 to 10 model calls. Takes the place of "
-        "KSampler. Shows below its widgets which file it uses and how many calls it makes."
+        "A KSampler with coefficients learned for the model: good pictures in 3 to 10 model calls. The solver file and "
+        "the number of calls are shown below the widgets."
     )
     RETURN_TYPES = ("LATENT", "STRING")
     RETURN_NAMES = ("latent", "info")
@@ -70,7 +70,7 @@ class LearnedSolverKSampler(SolverNode):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's
-        latent = "The latent to start from: an empty one, or a picture's with denoise below 1."
+        latent = "The latent to start from: an empty one, or an encoded picture with denoise below 1."
         return {
             "required": {
                 **inputs("model", "positive", "negative", latent_image={"tooltip": latent}),
@@ -92,7 +92,7 @@ class LearnedSolverKSampler(SolverNode):
         denoise: float,
         node_id: str | None = None,
     ) -> tuple[dict[str, Any], str]:
-        """Returns the sampled LATENT and what a user should know about the solver."""
+        """Returns the sampled LATENT and a text about the choice."""
         latent = fixed_latent(model, latent_image)
         samples = latent["samples"]
         guidance = guidance_of(model.model, [entry[1] for entry in positive], cfg)
@@ -118,22 +118,22 @@ class LearnedSolverKSampler(SolverNode):
 
 
 class SetLearnedSolver(SolverNode):
-    """MODEL for which the stock samplers of this pack take the solver file that is named here."""
+    """MODEL with the solver file that this pack's samplers use for it in stock nodes."""
 
     TITLE = "Set Learned Solver"
     DESCRIPTION = (
         f"Chooses the solver file for the samplers {_SAMPLERS} in stock nodes (KSampler, KSamplerAdvanced, "
-        "KSamplerSelect). Without it they choose by themselves. Other samplers are not affected."
+        "KSamplerSelect). Without this node they choose a file automatically. Other samplers are not affected."
     )
     RETURN_TYPES = ("MODEL",)
-    OUTPUT_TOOLTIPS = ("The same model, with this solver.",)
+    OUTPUT_TOOLTIPS = ("The same model, with the solver chosen.",)
     FUNCTION = "patch"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's
         steps = (
-            "Model calls of the solver's whole grid. 0: as many as the sampler node has steps. Set them where a node "
-            "runs only some steps of a grid: KSamplerAdvanced with a start or an end step, SplitSigmas."
+            "Steps of the solver's whole grid; 0 takes the sampler node's steps. Set this when only part of a grid "
+            "runs: KSamplerAdvanced with a start or end step, or SplitSigmas."
         )
         return {"required": inputs("model", "solver", steps={"default": 0, "min": 0, "tooltip": steps})}
 

@@ -1,4 +1,4 @@
-"""Which solver runs on a model, and what a user should know about both."""
+"""Which solver runs on a model, with remarks for the user."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .base import AUTO, check_number
 from .folder import SOLVERS
 from .sampling import sample_learned_solver
 
-__all__ = ["Selection", "find_solver", "select_solver"]
+__all__ = ["find_solver", "select_solver"]
 
 _log = logging.getLogger("learned_solvers")
 
 
 class Selection(NamedTuple):
-    """The outputs of the Learned Solver node, and the solver's name."""
+    """Outputs of the Learned Solver node, and the solver's name."""
 
     sampler: KSAMPLER
     sigmas: Tensor
@@ -41,7 +41,7 @@ def select_solver(
     shape: Sequence[int] | None = None,
     guidance: Guidance | None = None,
 ) -> Selection:
-    """What a drop-down entry stands for on a MODEL; the log says which. See `find_solver`."""
+    """Resolves a drop-down entry for a MODEL and logs the choice. See `find_solver`."""
     check_number("denoise", denoise, 0.01, 1)
     sampling = model.get_model_object("model_sampling")
     solver, noise, table, remarks = find_solver(entry, steps, model.model, sampling, shape=shape, guidance=guidance)
@@ -67,16 +67,16 @@ def find_solver(
     guidance: Guidance | None,
     family: str | None = None,
 ) -> tuple[Solver, Noise, SolverTable, list[str]]:
-    """The solver of a drop-down entry, the model's noise schedule, the whole table on it, and remarks for the user.
+    """The solver for a drop-down entry, the model's noise schedule, the whole table on it, and remarks for the user.
 
     Args:
         entry: Drop-down entry.
-        steps: Model calls of the whole grid.
+        steps: Steps of the whole grid.
         base: ComfyUI's BaseModel.
         sampling: Its model_sampling, patched or not.
-        shape: The latent's shape, where it is known.
-        guidance: Of the run, where it is known.
-        family: Name of the solvers' family; None for any.
+        shape: The latent's shape; None if unknown.
+        guidance: Of the run; None if unknown.
+        family: Name of the solver family; None for any.
     """
     noise, architecture, remarks = noise_of(base, sampling, shape), architecture_name(base), []
     if entry == AUTO:
@@ -84,16 +84,16 @@ def find_solver(
         solver = choose_solver(solvers, noise, steps, architecture=architecture, family=family)
         if solver.card.architecture != architecture:
             exact = [s for s in solvers if s.card.architecture == architecture and s.prediction == noise.kind]
-            remarks = [f"fitted for this model: {s.name}, with {', '.join(map(str, s.steps))} steps" for s in exact]
+            remarks = [f"fitted for this model: {s.name} ({', '.join(map(str, s.steps))} steps)" for s in exact]
     else:
         solver = SOLVERS.load(entry)
     if family not in (None, solver.family):
-        own, other = FAMILIES[solver.family], FAMILIES[family]
+        file_family, requested_family = FAMILIES[solver.family], FAMILIES[family]
         raise ValueError(
-            f"{solver.name} is a {own.title} file: choose the sampler {own.sampler}, or another file for the sampler "
-            f"{other.sampler}"
+            f"{solver.name} is a {file_family.title} file: choose the sampler {file_family.sampler}, or another file "
+            f"for the sampler {requested_family.sampler}"
         )
-    table = solver.table(steps, noise.with_tokens(), solver.guidance_of(guidance))  # of a usual size without a latent
+    table = solver.table(steps, noise.with_tokens(), solver.guidance_of(guidance))  # 1024x1024 without a latent
     card, grid = solver.card, solver.card.steps[steps].grid
     if card.architecture == architecture and card.checkpoint != "unknown":
         remarks.append(f"fitted for {card.checkpoint}")
@@ -103,12 +103,12 @@ def find_solver(
         remarks.append(f"the solver has its own noise levels: the model's shift of {sampling.shift:g} is not used")
     if grid is not None and grid.needs_tokens and noise.tokens is None:
         remarks.append(
-            "sigmas shown for 1024x1024, as no latent is connected; the sampler uses the real size. Connect the latent "
-            "before you split these sigmas"
+            "sigmas shown for 1024x1024, as no latent is connected; the sampler uses the actual size. Connect the "
+            "latent before you split these sigmas"
         )
     if guidance is None and len(card.steps[steps].knots) > 1:
         remarks.append(
-            "sigmas and calls are shown for the usual guidance; at another they differ. Use KSampler (Learned Solver) "
-            "for denoise below 1, and do not split these sigmas"
+            "sigmas and model calls are shown for the usual guidance and differ at another. For denoise below 1 use "
+            "KSampler (Learned Solver), and do not split these sigmas"
         )
     return solver, noise, table, [*remarks, *notes(solver, steps)]

@@ -1,8 +1,8 @@
-"""Names in the stock nodes' drop-downs: a sampler per family of solvers, and the scheduler `learned`.
+"""Entries in the stock nodes' drop-downs: a sampler per family of solvers, and the scheduler `learned`.
 
-The host has no way to register a sampler but to append to its lists and to put the function where it looks it up by
-name, at sampling time. Nothing is rebound and nothing moved: other modules hold the same lists. A name that another
-pack has already stays that pack's.
+ComfyUI has no call to register a sampler: a pack appends to its lists and puts the function where the host looks it up
+by name at sampling time. No list is rebound or reordered, as other modules hold the same lists. A name that another
+pack already has stays that pack's.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from ..samplers import choose_solver, part_of_table
 from ..samplers.choose import nearest_steps
 from ..samplers.comfy_models import architecture_name, noise_of
 from ..samplers.families import FAMILIES, Family
+from ..samplers.files.solver import MissingSteps
 from ..samplers.grids import interpolate
 from ..samplers.loop import Callback
-from ..samplers.text import counted
+from ..samplers.text import count_noun
 from .base import AUTO, show_text
 from .folder import SOLVERS
 from .sampling import guidance_of_run, sample_learned_solver
@@ -33,13 +34,13 @@ from .selection import find_solver
 __all__ = ["CHANNEL", "register"]
 
 CHANNEL = "learned_solver"
-"""Key in a model's transformer_options: {"solver": drop-down entry, "steps": model calls or 0}, plain values only."""
+"""Key in a model's transformer_options: {"solver": drop-down entry, "steps": step count or 0}, plain values only."""
 _log = logging.getLogger("learned_solvers")
 
 
 def register() -> None:
-    """Adds the names to the host's drop-downs; a second call changes nothing."""
-    # One list today; another pack may have put its own list in one of the two places.
+    """Adds the entries to the host's drop-downs; a second call changes nothing."""
+    # The same list twice, unless another pack has replaced one of them.
     samplers = [comfy.samplers.KSampler.SAMPLERS, comfy.samplers.SAMPLER_NAMES]
     for family in FAMILIES.values():
         sample: Any = partial(_sample, family)
@@ -54,9 +55,9 @@ def register() -> None:
 
 
 def _offer(lists: list[list[str]], kind: str, name: str, function: Any) -> None:
-    """Appends a name to the host's lists, unless the function behind it is another pack's."""
-    if not getattr(function, "__module__", "").endswith(".nodes.stock"):  # of this copy of the pack, or of another
-        _log.warning("another pack has a %s called %s: ours is left out of the drop-downs", kind, name)
+    """Appends a name to the host's lists, unless its function belongs to another pack."""
+    if not getattr(function, "__module__", "").endswith(".nodes.stock"):  # this copy of the pack, or another
+        _log.warning("another pack already has a %s called %s; the learned one is not in the drop-downs", kind, name)
         return
     for entries in lists:
         if name not in entries:
@@ -72,17 +73,17 @@ def _sample(
     callback: Callback | None = None,
     disable: bool | None = None,
 ) -> Tensor:
-    """Returns the latent sampled with the solver that Set Learned Solver names, else with the automatic choice.
+    """Returns the latent sampled with the solver set by Set Learned Solver, otherwise with the automatic choice.
 
-    The solver's steps are the sampler node's: the number of sigmas but one, unless Set Learned Solver names another.
-    Of the sigmas themselves the first and the last count, so any scheduler will do.
+    The step count is the one set there, otherwise the sampler node's: the number of sigmas minus 1. Only the first and
+    last sigma are used, so any scheduler works.
     """
     if len(sigmas) < 2:
         return x
     options = (extra_args or {}).get("model_options", {}).get("transformer_options", {})
     chosen = options.get(CHANNEL, {})
-    entry, named_steps = chosen.get("solver", AUTO), chosen.get("steps")
-    steps = named_steps or len(sigmas) - 1
+    entry, set_steps = chosen.get("solver", AUTO), chosen.get("steps")
+    steps = set_steps or len(sigmas) - 1
     guider = model.inner_model
     base, guidance = guider.inner_model, guidance_of_run(guider)
     try:
@@ -92,17 +93,17 @@ def _sample(
     except ValueError as error:
         message = f"sampler {family.sampler}: {error}"
         if entry == AUTO:
-            message += _other_ways(base, x, steps)
-        if not named_steps and (entry == AUTO or f" steps, got {steps}:" in message):
+            message += _list_options(base, x, steps)
+        if not set_steps and (entry == AUTO or isinstance(error, MissingSteps)):
             message += ". The scheduler ddim_uniform may produce one step more than requested (7 for 6)"
         raise ValueError(message) from error
     calls = part_of_table(table, float(sigmas[0]), float(sigmas[-1])).nfe
-    ran = f"{calls} of its {counted(steps, 'model call')}" if calls < steps else counted(steps, "step")
-    lines = [f"sampler {family.sampler}: {solver.name}, {ran}"]
-    if calls < steps and not named_steps:
+    extent = f"{calls} of its {count_noun(steps, 'model call')}" if calls < steps else count_noun(steps, "step")
+    lines = [f"sampler {family.sampler}: {solver.name}, {extent}"]
+    if calls < steps and not set_steps:
         lines.append(
-            f"{counted(steps, 'step')}, as many as this node's sigmas: if a start or end step or SplitSigmas cut them "
-            "from a longer grid, name that grid's steps in Set Learned Solver"
+            f"{count_noun(steps, 'step')} assumed from this node's sigmas: if they are part of a longer grid (a start "
+            "or end step, SplitSigmas), set that grid's steps in Set Learned Solver"
         )
     lines += remarks
     _log.info("%s", "; ".join(lines))
@@ -110,24 +111,24 @@ def _sample(
     return sample_learned_solver(model, x, sigmas, extra_args, callback, disable, solver=solver, steps=steps)
 
 
-def _other_ways(base: Any, x: Tensor, steps: int) -> str:
-    """What else a user can do where no solver of a family fits."""
-    ways = ". Name a file, or the steps of the whole grid, with the node Set Learned Solver"
+def _list_options(base: Any, x: Tensor, steps: int) -> str:
+    """The user's options where no solver of a family fits, as text for an error."""
+    options = ". Set a file, or the steps of the whole grid, in Set Learned Solver"
     noise, architecture = noise_of(base, base.model_sampling, x.shape), architecture_name(base)
     for family in FAMILIES.values():
         with suppress(ValueError):
             solver = choose_solver(SOLVERS.loadable(), noise, steps, architecture=architecture, family=family.name)
-            ways += f", or choose the sampler {family.sampler} ({solver.name})"
-    return ways
+            options += f", or choose the sampler {family.sampler} ({solver.name})"
+    return options
 
 
 def _learned_schedule(model_sampling: Any, steps: int) -> Tensor:
-    """The noise levels of the transferable solver of a model's prediction type, shape [steps + 1].
+    """Noise levels of the transferable solver for a model's prediction type, shape [steps + 1].
 
-    From the model's highest level to 0, so that stock samplers can run on them; our samplers take their own levels in
-    between anyway. The host shows nothing of the model but its schedule, so this cannot be the very solver that the
-    sampler will choose. A count that the solver lacks (an image-to-image run asks for steps / denoise of them) gets the
-    nearest count's levels, interpolated linearly.
+    They run from the model's highest level to 0, for stock samplers; learned samplers use their own levels in between.
+    The host passes only the noise schedule, so this may be another solver than the one that the sampler chooses. A step
+    count that the solver does not have (image-to-image needs steps / denoise) gets the levels of the nearest count,
+    interpolated linearly.
     """
     noise = noise_of(None, model_sampling, None)
     for solver in SOLVERS.loadable():
@@ -140,9 +141,9 @@ def _learned_schedule(model_sampling: Any, steps: int) -> Tensor:
         levels = solver.table(count, noise).levels.clone()
         levels[0], levels[-1] = float(model_sampling.sigma_max), 0.0
         if bool((levels.diff() < 0).all()):
-            places = torch.arange(len(levels), dtype=torch.float64)
-            return interpolate(torch.linspace(0, len(levels) - 1, steps + 1).double(), places, levels).float()
+            indices = torch.arange(len(levels), dtype=torch.float64)
+            return interpolate(torch.linspace(0, len(levels) - 1, steps + 1).double(), indices, levels).float()
     raise ValueError(
-        f"no solver transfers to {noise.kind} models, so there is no learned schedule for them: choose another "
-        "scheduler. Of its sigmas a learned sampler uses only the first and the last"
+        f"no solver transfers to {noise.kind} models, so they have no learned schedule. Choose another scheduler; a "
+        "learned sampler uses only its first and last sigma"
     )

@@ -1,91 +1,94 @@
-// The steps widget keeps to the counts that the chosen solver file has, and names them. To the API steps stays an INT.
+// Limits the steps widget to the step counts of the chosen solver file and lists them in its label. The API still
+// accepts any INT.
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
 const NODES = ["LearnedSolver", "LearnedSolverKSampler", "SetLearnedSolver", "LearnedSolverInfo"];
-const OURS = /^steps \(\d+(, \d+)*\)$/; // a label that is not the user's
-const ASK = Symbol("learned_solvers.ask");
+const GENERATED_LABEL = /^steps \(\d+(, \d+)*\)$/; // any other label is the user's
+const REFRESH = Symbol("learned_solvers.refresh");
 
-async function countsOf(solver) {
+async function fetchCounts(solver) {
   try {
     const answer = await api.fetchApi(`/learned_solvers/steps?solver=${encodeURIComponent(solver)}`);
     return answer.ok ? (await answer.json()).steps : [];
   } catch {
-    return []; // an unreachable server: any number may be typed, and is checked when the prompt runs
+    return []; // server unreachable: any number can be typed, and is validated when the prompt runs
   }
 }
 
-// The next count in the direction of the change, or the last one that there is.
-function stepped(counts, wanted, before) {
-  if (wanted > before) return counts.find((n) => n >= wanted) ?? counts.at(-1);
-  return counts.findLast((n) => n <= wanted) ?? counts[0];
+// The nearest count in the direction of the change, or the outermost one.
+function snapToCount(counts, value, previous) {
+  if (value > previous) return counts.find((n) => n >= value) ?? counts.at(-1);
+  return counts.findLast((n) => n <= value) ?? counts[0];
 }
 
-function keepToCounts(node) {
+function limitSteps(node) {
   const solver = node.widgets?.find((w) => w.name === "solver");
   const steps = node.widgets?.find((w) => w.name === "steps");
   if (!solver || !steps) return;
-  const lowest = steps.options.min; // 0 where the node can do without a count
-  const unnamed = steps.label; // the host's own
+  const lowest = steps.options.min; // 0 where a node accepts "no count"
+  const defaultLabel = steps.label; // the host's
   let counts = [];
-  let before = steps.value;
-  let chosenBefore = solver.value;
+  let previousSteps = steps.value;
+  let previousSolver = solver.value;
 
-  // A value changes only where the user changes one: a saved workflow stays as it is.
-  const settle = () => {
-    if (counts.length && !(lowest === 0 && steps.value === 0)) steps.value = stepped(counts, steps.value, before);
-    before = steps.value;
+  // Only a change by the user changes the value: a saved workflow stays as it is.
+  const snap = () => {
+    if (counts.length && !(lowest === 0 && steps.value === 0)) steps.value = snapToCount(counts, steps.value, previousSteps);
+    previousSteps = steps.value;
   };
-  const chosen = () => (node.inputs?.find((input) => input.name === "solver")?.link != null ? "auto" : solver.value);
-  const ask = async () => {
-    const asked = chosen();
-    const found = asked === "auto" ? [] : await countsOf(asked); // auto or wired: only the run will tell the file
-    if (chosen() !== asked) return false;
-    counts = found.length && lowest === 0 ? [0, ...found] : found;
-    if (!steps.label || steps.label === unnamed || OURS.test(steps.label))
-      steps.label = found.length ? `steps (${found.join(", ")})` : unnamed;
+  const currentSolver = () =>
+    node.inputs?.find((input) => input.name === "solver")?.link != null ? "auto" : solver.value;
+  const refresh = async () => {
+    const requested = currentSolver();
+    const fetched = requested === "auto" ? [] : await fetchCounts(requested); // auto or connected: known only in a run
+    if (currentSolver() !== requested) return false;
+    counts = fetched.length && lowest === 0 ? [0, ...fetched] : fetched;
+    if (!steps.label || steps.label === defaultLabel || GENERATED_LABEL.test(steps.label))
+      steps.label = fetched.length ? `steps (${fetched.join(", ")})` : defaultLabel;
     node.setDirtyCanvas?.(true, true);
     return true;
   };
-  const after = (object, name, act) => {
-    const own = object[name];
+  const runAfter = (object, name, action) => {
+    const original = object[name];
     object[name] = function (...args) {
-      const result = own?.apply(this, args);
-      act();
+      const result = original?.apply(this, args);
+      action();
       return result;
     };
   };
-  after(solver, "callback", async () => {
-    const other = solver.value !== chosenBefore;
-    chosenBefore = solver.value;
-    if ((await ask()) && other) settle();
+  runAfter(solver, "callback", async () => {
+    const changed = solver.value !== previousSolver;
+    previousSolver = solver.value;
+    if ((await refresh()) && changed) snap();
   });
-  after(steps, "callback", () => {
-    if (steps.value !== before) settle();
+  runAfter(steps, "callback", () => {
+    if (steps.value !== previousSteps) snap();
   });
-  after(node, "onConnectionsChange", ask);
-  after(node, "onConfigure", () => {
-    before = steps.value;
-    chosenBefore = solver.value;
-    ask();
+  runAfter(node, "onConnectionsChange", refresh);
+  runAfter(node, "onConfigure", () => {
+    previousSteps = steps.value;
+    previousSolver = solver.value;
+    refresh();
   });
-  node[ASK] = ask;
-  ask();
+  node[REFRESH] = refresh;
+  refresh();
 }
 
-// A file may have been fitted again under its name, with other counts.
-function askAgain() {
+// A file may have been fitted again under its name, with other step counts.
+function refreshAll() {
   const root = app.graph?.rootGraph ?? app.graph;
-  for (const graph of [root, ...(root?.subgraphs?.values() ?? [])]) for (const node of graph?._nodes ?? []) node[ASK]?.();
+  for (const graph of [root, ...(root?.subgraphs?.values() ?? [])])
+    for (const node of graph?._nodes ?? []) node[REFRESH]?.();
 }
 
-api.addEventListener("execution_success", askAgain);
+api.addEventListener("execution_success", refreshAll);
 
 app.registerExtension({
   name: "learned_solvers.steps",
   nodeCreated(node) {
-    if (NODES.includes(node.comfyClass)) keepToCounts(node);
+    if (NODES.includes(node.comfyClass)) limitSteps(node);
   },
-  refreshComboInNodes: askAgain,
+  refreshComboInNodes: refreshAll,
 });
