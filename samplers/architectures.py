@@ -1,11 +1,11 @@
-"""Facts about model architectures: how each is usually run, the size of its tokens, its text encoders, other names.
+"""Facts about model architectures: usual settings, patch size, text encoders, aliases.
 
 Sources; tests/engine/test_architectures.py compares the table with the first two:
 
 - ComfyUI 0.33.0: names (supported_models.py), host guidance (model_base.py), shift, patch (model_detection.py and the
   networks), text encoder (sd.py).
 - ComfyUI's workflow templates 0.11.44: sampler, scheduler, steps, guidance, size, frames, and a shift other than the
-  model's own. Where a template has a distilled setting too, the table has the other one.
+  model's own. If a template also has a distilled setting, the table has the undistilled one.
 - diffusers: AuraFlow, PixArt, HunyuanDiT, HunyuanImage, Cosmos (its formula at 7 is CFG 8), CFG of SD 1.5 and 2.
 - The WebUI: CFG of SDXL; AUTOMATIC1111's flags of a model, and Forge's and Forge Neo's names, as aliases.
 """
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 DEFAULT_CFG, DEFAULT_GUIDANCE, DEFAULT_SIZE, DEFAULT_PATCH = 5.0, 3.5, (1024, 1024), 2
-"""For architectures whose record says nothing."""
+"""For architectures without an entry."""
 
 # The columns are the fields of Architecture: n is steps, emb. guidance, host host_guidance; size ends with the frames.
 _TABLE = """
@@ -86,21 +86,21 @@ Hunyuan3Dv2_1               euler            normal 30   5    -    -     1 -    
 
 @dataclass(frozen=True)
 class Architecture:
-    """Facts about an architecture; None where they are unknown or where there is no such thing.
+    """Facts about an architecture; None if unknown or not applicable.
 
     Args:
-        name: ComfyUI's class in supported_models.py, such as "Flux" and "SD15".
+        name: Name of ComfyUI's class in supported_models.py, such as "Flux" or "SD15".
         sampler: Usual sampler, in ComfyUI's spelling.
         scheduler: Usual scheduler.
         steps: Usual number of steps.
         cfg: Usual classifier-free guidance of a network without embedded guidance.
-        guidance: Usual embedded guidance of a network that has one; CFG is 1 then.
-        host_guidance: Embedded guidance that ComfyUI hands to the network where the conditioning has none.
+        guidance: Usual embedded guidance of a network that reads one; its CFG is 1.
+        host_guidance: Embedded guidance that ComfyUI uses if the conditioning has none.
         shift: Usual shift of a flow model's noise levels, sigma = shift * t / (1 + (shift - 1) * t).
         size: Usual width and height in pixels.
         frames: Usual number of frames of a video.
         patch: Latent pixels per token and side.
-        text_encoder: Member of ComfyUI's CLIPType that the text encoders are loaded as.
+        text_encoder: Member of ComfyUI's CLIPType for loading the text encoders.
         aliases: Names in other hosts.
     """
 
@@ -120,17 +120,17 @@ class Architecture:
 
 
 def architecture_of(name: str, *bases: str) -> Architecture:
-    """The record of an architecture; an empty one where nothing is known.
+    """The record of an architecture; empty if nothing is known.
 
     Args:
         name: Its name, or an alias.
-        bases: The names of its base classes in the host, from near to far. A class without a record has the facts of
-            the nearest base that has one.
+        bases: Names of its base classes in ComfyUI, nearest first. A class without a record gets the facts of the
+            nearest base with one.
     """
     if name in _BY_NAME:
         return _BY_NAME[name]
-    kin = next((_BY_NAME[base] for base in bases if base in _BY_NAME), Architecture(name))
-    return replace(kin, name=name, aliases=())
+    base_record = next((_BY_NAME[base] for base in bases if base in _BY_NAME), Architecture(name))
+    return replace(base_record, name=name, aliases=())
 
 
 def _text(cell: str) -> str | None:
@@ -141,26 +141,26 @@ def _number(cell: str) -> float | None:
     return None if cell == "-" else float(cell)
 
 
-def _whole(cell: str) -> int | None:
+def _integer(cell: str) -> int | None:
     return None if cell == "-" else int(cell)
 
 
 def _record(line: str) -> Architecture:
-    """The record of a line of the table."""
+    """The record in a line of the table."""
     name, sampler, scheduler, steps, cfg, guidance, host, shift, size, patch, encoder, *aliases = line.split()
     width, height, *frames = (None, None) if size == "-" else map(int, size.split("x"))
     return Architecture(
         name,
         sampler=_text(sampler),
         scheduler=_text(scheduler),
-        steps=_whole(steps),
+        steps=_integer(steps),
         cfg=_number(cfg),
         guidance=_number(guidance),
         host_guidance=_number(host),
         shift=_number(shift),
         size=(width, height) if width and height else None,
         frames=frames[0] if frames else None,
-        patch=_whole(patch),
+        patch=_integer(patch),
         text_encoder=_text(encoder),
         aliases=tuple(aliases),
     )

@@ -1,4 +1,4 @@
-"""The automatic choice of a solver, and of a step count where the nearest will do."""
+"""The automatic choice of a solver and of the nearest step count."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from .files.solver import Solver
 from .schedules import Noise
-from .text import few, shown
+from .text import format_list, printable
 
 __all__ = ["choose_solver", "nearest_steps"]
 
@@ -22,22 +22,22 @@ def choose_solver(
     architecture: str | None = None,
     family: str | None = None,
 ) -> Solver:
-    """Returns the solver that fits a model best.
+    """The solver that fits a model best.
 
-    First one that was fitted for this architecture, else one whose authors show it on other models of the same
-    prediction type; either must have the step count and make a table on the model's schedule. Among equals the first
-    of `solvers` wins, so hosts list the user's own before the bundled ones.
+    A solver fitted for this architecture comes first, then one that its authors show on other models of the same
+    prediction type. Either must have the step count and give a valid table on the model's noise schedule. Among equals
+    the first of `solvers` wins, so hosts list the user's files before the bundled ones.
 
     Args:
         solvers: Candidates.
-        noise: The model's noise schedule. A solver that needs the size stays a candidate where a flow model's is not
-            known: its table says what is missing.
+        noise: The model's noise schedule. A solver that depends on the picture size stays a candidate if the size is
+            unknown; its table raises the error.
         steps: Network calls.
-        architecture: The model's in ComfyUI's spelling; None where the host cannot tell.
-        family: Only solvers of this family; None for any.
+        architecture: The model's architecture in ComfyUI's spelling; None if unknown.
+        family: Name of the solver family; None for any.
 
     Raises:
-        ValueError: None fits; the message lists what does.
+        ValueError: No solver fits; the message lists the alternatives.
     """
     same_type = [s for s in solvers if s.prediction == noise.kind and family in (None, s.family)]
     same_type = [s for s in same_type if steps not in s.steps or _makes_table(s, noise, steps)]
@@ -49,25 +49,25 @@ def choose_solver(
                 return solver
     which = f"{family} solver" if family else "solver"
     fitting = list(dict.fromkeys([*exact, *transferable]))  # a transferable solver's own model is an exact match too
-    known, others = (
-        [f"{shown(s.name, 100)} ({', '.join(map(str, s.steps))} steps)" for s in some]
-        for some in (fitting, [s for s in same_type if s not in fitting and steps in s.steps])
+    other_counts, other_models = (
+        [f"{printable(s.name, 100)} ({', '.join(map(str, s.steps))} steps)" for s in group]
+        for group in (fitting, [s for s in same_type if s not in fitting and steps in s.steps])
     )
-    ways = [f"choose the steps of {few(known, ', or of ')}"] if known else []
-    ways += [f"name one that was fitted for another model: {few(others)}"] if others else []
-    ways.append(f"fit one for {steps} steps on this model")
+    options = [f"choose the steps of {format_list(other_counts, ', or of ')}"] if other_counts else []
+    options += [f"choose a solver fitted for another model: {format_list(other_models)}"] if other_models else []
+    options.append(f"fit one for {steps} steps on this model")
     raise ValueError(
-        f"no {which} for {architecture or 'this'} ({noise.kind}) model has {steps} steps: {'; or '.join(ways)}"
+        f"no {which} for {architecture or 'this model'} ({noise.kind}) has {steps} steps: {'; or '.join(options)}"
     )
 
 
-def nearest_steps(counts: Iterable[int], wanted: int) -> int:
-    """Returns the step count nearest to the wanted one; of two that are equally near the larger."""
-    return min(counts, key=lambda count: (abs(count - wanted), -count))
+def nearest_steps(counts: Iterable[int], steps: int) -> int:
+    """The count nearest to `steps`; of two equally near ones the larger."""
+    return min(counts, key=lambda count: (abs(count - steps), -count))
 
 
 def _makes_table(solver: Solver, noise: Noise, steps: int) -> bool:
-    """Whether a solver of the prediction type makes a table on a noise schedule, else the log says why not."""
+    """Whether a solver gives a valid table on a noise schedule of its kind; logs the reason if it does not."""
     try:
         solver.table(steps, noise.with_tokens())
     except (ValueError, ArithmeticError) as error:

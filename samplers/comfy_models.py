@@ -1,6 +1,6 @@
-"""What ComfyUI's models tell about themselves: noise schedule, architecture, latent tokens.
+"""Facts read from ComfyUI's models: noise schedule, architecture, latent tokens.
 
-For the nodes and the trainer alike. Nothing of the host is imported: its classes are known by their names.
+The nodes and the trainer use them. Nothing is imported from ComfyUI: its classes are recognised by name.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ __all__ = [
     "pixel_size",
 ]
 
-# Other states than x0 + sigma * noise or (1 - sigma) * x0 + sigma * noise, or no noise at all.
-_UNLIKE = {"IMG_TO_IMG", "IMG_TO_IMG_FLOW", "V_PREDICTION_DDPM"}
+# Their state is neither x0 + sigma * noise nor (1 - sigma) * x0 + sigma * noise, or has no noise at all.
+_UNSUPPORTED = {"IMG_TO_IMG", "IMG_TO_IMG_FLOW", "V_PREDICTION_DDPM"}
 
 
 def architecture_name(base: Any) -> str:
-    """A BaseModel's architecture in ComfyUI's own spelling, such as "Flux" and "SD15"."""
+    """A BaseModel's architecture in ComfyUI's spelling, such as "Flux" or "SD15"."""
     return type(base.model_config).__name__
 
 
@@ -39,27 +39,27 @@ def model_architecture(base: Any) -> Architecture:
 def has_guidance(base: Any) -> bool:
     """Whether a BaseModel's network reads an embedded guidance, as FLUX.1-dev's does and Schnell's does not."""
     embeds = getattr(base.model_config, "unet_config", {}).get("guidance_embed")
-    if embeds is None:  # Chroma: always read, so no option of the network
+    if embeds is None:  # Chroma always reads it and has no such option
         return default_guidance(base) is not None
     return bool(embeds)
 
 
 def default_guidance(base: Any) -> float | None:
-    """The embedded guidance that ComfyUI hands over where the conditioning has none; None where it is unknown."""
+    """The embedded guidance that ComfyUI uses if the conditioning has none; None if unknown."""
     return model_architecture(base).host_guidance
 
 
 def noise_of(base: Any, sampling: Any, shape: Sequence[int] | None) -> Noise:
-    """Returns the noise schedule of a model, object patches included; of flow models the shift is none of it.
+    """The noise schedule of a model, including object patches, without a flow model's shift.
 
     Args:
-        base: ComfyUI's BaseModel; None where the host shows no more than its schedule, and no shape.
+        base: ComfyUI's BaseModel; None if the host passes only the schedule.
         sampling: Its model_sampling object, patched or not.
-        shape: The latent's shape [B, C, ..., H, W], where it is known.
+        shape: The latent's shape [B, C, ..., H, W]; None if unknown.
     """
-    # By class, so that a type that ComfyUI adds later is refused instead of sampled wrongly.
+    # By class: a type that a later ComfyUI adds is refused instead of sampled wrongly.
     kinds = {c.__name__ for c in type(sampling).__mro__}
-    if not kinds & _UNLIKE:
+    if not kinds & _UNSUPPORTED:
         if "CONST" in kinds:
             return FlowNoise(latent_tokens(base, shape))
         if "EPS" in kinds and type(sampling).timestep.__qualname__ == "ModelSamplingDiscrete.timestep":
@@ -67,19 +67,19 @@ def noise_of(base: Any, sampling: Any, shape: Sequence[int] | None) -> Noise:
         if kinds & {"EPS", "COSMOS_RFLOW"} and "ModelSamplingContinuousEDM" in kinds:
             return EDMNoise(float(sampling.sigma_min), float(sampling.sigma_max))
     model = "model" if base is None else f"{architecture_name(base)} model"
-    # ComfyUI makes one class of two: the schedule, and what the network predicts.
+    # ComfyUI combines two classes: the schedule, and the network's prediction.
     kind = "/".join(c.__name__ for c in type(sampling).__bases__)
     raise ValueError(
-        f"learned solvers run on flow, eps, v and EDM models, this {model}'s prediction is {kind}: "
-        "use a stock sampler for it"
+        f"learned solvers run on flow, eps, v and EDM models, the prediction of this {model} is {kind}: use a stock "
+        "sampler"
     )
 
 
 def latent_tokens(base: Any, shape: Sequence[int] | None) -> int | None:
-    """Returns the number of tokens of one picture or video frame, or None where shape or patch size is unknown."""
+    """The number of tokens of a picture or video frame; None if the shape or the patch size is unknown."""
     if shape is None or len(shape) < 4:
         return None
-    # Not first what the network says: Lens and Ideogram 4 get latents that are packed already, wrappers say nothing.
+    # The table comes first: Lens and Ideogram 4 get packed latents, and wrapped networks have no patch_size.
     patch = model_architecture(base).patch or getattr(base.diffusion_model, "patch_size", None)
     if patch is None:
         return None
@@ -88,6 +88,6 @@ def latent_tokens(base: Any, shape: Sequence[int] | None) -> int | None:
 
 
 def pixel_size(base: Any, shape: Sequence[int]) -> str | None:
-    """Returns "WIDTHxHEIGHT" in pixels of a latent shape, or None for latents without a picture's shape."""
+    """A latent's size in pixels, "WIDTHxHEIGHT"; None for latents that are not pictures."""
     ratio = getattr(base.latent_format, "spacial_downscale_ratio", 8)
     return f"{shape[-1] * ratio}x{shape[-2] * ratio}" if len(shape) >= 4 else None

@@ -1,7 +1,7 @@
-"""The grids that solvers put on a model's noise schedule.
+"""Grids: the noise levels of a solver on a model's noise schedule.
 
-A solver file stores no sigmas: it stores the rule of its grid. The host's noise schedule turns the rule into noise
-levels. All results are float64 on the CPU.
+A solver file stores the rule of its grid instead of sigmas; the host's noise schedule turns the rule into noise levels.
+All results are float64 on the CPU.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:  # which have usual grids themselves
+if TYPE_CHECKING:  # schedules imports this module
     from .schedules import EDMNoise, FlowNoise, Noise, VPNoise
 
 __all__ = ["FLUX_GRID", "Grid", "checked_levels", "interpolate"]
 
-_LARGEST = 1e9  # of a grid's parameters: all of them are numbers around 1 to 10000
+_LARGEST_PARAMETER = 1e9  # a limit for parameters, whose usual values are below 10000
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Grid:
 
     Rules and their parameters:
         polynomial: rho. EDM's grid from sigma_max to sigma_min (arXiv 2206.00364, eq. 5). VP and EDM models.
-        karras: rho. The same with one level less, then 0: what the hosts call Karras.
+        karras: rho. polynomial with one level fewer, then 0; the hosts' Karras. VP and EDM models.
         uniform_time: end. Model times from 1 to `end`, evenly spaced. VP models.
-        sgm_uniform: end. The same with 0 in the last level's place: with end 1e-3 what the hosts call SGM uniform, and
-            ComfyUI's simple but for its rounding to whole timesteps.
-        normal: end. uniform_time with one level less, then 0: ComfyUI's normal, with end 1e-3.
-        flow_shift: shift. linspace(1, 0) = t moved to shift * t / (1 + (shift - 1) * t). Flow models.
-        flux_shift: base_tokens, base_mu, max_tokens, max_mu. flow_shift with shift = e^mu, mu linear in the number
-            of latent tokens. Flow models.
+        sgm_uniform: end. uniform_time with 0 as its last level. With end 1e-3 the hosts' SGM uniform, and ComfyUI's
+            simple except for its rounding to whole timesteps. VP models.
+        normal: end. uniform_time with one level fewer, then 0; with end 1e-3 ComfyUI's normal. VP models.
+        flow_shift: shift. t = linspace(1, 0), moved to shift * t / (1 + (shift - 1) * t). Flow models.
+        flux_shift: base_tokens, base_mu, max_tokens, max_mu. flow_shift with shift = e^mu, where mu is linear in the
+            number of latent tokens. Flow models.
     """
 
     rule: str
@@ -43,61 +43,62 @@ class Grid:
 
     def __post_init__(self) -> None:
         if not isinstance(self.rule, str) or self.rule not in _RULES:
-            raise ValueError(f"grid rule must be one of {', '.join(_RULES)}, got {self.rule!r}: update Learned Solvers")
+            raise ValueError(f"grid rule must be one of {', '.join(_RULES)}, got {self.rule!r}; update Learned Solvers")
         _, names, _ = _RULES[self.rule]
         if set(self.parameters) != set(names):
             raise ValueError(
                 f"grid rule {self.rule} needs {', '.join(names)}, got {', '.join(self.parameters) or 'none'}"
             )
         for name, value in self.parameters.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST:
-                # Of anything else the kind alone: the text of a list of lists may have no end.
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST_PARAMETER:
+                # Only the type of other values: the text of nested lists can be arbitrarily long.
                 got = f"{value!r:.40}" if isinstance(value, int | float | str) else type(value).__name__
                 raise ValueError(f"grid parameter {name} must be a positive finite number, got {got}")
 
     def levels(self, steps: int, noise: Noise) -> Tensor:
-        """Returns steps + 1 descending noise levels on `noise`, shape [steps + 1].
+        """Descending noise levels of `steps` steps on `noise`, shape [steps + 1].
 
         Raises:
-            ValueError: The rule is not defined on this kind of noise, or needs the number of latent tokens.
+            ValueError: The rule is not defined on this kind of noise or needs the number of latent tokens, or the
+                parameters give no descending grid.
         """
         kinds, _, points = _RULES[self.rule]
         if noise.kind not in kinds:
             raise ValueError(f"grid rule {self.rule} is defined on {' and '.join(kinds)} noise, got {noise.kind}")
-        with torch.device("cpu"):  # whatever the default device is
+        with torch.device("cpu"):  # regardless of the default device
             try:
                 levels = points(steps, noise, **self.parameters)
             except (OverflowError, ZeroDivisionError):
                 levels = torch.full((1,), math.nan)
         if not bool(torch.isfinite(levels).all()) or not bool((levels.diff() < 0).all()):
             raise ValueError(
-                f"grid rule {self.rule} with {dict(self.parameters)} makes no descending grid: change them"
+                f"grid rule {self.rule} with {dict(self.parameters)} gives no descending grid; change the parameters"
             )
         return levels
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of noise that the rule is defined on."""
+        """Kinds of noise schedule that the rule is defined on."""
         return _RULES[self.rule][0]
 
     @property
     def needs_tokens(self) -> bool:
-        """Whether the grid shifts with resolution, so that a flow schedule must know its latent tokens."""
+        """Whether the grid depends on the resolution, so that a flow schedule must know its number of latent tokens."""
         return self.rule == "flux_shift"
 
     @property
     def shape_parameter(self) -> str | None:
-        """Name of the one number that bends the grid, or None: what a joint fit may learn."""
+        """Name of the number that shapes the grid, which a fit may learn; None for a rule without one."""
         names = _RULES[self.rule][1]
         return names[0] if names in (("rho",), ("shift",)) else None
 
-    def bent(self, steps: int, noise: Noise, value: Tensor) -> Tensor:
-        """Returns the levels with `value` (0-d, may carry a gradient) in the shape parameter's place."""
+    def reshaped_levels(self, steps: int, noise: Noise, value: Tensor) -> Tensor:
+        """The levels with `value` as the shape parameter; it is 0-d and may carry a gradient."""
         return _RULES[self.rule][2](steps, noise, value)
 
 
 def checked_levels(sigmas: Tensor) -> Tensor:
-    """Returns noise levels as float64 on the CPU, without gradients, shape [N + 1]."""
+    """Noise levels as float64 on the CPU, without gradients, shape [N + 1]; ValueError unless they descend."""
     sigmas = torch.as_tensor(sigmas, device="cpu").detach().double()
     if sigmas.ndim != 1 or len(sigmas) < 2 or bool((sigmas.diff() >= 0).any()) or float(sigmas[-1]) < 0:
         raise ValueError(f"sigmas must be at least two descending levels, the last 0 or above, got {sigmas.tolist()}")
@@ -136,7 +137,8 @@ def _flux_shift(
 ) -> Tensor:
     if noise.tokens is None:
         raise ValueError(
-            "this solver's grid shifts with resolution: give the number of latent tokens, FlowNoise(tokens=H/16 * W/16)"
+            "this solver's grid depends on the resolution; pass the number of latent tokens, "
+            "FlowNoise(tokens=H/16 * W/16)"
         )
     mu = base_mu + (noise.tokens - base_tokens) * (max_mu - base_mu) / (max_tokens - base_tokens)
     return _flow_shift(steps, noise, math.exp(mu))
@@ -153,7 +155,7 @@ _RULES = {
 }
 
 FLUX_GRID = Grid("flux_shift", {"base_tokens": 256, "base_mu": 0.5, "max_tokens": 4096, "max_mu": 1.15})
-"""FLUX's own, as its samplers shift it: by e^0.5 at 256 latent tokens (256x256 pixels), e^1.15 at 4096 (1024x1024)."""
+"""FLUX's grid: a shift of e^0.5 at 256 latent tokens (256x256 pixels) and of e^1.15 at 4096 (1024x1024)."""
 
 
 def interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Guidance as data: what a card says of a fit and a host of a run, and parameters between the knots of a fit."""
+"""Guidance as data, of a fit or of a run, and parameters between the guidance knots of a fit."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _Value = TypeVar("_Value", bound=Hashable)
 
 @dataclass(frozen=True)
 class Guidance:
-    """The guidance of a fit, or of a run.
+    """The guidance of a fit or of a run.
 
     Args:
         kind: "cfg" (classifier-free guidance), "embedded" (an input of the network, as in FLUX.1-dev) or "none".
-        values: Ascending. Of a fit: the values of its samples, and those that its source shows it at. Of a run: the
-            one value, or none where it is unknown.
-        usual: The value that a table is made for unless another is asked for; None: the middle one of `values`.
-        cfg: The classifier-free guidance used with an embedded one; None for the other kinds, or where it is unknown.
+        values: Ascending. Of a fit: the values of its samples and of its published results. Of a run: its one value,
+            or none if unknown.
+        usual: The default value of a table; None for the middle one of `values`.
+        cfg: The classifier-free guidance in addition to an embedded one; None for the other kinds, or if unknown.
 
     Raises:
-        ValueError: Another kind, or numbers that are negative, not finite or not in order.
+        ValueError: An unknown kind, or numbers that are negative, not finite or not in order.
     """
 
     kind: str = "none"
@@ -38,7 +38,7 @@ class Guidance:
 
     def __post_init__(self) -> None:
         if self.kind not in ("cfg", "embedded", "none"):
-            raise ValueError(f"guidance has kind {self.kind!r:.40}; choose cfg, embedded or none")
+            raise ValueError(f"guidance kind must be cfg, embedded or none, got {self.kind!r:.40}")
         object.__setattr__(self, "values", tuple(self.values) or (() if self.usual is None else (self.usual,)))
         numbers = (*self.values, *(number for number in (self.usual, self.cfg) if number is not None))
         if not all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < 1e9 for n in numbers):
@@ -46,29 +46,29 @@ class Guidance:
         if any(a >= b for a, b in zip(self.values, self.values[1:], strict=False)):
             raise ValueError(f"guidance values must ascend without repeats, got {list(self.values)!s:.80}")
         if self.values and self.usual is not None and not self.values[0] <= self.usual <= self.values[-1]:
-            raise ValueError(f"the usual guidance must lie within {format_values(self.values)}, got {self.usual:g}")
+            raise ValueError(f"the usual guidance must be within {format_values(self.values)}, got {self.usual:g}")
         if (self.kind == "none" and numbers) or (self.kind != "embedded" and self.cfg is not None):
-            raise ValueError(f"guidance of kind {self.kind} has a number too many: {self.to_json()}")
+            raise ValueError(f"guidance of kind {self.kind} cannot have these numbers: {self.to_json()}")
 
     @property
-    def at(self) -> float | None:
-        """The value that a table is made for unless another is asked for."""
+    def default(self) -> float | None:
+        """The default value of a table."""
         if self.usual is not None or not self.values:
             return self.usual
         return self.values[len(self.values) // 2]
 
     def value_of(self, run: Guidance | None) -> float | None:
-        """A run's value where it is of this kind; else None, which stands for the usual one."""
+        """The value of a run with this kind of guidance; else None, which means the usual value."""
         return run.values[0] if run is not None and run.kind == self.kind and run.values else None
 
     def covers(self, other: Guidance) -> bool:
-        """Whether another guidance is of this kind and lies within this one's values."""
+        """Whether another guidance has this kind and is within the range of these values."""
         if other.kind != self.kind or bool(other.values) != bool(self.values):
             return False
         if None not in (self.cfg, other.cfg) and self.cfg != other.cfg:
             return False
-        part = 1e-6  # hosts carry guidance in float32
-        return all(self.values[0] * (1 - part) <= value <= self.values[-1] * (1 + part) for value in other.values)
+        error = 1e-6  # relative; hosts keep guidance in float32
+        return all(self.values[0] * (1 - error) <= value <= self.values[-1] * (1 + error) for value in other.values)
 
     def __str__(self) -> str:
         if self.kind == "none":
@@ -85,7 +85,7 @@ class Guidance:
 
     @classmethod
     def from_json(cls, plain: object) -> Guidance:
-        """The guidance of a JSON object; anything else raises ValueError."""
+        """The guidance of a JSON object; ValueError for anything else."""
         if not isinstance(plain, Mapping) or not set(plain) <= {"kind", "values", "usual", "cfg"}:
             raise ValueError(f"guidance must be an object with kind, values, usual and cfg, got {plain!r:.80}")
         if not isinstance(plain.get("values", []), list):
@@ -94,12 +94,12 @@ class Guidance:
 
 
 def at_guidance(stack: Tensor, knots: Sequence[float], guidance: float | None) -> Tensor:
-    """Parameters at a guidance: linear in log(guidance) between the knots, outside those of the nearest knot.
+    """Parameters at a guidance: linear in log(guidance) between the knots, outside them those of the nearest knot.
 
     Args:
         stack: Parameters at each knot, shape [K, ...].
-        knots: Guidance of each, positive, ascending, at least one where K > 1.
-        guidance: Ignored where K is 1.
+        knots: Guidance of each, positive and ascending; unused if K is 1.
+        guidance: A number; unused if K is 1.
     """
     if len(stack) == 1:
         return stack[0]
@@ -109,46 +109,47 @@ def at_guidance(stack: Tensor, knots: Sequence[float], guidance: float | None) -
         value = math.nan
     if math.isnan(value):
         raise ValueError(f"guidance must be a number, got {guidance!r:.40}: parameters depend on it")
-    place = min(max(value, knots[0]), knots[-1])
-    high = max(1, bisect_left(knots, place))
+    clamped = min(max(value, knots[0]), knots[-1])
+    high = max(1, bisect_left(knots, clamped))
     low, span = math.log(knots[high - 1]), math.log(knots[high]) - math.log(knots[high - 1])
-    return torch.lerp(stack[high - 1].double(), stack[high].double(), (math.log(place) - low) / span)
+    return torch.lerp(stack[high - 1].double(), stack[high].double(), (math.log(clamped) - low) / span)
 
 
-def range_around(middle: float, part: float) -> tuple[float, ...]:
-    """Middle * (1 - part), middle and middle * (1 + part), to hundredths; never below 1, which has no guidance.
+def range_around(middle: float, spread: float) -> tuple[float, ...]:
+    """Middle * (1 - spread), middle and middle * (1 + spread), rounded to 0.01; at least 1, where CFG has no effect.
 
-    A middle of at most 1, or a part that is nothing, leaves the middle alone.
+    Only the middle if it is at most 1 or the spread is 0.
     """
-    if middle <= 1 or not part:
+    if middle <= 1 or not spread:
         return (middle,)
-    return tuple(sorted({max(1.0, round(middle * (1 - part), 2)), middle, round(middle * (1 + part), 2)}))
+    return tuple(sorted({max(1.0, round(middle * (1 - spread), 2)), middle, round(middle * (1 + spread), 2)}))
 
 
 def per_sample(values: Sequence[float], count: int) -> list[float]:
-    """The guidance of each of `count` samples: the values in turn, so that any few in a row have all of them."""
+    """The guidance of each of `count` samples: the values in turn, so that every batch has a mix of them."""
     if count < len(values):
         raise ValueError(
-            f"{count} samples are too few for guidances {format_values(values)}: take {len(values)}, or one guidance"
+            f"{count} samples are too few for the guidance values {format_values(values)}; use at least {len(values)} "
+            "samples, or one guidance value"
         )
     return [values[i % len(values)] for i in range(count)]
 
 
 def format_values(values: Sequence[float]) -> str:
-    """Values for people: "5, 7.5, 10"."""
+    """Values as text: "5, 7.5, 10"."""
     return ", ".join(f"{value:g}" for value in values)
 
 
 def call_by_group(
     values: Sequence[_Value], x: Tensor, sigma: Tensor, run: Callable[[_Value, list[int], Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """Calls `run(value, rows, x[rows], sigma[rows])` once per value and returns the results in the rows' own order.
+    """Calls `run(value, rows, x[rows], sigma[rows])` once per value; returns the results in the order of the rows.
 
     Args:
         values: One per row of x.
         x: States, shape [B, ...].
         sigma: Noise levels, shape [B].
-        run: Called once per value; rows are given by their numbers.
+        run: Called once per value; `rows` are indices.
     """
     groups: dict[_Value, list[int]] = {}
     for row, value in enumerate(values):

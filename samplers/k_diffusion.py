@@ -1,4 +1,4 @@
-"""Samplers with k-diffusion's signature, the one that every host calls."""
+"""Samplers with k-diffusion's signature, which every host uses."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def sample_solver(
     guidance: float | None = None,
     family: str | None = None,
 ) -> Tensor:
-    """Returns the state at noise level sigmas[-1], or at the end of the solver's own grid if that is higher.
+    """Samples with a learned solver: the state at sigmas[-1], or at the end of the solver's grid if that is higher.
 
-    A learned solver has its own noise levels: of `sigmas` only the first and the last are honoured, the solver runs
-    the part of its grid between the two.
+    A learned solver has its own noise levels, so only the first and the last of `sigmas` count; the solver runs the
+    part of its grid between them.
 
     Args:
         model: k-diffusion denoiser, `model(x, sigma, **extra_args) -> denoised`.
@@ -49,16 +49,16 @@ def sample_solver(
         extra_args: Passed to the model.
         callback: See `sample_table`.
         disable: Hides the progress bar.
-        solver: A Solver, the name of a bundled one, or the path of a file. None: the transferable bundled solver of
+        solver: A Solver, the name of a bundled one, or the path of a file. None: the transferable bundled solver for
             the model's prediction type.
-        noise: The model's noise schedule. None: read from `model.sigmas`, as k-diffusion's wrappers have it.
+        noise: The model's noise schedule. None: read from `model.sigmas`, as in k-diffusion's wrappers.
         steps: Network calls of the whole grid. None: M.
         guidance: Guidance of the run, see `Solver.table`. None: extra_args["cond_scale"] (the host's CFG) for a solver
             whose guidance is CFG, else the solver's usual one.
-        family: Refuse solvers of another family.
+        family: Accept only solvers of this family.
 
     Raises:
-        ValueError: The solver does not fit the model, the steps or the family, or the schedule cannot be told.
+        ValueError: The solver does not match the model, the steps or the family, or the schedule is unknown.
     """
     if len(sigmas) < 2:
         return x
@@ -70,7 +70,7 @@ def sample_solver(
         solver = load_solver(solver)
     if family not in (None, solver.family):
         raise ValueError(
-            f"{solver.name} belongs to {FAMILIES[solver.family].title}: choose a {family} file, or the sampler of "
+            f"{solver.name} is a {FAMILIES[solver.family].title} file; choose a {family} file, or the sampler of "
             f"family {solver.family}"
         )
     if guidance is None:
@@ -82,26 +82,26 @@ def sample_solver(
 def table_between(
     solver: Solver, steps: int, noise: Noise, sigmas: Tensor, guidance: float | None = None
 ) -> tuple[SolverTable, bool]:
-    """The part of a solver's table between the first and the last of `sigmas`, and whether more is left of it."""
+    """The part of a solver's table between the first and the last of `sigmas`, and whether it stops early."""
     whole = solver.table(steps, noise, guidance)
     table = part_of_table(whole, float(sigmas[0]), float(sigmas[-1]))
     return table, table.sigma_end > whole.sigma_end
 
 
 def _noise_of(model: Denoiser) -> Noise:
-    """Returns the schedule of k-diffusion's discrete wrappers, which keep their table in `sigmas`."""
+    """The schedule of one of k-diffusion's discrete wrappers, which have their table in `sigmas`."""
     sigmas = getattr(model, "sigmas", None)
     if not isinstance(sigmas, Tensor):
         name = getattr(model, "__name__", type(model).__name__)
         raise ValueError(
-            f"{name} has no table of sigmas to read its noise schedule from: pass noise=, one of "
+            f"{name} has no table of sigmas, so its noise schedule is unknown; pass noise=, one of "
             "FlowNoise(tokens=...), VPNoise.from_sigmas(...) or EDMNoise(...)"
         )
     return VPNoise.from_sigmas(sigmas)
 
 
 def _guidance_of(cond_scale: object) -> Guidance | None:
-    """The guidance that k-diffusion's `cond_scale` stands for, a number or one per row; None for anything else."""
+    """The guidance in k-diffusion's `cond_scale`, a number or one per row; None for anything else."""
     try:
         value = float(torch.as_tensor(cond_scale, dtype=torch.float64, device="cpu").flatten()[0])
         return Guidance("cfg", (min(max(value, 0.0), 1e6),))
@@ -110,7 +110,7 @@ def _guidance_of(cond_scale: object) -> Guidance | None:
 
 
 def _sampler_of(family: Family) -> Callable[..., Tensor]:
-    """Returns `sample_solver` for one family, under its own name."""
+    """`sample_solver` for one family, under the name of its sampler."""
 
     @wraps(sample_solver)
     def sample(*args: Any, **options: Any) -> Tensor:
@@ -119,11 +119,11 @@ def _sampler_of(family: Family) -> Callable[..., Tensor]:
     sample.__name__ = sample.__qualname__ = f"sample_{family.sampler}"
     sample.__doc__ = f"""`sample_solver` with a {family.title} solver ({family.paper}).
 
-    Where no bundled solver of the family transfers, one must be named.
+    Without a transferable bundled solver of the family, `solver` is required.
     """
     return sample
 
 
 SAMPLERS = {f"sample_{family.sampler}": _sampler_of(family) for family in FAMILIES.values()}
-"""k-diffusion's function of every family, also in this module and in `samplers`: `sample_dyweight`, ..."""
+"""The function of each family, also exported here and from `samplers`: `sample_dyweight`, ..."""
 globals().update(SAMPLERS)

@@ -17,10 +17,10 @@ Callback = Callable[[dict[str, Any]], None]
 
 
 class Denoiser(Protocol):
-    """k-diffusion's contract."""
+    """A model with k-diffusion's interface."""
 
     def __call__(self, x: Tensor, sigma: Tensor, /, **extra_args: Any) -> Tensor:
-        """Returns the denoised state of x [B, ...] at noise levels sigma [B], float32 or wider."""
+        """Denoises x [B, ...] at noise levels sigma [B], which are float32 or wider."""
         ...
 
 
@@ -35,22 +35,22 @@ def sample_table(
     start: int = 0,
     history: Mapping[int, Tensor] | None = None,
 ) -> Tensor:
-    """Returns the state at `table.sigma_end`, after exactly `table.nfe` calls of the model.
+    """Runs a table: the state at `table.sigma_end`, after exactly `table.nfe` model calls.
 
-    Half-precision states are carried, combined and divided in float32, the model sees them in their own dtype. A graph
-    is recorded as elsewhere in torch: call it under `torch.no_grad()`, as `sample_solver` does by itself. A state that
-    has been handed out (to the model, a callback, the caller) is never written to.
+    Half-precision states are kept and combined in float32; the model sees them in their own dtype. Gradients are
+    recorded as usual in torch: call this under `torch.no_grad()`, as `sample_solver` does. A state that the model, a
+    callback or the caller has seen is never modified in place.
 
     Args:
-        model: k-diffusion denoiser, `model(x, sigma, **extra_args) -> denoised`. A network in half precision casts
-            what it makes of sigma.
+        model: k-diffusion denoiser, `model(x, sigma, **extra_args) -> denoised`. A half-precision network must cast
+            its embedding of sigma.
         x: Start state at noise level `table.levels[start]`, shape [B, ...], any rank.
         table: The solver.
         extra_args: Passed to the model.
-        callback: Called every step, before the update, with x, i, sigma, sigma_hat and denoised of that step.
-        disable: Hides the progress bar; None hides it where there is no terminal.
-        start: The step to begin with, for a run that goes on.
-        history: Entries h_j of earlier steps; where h_start is among them, that step makes no call and no callback.
+        callback: Called in every step, before the update, with its x, i, sigma, sigma_hat and denoised.
+        disable: Hides the progress bar; None hides it without a terminal.
+        start: The first step to run, to continue an earlier run.
+        history: Entries h_j of earlier steps. If it has h_start, step `start` makes no call and no callback.
 
     Raises:
         ValueError: x is not a floating-point tensor with a batch dimension.
@@ -67,7 +67,7 @@ def sample_table(
     for i in trange(start, table.steps, disable=disable):
         if i not in entries:
             if i == 0 and table.analytic_first:
-                # The derivative that pure noise has; the picture it predicts is the mean of nothing, almost 0.
+                # The derivative for pure noise, whose denoised picture is almost 0.
                 entries[i] = x / (1 + table.sigma_start**2) ** 0.5
                 denoised = x - divisors[i] * entries[i]
             else:
@@ -83,7 +83,7 @@ def sample_table(
 
 
 def _rows(table: SolverTable, x: Tensor) -> tuple[Sequence[Any], Sequence[Any], Sequence[Sequence[Any]]]:
-    """Sigmas, scale and coeffs as Python floats (nothing waits for the device) or, for a gradient, as 0-d tensors."""
+    """Sigmas, scale and coeffs as Python floats, to avoid device syncs, or as 0-d tensors if one carries a gradient."""
     if not table.requires_grad:
         return table.sigmas.tolist(), table.scale.tolist(), table.coeffs.tolist()
     sigmas, scale, coeffs = (t.to(x.dtype).to(x.device) for t in (table.sigmas, table.scale, table.coeffs))
@@ -95,7 +95,7 @@ def _is_used(coeff: float | Tensor) -> bool:
 
 
 def _weighted_sum(x: Tensor, scale: float | Tensor, terms: Sequence[tuple[float | Tensor, Tensor]]) -> Tensor:
-    """Returns scale * x plus the terms, in one new state and one pass over it per term."""
+    """Computes scale * x plus the terms, with one new tensor and one pass over it per term."""
     total = x if isinstance(scale, float) and scale == 1 else scale * x
     for coeff, entry in terms:
         if isinstance(coeff, Tensor):

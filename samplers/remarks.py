@@ -1,4 +1,4 @@
-"""What a user should know about a solver on a model: one list of facts for every host."""
+"""Remarks for the user about a solver on a model, the same in every host."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def mismatches(
     guidance: Guidance | None = None,
     size: str | None = None,
 ) -> list[str]:
-    """What does not match between a solver and a run: clauses that follow the solver's name.
+    """Differences between a solver's fit and a run, as clauses that follow the solver's name.
 
     Args:
-        solver: What will run.
+        solver: The solver.
         steps: Steps of its whole grid.
         noise: The model's noise schedule.
-        architecture: The model's, in ComfyUI's spelling; None where the host cannot tell.
-        guidance: Of the run; None where the host cannot tell.
-        size: Of the picture, "512x512"; None where it is unknown.
+        architecture: The model's architecture in ComfyUI's spelling; None if unknown.
+        guidance: Guidance of the run; None if unknown.
+        size: Size of the picture, "512x512"; None if unknown.
     """
     card, facts = solver.card, []
     if card.architecture != architecture:
@@ -49,16 +49,17 @@ def mismatches(
 
 
 def guidance_mismatch(solver: Solver, steps: int, guidance: Guidance | None) -> str | None:
-    """How a run's guidance differs from the fit's, a clause; None where it does not, or where the fit had none.
+    """A clause on how a run's guidance differs from the fit's; None if it does not differ or the fit's is unknown.
 
-    With several sets of parameters it says which of them are used.
+    For a solver with several knots the clause says which parameters are used.
     """
     fitted, step = solver.card.guidance_of(steps), solver.card.steps[steps]
     if fitted is None or fitted.kind == "none" or (guidance is not None and fitted.covers(guidance)):
         return None
     if guidance is None:
-        here = f"the sampler uses yours where it is one number, else {fitted.at:g}" if len(step.knots) > 1 else ""
-        return f"fitted at {fitted}, {here or 'yours is not visible here'}"
+        if len(step.knots) > 1:
+            return f"fitted at {fitted}, the sampler uses yours if it is a single number, otherwise {fitted.default:g}"
+        return f"fitted at {fitted}, the guidance of this run is unknown here"
     value, used = solver.guidance_of(guidance), ""
     if len(step.knots) > 1:
         lowest, highest = step.knots[0], step.knots[-1]
@@ -70,5 +71,5 @@ def guidance_mismatch(solver: Solver, steps: int, guidance: Guidance | None) -> 
 
 
 def notes(solver: Solver, steps: int) -> list[str]:
-    """What the card itself wants a user to know about a step count."""
+    """The card's notes on the solver and on a step count."""
     return [note for note in (solver.card.note, solver.card.steps[steps].note) if note]

@@ -11,20 +11,20 @@ from torch import Tensor
 
 from .grids import FLUX_GRID, Grid, interpolate
 
-__all__ = ["DEFAULT_TOKENS", "KINDS", "EDMNoise", "FlowNoise", "Noise", "VPNoise", "check_noise"]
+__all__ = ["KINDS", "EDMNoise", "FlowNoise", "Noise", "VPNoise", "check_noise"]
 
 DEFAULT_TOKENS = 4096  # latent tokens of a 1024x1024 picture
 
 
 class Noise:
-    """A model's noise schedule: what all kinds have.
+    """A model's noise schedule; base class of the kinds.
 
     Attributes:
-        kind: "flow", "vp" or "edm", as cards name it.
-        sigma_max: Noise level that sampling starts from.
-        sigma_min: Lowest noise level that the model knows.
+        kind: "flow", "vp" or "edm", as in cards.
+        sigma_max: Noise level at which sampling starts.
+        sigma_min: Lowest noise level of the model's training.
         time_is_sigma: Whether model time is sigma itself, so that DEIS is Adams-Bashforth.
-        tokens: Latent tokens of the picture, where the schedule has a use for them and knows them.
+        tokens: Number of latent tokens of the picture, for flow models; None if unknown.
     """
 
     kind: str
@@ -35,26 +35,26 @@ class Noise:
 
     @property
     def start_std(self) -> float | None:
-        """Standard deviation of a start; None where a model may scale its noise."""
+        """Standard deviation of the initial noise; None if it depends on the model."""
         return self.sigma_max
 
     def usual_grids(self) -> dict[str, Grid]:
-        """The grids that people use on this kind of noise, by name."""
+        """Commonly used grids on this kind of noise, by name."""
         return {
             **{f"karras {rho:g}": Grid("karras", {"rho": rho}) for rho in (2.0, 3.0, 5.0, 7.0)},
             **{f"polynomial {rho:g}": Grid("polynomial", {"rho": rho}) for rho in (3.0, 5.0, 7.0)},
         }
 
     def teacher_grid(self, steps: int) -> Tensor:
-        """A dense grid for a many-step reference that ends at 0: Karras with rho 7, shape [steps + 1]."""
+        """A dense grid for a many-step reference, ending at 0: Karras with rho 7, shape [steps + 1]."""
         return Grid("karras", {"rho": 7.0}).levels(steps, self)
 
     def sigma_at_index(self, index: Tensor) -> Tensor:
-        """Noise levels at (fractional) timesteps 0 ... 999 of ComfyUI's table of such a model."""
+        """Noise levels at (fractional) timesteps 0 ... 999 of ComfyUI's table for such a model."""
         raise NotImplementedError
 
     def index_at(self, sigma: Tensor) -> Tensor:
-        """The (fractional) timesteps of noise levels: the inverse of `sigma_at_index`."""
+        """(Fractional) timesteps of noise levels; the inverse of `sigma_at_index`."""
         raise NotImplementedError
 
     def time_at(self, sigma: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class Noise:
         return sigma.double()
 
     def with_tokens(self, tokens: int | None = DEFAULT_TOKENS) -> Noise:
-        """This schedule; a flow schedule without latent tokens gets these, by default those of 1024x1024."""
+        """This schedule; a flow schedule without a number of latent tokens gets `tokens`."""
         return self
 
 
@@ -71,7 +71,7 @@ class FlowNoise(Noise):
     """Rectified flow, x = (1 - sigma) * x0 + sigma * noise, sigma from 1 to 0 (SD3, FLUX, Wan, ...).
 
     Args:
-        tokens: Number of latent tokens of the picture, H/16 * W/16 in pixels; needed by grids that shift with
+        tokens: Number of latent tokens of the picture, H/16 * W/16 in pixels; needed by grids that depend on the
             resolution.
     """
 
@@ -93,7 +93,7 @@ class FlowNoise(Noise):
         return {f"shift {shift:g}": Grid("flow_shift", {"shift": shift}) for shift in shifts}
 
     def teacher_grid(self, steps: int) -> Tensor:
-        """Even flow time, shifted as FLUX shifts it where the number of latent tokens is known."""
+        """Even flow time; with FLUX's shift if the number of latent tokens is known."""
         grid = Grid("flow_shift", {"shift": 1.0}) if self.tokens is None else FLUX_GRID
         return grid.levels(steps, self)
 
@@ -129,9 +129,9 @@ class VPNoise(Noise):
     Args:
         times: Model times in (0, 1], ascending, shape [T].
         log_alphas: log alpha at these times, shape [T]; sigma = sqrt(exp(-2 log_alpha) - 1).
-        beta: (beta_0, beta_1) of a continuous linear SDE, which then takes the place of interpolation.
+        beta: (beta_0, beta_1) of a continuous linear SDE, which is then used instead of interpolation.
 
-    Build one with `from_sigmas`, `stable_diffusion`, `scaled_linear` or `linear_beta`.
+    Constructors: `from_sigmas`, `stable_diffusion`, `scaled_linear` or `linear_beta`.
     """
 
     kind = "vp"
@@ -142,10 +142,10 @@ class VPNoise(Noise):
 
     @classmethod
     def from_sigmas(cls, sigmas: Tensor) -> VPNoise:
-        """The model's own table of noise levels, ascending, shape [T]; entry n stands at model time (n + 1) / T.
+        """The schedule of a model's table of noise levels, ascending, shape [T]; entry n is at model time (n + 1) / T.
 
         Raises:
-            ValueError: Not an ascending table of positive finite levels.
+            ValueError: The table is not ascending, positive and finite.
         """
         sigmas = torch.as_tensor(sigmas, device="cpu").detach().double()
         if sigmas.ndim != 1 or len(sigmas) < 2 or not bool(torch.isfinite(sigmas).all()) or float(sigmas[0]) <= 0:
@@ -153,7 +153,7 @@ class VPNoise(Noise):
                 f"a model's sigmas must be at least two positive finite levels, got shape {list(sigmas.shape)}"
             )
         if bool((sigmas.diff() <= 0).any()):
-            raise ValueError("a model's sigmas must ascend (entry 0 is the cleanest): flip the table if it descends")
+            raise ValueError("a model's sigmas must ascend, entry 0 being the cleanest; flip a descending table")
         times = torch.arange(1, len(sigmas) + 1, dtype=torch.float64, device="cpu") / len(sigmas)
         return cls(times, -0.5 * torch.log1p(sigmas.square()))
 
@@ -175,10 +175,10 @@ class VPNoise(Noise):
         """The continuous VP SDE with linear beta, clamped to model times [1e-3, 1] (arXiv 2011.13456).
 
         Raises:
-            ValueError: beta does not rise.
+            ValueError: beta_0 is not below beta_1.
         """
         if not beta_0 < beta_1:
-            raise ValueError(f"beta must rise, got {beta_0:g} to {beta_1:g}: the paper has 0.1 to 20")
+            raise ValueError(f"beta_0 must be below beta_1 (the paper uses 0.1 and 20), got {beta_0:g} and {beta_1:g}")
         times = torch.tensor([1e-3, 1.0], dtype=torch.float64, device="cpu")
         return cls(times, -(beta_1 - beta_0) / 4 * times.square() - beta_0 / 2 * times, (beta_0, beta_1))
 
@@ -197,7 +197,7 @@ class VPNoise(Noise):
         return {**super().usual_grids(), **{name: Grid(rule, {"end": 1e-3}) for name, rule in rules.items()}}
 
     def sigma_at(self, time: Tensor) -> Tensor:
-        """Returns the noise levels at model times (0, 1], any shape; differentiable. log alpha is interpolated."""
+        """Noise levels at model times (0, 1], any shape; differentiable. log alpha is interpolated linearly."""
         time = time.double().clamp(float(self.times[0]), float(self.times[-1]))
         if self.beta:
             beta_0, beta_1 = self.beta
@@ -207,19 +207,19 @@ class VPNoise(Noise):
         return torch.expm1(-2 * log_alpha).sqrt()
 
     def sigma_at_index(self, index: Tensor) -> Tensor:
-        """Returns the noise levels at (fractional) network timesteps 0 ... 999 of a 1000-step model.
+        """Noise levels at (fractional) network timesteps 0 ... 999 of a 1000-step model.
 
-        In a table of 1000, index n is entry n, which stands at model time (n + 1) / 1000; a table of another length is
-        stretched to it. On the continuous SDE index n is time n / 1000.
+        In a table of 1000, index n is entry n, at model time (n + 1) / 1000; a table of another length is stretched to
+        1000. On the continuous SDE, index n is time n / 1000.
         """
         return self.sigma_at(index / 1000 if self.beta else (index + 1) / 1000)
 
     def index_at(self, sigma: Tensor) -> Tensor:
-        """Returns the (fractional) network timesteps of noise levels: the inverse of `sigma_at_index`."""
+        """(Fractional) network timesteps of noise levels; the inverse of `sigma_at_index`."""
         return 1000 * self.time_at(sigma) - (0 if self.beta else 1)
 
     def time_at(self, sigma: Tensor) -> Tensor:
-        """Returns the model times of noise levels, any shape: the inverse of `sigma_at`."""
+        """Model times of noise levels, any shape; the inverse of `sigma_at`."""
         log_alpha = -0.5 * torch.log1p(sigma.double().square())
         if self.beta:
             beta_0, slope = self.beta[0], self.beta[1] - self.beta[0]
@@ -228,11 +228,11 @@ class VPNoise(Noise):
 
 
 KINDS: Mapping[str, type[Noise]] = {schedule.kind: schedule for schedule in (FlowNoise, VPNoise, EDMNoise)}
-"""By the name of the kind, as cards have it."""
+"""The classes by `kind`."""
 
 
 def check_noise(noise: object) -> None:
-    """Refuses what is no noise schedule."""
+    """Raises TypeError for anything but a noise schedule."""
     if not isinstance(noise, Noise):
         raise TypeError(
             f"noise must be one of {', '.join(kind.__name__ for kind in KINDS.values())}, got {type(noise).__name__}"

@@ -1,4 +1,4 @@
-"""The table: one frozen record per solver, step count and noise schedule."""
+"""The solver table: a frozen record per solver, step count and noise schedule."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Entry", "SolverTable"]
+__all__ = ["SolverTable"]
 
 Entry = Literal["derivative", "denoised"]
 
@@ -28,12 +28,12 @@ class SolverTable:
     Args:
         levels: Noise level of each state x_0 ... x_N, shape [N + 1]; the last may be 0.
         sigmas: Noise level at which the model is called in each step, shape [N]. Differs from `levels` where a solver
-            learned to call the model at another time than the state's own.
+            has learned to call the model at a level other than the state's.
         scale: Factor of the state, shape [N].
         coeffs: Factors of the history entries, shape [N, N], lower-triangular.
-        entry: What an entry of the history is: "derivative" dx/dsigma, or "denoised".
+        entry: What a history entry holds: "derivative" dx/dsigma, or "denoised".
         analytic_first: The first entry is x_0 / sqrt(1 + sigma_start^2) instead of a network call: pure noise is its
-            own eps (AFS, GENIE, arXiv 2210.05475), in the form that diff-sampler gives it.
+            own eps (AFS; GENIE, arXiv 2210.05475), in diff-sampler's form.
 
     Raises:
         ValueError: A shape, dtype, sign or finiteness rule is broken.
@@ -49,7 +49,7 @@ class SolverTable:
     def __post_init__(self) -> None:
         n = self.sigmas.shape[0] if self.sigmas.ndim else 0
         if n == 0:
-            raise ValueError("sigmas must have at least one entry: a table has at least one step")
+            raise ValueError("sigmas must have at least one entry, one per step")
         for name, shape in (("levels", (n + 1,)), ("sigmas", (n,)), ("scale", (n,)), ("coeffs", (n, n))):
             self._check_tensor(name, shape)
         if self.entry not in ("derivative", "denoised"):
@@ -57,9 +57,7 @@ class SolverTable:
         if self.analytic_first and self.entry != "derivative":
             raise ValueError('analytic_first needs entry "derivative"; call the model in the first step instead')
         if not bool((self.sigmas > 0).all()):
-            raise ValueError(
-                f"sigmas must be positive, got {self.sigmas.tolist()}; 0 belongs at the end of levels only"
-            )
+            raise ValueError(f"sigmas must be positive, got {self.sigmas.tolist()}; only the last of levels may be 0")
         if bool((self.coeffs.triu(1) != 0).any()):
             raise ValueError("coeffs must be lower-triangular: row i may use the history entries 0 ... i only")
         if self.sigma_start <= 0 or self.sigma_end < 0:
@@ -68,12 +66,10 @@ class SolverTable:
     def _check_tensor(self, name: str, shape: tuple[int, ...]) -> None:
         tensor = getattr(self, name)
         if tuple(tensor.shape) != shape:
-            raise ValueError(
-                f"{name} must have shape {list(shape)} beside {self.steps} sigmas, got {list(tensor.shape)}"
-            )
+            raise ValueError(f"{name} must have shape {list(shape)} for {self.steps} sigmas, got {list(tensor.shape)}")
         if tensor.dtype != torch.float64 or tensor.device.type != "cpu":
             raise ValueError(
-                f"{name} must be float64 on the CPU, got {tensor.dtype} on {tensor.device}: .double().cpu()"
+                f"{name} must be float64 on the CPU, got {tensor.dtype} on {tensor.device}; use .double().cpu()"
             )
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} must be finite, got {tensor.tolist()}")
@@ -90,15 +86,15 @@ class SolverTable:
 
     @property
     def sigma_start(self) -> float:
-        """Noise level of the state that the solver starts from."""
+        """Noise level of the start."""
         return self.levels[0].item()
 
     @property
     def sigma_end(self) -> float:
-        """Noise level at which the result stands; 0 for a clean picture."""
+        """Noise level of the result; 0 for a clean picture."""
         return self.levels[-1].item()
 
     @property
     def requires_grad(self) -> bool:
-        """Whether a gradient reaches the parameters behind the table."""
+        """Whether any of its tensors carries a gradient."""
         return any(t.requires_grad for t in (self.levels, self.sigmas, self.scale, self.coeffs))

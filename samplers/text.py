@@ -1,31 +1,31 @@
-"""Texts for messages: one line, cut where they are long."""
+"""Formatting of names and numbers for messages and drawings."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
 
-__all__ = ["counted", "few", "shown", "to_ascii"]
+__all__ = ["count_noun", "format_list", "printable", "to_ascii"]
 
 
-def shown(text: str, longest: int = 800) -> str:
-    """Returns a text for a message: one line, cut where it is long, escapes in the place of what cannot be shown."""
+def printable(text: str, longest: int = 800) -> str:
+    """The text on one line, cut after `longest` letters, with escapes for letters that cannot be printed."""
     cut = text if len(text) <= longest else f"{text[:longest]} ..."
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
 
 
-def counted(number: int, noun: str) -> str:
-    """Returns a number and what it counts: "1 step", "2 steps"."""
+def count_noun(number: int, noun: str) -> str:
+    """A number with its noun: "1 step", "2 steps"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def few(texts: Sequence[str], joint: str = ", ", most: int = 8) -> str:
-    """Returns texts for a message: each as `shown` has it, the first so many, then how many more there are."""
-    told = joint.join(shown(text, 200) for text in texts[:most])
-    return told if len(texts) <= most else f"{told} and {len(texts) - most} more"
+def format_list(texts: Sequence[str], joint: str = ", ", most: int = 8) -> str:
+    """The first `most` texts, each `printable`, and the number of the others."""
+    first = joint.join(printable(text, 200) for text in texts[:most])
+    return first if len(texts) <= most else f"{first} and {len(texts) - most} more"
 
 
 def to_ascii(text: str) -> str:
-    """A text for a drawing in Pillow's own font: accents dropped, a question mark for letters outside ASCII."""
+    """The text in ASCII, for Pillow's built-in font: without accents, and with "?" for all other letters."""
     letters = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
     return "".join(letters).encode("ascii", "replace").decode()

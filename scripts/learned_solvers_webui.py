@@ -1,4 +1,4 @@
-"""Registers Learned Solvers in the AUTOMATIC1111 WebUI and in Forge; all else is in webui_extension/."""
+"""Registers Learned Solvers in Forge and AUTOMATIC1111's WebUI; the extension itself is in webui_extension/."""
 
 import logging
 import sys
@@ -11,13 +11,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def load_package() -> None:
-    """Makes this folder importable under its own name: other extensions have packages called samplers, too.
+    """Makes this folder the package `learned_solvers`: other extensions also have packages called samplers.
 
-    The root's __init__.py, ComfyUI's entrance, is not run. What an earlier run imported is dropped: Reload UI reloads.
+    The root's __init__.py, ComfyUI's entry point, is not run. Earlier imports are dropped, so that Reload UI reloads.
     """
-    places = [Path(place).resolve() for place in getattr(sys.modules.get(NAME), "__path__", [ROOT])]
-    if places != [ROOT]:
-        raise ImportError(f"another copy is loaded from {', '.join(map(str, places))}: remove one of the two")
+    folders = [Path(folder).resolve() for folder in getattr(sys.modules.get(NAME), "__path__", [ROOT])]
+    if folders != [ROOT]:
+        raise ImportError(f"another copy is loaded from {', '.join(map(str, folders))}: remove one of the two")
     for name in [name for name in sys.modules if name.partition(".")[0] == NAME]:
         del sys.modules[name]
     spec = ModuleSpec(NAME, None, is_package=True)
@@ -30,7 +30,7 @@ try:
     import learned_solvers.webui_extension as extension
 
     extension.register()
-    Script = extension.LearnedSolversScript  # the WebUI looks for classes of this kind in this file
+    Script = extension.LearnedSolversScript  # the WebUI looks for Script classes in this file
 except Exception as error:
     logging.getLogger(NAME).error("Learned Solvers is not available (%s): %s", ROOT, error)
     raise

@@ -5,7 +5,7 @@ from .data.teacher import TEACHERS, Teacher
 from .fit import fit_solver, run_fit
 from .job import FitJob, FitSettings
 from .optimise.gradient import GradientDescent
-from .optimise.levenberg_marquardt import GaussNewton
+from .optimise.levenberg_marquardt import LevenbergMarquardt
 from .report import FitResult, Peer, StepReport, better_peers, table_of
 from .starts.candidates import candidate_named
 from .store.output import claimed
@@ -15,8 +15,8 @@ __all__ = [
     "FitJob",
     "FitResult",
     "FitSettings",
-    "GaussNewton",
     "GradientDescent",
+    "LevenbergMarquardt",
     "Peer",
     "StepReport",
     "Teacher",

@@ -1,7 +1,7 @@
 """Lets a script of this folder run as a file: loads this checkout as the package `learned_solvers`.
 
-`python training/fit_weights.py` has no parent package; importing this module first, then setting `__package__`
-(PEP 366), gives it one, whatever the checkout's folder is called and whether or not another copy is installed.
+`python training/fit_weights.py` has no parent package. Importing this module and then setting `__package__` (PEP 366)
+gives it one, regardless of the name of the checkout's folder and of other installed copies.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ NAME = "learned_solvers"
 TRAINING = f"{NAME}.training"
 ROOT = Path(__file__).resolve().parent.parent
 
-# The script's folder must not stay in front: `models` and others would shadow a host's modules.
+# The script's folder must not stay first on the path: `models` and others would shadow a host's modules.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT / "training"]
 if NAME not in sys.modules:
     spec = spec_from_file_location(NAME, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])

@@ -1,12 +1,12 @@
-"""Compare solvers with the samplers that people use, at equal network calls: a table, a plot and pictures.
+"""Compare solvers with common samplers at equal network calls: a table, a plot and pictures.
 
-    python training/compare.py --demo --solver demo/dyweight_digits.safetensors        the bundled small model, any CPU
+    python training/compare.py --demo --solver demo/dyweight_digits.safetensors      on the bundled small model, any CPU
 
     python training/compare.py --checkpoint sd15.safetensors --solver dyweight_sd15.safetensors --guidance 7.5
 
-A model's peers are ComfyUI's own sampler functions on its own schedulers and step lists, each at its best grid; the
-bundled model's are our tables of the same methods. The error is the root mean square distance to a many-step teacher
-from the same starts. Choose a --seed that the solvers were not fitted with.
+The peers are ComfyUI's sampler functions on ComfyUI's schedulers and step lists, each shown on its best grid; for the
+bundled model, this project's tables of the same methods. The error is the root mean square distance to a many-step
+teacher from the same initial noise. Choose a --seed that the solvers were not fitted with.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from .command.options import (
     Prompts,
     add_model_options,
     check_demo,
-    count_of,
-    guidance_value,
     model_files,
+    parse_count,
+    parse_guidance,
+    parse_seed,
     prompts,
-    seed_of,
 )
 from .command.run import guidance_for
 from .comparison.measure import ComparedModel, Entry, compare, most_compared, solver_entries, table_entries
@@ -52,7 +52,7 @@ from .models.loading import ModelFiles, find_comfy
 
 __all__ = ["main"]
 
-_OF_DEMO = {
+_DEMO_OPTIONS = {
     *("demo", "solver", "steps", "grids", "samples", "teacher", "teacher_steps", "seed", "output", "no_plot"),
     *("overwrite", "threads"),
 }
@@ -60,7 +60,7 @@ _OF_DEMO = {
 
 @dataclass(frozen=True)
 class CompareCommand:
-    """A comparison, as the command line asks for it. Without `files` it runs on the bundled model."""
+    """The options of a comparison; without `files` it runs on the bundled model."""
 
     text: str
     files: ModelFiles | None
@@ -89,32 +89,36 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parse(arguments: list[str]) -> CompareCommand:
-    """Refuses all that can be refused without a model."""
+    """Parses the arguments and makes every check that needs no model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--demo", action="store_true", help="compare on the bundled small model")
     add_model_options(parser)
-    usual = "CFG; on FLUX the embedded guidance, with CFG 1 (usual for the architecture)"
-    add("--guidance", type=guidance_value, help=usual)
-    add("--solver", type=Path, nargs="+", default=[], help="solver files, also of ComfyUI's models/solver_weights")
-    add("--steps", type=count_of, nargs="+", help="numbers of network calls (the solvers' own, or 3 to 8)")
-    add("--grids", nargs="+", default=[], help="try the peers on these grids alone, by the names that the table gives")
-    add("--samples", type=count_of, default=32, help="starts")
-    add("--teacher", choices=TEACHERS, default="heun")
-    add("--teacher-steps", type=count_of, default=60, help="60 steps of Heun are 119 calls")
-    add("--seed", type=seed_of, default=1_000_000, help="of the starts; another than the fit's")
-    add("--output", type=Path, default=Path("comparison"), help="folder")
-    add("--no-plot", action="store_true", help="write no compare.png")
-    add("--overwrite", action="store_true", help="replace files that exist")
+    add("--guidance", type=parse_guidance,
+        help="CFG; on FLUX, embedded guidance with CFG 1 (default: usual for the architecture)")  # fmt: skip
+    add("--solver", type=Path, nargs="+", default=[],
+        help="solver files; a bare name is also looked up in ComfyUI's models/solver_weights")  # fmt: skip
+    add("--steps", type=parse_count, nargs="+",
+        help="step counts, in network calls (default: those of the solvers, else 3 to 8)")  # fmt: skip
+    add("--grids", nargs="+", default=[], help="run the peers on these grids only, named as in the table")
+    add("--samples", type=parse_count, default=32, help="number of starts (default: 32)")
+    add("--teacher", choices=TEACHERS, default="heun", help="many-step solver to measure against (default: heun)")
+    add("--teacher-steps", type=parse_count, default=60,
+        help="steps of the teacher; 60 steps of heun make 119 calls (default: 60)")  # fmt: skip
+    add("--seed", type=parse_seed, default=1_000_000,
+        help="seed of the starts, different from the seed of the fit (default: 1000000)")  # fmt: skip
+    add("--output", type=Path, default=Path("comparison"), help="folder for the results (default: comparison)")
+    add("--no-plot", action="store_true", help="do not draw compare.png")
+    add("--overwrite", action="store_true", help="replace existing files")
     args = parser.parse_args(arguments)
     if args.demo:
-        check_demo(parser, arguments, args, _OF_DEMO)
+        check_demo(parser, arguments, args, _DEMO_OPTIONS)
     if args.threads:
         torch.set_num_threads(args.threads)
     files = None if args.demo else model_files(args)
     for path in (args.output / name for name in FILES):
         if path.exists() and not args.overwrite:
-            raise FileExistsError(f"{path} exists already: choose another --output, or add --overwrite")
+            raise FileExistsError(f"{path} already exists: choose another --output, or add --overwrite")
     solvers = tuple(load_solver(path if args.demo else _solver_file(path, args.comfyui)) for path in args.solver)
     steps = args.steps or [n for solver in solvers for n in solver.steps] or range(3, 9)
     return CompareCommand(
@@ -125,7 +129,7 @@ def _parse(arguments: list[str]) -> CompareCommand:
 
 
 def _solver_file(path: Path, comfyui: Path | None) -> Path:
-    """Where a solver file is: as named, else under this name where a fit writes it by default."""
+    """The path as given; for a bare name that does not exist, that file in the folder that fits write to."""
     if path.parent != Path(".") or path.is_file():
         return path
     fitted = find_comfy(comfyui) / "models" / "solver_weights" / path.name
@@ -152,7 +156,7 @@ def _compare_model(command: CompareCommand) -> None:
     assert files is not None
     encode = encoded is None or not encoded.exists()
     if encode:
-        command.prompts.texts(count)  # refuses an unreadable file of prompts before a model is loaded
+        command.prompts.texts(count)  # refuses an unreadable file of prompts before the model is loaded
     loaded = ComfyModel.load(files, text_encoders=encode)
     shape = loaded.latent_shape(*(command.size or loaded.size))
     conds = command.prompts.conditioning(loaded, count, encoded, _log)
@@ -178,25 +182,28 @@ def _compare_model(command: CompareCommand) -> None:
 
 
 def _compare(command: CompareCommand, model: ComparedModel) -> None:
-    """Measures, after a line about the cost, and writes the files."""
+    """Logs the cost, measures, and writes the files."""
     for solver in command.solvers:
         if solver.prediction != model.noise.kind:
-            raise ValueError(f"{solver.name} is for {solver.prediction} models, not {model.noise.kind}: leave it out")
+            raise ValueError(
+                f"{solver.name} was fitted for {solver.prediction} models, this model is {model.noise.kind}: leave it "
+                "out of --solver"
+            )
     entries, teacher, samples = _entries(command, model), command.teacher, model.samples
     if teacher.calls <= max(entries):
         raise ValueError(
-            f"the teacher must make more calls than what it judges, {max(entries)}; it makes {teacher.calls}: raise "
+            f"the teacher makes {teacher.calls} network calls, not more than the solvers' {max(entries)}: raise "
             "--teacher-steps"
         )
     most = most_compared(entries, len(samples))
     _log(
         f"{model.name}: {len(samples)} starts. {teacher.calls * len(samples):,} network calls for the teacher "
-        f"({teacher.method}, {teacher.calls} calls), then at most {most:,}; fewer --samples, --steps, --grids take "
-        "fewer."
+        f"({teacher.method}, {teacher.calls} calls), then at most {most:,}. Fewer --samples, --steps or --grids reduce "
+        "this."
     )
-    began = time.perf_counter()
+    started = time.perf_counter()
     goal = teacher.reference(model.denoiser, samples, model.noise).end
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - started
     _log(f"The teacher took {seconds:.0f} s: at most {duration(seconds * most / model.denoiser.calls)} more.")
     results = compare(entries, model.denoiser, samples, goal, pictures=PICTURES, log=_log)
     text = write_files(command.output, command.text, model, teacher, command.seed, goal, results, plot=command.plot)
@@ -204,7 +211,7 @@ def _compare(command: CompareCommand, model: ComparedModel) -> None:
 
 
 def _entries(command: CompareCommand, model: ComparedModel) -> dict[int, list[Entry]]:
-    """What is compared, by number of calls."""
+    """Solvers and peers by number of calls."""
     entries: dict[int, list[Entry]] = {}
     grids: dict[str, None] = {}
     for n in command.steps:
@@ -213,8 +220,8 @@ def _entries(command: CompareCommand, model: ComparedModel) -> dict[int, list[En
         entries[n] = list(solver_entries(model.denoiser, model.noise, command.solvers, n, model.guidance))
         entries[n] += [entry for entry in peers if not command.grids or entry.grid in command.grids]
     if unknown := [grid for grid in command.grids if grid not in grids]:
-        names, known = (", ".join(map(repr, names)) for names in (unknown, grids))
-        raise ValueError(f"--grids: no peer has {names} at {list(command.steps)} calls; choose from {known}")
+        missing, available = (", ".join(map(repr, names)) for names in (unknown, grids))
+        raise ValueError(f"--grids: no peer has {missing} at {list(command.steps)} calls; choose from {available}")
     if not any(entries.values()):
         raise ValueError(f"no solver and no peer has {list(command.steps)} calls: choose other --steps")
     return entries

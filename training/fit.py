@@ -1,4 +1,4 @@
-"""`fit_solver`: learns a solver for a denoiser, for one or more step counts."""
+"""`fit_solver`: fits a solver to a denoiser, for one or more step counts."""
 
 from __future__ import annotations
 
@@ -55,43 +55,42 @@ def fit_solver(
     processes: Processes | None = None,
     card: Mapping[str, Any] | None = None,
 ) -> FitResult:
-    """Returns a solver fitted to a many-step teacher; its card says so where a classical one is closer on the samples.
+    """A solver fitted to a many-step teacher, with a note on its card if a classical solver is closer on the samples.
 
     Args:
         model: k-diffusion denoiser, `model(x, sigma, **extra_args) -> denoised`.
-        x: Starting states at the model's highest noise level, shape [S, ...]; 64 are usually enough;
-            256 to fit to and more mostly come nearer.
+        x: Starting states at the model's highest noise level, shape [S, ...]. 64 are usually enough; with 256 or more
+            to fit to, errors are mostly lower.
         noise: The model's noise schedule.
         family: A key of SPACES, "dyweight" or "ds".
         steps: Step counts, in network calls.
-        history: Newest entries that a step may use. None: 3; where a fit by Gauss-Newton starts from a scan and has 256
-            samples and more to fit to, held_out not counted, 6.
+        history: Newest entries that a step may use. None: 3, or 6 if optimizer is "gauss-newton", initial is "scan" and
+            there are at least 256 samples to fit to, excluding held-out ones.
         teacher: "euler", "heun", "dpmpp_2m" or "ipndm".
-        teacher_steps: Its steps.
+        teacher_steps: Steps of the teacher.
         optimizer: "gauss-newton" (forward passes only); "adam", "adamw" or "lion", 40 passes over the samples; or a
             settings object.
         loss: "l2", "l1", "huber", "trajectory", or a feature function of the end states.
-        initial: "scan" tries the classical solvers on many grids and starts from the best few; the name of one of
-            them ("ipndm 3, shift 1"); or a solver (object, name or file) to go on from, its nearest step count, of two
-            the larger.
+        initial: "scan" tries the classical solvers on many grids and starts from the best few. Or the name of one of
+            them ("ipndm 3, shift 1"); or a solver (object, name or file), at its nearest step count, the larger of two.
         learn_grid: DyWeight: learn the grid's shift (flow) or rho (VP, EDM) too.
-        extra_args: For the model; tensors with S rows and lists of length S are per sample, all else goes to each call.
-            Tensors and lists have S rows or one.
-        held_out: The last so many samples judge and are not fitted to. None: a quarter.
+        extra_args: Arguments of the model. Tensors with S rows and lists of length S are per sample; everything else,
+            tensors and lists of one row included, goes to each call.
+        held_out: Number of samples, the last ones, that are evaluated on and not fitted to. None: a quarter.
         microbatch: Samples per model call. None: all.
-        seed: Of the order of samples in the gradient ways.
-        progress: Receives what happens, a line at a time.
-        cache: Folder for the teacher's end states; give every model its own.
-        journal: File that keeps what has been found, so that an interrupted fit resumes and ends with the same file,
-            the day of its card included; deleted by no one. One of other settings, starts, noise, initial or
-            extra_args is refused (but objects of kinds that are not known here count by their type); the model is not
-            compared: give every model its own.
-        processes: This process's place among several, `join_processes()` under torchrun; `leave()` it at the end.
+        seed: Seed of the order of samples in gradient descent.
+        progress: Receives log lines.
+        cache: Folder for the teacher's end states. Every model needs its own.
+        journal: File with the progress of the fit. An interrupted fit resumes from it and ends with the same solver
+            file, including the date on its card. It is never deleted. A journal with other settings, starts, noise,
+            initial or extra_args is refused; objects of unknown types count by their type only, and the model is not
+            compared, so every model needs its own.
+        processes: This process's rank among several: `join_processes()` under torchrun, then `leave()` at the end.
         card: Further card entries: architecture, checkpoint, guidance, resolution, source, licence, note.
 
     Raises:
-        TypeError: An argument is of another kind, or what the model returns is.
-        ValueError: A setting breaks a rule; the message names it and the remedy.
+        TypeError: An argument, or the model's result, has the wrong type.
+        ValueError: A setting is invalid; the message names it and the remedy.
     """
     settings = FitSettings(
         family, tuple(steps), history, Teacher(teacher, index(teacher_steps)), make_optimizer(optimizer, index(seed)),
@@ -117,24 +116,24 @@ def fit(
     settings, samples, processes = job.settings, job.samples, processes or Processes()
     records = Journal(journal, job.content_hash() if journal else "", processes)
     if records.resumed:
-        log(f"going on with the fit in {journal}")
+        log(f"resuming the fit in {journal}")
     # An interrupted fit keeps the day on which it began, so that its file is the same to the byte.
-    began = records.get("date") or records.put("date", {"day": torch.tensor(date.today().toordinal())})
-    day = date.fromordinal(int(began["day"])).isoformat()
+    start_day = records.get("date") or records.put("date", {"day": torch.tensor(date.today().toordinal())})
+    day = date.fromordinal(int(start_day["day"])).isoformat()
     counted = CountedDenoiser(model, samples.x.dtype, log)
     objective, teacher = make_objective(settings.loss), settings.teacher
     samples = replace(samples, x=samples.x.detach().to(torch.promote_types(samples.x.dtype, torch.float32)))
     teacher_calls = teacher.calls * len(samples)
     log(f"teacher: {teacher.method}, {teacher.steps} steps, {teacher_calls} network calls")
 
-    def trial(start: int, stop: int) -> Trial:
-        share, trajectory = processes.own(samples.rows(start, stop)), objective.needs_trajectory
+    def make_trial(start: int, stop: int) -> Trial:
+        share, trajectory = processes.share(samples.rows(start, stop)), objective.needs_trajectory
         folder = None if cache is None else Path(cache)
         reference = teacher.reference(counted, share, job.noise, trajectory=trajectory, cache=folder)
         return Trial(counted, share, reference, stop - start, processes)
 
-    parts = trial(0, job.fitted), trial(job.fitted, len(samples))
-    task = Task(*parts, objective, job.noise, settings.family, job.history, settings.learn_grid, records, log)
+    trials = make_trial(0, job.fitted), make_trial(job.fitted, len(samples))
+    task = Task(*trials, objective, job.noise, settings.family, job.history, settings.learn_grid, records, log)
     parameters, cards, reports = {}, {}, {}
     for n in settings.steps:
         tensors, cards[n], reports[n] = fit_steps(task, n, job)
@@ -154,9 +153,9 @@ def run_fit(
     folder: Path | None = None,
     processes: Processes | None = None,
 ) -> tuple[FitResult, list[Result]]:
-    """Fits a job with a host's model; then the first process runs what a picture compares on a few held-out starts.
+    """Fits a job with a host's model; process 0 then samples a few held-out starts for the comparison picture.
 
-    `on_call` receives the samples of each call of the fit; an interrupted fit resumes from `folder`.
+    `on_call` receives the number of samples of each call of the fit. An interrupted fit resumes from `folder`.
     """
 
     def counted(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
@@ -164,8 +163,8 @@ def run_fit(
         on_call(len(x))
         return denoised
 
-    places = {"cache": folder / "teacher", "journal": folder / "journal.safetensors"} if folder else {}
-    result = fit(job, counted, log, **places, processes=processes)
+    paths = {"cache": folder / "teacher", "journal": folder / "journal.safetensors"} if folder else {}
+    result = fit(job, counted, log, **paths, processes=processes)
     if processes and processes.rank > 0:
         return result, []
     starts = job.samples.rows(len(job.samples) - min(pictures, job.held_out), len(job.samples))

@@ -1,13 +1,14 @@
 """Fit a solver for a model, with forward passes only.
 
-    python training/fit_weights.py --demo                the whole path on the bundled small model, any CPU
+    python training/fit_weights.py --demo                a complete run on the bundled small model, on any CPU
 
     python training/fit_weights.py --checkpoint sd15.safetensors --steps 4 6 8 --size 512x512
     python training/fit_weights.py --diffusion-model flux1-dev.safetensors --clip clip_l.safetensors \\
         t5xxl.safetensors --vae ae.safetensors --steps 4 6 8 --guidance 3.5 --size 1024x1024
 
-Models are loaded and run by ComfyUI (the one whose custom_nodes this folder lies in, --comfyui DIR, or COMFYUI_PATH).
-Interrupt it as you like: the same command resumes where it was. Several GPUs: torchrun --nproc-per-node N.
+ComfyUI loads and runs the models: the one named with --comfyui or COMFYUI_PATH, or the one whose custom_nodes contains
+this folder. You can interrupt a fit at any time; the same command resumes it. For several GPUs, start the script with
+torchrun --nproc-per-node N.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\nstopped; progress is saved: run the same command again to resume", file=sys.stderr)
         sys.exit(130)
-    except Exception:  # the model's own: its traceback says more than we can
+    except Exception:  # raised by the model: its traceback says more than a message
         print("\nstopped by the error below; progress is saved: fix the cause and run the same command again",
               file=sys.stderr)  # fmt: skip
         raise

@@ -2,9 +2,9 @@
 
     python training/import_weights.py FILE ... --output solver_weights [--overwrite]
 
-Reads the papers' figures as JSON, and the DyWeight authors' FLUX .pt and other .pkl files; nothing in them is executed.
-Writes one solver file per family and model. Where two tables have the same number of network calls, the one whose loss
-is in the paper's released code is kept.
+Reads the papers' parameters as JSON, and the DyWeight authors' .pt (FLUX) and .pkl files, without executing anything in
+them. Writes one solver file per family and model. If two tables have the same number of network calls, the one whose
+loss is in the paper's released code is kept.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ __all__ = ["assemble", "main"]
 
 
 def assemble(tables: Iterable[Solver], day: str) -> list[Solver]:
-    """One solver per model, dated `day`, of solvers of one step count; of two for a count that with a released loss."""
-    kept: dict[str, dict[int, Solver]] = {}
+    """Merges solvers with one step count into one per model, dated `day`; prefers released losses, see the module."""
+    by_name: dict[str, dict[int, Solver]] = {}
     for table in sorted(tables, key=lambda table: table.card.steps[table.steps[0]].loss not in RELEASED_LOSSES):
-        kept.setdefault(table.name, {}).setdefault(table.steps[0], table)
+        by_name.setdefault(table.name, {}).setdefault(table.steps[0], table)
     solvers = []
-    for name, by_calls in kept.items():
+    for name, by_calls in by_name.items():
         steps = {calls: table.card.steps[calls] for calls, table in by_calls.items()}
         parameters = {calls: table.parameters[calls] for calls, table in by_calls.items()}
-        facts = next(iter(by_calls.values())).card
-        solvers.append(Solver(name, replace(facts, steps=steps, date=day, package_version=VERSION), parameters))
+        card = next(iter(by_calls.values())).card
+        solvers.append(Solver(name, replace(card, steps=steps, date=day, package_version=VERSION), parameters))
     return solvers
 
 
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
         solvers = assemble([table for path in args.files for table in read_tables(path)], args.date)
         paths = [args.output / f"{solver.name}.safetensors" for solver in solvers]
         if not args.overwrite and (existing := [path for path in paths if path.exists()]):
-            raise ValueError(f"{existing[0]} exists already: choose another --output, or add --overwrite")
+            raise ValueError(f"{existing[0]} already exists: choose another --output, or add --overwrite")
         for solver, path in zip(solvers, paths, strict=True):
             solver.save(path, overwrite=args.overwrite)
             print(f"{path}: {', '.join(map(str, solver.steps))} steps")
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def iso_date(text: str) -> str:
-    """A date as YYYY-MM-DD, checked."""
+    """A valid date as YYYY-MM-DD."""
     return date.fromisoformat(text).isoformat()
 
 

@@ -1,4 +1,4 @@
-"""A fit as data: what is asked for, and all it needs but the model. What does not go together is refused here."""
+"""A fit as data: its settings, and everything else it needs except the model. Invalid combinations are refused here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..samplers.schedules import Noise, check_noise
 from .data.samples import Samples
 from .data.teacher import Teacher
 from .optimise.gradient import OPTIMIZERS, GradientDescent
-from .optimise.levenberg_marquardt import GaussNewton
+from .optimise.levenberg_marquardt import LevenbergMarquardt
 from .optimise.losses import make_objective
 from .spaces import FIRST_HISTORY, SPACES, make_space, usual_history
 from .starts.choose import resolve_initial
@@ -27,36 +27,36 @@ from .store.content import content_hash
 
 __all__ = ["OPTIMIZER_NAMES", "FitJob", "FitSettings", "Optimizer", "make_optimizer"]
 
-MOST_STEPS = 100  # calls of a solver: beyond, nothing is left to learn, and a Jacobian takes days
+MOST_STEPS = 100  # beyond, there is nothing to learn, and a Jacobian takes days
 OPTIMIZER_NAMES = ("gauss-newton", *OPTIMIZERS)
-_FEWEST_NUMBERS = 64  # whose root mean square is near their standard deviation
+_SIZE_CHECK_NUMBERS = 64  # fewest numbers whose root mean square is close to their standard deviation
 
-Optimizer = GaussNewton | GradientDescent
+Optimizer = LevenbergMarquardt | GradientDescent
 
 
 def make_optimizer(optimizer: str | Optimizer, seed: int, rate: float = 3e-2) -> Optimizer:
-    """The settings of an optimizer by its name; settings are returned as they are.
+    """The settings of an optimizer by its name; settings are returned unchanged.
 
-    The gradient ones make 40 passes over the samples, in an order by `seed`, at a learning `rate`; Lion's is 1e-2.
+    Gradient descent makes 40 passes over the samples, shuffled by `seed`, at a learning `rate`; Lion's is 1e-2.
     """
     if isinstance(optimizer, Optimizer):
         return optimizer
     if optimizer not in OPTIMIZER_NAMES:
         raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZER_NAMES)}, got {optimizer!r}")
     if optimizer == "gauss-newton":
-        return GaussNewton()
+        return LevenbergMarquardt()
     return GradientDescent(optimizer, rate=1e-2 if optimizer == "lion" else rate, epochs=40, seed=seed)
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """Arguments of `fit_solver`, with teacher and optimizer as objects; `steps` become ascending, each once."""
+    """Arguments of `fit_solver`, with teacher and optimizer as objects; `steps` are sorted and deduplicated."""
 
     family: str = next(iter(SPACES))
     steps: tuple[int, ...] = (4, 6, 8)
     history: int | None = None
     teacher: Teacher = Teacher()  # noqa: RUF009 - immutable
-    optimizer: Optimizer = GaussNewton()  # noqa: RUF009 - immutable
+    optimizer: Optimizer = LevenbergMarquardt()  # noqa: RUF009 - immutable
     loss: str | Callable[[Tensor], Tensor] = "l2"
     initial: str | Path | Solver = "scan"
     learn_grid: bool = False
@@ -75,19 +75,19 @@ class FitSettings:
         make_objective(self.loss)
 
     @property
-    def staged_optimizer(self) -> GaussNewton | None:
-        """The optimizer of a fit that may begin with a short history and go on with a longer one; None for others.
+    def staged_optimizer(self) -> LevenbergMarquardt | None:
+        """The optimizer of a fit that may start with a short history and continue with a longer one; else None.
 
-        What a user starts from stays whole, and the papers' recipes know no windows.
+        A start chosen by the user is not cut, and the papers' recipes have no windows.
         """
-        return self.optimizer if self.initial == "scan" and isinstance(self.optimizer, GaussNewton) else None
+        return self.optimizer if self.initial == "scan" and isinstance(self.optimizer, LevenbergMarquardt) else None
 
 
 @dataclass(frozen=True, eq=False)
 class FitJob:
-    """Everything about a fit but the model, with nothing left open: history, held_out and initial as they will be.
+    """Everything about a fit except the model, with history, held_out and initial resolved.
 
-    The last `held_out` samples judge; `card` has entries that are added to the usual ones.
+    The last `held_out` samples are evaluated on, not fitted to; `card` has entries in addition to the usual ones.
     """
 
     settings: FitSettings
@@ -109,7 +109,7 @@ class FitJob:
         usual = usual_history(count - held_out) if settings.staged_optimizer else FIRST_HISTORY
         history = usual if settings.history is None else index(settings.history)
         grid = next(iter(noise.usual_grids().values()))
-        for n in settings.steps:  # refuses what no family has
+        for n in settings.steps:  # refuses what the family does not support
             make_space(family, n, noise, grid, history, learn_grid)
         initial = resolve_initial(settings.initial, family, settings.steps, noise, history, learn_grid)
         card: dict[str, Any] = {"architecture": "unknown", "checkpoint": "unknown"}
@@ -133,7 +133,7 @@ class FitJob:
         return job
 
     def content_hash(self) -> str:
-        """The same in every process, whatever microbatch and card; unknown objects count by their names or types."""
+        """Hash that is independent of process, microbatch and card; unknown objects count by name or type."""
         settings = replace(self.settings, history=self.history, held_out=self.held_out, initial=self.initial)
         return content_hash(
             settings, self.samples.x, self.samples.extra_args, self.noise, VERSION,
@@ -142,17 +142,17 @@ class FitJob:
 
 
 def _check_samples(samples: Samples, noise: Noise) -> None:
-    """Refuses VP and EDM starts of another size than noise at the highest level, and arguments without a row for each.
+    """Refuses starts whose size is not that of noise at the highest level, and arguments with a wrong number of rows.
 
-    A flow model's noise may have a scale of its own, and few numbers have no size.
+    Flow models are exempt, as their noise may have another scale, and so are starts of few numbers.
     """
     x = samples.x
     if not x.is_floating_point() or x.ndim < 2 or not bool(torch.isfinite(x.float()).all()):
         raise ValueError(
-            f"x must hold finite floating-point numbers, a start per row, got {x.dtype} of shape {list(x.shape)}: draw "
-            "it anew"
+            f"x must hold finite floating-point numbers, one start per row, got {x.dtype} of shape {list(x.shape)}: "
+            "draw new starts"
         )
-    if noise.start_std is not None and x.numel() >= _FEWEST_NUMBERS:
+    if noise.start_std is not None and x.numel() >= _SIZE_CHECK_NUMBERS:
         size = float(x.cpu().double().square().mean().sqrt())
         if not noise.start_std / 2 < size < 2 * math.sqrt(1 + noise.start_std**2):
             raise ValueError(
@@ -160,10 +160,10 @@ def _check_samples(samples: Samples, noise: Noise) -> None:
                 f"got {size:.4g}: multiply unit noise by the level"
             )
     for name, value in samples.extra_args.items():
-        # A text or a mapping is no list of rows, a number or 0-d tensor has none.
+        # Strings, mappings, numbers and 0-d tensors have no rows.
         rows = len(value) if isinstance(value, Tensor | list | tuple) and getattr(value, "ndim", 1) else 1
         if rows not in (1, len(x)):
             raise ValueError(
-                f"extra_args[{name!r}] must have a row per start, {len(x)}, or one for all, got {rows}: repeat its "
-                f"rows, or bind what all starts share to the model, functools.partial(model, {name}=...)"
+                f"extra_args[{name!r}] must have one row per start ({len(x)}) or a single row, got {rows}: repeat its "
+                f"rows, or bind a shared value to the model with functools.partial(model, {name}=...)"
             )

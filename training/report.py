@@ -1,4 +1,4 @@
-"""The result of a fit, and its report: a table for the terminal and a Markdown file."""
+"""The result of a fit, and its report as a Markdown table for terminal and file."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class StepReport:
     """The result for one step count; errors are RMSE to the teacher's end over held-out samples.
 
     Args:
-        error_before: Of the start of the fit.
-        error_after: Of the fitted solver.
+        error_before: Error of the start of the fit.
+        error_after: Error of the fitted solver.
         median_after: Root of the median of the samples' mean squares, which outliers do not dominate.
         peers: Classical solvers at equal calls, each at its best grid, best first.
-        network_calls: Samples times calls of this step count, with the scan, without the teacher.
-        seconds: Spent by this process.
-        start: What the fit started from.
+        network_calls: Samples times calls for this step count, including the scan, excluding the teacher.
+        seconds: Time spent by this process.
+        start: Name of the start of the fit.
     """
 
     error_before: float
@@ -44,13 +44,13 @@ class StepReport:
 
 @dataclass(frozen=True)
 class FitResult:
-    """A fitted solver and how it was found.
+    """A fitted solver, and how the fit went.
 
     Args:
         solver: Ready to save and to sample with.
-        report: Per step count.
+        report: Results per step count.
         teacher_calls: Network calls of the teacher, over all samples, shared by all step counts.
-        held_out: Samples that judged.
+        held_out: Number of samples that the solver was evaluated on.
     """
 
     solver: Solver
@@ -63,43 +63,43 @@ def _least_median(report: StepReport) -> float:
     return min(peer.median for peer in report.peers)
 
 
-def _times(theirs: float, ours: float) -> str:
-    return f"{theirs / ours:.2f}" if ours > 0 else "inf"
+def _ratio(peer: float, fitted: float) -> str:
+    return f"{peer / fitted:.2f}" if fitted > 0 else "inf"
 
 
 def better_peers(result: FitResult) -> list[str]:
-    """Returns a sentence per step count at which a classical solver is closer to the teacher than the fitted one."""
+    """A sentence for each step count at which a classical solver is closer to the teacher than the fitted one."""
     return [
         f"At {steps} calls {report.peers[0].name} is closer to the teacher than the new solver"
         + (", though its median is larger" if report.median_after < _least_median(report) else "")
-        + ": take more samples, or that one."
+        + ": fit to more samples, or use that one."
         for steps, report in result.report.items()
         if report.peers[0].error < report.error_after
     ]
 
 
 def table_of(result: FitResult) -> str:
-    """Returns a Markdown table: per step count the errors of the three best peers and of ours, calls and seconds."""
+    """A Markdown table: per step count the errors of the three best peers and of the fit, calls and seconds."""
     lines = [
-        "| calls | best classical solvers at their best grid | ours: before | ours: fitted | best peer / ours "
-        "| medians: best peer / ours | network calls spent | seconds |",
+        "| calls | best classical solvers, each at its best grid | before | fitted | best peer / fitted "
+        "| medians: best peer / fitted | network calls spent | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for steps, report in result.report.items():
         peers = "; ".join(f"{peer.name} {peer.error:.4f}" for peer in report.peers[:3])
         lines.append(
             f"| {steps} | {peers} | {report.error_before:.4f} | **{report.error_after:.4f}** "
-            f"| {_times(report.peers[0].error, report.error_after)} "
-            f"| {_times(_least_median(report), report.median_after)} "
+            f"| {_ratio(report.peers[0].error, report.error_after)} "
+            f"| {_ratio(_least_median(report), report.median_after)} "
             f"| {report.network_calls:,} | {report.seconds:.0f} |"
         )
     starts = "; ".join(f"{steps} calls: {report.start}" for steps, report in result.report.items())
     lines.append("")
     lines.append(
-        f"Errors are RMSE to the teacher's pictures on {result.held_out} held-out starts: nothing was fitted to them, "
+        f"Errors are RMSE to the teacher's pictures on {result.held_out} held-out starts. Nothing was fitted to these, "
         "but they decided when iterations on up to 64 samples stopped. A few trajectories that switch to another "
         "picture can dominate such an error; the medians are insensitive to them. "
-        f"*Before* is what each fit started from ({starts}). "
+        f"*Before* is the error of each fit's start ({starts}). "
         f"The teacher took {result.teacher_calls:,} network calls, shared by all rows."
     )
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """Train the bundled small model: `python training/train_digits.py` writes training/models/digits.safetensors.
 
-About five minutes on two CPU cores. Needs scikit-learn (`pip install scikit-learn`) for the pictures.
+Takes about five minutes on two CPU cores. Needs scikit-learn (`pip install scikit-learn`) for the pictures.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if not __package__:  # run as a file
 
 from .models.digits import NULL_LABEL, SHAPE, WEIGHTS, DigitsTransformer
 
-__all__ = ["averaged", "flow_loss", "load_pictures", "main"]
+__all__ = ["flow_loss", "load_pictures", "main", "train_averaged"]
 
 
 def load_pictures() -> tuple[Tensor, Tensor]:
@@ -32,10 +32,10 @@ def load_pictures() -> tuple[Tensor, Tensor]:
 
 
 def flow_loss(network: DigitsTransformer, pictures: Tensor, labels: Tensor, batch: int, blur: float) -> Tensor:
-    """Returns rectified flow's loss of a random batch (arXiv 2209.03003), one label in ten dropped.
+    """Returns the rectified-flow loss (arXiv 2209.03003) of a random batch, with one label in ten dropped.
 
-    A little noise on the pictures, of standard deviation `blur`, keeps the network from learning the 1797 of them by
-    heart: its paths would turn sharply towards single pictures, as those of no large model do.
+    Noise of standard deviation `blur` on the pictures keeps the network from memorising all 1797. Its trajectories
+    would then turn sharply towards single pictures, unlike those of a large model.
     """
     rows = torch.randint(len(pictures), (batch,))
     x0, label = pictures[rows] + blur * torch.randn(batch, *SHAPE), labels[rows]
@@ -45,8 +45,8 @@ def flow_loss(network: DigitsTransformer, pictures: Tensor, labels: Tensor, batc
     return (network(x, sigma, label) - (noise - x0)).square().mean()
 
 
-def averaged(model: nn.Module, loss_of_batch: Callable[[], Tensor], steps: int, rate: float) -> dict[str, Tensor]:
-    """Returns the moving average of the weights of a model that is trained here: AdamW, one cycle, clipping."""
+def train_averaged(model: nn.Module, loss_of_batch: Callable[[], Tensor], steps: int, rate: float) -> dict[str, Tensor]:
+    """Trains a model (AdamW, one cycle, gradient clipping) and returns the moving average of its weights."""
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999))
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
@@ -70,18 +70,20 @@ def main() -> None:
     from safetensors.torch import save_file
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=WEIGHTS)
-    parser.add_argument("--steps", type=int, default=3000)  # more and it learns pictures by heart
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--blur", type=float, default=0.15)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    add = parser.add_argument
+    add("--output", type=Path, default=WEIGHTS, help="weights file (default: the bundled one)")
+    # With more steps it memorises pictures.
+    add("--steps", type=int, default=3000, help="training steps (default: %(default)s)")
+    add("--batch", type=int, default=128, help="pictures per step (default: %(default)s)")
+    add("--rate", type=float, default=2e-3, help="highest learning rate (default: %(default)s)")
+    add("--blur", type=float, default=0.15, help="standard deviation of noise on the pictures (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of weights, batches and noise (default: %(default)s)")
+    add("--threads", type=int, default=2, help="number of CPU threads (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     (pictures, labels), network = load_pictures(), DigitsTransformer()
-    weights = averaged(
+    weights = train_averaged(
         network, lambda: flow_loss(network, pictures, labels, args.batch, args.blur), args.steps, args.rate
     )
     save_file(weights, args.output)

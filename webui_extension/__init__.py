@@ -1,4 +1,4 @@
-"""AUTOMATIC1111 WebUI and Forge. Thin: reads the host, calls samplers/ and says what it did."""
+"""The extension of Forge and AUTOMATIC1111's WebUI: reads the host, calls samplers/ and reports what it did."""
 
 from .registration import register
 from .ui import LearnedSolversScript

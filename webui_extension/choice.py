@@ -1,6 +1,6 @@
-"""Which solver a pass of a job runs, on which grid, and which part of it.
+"""The choice of solver, grid and part of the grid for a pass of a job.
 
-The file is that of the X/Y/Z axis, else of the tab's accordion, else of the settings.
+The X/Y/Z axis overrides the tab's accordion, which overrides the settings.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SOLVERS = SolverFolder(
 
 
 def requested_file(p: Any) -> str:
-    """The solver file's name that a job asks for, or "auto"."""
+    """The name of the solver file that a job requests, or "auto"."""
     for name in (getattr(p, "learned_solvers_axis", None), getattr(p, "learned_solvers_file", None)):
         if name and name != AS_SET:
             return name
@@ -43,13 +43,13 @@ def requested_file(p: Any) -> str:
 
 
 def wants_nearest(p: Any) -> bool:
-    """Whether a job takes the nearest step count instead of an error."""
+    """Whether an unsupported step count is rounded to the nearest instead of refused."""
     return bool(getattr(p, "learned_solvers_nearest", False) or getattr(shared.opts, "learned_solvers_nearest", False))
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a job asks for: a file or "auto", of the sampler's family, for a model's noise and architecture."""
+    """A file or "auto", for a sampler's family and a model's noise and architecture."""
 
     file: str
     family: str
@@ -57,7 +57,7 @@ class Request:
     architecture: str | None
 
     def solver(self, steps: int) -> Solver:
-        """The solver for these steps; a named file may lack them, which `Solver.table` then says."""
+        """The solver for a step count; a named file may lack it: `Solver.table` then raises."""
         if self.file == AUTO:
             solvers = SOLVERS.loadable()
             return choose_solver(solvers, self.noise, steps, architecture=self.architecture, family=self.family)
@@ -65,13 +65,12 @@ class Request:
         if solver.family != self.family:
             family, other = FAMILIES[self.family], FAMILIES[solver.family]
             raise ValueError(
-                f"{solver.name} is a {other.title} file: choose the sampler {other.title}, or another file for "
-                f"{family.title}"
+                f"{solver.name} is a {other.title} file: choose the sampler {other.title}, or a file for {family.title}"
             )
         return solver
 
     def nearest(self, steps: int) -> int:
-        """The nearest step count that a solver for the job has; the same where there is no solver."""
+        """The nearest step count that a solver for the job has; `steps` itself if there is no solver."""
         if self.file == AUTO:
             solvers = [s for s in SOLVERS.loadable() if s.family == self.family and s.prediction == self.noise.kind]
             solvers = [s for s in solvers if s.card.transferable or s.card.architecture == self.architecture]
@@ -81,10 +80,10 @@ class Request:
 
 
 class Part(NamedTuple):
-    """Image-to-image: so many model calls at the end of the grid, for a denoising strength.
+    """The end of the grid that image-to-image runs: a number of model calls, for a denoising strength.
 
-    `derived`: the host derived the whole grid's steps from the two (hires fix, and the setting "do exactly the amount
-    of steps"); otherwise they are the user's number.
+    `derived`: the host derived the steps of the whole grid from these two (hires fix, and the setting "do exactly the
+    amount of steps"); otherwise the user chose them.
     """
 
     calls: int
@@ -93,7 +92,7 @@ class Part(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """What a pass runs: solver, steps of its whole grid, and the table, the whole of it or its end."""
+    """A solver, the steps of its whole grid, and the table that is run: all of the grid or its end."""
 
     solver: Solver
     steps: int
@@ -101,17 +100,17 @@ class Pass(NamedTuple):
 
     @property
     def calls(self) -> str:
-        """For people: "6", or "5 of 6"."""
+        """The number of model calls for display: "6", or "5 of 6"."""
         return f"{self.steps}" if self.table.nfe == self.steps else f"{self.table.nfe} of {self.steps}"
 
 
 def make_pass(
     request: Request, steps: int, guidance: Guidance | None, *, part: Part | None, first: Solver | None
 ) -> Pass:
-    """What a pass runs; the second pass of hires fix keeps `first`, the solver of the first.
+    """The pass for a request; the second pass of hires fix keeps `first`, the solver of the first.
 
-    Few files have the steps that the host derives for hires fix. The nearest count is taken then, and as much of its
-    end as the denoising strength says.
+    Few files have the step count that the host derives for hires fix. The nearest count replaces it, and the denoising
+    strength sets how much of its end is run.
     """
     calls = part.calls if part else steps
     if part and not 0 <= part.strength <= 1:

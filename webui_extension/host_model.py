@@ -1,7 +1,7 @@
-"""What the WebUI's models and jobs show: noise schedule, architecture and guidance.
+"""Noise schedule, architecture and guidance, read from the WebUI's models and jobs.
 
-Forge keeps the schedule in a predictor, AUTOMATIC1111 in k-diffusion's wrapper round the model. The hosts' classes are
-known by their names, so that a kind that they add later is refused instead of sampled wrongly.
+Forge keeps the schedule in a predictor, AUTOMATIC1111 in k-diffusion's wrapper around the model. Their classes are
+recognised by name, so that a prediction type added later is refused instead of sampled wrongly.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ _FLAGS = ("is_sd3", "is_sdxl", "is_sd2", "is_sd1")  # AUTOMATIC1111's; at most o
 
 
 def architecture(sd_model: Any) -> str | None:
-    """The architecture in ComfyUI's spelling ("Flux", "SD15"); None where the host has no word for it."""
+    """The architecture in ComfyUI's spelling ("Flux", "SD15"); None if the host does not name it."""
     record = _record(sd_model)
     return record and record.name
 
 
 def _record(sd_model: Any) -> Architecture | None:
-    """The facts about a model's architecture; None where the host has no word for it."""
-    guessed = type(getattr(sd_model, "model_config", None))  # Forge's guess; its classes are named much as ComfyUI's
+    """The facts about a model's architecture; None if the host does not name it."""
+    guessed = type(getattr(sd_model, "model_config", None))  # Forge's guess; its class names are close to ComfyUI's
     if "huggingface_guess" in guessed.__module__.split("."):
         return architecture_of(*(c.__name__ for c in guessed.__mro__))
     return next((architecture_of(flag) for flag in _FLAGS if getattr(sd_model, flag, False)), None)
 
 
 def guidance_of(p: Any, sd_model: Any) -> Guidance | None:
-    """The guidance of a job's pass; None for a number that is no guidance, such as a negative CFG.
+    """The guidance of a job's pass; None for an invalid value, such as a negative CFG.
 
-    Forge hands some models a distilled CFG, an embedded guidance, and has values for the second pass of hires fix.
+    Forge passes some models a distilled CFG, which is an embedded guidance, and has separate values for the second pass
+    of hires fix.
     """
     cfg = getattr(p, "hr_cfg", p.cfg_scale) if p.is_hr_pass else p.cfg_scale
     try:
@@ -49,11 +50,11 @@ def guidance_of(p: Any, sd_model: Any) -> Guidance | None:
 
 
 def noise_of(model_wrap: Any, shape: Sequence[int] | None) -> Noise:
-    """Returns the noise schedule of the model behind the host's wrapper.
+    """The noise schedule of the model in the host's wrapper.
 
     Args:
         model_wrap: `KDiffusionSampler.model_wrap`.
-        shape: The latent's shape [B, C, H, W], where it is known.
+        shape: The latent's shape [B, C, H, W], if it is known.
     """
     schedule = getattr(model_wrap, "predictor", model_wrap)
     kinds = [c.__name__ for c in type(schedule).__mro__]
@@ -68,7 +69,7 @@ def noise_of(model_wrap: Any, shape: Sequence[int] | None) -> Noise:
         return EDMNoise(float(schedule.sigmas[0]), float(schedule.sigmas[-1]))
     if {"CompVisDenoiser", "CompVisVDenoiser"} & set(kinds) or (
         prediction in ("epsilon", "v_prediction") and type(schedule).timestep.__qualname__ == "Prediction.timestep"
-    ):  # a table of levels, and timesteps that are looked up in it
+    ):  # a table of levels in which timesteps are looked up
         return VPNoise.from_sigmas(schedule.sigmas)
     raise ValueError(
         f"learned solvers run on flow, eps, v and EDM models, this model's prediction is {kinds[0]}"

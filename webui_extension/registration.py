@@ -29,10 +29,10 @@ def register() -> None:
         _log.setLevel(logging.INFO)
         _log.propagate = False
     for family in FAMILIES.values():
-        # No aliases: the X/Y/Z plot lets them pass, and the host then samples with its default without a word.
+        # No aliases: the X/Y/Z plot accepts them, and the host then silently samples with its default.
         data = SamplerData(family.title, partial(LearnedSampler, family=family.name), [], {})
         names = [sampler.name for sampler in sd_samplers.all_samplers]
-        if data.name in names:  # in place, as other modules hold list and map
+        if data.name in names:  # in place: other modules hold the list and the map
             sd_samplers.all_samplers[names.index(data.name)] = data
         else:
             sd_samplers.all_samplers.append(data)
@@ -45,4 +45,4 @@ def register() -> None:
     titles = ", ".join(family.title for family in FAMILIES.values())
     bundled = len(list_solvers())
     users = len(SOLVERS.names()) - bundled
-    _log.info("Learned Solvers %s: samplers %s; %d bundled solver files, %d own", VERSION, titles, bundled, users)
+    _log.info("Learned Solvers %s: samplers %s; %d bundled and %d user solver files", VERSION, titles, bundled, users)

@@ -1,4 +1,4 @@
-"""The WebUI's sampler: a KDiffusionSampler whose grid and steps are a learned solver's."""
+"""The WebUI's sampler: a KDiffusionSampler that runs a learned solver on the solver's grid."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LearnedSampler(KDiffusionSampler):
         self.part: Part | None = None
 
     def sample(self, p: Any, x: Tensor, *args: Any, **options: Any) -> Tensor:
-        """Returns the latent; notes its shape, which the host does not hand to `get_sigmas`."""
+        """The sampled latent; stores its shape, which the host does not pass to `get_sigmas`."""
         self.shape, self.part = tuple(x.shape), None
         return super().sample(p, x, *args, **options)
 
@@ -48,7 +48,7 @@ class LearnedSampler(KDiffusionSampler):
         steps: int | None = None,
         image_conditioning: Any = None,
     ) -> Tensor:
-        """Returns the latent; notes its shape and the calls, which the host does not hand to `get_sigmas`."""
+        """The sampled latent; stores its shape and the calls, which the host does not pass to `get_sigmas`."""
         _, t_enc = sd_samplers_common.setup_img2img_steps(p, steps)
         self.shape = tuple(x.shape)
         derived = bool(shared.opts.img2img_fix_steps or steps is not None)
@@ -56,15 +56,17 @@ class LearnedSampler(KDiffusionSampler):
         return super().sample_img2img(p, x, noise, conditioning, unconditional_conditioning, steps, image_conditioning)
 
     def get_sigmas(self, p: Any, steps: int) -> Tensor:
-        """Returns the noise levels of this pass, padded so that the host's slice for image-to-image starts right.
+        """The noise levels of this pass, padded so that the host's slice for image-to-image starts at the right one.
 
-        The user's schedule type, sigma limits and rho do not act on a learned solver; the infotext does not name them.
+        The user's schedule type, sigma limits and rho have no effect on a learned solver: the infotext omits them.
         """
         if getattr(p, "sampler_noise_scheduler_override", None):
-            raise ValueError("a script sets noise levels, a learned solver has its own: choose a stock sampler for it")
+            raise ValueError(
+                "a script overrides the noise levels, a learned solver needs its own: choose a stock sampler"
+            )
         model, guidance = architecture(shared.sd_model), guidance_of(p, shared.sd_model)
         request = Request(requested_file(p), self.family, noise_of(self.model_wrap, self.shape), model)
-        # Of hires fix's first pass, unless the sampler or the architecture is another one there.
+        # The solver of hires fix's first pass, unless that has another sampler or architecture.
         first = getattr(p, "learned_solvers_first", {}).get((self.family, model)) if p.is_hr_pass else None
         self.current = current = make_pass(request, steps, guidance, part=self.part, first=first)
         solver, extra = current.solver, p.extra_generation_params
@@ -82,8 +84,8 @@ class LearnedSampler(KDiffusionSampler):
         if self.part is None:
             return levels
         if current.steps != steps:
-            asked = f"the last {self.part.calls} of {steps} steps (denoising strength {self.part.strength:g})"
-            self._comment(p, f"{solver.name} has no {steps} steps: ran {current.calls} instead of {asked}")
+            requested = f"the last {self.part.calls} of {steps} steps (denoising strength {self.part.strength:g})"
+            self._comment(p, f"{solver.name} does not have {steps} steps: ran {current.calls} instead of {requested}")
         return torch.cat([levels[:1].expand(max(0, steps - self.part.calls)), levels])
 
     def run(
@@ -95,19 +97,19 @@ class LearnedSampler(KDiffusionSampler):
         callback: Callback | None = None,
         disable: bool | None = None,
     ) -> Tensor:
-        """Returns the state at sigmas[-1]: what the host calls in the place of one of k-diffusion's functions."""
+        """The state at sigmas[-1]; the host calls this instead of a k-diffusion function."""
         if len(sigmas) < 2:
             return x
         table = part_of_table(self.current.table, float(sigmas[0]), float(sigmas[-1]))
         return sample_table(model, x, table, extra_args, callback, disable)
 
     def launch_sampling(self, steps: int, func: Any) -> Tensor:
-        """Returns what `func` samples; progress, refiner and guidance limits count the calls that will be made."""
+        """The result of `func`; progress, refiner and guidance limits count the model calls of this pass."""
         return super().launch_sampling(self.current.table.nfe, func)
 
     @staticmethod
     def _comment(p: Any, text: str) -> None:
-        """Writes a text under the picture and into the log, once per job."""
+        """Writes a text below the picture and into the log, once per job."""
         if text not in p.comments:
             _log.info("%s", text)
         p.comment(text)

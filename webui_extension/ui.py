@@ -1,4 +1,4 @@
-"""What the page shows: the accordion of both tabs, the settings page, and the X/Y/Z plot's axis over solver files."""
+"""The accordion of both tabs, the settings, and the X/Y/Z plot's axis over solver files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from modules import scripts, sd_samplers, shared
 from modules.ui_common import create_refresh_button
 
 from ..samplers.families import FAMILIES
-from ..samplers.text import few
+from ..samplers.text import format_list
 from .choice import AS_SET, AUTO, SOLVERS, Request, requested_file, wants_nearest
 from .host_model import architecture, noise_of
 from .sampler import LearnedSampler
@@ -26,14 +26,14 @@ _HELP = (
 
 
 class LearnedSolversScript(scripts.Script):
-    """The accordion; its choices go into the job, so that tabs and users do not see each other's."""
+    """The accordion; its choices are stored in the job, so that tabs and users do not share them."""
 
     def title(self) -> str:
-        """The name by which the API's alwayson_scripts call it."""
+        """The script's name in the API's alwayson_scripts."""
         return "Learned Solvers"
 
     def show(self, is_img2img: bool) -> Any:
-        """Both tabs have it."""
+        """Shown in both tabs."""
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img: bool) -> list[Any]:
@@ -45,14 +45,14 @@ class LearnedSolversScript(scripts.Script):
                     _choices(),
                     value=AS_SET,
                     label="Solver file",
-                    allow_custom_value=True,  # a pasted name whose file is missing is refused with words, not by Gradio
+                    allow_custom_value=True,  # a pasted name without a file gets our error, not Gradio's
                     elem_id=self.elem_id("file"),
                 )
                 create_refresh_button(file, lambda: None, lambda: {"choices": _choices()}, self.elem_id("refresh"))
             about = gr.Markdown(_about(AS_SET), elem_id=self.elem_id("about"))
             nearest = gr.Checkbox(
                 value=False,
-                label="Take the nearest step count that the solver has (otherwise a missing one is an error)",
+                label="Use the nearest supported step count (otherwise an unsupported count is an error)",
                 elem_id=self.elem_id("nearest"),
             )
             file.change(_about, inputs=[file], outputs=[about], show_progress="hidden")
@@ -61,7 +61,7 @@ class LearnedSolversScript(scripts.Script):
         return [file, nearest]
 
     def process(self, p: Any, file: str = AS_SET, nearest: bool = False) -> None:
-        """Notes the choices in the job; takes the nearest steps before the host makes the prompt schedule."""
+        """Stores the choices in the job; sets the nearest steps before the host makes the prompt schedule."""
         p.learned_solvers_file, p.learned_solvers_nearest = file, nearest
         if not wants_nearest(p):
             return
@@ -72,14 +72,14 @@ class LearnedSolversScript(scripts.Script):
             noise = noise_of(sampler.model_wrap, (1, 1, p.height // 8, p.width // 8))
             steps = Request(requested_file(p), sampler.family, noise, architecture(p.sd_model)).nearest(p.steps)
         except (ValueError, OSError):
-            return  # the host only logs what is raised here; sampling raises it again, where the user sees it
+            return  # the host only logs errors from here; sampling raises it again, visibly
         if steps != p.steps:
-            p.comment(f"No solver that fits has {p.steps} steps: took the nearest count, {steps}")
+            p.comment(f"No matching solver has {p.steps} steps: using the nearest count, {steps}")
             p.steps = steps
 
 
 def add_settings() -> None:
-    """Adds the settings that hold where neither a tab's accordion nor the API chooses."""
+    """Adds the settings, the defaults of the accordion and the API."""
     file = shared.OptionInfo(
         AUTO,
         f"Solver file of the samplers {' and '.join(family.title for family in FAMILIES.values())}",
@@ -89,14 +89,14 @@ def add_settings() -> None:
         section=_SECTION,
     )
     nearest = shared.OptionInfo(
-        False, "Take the nearest step count that the solver has, instead of an error", gr.Checkbox, section=_SECTION
+        False, "Use the nearest supported step count instead of an error", gr.Checkbox, section=_SECTION
     )
     shared.opts.add_option("learned_solvers_file", file)
     shared.opts.add_option("learned_solvers_nearest", nearest)
 
 
 def add_axis() -> None:
-    """Adds the axis to the X/Y/Z plot, if the host has loaded that and it is not there yet."""
+    """Adds the axis to the X/Y/Z plot, if the host has loaded that, unless it has the axis already."""
     for data in scripts.scripts_data:
         options = getattr(data.module, "axis_options", None)
         if data.path.endswith("xyz_grid.py") and options is not None and all(o.label != AXIS for o in options):
@@ -111,7 +111,7 @@ def _apply(p: Any, file: str, files: list[str]) -> None:
 def _confirm(p: Any, files: list[str]) -> None:
     names = [AUTO, *SOLVERS.names()]
     if missing := [file for file in files if file not in names]:
-        raise RuntimeError(f"no solver file is called {few(missing)}: choose from {few(names)}")
+        raise RuntimeError(f"no solver file is called {format_list(missing)}: choose from {format_list(names)}")
 
 
 def _choices() -> list[str]:
@@ -119,9 +119,9 @@ def _choices() -> list[str]:
 
 
 def _about(file: str | None) -> str:
-    """What an entry of the drop-down stands for, one line of Markdown."""
+    """A description of a drop-down entry, one line of Markdown."""
     if not file or file == AS_SET:
-        return "*Settings > Learned Solvers* decides."
+        return "As chosen in *Settings > Learned Solvers*."
     if file == AUTO:
         return "A file that was fitted for the model's architecture with these steps, else one that transfers to it."
     try:

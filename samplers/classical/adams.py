@@ -1,7 +1,7 @@
 """Linear multistep methods on dx/dsigma = (x - D) / sigma, as tables: Euler, Adams-Bashforth, iPNDM.
 
 Each function takes `sigmas`: noise levels, descending, shape [N + 1], the last may be 0, and calls the model at the
-first N of them. The equation holds in VE and in flow coordinates.
+first N of them. The equation is the same in VE and in flow coordinates.
 
 `ipndm_v` follows zju-pi/diff-sampler (Apache-2.0), the source of ComfyUI's samplers; rewritten.
 """
@@ -23,14 +23,14 @@ _IPNDM = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 
 
 
 def euler(sigmas: Tensor) -> SolverTable:
-    """Returns Euler's method; for VP models this is DDIM (arXiv 2010.02502)."""
+    """Euler's method; on VP models this is DDIM (arXiv 2010.02502)."""
     return adams_bashforth(sigmas, 1)
 
 
 def adams_bashforth(sigmas: Tensor, order: int) -> SolverTable:
-    """Returns Adams-Bashforth of order 1 ... 4 on an uneven grid, exact; the first steps run at the order they can.
+    """Adams-Bashforth of order 1 ... 4, exact on uneven grids; the first steps have the order their history allows.
 
-    The derivative is extrapolated as a polynomial in sigma, which is what k-diffusion's `lms` integrates numerically.
+    The derivative is extrapolated as a polynomial in sigma, which k-diffusion's `lms` integrates numerically.
     Row i solves sum_j w_j (s_j - s_i)^m = integral over the step of (s - s_i)^m, m = 0 ... order - 1.
     """
     check_order("adams_bashforth", order, 4)
@@ -38,7 +38,7 @@ def adams_bashforth(sigmas: Tensor, order: int) -> SolverTable:
 
 
 def ipndm(sigmas: Tensor, order: int) -> SolverTable:
-    """Returns iPNDM of order 1 ... 4 (arXiv 2202.09778): even-grid Adams-Bashforth weights on whatever grid."""
+    """The method iPNDM of order 1 ... 4 (arXiv 2202.09778): Adams-Bashforth weights of an even grid on any grid."""
     check_order("ipndm", order, 4)
     weights = torch.tensor([row + (0.0,) * (4 - len(row)) for row in _IPNDM], dtype=torch.float64)
     return derivative_table(
@@ -47,19 +47,20 @@ def ipndm(sigmas: Tensor, order: int) -> SolverTable:
 
 
 def ipndm_v(sigmas: Tensor, order: int = 4) -> SolverTable:
-    """Returns iPNDM with variable steps, of order 1 ... 4, as diff-sampler and ComfyUI run it.
+    """The variable-step iPNDM of diff-sampler and ComfyUI, of order 1 ... 4.
 
-    Meant as Adams-Bashforth on an uneven grid, and equal to it at order 2. At order 3 a bracket of the source is
-    misplaced: order 2 where steps alternate. At order 4 the rows do not even sum to the step where steps are uneven.
+    Intended as Adams-Bashforth on an uneven grid, and equal to it at order 2. At order 3 a bracket in the source is
+    misplaced, which reduces the order to 2 on alternating steps. At order 4 the rows do not sum to the step on uneven
+    grids.
     """
     check_order("ipndm_v", order, 4)
     return derivative_table(sigmas, order, _variable_weights)
 
 
 def euler_end(table: SolverTable) -> SolverTable:
-    """Returns a derivative table with Euler's rule in a last step to 0, where the result is the last picture D.
+    """The derivative table with an Euler step as its last step if that ends at 0: the result is the last picture D.
 
-    That is how ComfyUI ends `ipndm`, `ipndm_v`, `deis` and `lms` (its lms is `euler_end(adams_bashforth(sigmas, 4))`).
+    ComfyUI ends `ipndm`, `ipndm_v`, `deis` and `lms` in this way (its lms is `euler_end(adams_bashforth(sigmas, 4))`).
     """
     if table.sigma_end > 0:
         return table
@@ -70,13 +71,13 @@ def euler_end(table: SolverTable) -> SolverTable:
 
 
 def check_order(method: str, order: int, highest: int) -> None:
-    """Refuses an order that a method does not have."""
+    """Raises ValueError for an order that a method does not have."""
     if order not in range(1, highest + 1):
         raise ValueError(f"{method} has orders 1 to {highest}, got {order}")
 
 
 def derivative_table(sigmas: Tensor, order: int, row: Callable[[Tensor, Tensor, int], Tensor]) -> SolverTable:
-    """Returns the table whose row i is `row(sigmas, nodes, i)` over the newest `order` nodes."""
+    """The table whose row i is `row(sigmas, nodes, i)`, where `nodes` are the indices of the newest `order` entries."""
     sigmas = checked_levels(sigmas)
     n = len(sigmas) - 1
     coeffs = torch.zeros(n, n, dtype=torch.float64)
@@ -87,7 +88,7 @@ def derivative_table(sigmas: Tensor, order: int, row: Callable[[Tensor, Tensor, 
 
 
 def _polynomial_weights(nodes: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Returns w with sum_j w_j p(nodes_j) = integral of p from start to end for all p of degree < len(nodes)."""
+    """Weights w: sum_j w_j p(nodes_j) = integral of p from start to end, for polynomials p of degree < len(nodes)."""
     step = end - start
     power = torch.arange(len(nodes), dtype=torch.float64)
     # In units of the step, so that the Vandermonde system is well-conditioned.
@@ -96,8 +97,8 @@ def _polynomial_weights(nodes: Tensor, start: Tensor, end: Tensor) -> Tensor:
 
 
 def _variable_weights(sigmas: Tensor, nodes: Tensor, i: int) -> Tensor:
-    """Returns the row of `ipndm_v`, oldest entry first, shape [len(nodes)]."""
-    # In the source's letters: h is the step to come, a, b, c the ones before it, newest first.
+    """The row of `ipndm_v`, oldest entry first, shape [len(nodes)]."""
+    # With the source's letters: h is the next step; a, b, c are the previous steps, newest first.
     steps = sigmas.diff()[: i + 1].flip(0).tolist()
     h, (a, b, c) = steps[0], [*steps[1:4], 1.0, 1.0, 1.0][:3]
     parts: list[tuple[float, ...]] = [(1.0,)]

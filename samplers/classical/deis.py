@@ -19,13 +19,13 @@ __all__ = ["deis", "deis_edm"]
 
 
 def deis(sigmas: Tensor, order: int, noise: Noise | None = None) -> SolverTable:
-    """Returns DEIS (tAB, arXiv 2204.13902) of order 1 ... 3: eps is extrapolated as a polynomial in model time.
+    """DEIS (tAB, arXiv 2204.13902) of order 1 ... 3: eps is extrapolated as a polynomial in model time.
 
     Args:
         sigmas: Noise levels, descending, shape [N + 1].
-        order: History entries that a row uses.
-        noise: The schedule that maps sigma to time. None, and flow and EDM schedules: time is sigma itself, where tAB
-            equals Adams-Bashforth.
+        order: Number of history entries in a row.
+        noise: The schedule that maps sigma to time. With None, flow and EDM schedules time is sigma, and tAB equals
+            Adams-Bashforth.
     """
     check_order("deis", order, 3)
     if noise is None or noise.time_is_sigma:
@@ -34,23 +34,23 @@ def deis(sigmas: Tensor, order: int, noise: Noise | None = None) -> SolverTable:
 
 
 def deis_edm(sigmas: Tensor, order: int = 3) -> SolverTable:
-    """Returns DEIS of order 1 ... 3 as diff-sampler and ComfyUI run it on every model; Euler in a last step to 0.
+    """DEIS of order 1 ... 3 as in diff-sampler and ComfyUI; a last step to 0 is an Euler step.
 
-    Time is that of the linear VP SDE that has sigma 0.002 at time 1e-3 and sigma 80 at time 1, whatever the model's
-    own; the integrals are sums over 10,000 times, both ends included.
+    On every model, time is that of the linear VP SDE with sigma 0.002 at time 1e-3 and sigma 80 at time 1; the
+    integrals are sums over 10,000 times, both ends included.
     """
     check_order("deis_edm", order, 3)
     low, high, first = math.log1p(0.002**2), math.log1p(80.0**2), 1e-3
     slope = 2 * (low / first - high) / (first - 1)
     beta = high - slope / 2, high + slope / 2
     levels = checked_levels(sigmas)
-    inner = levels.where(levels > 0, levels[-2] / 2)  # time has no slope at sigma 0, where the rule is Euler's anyway
+    inner = levels.where(levels > 0, levels[-2] / 2)  # time has no slope at sigma 0; that row becomes Euler's
     table = derivative_table(levels, order, lambda _, nodes, i: _summed_weights(inner[nodes], inner[i : i + 2], *beta))
     return euler_end(table)
 
 
 def _summed_weights(nodes: Tensor, step: Tensor, beta_0: float, beta_1: float) -> Tensor:
-    """Returns the sums over 10,000 times of L_j(time) dsigma/dtime dtime through the nodes; `step` is (start, end)."""
+    """Sums over 10,000 times of L_j(time) dsigma/dtime dtime, L_j through the nodes; `step` is (start, end)."""
     if len(nodes) == 1:
         return step.diff()
     noise, count = VPNoise.linear_beta(beta_0, beta_1), 10_000
@@ -63,14 +63,14 @@ def _summed_weights(nodes: Tensor, step: Tensor, beta_0: float, beta_1: float) -
 
 
 def _bases(x: Tensor, nodes: Tensor) -> Tensor:
-    """Returns the Lagrange polynomials through the nodes [K] at x [M], shape [K, M]."""
+    """The Lagrange polynomials through the nodes [K] at x [M], shape [K, M]."""
     others = [torch.cat([nodes[:j], nodes[j + 1 :]]) for j in range(len(nodes))]
     return torch.stack([((x[:, None] - o) / (nodes[j] - o)).prod(1) for j, o in enumerate(others)])
 
 
 def _time_weights(nodes: Tensor, start: Tensor, end: Tensor, noise: Noise) -> Tensor:
-    """Returns w_j = integral over sigma from start to end of the Lagrange basis L_j(time(sigma)) through the nodes."""
-    # Midpoints of 4096 cells: the schedule is a table with 1000 kinks, no quadrature of higher order sees it smooth.
+    """Weights w_j = integral over sigma from start to end of the Lagrange basis L_j(time(sigma)) through the nodes."""
+    # The midpoint rule: the schedule has 1000 kinks, so quadrature of a higher order gains nothing.
     cells = 4096
     sigma = start + (end - start) * (torch.arange(cells, dtype=torch.float64) + 0.5) / cells
     return _bases(noise.time_at(sigma), noise.time_at(nodes)).mean(1) * (end - start)

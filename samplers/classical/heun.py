@@ -12,10 +12,10 @@ __all__ = ["heun"]
 
 
 def heun(sigmas: Tensor) -> SolverTable:
-    """Returns Heun's method (arXiv 2206.00364, algorithm 1): two calls a step, one in a last step to 0.
+    """Heun's method (arXiv 2206.00364, algorithm 1): two calls per step, one in a last step to 0.
 
-    Its stages are rows of their own: to sigma_{i+1} with h_0, then, from there and at the same level, by half a step
-    times h_1 - h_0. The table of M steps has 2 M rows, or 2 M - 1 where the last level is 0.
+    Each stage is a row: the first goes to sigma_{i+1} with h_0; the second stays at that level and adds half a step
+    times h_1 - h_0. The table of M steps has 2 M rows, or 2 M - 1 if the last level is 0.
     """
     sigmas = checked_levels(sigmas)
     steps = sigmas.diff()

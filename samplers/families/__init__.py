@@ -1,4 +1,4 @@
-"""Families of learned solvers: how parameters become tables. A new one is a file like ds.py and its name here."""
+"""Families of learned solvers: how parameters become tables. To add one, write a module like ds.py and list it here."""
 
 from __future__ import annotations
 

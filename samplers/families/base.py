@@ -1,6 +1,6 @@
-"""What a family of learned solvers is: names of its tensors, a check, and the way from parameters to a table.
+"""The record of a family of learned solvers: its tensors, a check, and how parameters become a table.
 
-A further family is a file like ds.py and its name in `__init__`, and a space of free parameters in training/spaces/.
+To add a family, write a module like ds.py, list it in `__init__`, and add its free parameters to training/spaces/.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class Family:
 
     Args:
         name: As in cards and file names.
-        title: As people write it; the name of its sampler in the WebUI.
+        title: Display name; the name of its sampler in the WebUI.
         sampler: Name of its sampler in ComfyUI's drop-downs, and of the k-diffusion function `sample_<sampler>`.
-        about: One clause for drop-downs and help: what it learns.
-        paper: Its link.
+        about: What it learns, one clause for drop-downs and help.
+        paper: Link to the paper.
         tensors: Names of the parameters that a file holds per step count, as in "7/weights".
         kinds: Kinds of noise schedule that it is defined on.
-        check: `check(tensors, nfe, step_card)` raises ValueError where parameters break a rule of the family.
+        check: `check(tensors, nfe, step_card)` raises ValueError if parameters break a rule of the family.
         table: `table(tensors, step_card, noise)` returns the SolverTable on a noise schedule.
-        options: The card options of a step count that it knows, with their defaults.
+        options: Its options in the card of a step count, with their defaults.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """DyWeight: learned weights over past gradients and a learned time scale per call.
 
 Paper: DyWeight: Dynamic Gradient Weighting for Few-Step Diffusion Sampling, https://arxiv.org/abs/2603.11607.
-Written from the paper's formulas; no code of the authors (their repository names no licence).
+Written from the paper's formulas; contains no code of the authors, whose repository has no licence.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["FAMILY", "dyweight_table"]
 def dyweight_table(
     weights: Tensor, t_scale: Tensor, grid: Tensor, *, analytic_first: bool = False, divisor: str = "state"
 ) -> SolverTable:
-    """Returns the table of DyWeight parameters on a grid; differentiable in `weights`, `t_scale` and `grid`.
+    """The table of DyWeight parameters on a grid; differentiable in `weights`, `t_scale` and `grid`.
 
     With true_0 = grid_0:
 
@@ -30,16 +30,16 @@ def dyweight_table(
         true_{i+1} = true_i + (sum_j weights_ij) * (grid_{i+1} - true_i)    implicit time calibration
         coeffs_ij  = weights_ij * (grid_{i+1} - true_i) * c_j
 
-    The row sums are the learned effective step sizes: rows are never normalised, and the next step starts from the
-    true time that they lead to. Weights [[1]], [-1/2, 3/2], ... and t_scale 1 are iPNDM.
+    The row sums are learned step sizes: rows are never normalised, and the next step starts at the true level that
+    they lead to. Weights [[1]], [-1/2, 3/2], ... and t_scale 1 are iPNDM.
 
     Args:
         weights: Lower-triangular, shape [N, N].
         t_scale: One factor per model call, shape [N], or [N - 1] with an analytic first step.
         grid: Noise levels, descending, shape [N + 1].
         analytic_first: The first step takes the derivative of pure noise instead of a model call.
-        divisor: What x - D is divided by: "state", the true level (c_j = sigmas_j / true_j; the paper's pixel, latent
-            and SD code), or "call", the level of the call (c_j = 1; its FLUX code).
+        divisor: The level that x - D is divided by: "state", the true level (c_j = sigmas_j / true_j; the paper's
+            pixel, latent and SD code), or "call", the level of the call (c_j = 1; its FLUX code).
     """
     weights, t_scale, grid = weights.double(), t_scale.double(), grid.double()
     n = weights.shape[0]
@@ -63,7 +63,7 @@ def dyweight_table(
     coeffs = weights * torch.stack(steps)[:, None]
     if divisor == "state":
         coeffs = coeffs * (sigmas / true)
-    # The paper takes the last state as the picture at the grid's end, whatever the last row's sum says.
+    # As in the paper, the last state is the picture at the grid's end, regardless of the last row's sum.
     return SolverTable(
         levels=torch.cat([true, grid[-1:]]),
         sigmas=sigmas,
@@ -85,12 +85,12 @@ def _check(tensors: Mapping[str, Tensor], nfe: int, step: StepCard) -> None:
     if tuple(t_scale.shape) != (nfe,) or not bool((t_scale > 0).all()):
         raise ValueError(f"t_scale must hold {nfe} positive factors, got {t_scale.flatten()[:8].tolist()}")
     if step.grid is None:
-        raise ValueError("a DyWeight solver needs a grid rule, the card has none")
+        raise ValueError("the card has no grid rule, which a DyWeight solver needs")
 
 
 def _table(tensors: Mapping[str, Tensor], step: StepCard, noise: Noise) -> SolverTable:
     analytic_first, divisor = _options(step)
-    assert step.grid is not None  # `_check` refuses it
+    assert step.grid is not None  # see `_check`
     grid = step.grid.levels(len(tensors["weights"]), noise)
     return dyweight_table(tensors["weights"], tensors["t_scale"], grid, analytic_first=analytic_first, divisor=divisor)
 

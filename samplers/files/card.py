@@ -1,4 +1,4 @@
-"""The card of a solver: what it was fitted for, by whom and how well. Stored as the file's safetensors metadata."""
+"""The card of a solver, stored as safetensors metadata: what it was fitted for, by whom and how well."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from ..guidance import Guidance
 from ..schedules import KINDS
 from .safe import is_text, read_json
 
-__all__ = ["FORMAT_VERSION", "VERSION", "Card", "StepCard", "is_count"]
+__all__ = ["VERSION", "Card", "StepCard", "is_count"]
 
 VERSION = "0.1.0"
-"""Of Learned Solvers, as in pyproject.toml."""
-FORMAT_VERSION = "2"
-_LONGEST = 2000  # characters of a card's text
+"""Version of Learned Solvers, as in pyproject.toml."""
+_FORMAT_VERSION = "2"
+_LONGEST_TEXT = 2000  # characters
 _TEXTS = ("teacher", "loss", "source_table", "best_peer", "note")
 _COUNTS = ("history", "teacher_steps", "network_calls")
 _ERRORS = ("error_before", "error_after", "error_best_peer")
 
 
 def is_count(text: str) -> bool:
-    """Whether a text is a step count as solver files write it: 1 to 9999, no leading zero."""
+    """Whether a text is a step count in a solver file: 1 to 9999 without leading zeros."""
     return re.fullmatch("[1-9][0-9]{0,3}", text) is not None
 
 
 @dataclass(frozen=True)
 class StepCard:
-    """What a card says about one step count. None means: not applicable, or not published.
+    """The card's entry for one step count. None means not applicable or not published.
 
     Args:
-        grid: Rule of the solver's grid; None for a family that learns its times.
-        options: What the solver's family needs to know beyond the tensors, see `Family.options`.
-        knots: Guidance of each set of parameters, positive and ascending, K >= 1; empty: one set for any guidance.
-        history: Newest entries that a row may use.
+        grid: Rule of the solver's grid; None for a family with learned time steps.
+        options: Settings of the family in addition to the tensors, see `Family.options`.
+        knots: Guidance of each of the K sets of parameters, positive and ascending; empty for one set at any guidance.
+        history: Number of newest entries that a row may use.
         teacher: Reference method.
-        teacher_steps: Its steps.
-        loss: What the fit minimised.
-        source_table: Name of the table at its source.
+        teacher_steps: Steps of the teacher.
+        loss: Loss that the fit minimised.
+        source_table: Name of the table in its source.
         error_before: Held-out error of the initial solver.
-        error_after: Held-out error of this one, same unit.
-        best_peer: Best classical solver at equal calls on the same held-out starts, by name.
-        error_best_peer: Its error.
-        network_calls: Samples times calls that the fit spent, the teacher's included.
-        note: What a user should know about this step count.
+        error_after: Held-out error of this solver, same unit.
+        best_peer: Name of the best classical solver with as many calls on the same held-out starts.
+        error_best_peer: Held-out error of the best peer, same unit.
+        network_calls: Samples times calls of the fit, including the teacher's.
+        note: Note to the user about this step count.
 
     Raises:
         ValueError: A value breaks a rule.
@@ -89,7 +89,7 @@ class StepCard:
                 raise ValueError(f"{name} must be a finite number, got {value!r:.40}")
 
     def to_json(self) -> dict[str, object]:
-        """The entries that are set, as plain JSON values."""
+        """The entries that are not None or empty, as JSON values."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
         plain["options"], plain["knots"] = dict(self.options), list(self.knots)
         if self.grid is not None:
@@ -98,7 +98,7 @@ class StepCard:
 
     @classmethod
     def from_json(cls, plain: object) -> StepCard:
-        """The card entry of a JSON object."""
+        """The entry that a JSON object describes."""
         if not isinstance(plain, Mapping):
             raise ValueError(f"a step count's entry must be an object, got {plain!r:.80}")
         if unknown := set(plain) - {f.name for f in fields(cls)}:
@@ -117,23 +117,23 @@ class StepCard:
 
 @dataclass(frozen=True)
 class Card:
-    """What a solver file says about itself.
+    """What a solver was fitted for, by whom and how well.
 
     Args:
-        family: Family of solvers, a key of FAMILIES.
+        family: Name of the solver family, a key of FAMILIES.
         prediction: Kind of noise schedule: "flow", "vp" (eps and v prediction) or "edm".
-        architecture: The model's architecture, in ComfyUI's spelling where it has one ("Flux", "SD15").
-        checkpoint: The weights fitted for.
+        architecture: The model's architecture, in ComfyUI's spelling if it has one ("Flux", "SD15").
+        checkpoint: Name of the model's weights.
         steps: One StepCard per number of network calls.
-        guidance: Guidance of the fit; None where it is unknown.
+        guidance: Guidance of the fit; None if unknown.
         resolution: Picture size of the fit, "512x512".
-        transferable: The authors show it on other models of the same prediction type.
-        source: Where the parameters come from.
+        transferable: Whether its authors show it on other models of the same prediction type.
+        source: Source of the parameters.
         citation: Paper.
-        licence: Terms of the parameters.
-        date: ISO date on which the file was written.
+        licence: Licence of the parameters.
+        date: ISO date of the file.
         package_version: Version of Learned Solvers that wrote it.
-        note: What a user should know.
+        note: Note to the user.
 
     Raises:
         ValueError: A value breaks a rule.
@@ -165,7 +165,7 @@ class Card:
             _check_text(name, getattr(self, name))
         for name in ("family", "architecture", "checkpoint"):
             if not getattr(self, name):
-                raise ValueError(f'{name} must not be empty: write "unknown" where it is')
+                raise ValueError(f'{name} must not be empty: write "unknown" instead')
         if not isinstance(self.guidance, Guidance | None):
             raise ValueError(f"guidance must be a Guidance, got {self.guidance!r:.40}")
         if any(step.knots for step in self.steps.values()) and (self.guidance is None or self.guidance.kind == "none"):
@@ -173,13 +173,13 @@ class Card:
         object.__setattr__(self, "steps", MappingProxyType(dict(sorted(self.steps.items()))))
 
     def __reduce__(self) -> tuple[type[Card], tuple[Any, ...]]:
-        """Makes cards that can be copied and pickled, which a read-only mapping cannot."""
+        """Copies and pickles the read-only mapping as a dict."""
         return Card, tuple(
             dict(v) if isinstance(v, Mapping) else v for v in (getattr(self, f.name) for f in fields(self))
         )
 
     def guidance_of(self, steps: int) -> Guidance | None:
-        """The guidance that a step count was fitted at: its knots, else the card's."""
+        """The guidance that a step count was fitted at, with its knots as values if it has some."""
         knots, guidance = self.steps[steps].knots, self.guidance
         if guidance is None or not knots:
             return guidance
@@ -187,28 +187,28 @@ class Card:
         return replace(guidance, values=knots, usual=usual)
 
     def to_metadata(self) -> dict[str, str]:
-        """The safetensors metadata, str to str."""
+        """The card as safetensors metadata."""
         plain = {name: getattr(self, name) for name in _STRINGS}
         plain["transferable"] = json.dumps(self.transferable)
         plain["steps"] = json.dumps({str(n): step.to_json() for n, step in self.steps.items()})
         plain["guidance"] = "" if self.guidance is None else json.dumps(self.guidance.to_json())
-        return {"format_version": FORMAT_VERSION, **{k: v for k, v in plain.items() if v}}
+        return {"format_version": _FORMAT_VERSION, **{k: v for k, v in plain.items() if v}}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Card:
-        """The card of a file's metadata."""
+        """The card in a file's metadata."""
         version = metadata.get("format_version")
-        if version != FORMAT_VERSION:
+        if version != _FORMAT_VERSION:
             reason = "" if version == "1" else ": update Learned Solvers" if version else ": this is not a solver file"
-            raise ValueError(f"format_version must be {FORMAT_VERSION}, got {version or 'none'}{reason}")
+            raise ValueError(f"format_version must be {_FORMAT_VERSION}, got {version or 'none'}{reason}")
         values: dict[str, Any] = {k: v for k, v in metadata.items() if k not in ("format_version", "format")}
         if missing := {"family", "prediction", "architecture", "checkpoint", "steps"} - set(values):
             raise ValueError(f"the card lacks {', '.join(sorted(missing))}")
         if unknown := set(values) - {f.name for f in fields(cls)}:
             raise ValueError(f"the card has unknown entries {', '.join(sorted(unknown)[:5])}: update Learned Solvers")
-        if (truth := values.get("transferable", "false")) not in ("true", "false"):
-            raise ValueError(f"transferable must be true or false, got {truth!r:.40}")
-        values["transferable"] = truth == "true"
+        if (transferable := values.get("transferable", "false")) not in ("true", "false"):
+            raise ValueError(f"transferable must be true or false, got {transferable!r:.40}")
+        values["transferable"] = transferable == "true"
         if "guidance" in values:
             values["guidance"] = Guidance.from_json(_json("guidance", values["guidance"]))
         steps = _json("steps", values["steps"])
@@ -229,7 +229,8 @@ def _json(name: str, text: str) -> Any:
 
 
 def _check_text(name: str, value: object) -> None:
-    if not is_text(value, _LONGEST):
+    if not is_text(value, _LONGEST_TEXT):
         raise ValueError(
-            f"{name} must be text of at most {_LONGEST} characters without control characters, got {str(value)!r:.40}"
+            f"{name} must be text of at most {_LONGEST_TEXT} characters without control characters, got "
+            f"{str(value)!r:.40}"
         )

@@ -1,15 +1,16 @@
-"""The solver files that a host offers: the user's own, then the bundled ones."""
+"""A host's solver files: the user's and the bundled ones."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from ..text import few, shown
+from ..text import format_list, printable
 from .solver import BUNDLED, SUFFIX, Solver, list_solvers, load_solver
+from .write import has_suffix
 
 __all__ = ["SolverFolder"]
 
@@ -18,12 +19,12 @@ _log = logging.getLogger("learned_solvers")
 
 @dataclass(frozen=True)
 class SolverFolder:
-    """A host's folder of solver files, and the bundled ones.
+    """The user's folder of solver files in a host, together with the bundled solvers.
 
     Args:
-        place: The folder, for people: "models/solver_weights".
-        list_files: Returns the names of the user's files, with sub-folder and ending.
-        path_of: Returns the path of one of these names; None where it is gone.
+        place: The folder as messages name it: "models/solver_weights".
+        list_files: Returns the names of the user's files, with sub-folder and suffix.
+        path_of: Returns the path of such a name; None if the file is gone.
     """
 
     place: str
@@ -31,9 +32,9 @@ class SolverFolder:
     path_of: Callable[[str], Path | str | None]
 
     def names(self) -> list[str]:
-        """The user's files (with their ending), then the bundled solvers (without). Names outside UTF-8 are left out.
+        """The user's files (with suffix), then the bundled solvers (without). Names that are not UTF-8 are left out.
 
-        Linux takes any bytes; Python reads those as halves of surrogate pairs, which end a log or a page.
+        Python reads such names on Linux as lone surrogates, which logs and web pages cannot encode.
         """
         names = []
         for name in self.list_files():
@@ -44,48 +45,52 @@ class SolverFolder:
         return [*names, *list_solvers()]
 
     def load(self, name: str) -> Solver:
-        """The solver of a name that `names` lists; of nothing else, whatever a prompt may hold in its place."""
-        return replace(load_solver(self._path(name)), name=name)
+        """The solver of a name in `names`; any other name, such as a path in a prompt, is refused."""
+        return self._load(name, self.names())
 
     def loadable(self) -> list[Solver]:
-        """All solvers that can be read, the user's first; the log names a broken file once."""
-        solvers = []
-        for name in self.names():
+        """All solvers that load without an error, the user's first; a broken file is logged once."""
+        solvers, names = [], self.names()
+        for name in names:
             try:
-                solvers.append(self.load(name))
-            except Exception as error:  # whatever a broken file raises, the others can still be chosen
-                _warn_once(f"left out of the automatic choice: {error}", self.fingerprint(name))
+                solvers.append(self._load(name, names))
+            except Exception as error:  # one broken file must not affect the others
+                _warn_once(f"left out of the automatic choice: {error}", self._mark(name, names))
         return solvers
 
     def place_of(self, name: str) -> str:
-        """Where a name's file lies, for people."""
+        """The folder of a name's file, as messages name it."""
         return "bundled" if name in list_solvers() else self.place
 
     def fingerprint(self, *names: str) -> str:
-        """A text that changes when one of the files does; without names all are watched."""
-        return "|".join(map(self._mark, names or self.names()))
+        """A text that changes with the named files, or without names with any file."""
+        listed = self.names()
+        return "|".join(self._mark(name, listed) for name in names or listed)
 
-    def _mark(self, name: str) -> str:
+    def _load(self, name: str, names: Sequence[str]) -> Solver:
+        return replace(load_solver(self._path(name, names)), name=name)
+
+    def _mark(self, name: str, names: Sequence[str]) -> str:
         try:
-            status = self._path(name).stat()
+            status = self._path(name, names).stat()
             return f"{name}:{status.st_mtime_ns}:{status.st_size}"
         except OSError:
             return f"{name}:gone"
 
-    def _path(self, name: str) -> Path:
-        if name in list_solvers():
-            return BUNDLED / f"{name}{SUFFIX}"
-        names = self.names()
-        path = self.path_of(name) if name in names else None
+    def _path(self, name: str, names: Sequence[str]) -> Path:
+        """The path of a name in `names`, the current listing."""
+        path = None
+        if name in names:
+            path = self.path_of(name) if has_suffix(name, SUFFIX) else BUNDLED / f"{name}{SUFFIX}"
         if path is None:
             raise FileNotFoundError(
-                f"no solver file is called {shown(repr(name), 200)}: choose one of {few(names)}, or put the file into "
-                f"{self.place}"
+                f"no solver file is called {printable(repr(name), 200)}: choose one of {format_list(names)}, or put "
+                f"the file into {self.place}"
             )
         return Path(path)
 
 
 @cache
 def _warn_once(text: str, mark: str = "") -> None:
-    """Writes a warning about a file, again only when the file is another one."""
+    """Logs a warning about a file once, and again when the file's mark has changed."""
     _log.warning("%s", text)

@@ -1,8 +1,8 @@
 """Solver files: read, write, validate and list.
 
-`<family>_<model>.safetensors` holds the card as metadata and tensors called "<steps>/<name>", such as "7/weights". Each
-has a leading dimension of K sets of parameters, one per guidance knot of the card, K = 1 where it has none. Reading
-trusts nothing; each refusal names the file, the rule and the remedy. No pickle is ever read.
+`<family>_<model>.safetensors` holds the card as metadata and tensors named "<steps>/<name>", such as "7/weights". Each
+has a leading dimension of K sets of parameters, one per guidance knot of the card; K = 1 without knots. Reading trusts
+nothing: an error names the file, the fault and the remedy. No pickle is ever read.
 """
 
 from __future__ import annotations
@@ -24,18 +24,22 @@ from ..families import FAMILIES
 from ..guidance import Guidance, at_guidance
 from ..schedules import Noise, check_noise
 from ..table import SolverTable
-from ..text import shown
+from ..text import printable
 from .card import Card, is_count
 from .safe import read_container
 from .write import check_name, has_suffix, write_whole
 
-__all__ = ["BUNDLED", "SUFFIX", "Solver", "list_solvers", "load_solver"]
+__all__ = ["BUNDLED", "SUFFIX", "MissingSteps", "Solver", "list_solvers", "load_solver"]
 
 BUNDLED = Path(__file__).resolve().parents[2] / "solver_weights"
 SUFFIX = ".safetensors"
 _PUBLISHED = (".pt", ".pkl", ".json")  # what training/import_weights.py reads
-_REMEDIES = ("update Learned Solvers", "put it where models belong")  # of refusals that need no other one
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # narrower ones hold no solver's numbers
+_REMEDIES = ("update Learned Solvers", "put it where models belong")  # in errors that need no other remedy
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # fewer bits are too coarse for coefficients
+
+
+class MissingSteps(ValueError):
+    """A solver has no parameters for the requested step count."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +47,10 @@ class Solver:
     """A learned solver: parameters for one or more step counts, and the card.
 
     Args:
-        name: For people: the file's stem, or whatever the maker called it.
+        name: Name in messages and lists, usually the file's stem.
         card: What it was fitted for.
-        parameters: Per number of network calls, the family's tensors, float64 on the CPU, each with a leading
-            dimension of K: one set of parameters per guidance knot of the card, K = 1 where it has none.
+        parameters: The family's tensors per number of network calls, float64 on the CPU, with a leading dimension of
+            K: one set of parameters per guidance knot of the card; K = 1 without knots.
 
     Raises:
         ValueError: Parameters break a rule of the family, or do not match the card.
@@ -63,8 +67,8 @@ class Solver:
             )
         if set(self.parameters) != set(self.card.steps):
             raise ValueError(
-                f"the card lists steps {shown(str([*self.card.steps]), 200)}, the parameters are for "
-                f"{shown(str(sorted(self.parameters)), 200)}: both must name the same step counts"
+                f"the card lists steps {printable(str([*self.card.steps]), 200)}, the parameters are for "
+                f"{printable(str(sorted(self.parameters)), 200)}: both must name the same step counts"
             )
         for nfe, tensors in self.parameters.items():
             try:
@@ -94,17 +98,17 @@ class Solver:
 
     @property
     def family(self) -> str:
-        """Its family's name, a key of FAMILIES."""
+        """Name of the family, a key of FAMILIES."""
         return self.card.family
 
     @property
     def prediction(self) -> str:
-        """Kind of noise schedule that it runs on: "flow", "vp" or "edm"."""
+        """Kind of noise schedule: "flow", "vp" or "edm"."""
         return self.card.prediction
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The step counts it was fitted for, counted in network calls, ascending."""
+        """The step counts that it has, in network calls, ascending."""
         return tuple(self.card.steps)
 
     def table(self, steps: int, noise: Noise, guidance: float | None = None) -> SolverTable:
@@ -113,22 +117,23 @@ class Solver:
         Args:
             steps: One of `self.steps`.
             noise: The model's noise schedule.
-            guidance: Guidance of the run, of the card's kind: parameters are linear in its logarithm between the
-                card's knots, outside those of the nearest knot. None: the card's usual one.
+            guidance: Guidance of the run, of the card's kind. Between the card's knots, parameters are linear in its
+                logarithm; outside them, those of the nearest knot are used. None: the card's usual guidance.
 
         Raises:
-            TypeError: `steps` is no int, or `noise` no noise schedule.
-            ValueError: The solver was not fitted for so many calls, or for another kind of noise schedule.
+            TypeError: `steps` is not an int, or `noise` is not a noise schedule.
+            MissingSteps: The solver does not have this step count.
+            ValueError: The solver was fitted for another kind of noise schedule.
         """
         check_noise(noise)
         if noise.kind != self.prediction:
             raise ValueError(
-                f"{self.name} was fitted for {self.prediction} models, this model is {noise.kind}: choose one for "
+                f"{self.name} was fitted for {self.prediction} models, this model is {noise.kind}: choose a solver for "
                 f"{noise.kind} models"
             )
         parameters = self.parameters_at(steps, guidance)
         try:
-            with torch.device("cpu"):  # whatever the default device is
+            with torch.device("cpu"):  # not the caller's default device
                 table = FAMILIES[self.family].table(parameters, self.card.steps[steps], noise)
         except ValueError as error:
             raise ValueError(f"{self.name}, {steps} steps: {error}") from error
@@ -140,20 +145,22 @@ class Solver:
         return table
 
     def parameters_at(self, steps: int, guidance: float | None = None) -> dict[str, Tensor]:
-        """Returns the family's tensors for a step count at a guidance, without the dimension of knots; see `table`."""
+        """The family's tensors for a step count at a guidance, without the dimension of knots; see `table`."""
         if isinstance(steps, bool) or not isinstance(steps, Integral):
-            raise TypeError(f"steps must be an int, got {shown(repr(steps), 200)}: choose one of {_listed(self.steps)}")
+            raise TypeError(
+                f"steps must be an int, got {printable(repr(steps), 200)}: choose one of {_format_numbers(self.steps)}"
+            )
         if steps not in self.parameters:
-            raise ValueError(
-                f"{self.name} was fitted for {_listed(self.steps)} steps, got {steps}: choose one of these, or fit it "
-                f"for {steps}"
+            raise MissingSteps(
+                f"{self.name} has {_format_numbers(self.steps)} steps, not {steps}: choose one of these, or fit a "
+                f"solver for {steps}"
             )
         knots, fitted = self.card.steps[steps].knots, self.card.guidance_of(steps)
-        at = fitted.at if fitted is not None and guidance is None else guidance
+        at = fitted.default if fitted is not None and guidance is None else guidance
         return {name: at_guidance(tensor, knots, at) for name, tensor in self.parameters[steps].items()}
 
     def guidance_of(self, run: Guidance | None) -> float | None:
-        """The value for `table` of a run's guidance: None where it is of another kind than the card's, or unknown."""
+        """A run's guidance as an argument of `table`; None if it is unknown or not of the card's kind."""
         return self.card.guidance.value_of(run) if self.card.guidance is not None else None
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -161,48 +168,48 @@ class Solver:
 
         Raises:
             FileExistsError: The file exists and `overwrite` is False.
-            ValueError: The path does not end in .safetensors, or some system does not take its name.
+            ValueError: The path does not end in .safetensors, or its name is not portable.
         """
         path = Path(path)
         if not has_suffix(path, SUFFIX):
             raise ValueError(f"{path}: a solver file ends in {SUFFIX}; rename it")
         check_name(path.name)
-        tensors = {
+        named_tensors = {
             f"{nfe}/{name}": tensor.detach().cpu().double().clone().contiguous()
-            for nfe, own in self.parameters.items()
-            for name, tensor in own.items()
+            for nfe, tensors in self.parameters.items()
+            for name, tensor in tensors.items()
         }
-        content = _in_order(save(tensors, metadata=self.card.to_metadata()))
+        content = _sort_header(save(named_tensors, metadata=self.card.to_metadata()))
         try:
             write_whole(path, content, overwrite=overwrite)
         except FileExistsError as error:
-            raise FileExistsError(f"{path} exists already: choose another name, or ask for an overwrite") from error
+            raise FileExistsError(f"{path} already exists: choose another name, or pass overwrite=True") from error
         return path
 
 
 def load_solver(solver: str | Path) -> Solver:
-    """Returns a solver by the name of a bundled file ("dyweight_flux1-dev"), or by the path of a .safetensors file.
+    """Loads a bundled solver by its name ("dyweight_flux1-dev"), or a .safetensors file by its path.
 
     Raises:
-        ValueError: Unknown name, or the file breaks a rule; the message names file, rule and remedy.
+        ValueError: Unknown name, or an invalid file; the message names the file, the fault and the remedy.
         FileNotFoundError: The path does not exist.
     """
-    path, name = Path(solver), shown(str(solver), 1000)
+    path, name = Path(solver), printable(str(solver), 1000)
     if path.suffix.lower() in _PUBLISHED:
         raise ValueError(
-            f"{name}: a solver file ends in {SUFFIX}; published {', '.join(_PUBLISHED)} files become solver files by "
+            f"{name}: a solver file ends in {SUFFIX}; convert a published {', '.join(_PUBLISHED)} file with "
             f"python training/import_weights.py {name} --output FOLDER"
         )
     if not has_suffix(path, SUFFIX):
         if str(solver) not in list_solvers():
             raise ValueError(
-                f"no bundled solver is called {shown(repr(str(solver)), 200)}{_hint(str(solver))}: choose one of "
+                f"no bundled solver is called {printable(repr(str(solver)), 200)}{_hint(str(solver))}: choose one of "
                 f"{', '.join(list_solvers())}, or give the path of a {SUFFIX} file"
             )
         path = BUNDLED / f"{solver}{SUFFIX}"
     if os.path.isdir(path):
         raise ValueError(f"{name} is a folder: name the {SUFFIX} file in it")
-    if not os.path.isfile(path):  # unlike Path's, False for every text that is no file's name
+    if not os.path.isfile(path):  # unlike Path.is_file, False for any text that cannot be a file name
         bundled = f", such as {path.stem!r}" if path.stem in list_solvers() else ""
         raise FileNotFoundError(
             f"{name} does not exist: give the path of a solver file, or a bundled solver's name{bundled}"
@@ -210,18 +217,18 @@ def load_solver(solver: str | Path) -> Solver:
     try:
         return _assemble(path.stem, *read_container(path))
     except ValueError as error:
-        reason = shown(str(error))
+        reason = printable(str(error))
         remedy = "" if any(known in reason for known in _REMEDIES) else "; get the file again, or fit it again"
-        raise ValueError(f"{shown(str(path), 1000)}: {reason}{remedy}") from error
+        raise ValueError(f"{printable(str(path), 1000)}: {reason}{remedy}") from error
 
 
 def list_solvers() -> list[str]:
-    """Returns the names of the bundled solvers, sorted."""
+    """The names of the bundled solvers, sorted."""
     return sorted(path.stem for path in BUNDLED.glob(f"*{SUFFIX}"))
 
 
 def _hint(name: str) -> str:
-    """What an unknown name may have meant, or that a packager left out the files of its family."""
+    """The bundled name closest to an unknown one, or a note that this package lacks the files of its family."""
     family, bundled = FAMILIES.get(name.partition("_")[0]), list_solvers()
     if family and not any(known.startswith(f"{family.name}_") for known in bundled):
         return f" (this package leaves out {family.title}'s published files: the project's own releases have them)"
@@ -229,8 +236,8 @@ def _hint(name: str) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _in_order(content: bytes) -> bytes:
-    """Returns a safetensors file with its header's keys sorted: the same solver is the same bytes everywhere."""
+def _sort_header(content: bytes) -> bytes:
+    """A safetensors file with the keys of its header sorted, so that equal solvers are equal bytes."""
     (length,) = struct.unpack("<Q", content[:8])
     header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
@@ -243,13 +250,14 @@ def _assemble(name: str, metadata: Mapping[str, str], tensors: Mapping[str, Tens
     for key, tensor in tensors.items():
         count, _, tensor_name = key.partition("/")
         if not is_count(count) or not tensor_name:
-            raise ValueError(f'tensors are called "<steps>/<name>", got {key[:40]!r}: this is not a solver file')
+            raise ValueError(f'tensors are named "<steps>/<name>", got {key[:40]!r}: this is not a solver file')
         if tensor.dtype not in _FLOATS:
             raise ValueError(f"{key} must hold floating-point numbers of 16 bits or more, got {tensor.dtype}")
-        parameters.setdefault(int(count), {})[tensor_name] = tensor.to(torch.float64, copy=True)  # off the file
+        # A copy, not a view of the file's bytes.
+        parameters.setdefault(int(count), {})[tensor_name] = tensor.to(torch.float64, copy=True)
     return Solver(name, card, parameters)
 
 
-def _listed(numbers: Iterable[int]) -> str:
+def _format_numbers(numbers: Iterable[int]) -> str:
     *most, last = map(str, numbers)
     return f"{', '.join(most)} and {last}" if most else last

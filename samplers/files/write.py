@@ -1,7 +1,7 @@
-"""Files that are whole or not there, under names that every system takes.
+"""Atomic writing of files, and portable file names.
 
-The rules for names are Windows', the strictest (Microsoft, "Naming Files, Paths, and Namespaces"). There
-`NUL.safetensors` is not a file but nothing at all, and a fit written to it is lost without an error.
+The rules for names are those of Windows, the strictest (Microsoft, "Naming Files, Paths, and Namespaces"). There
+`NUL.safetensors` is the null device, and a fit written to it is lost without an error.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 
 
 def write_whole(path: Path, content: bytes, *, overwrite: bool = True) -> None:
-    """Writes a file, or leaves what was there, also when killed or without room; makes the folder.
+    """Writes a file atomically and creates its folder; a kill or a full disk leaves the previous state.
 
-    Who reads the path meanwhile finds the old file, none, or the new one. A link is replaced, not followed.
+    Concurrent readers see the complete old or new file, or none. A symbolic link is replaced, not followed.
     """
     temporary = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
@@ -34,7 +34,7 @@ def write_whole(path: Path, content: bytes, *, overwrite: bool = True) -> None:
         with temporary.open("xb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())  # a name that outlives a power failure must not stand for an empty file
+            os.fsync(file.fileno())  # after a power failure the name must not point to an empty file
         if overwrite:
             os.replace(temporary, path)
         else:
@@ -42,8 +42,8 @@ def write_whole(path: Path, content: bytes, *, overwrite: bool = True) -> None:
     except FileExistsError:
         raise
     except OSError as error:
-        reason = f"{path} cannot be written ({error.strerror or error}): make room for it, or choose another place"
-        raise type(error)(error.errno, f"{reason}. What stood there is unchanged") from error
+        reason = f"{path} cannot be written ({error.strerror or error}): make room for it, or choose another folder"
+        raise type(error)(error.errno, f"{reason}. An existing file is unchanged") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -52,17 +52,17 @@ def write_whole(path: Path, content: bytes, *, overwrite: bool = True) -> None:
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:  # which must not be taken for the file's own
+    except FileExistsError as error:  # callers take FileExistsError for the file's own
         raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file, not a folder") from error
 
 
 def _move_to_new(temporary: Path, path: Path) -> None:
-    """Moves a file to a name that must not exist, FileExistsError where it does."""
+    """Moves a file to a new name; FileExistsError if the name exists."""
     try:
         os.link(temporary, path)
     except FileExistsError:
         raise
-    except OSError:  # a file system without hard links: the name is claimed first, empty for a moment
+    except OSError:  # a file system without hard links: claim the name with an empty file first
         path.touch(exist_ok=False)
         try:
             os.replace(temporary, path)
@@ -72,24 +72,24 @@ def _move_to_new(temporary: Path, path: Path) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file, or leaves what was there, also when killed; makes the folder."""
+    """Writes a safetensors file atomically and creates its folder."""
     plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     write_whole(path, save(plain, dict(metadata or {"format": "pt"})))
 
 
 def check_name(name: str) -> None:
-    """Refuses the name of a file or folder, without the folders above, that some system does not take."""
-    if found := _FORBIDDEN.search(name):
-        reason = f"has the character {found[0]!r}"
+    """Refuses a file or folder name, without parent folders, that is not portable."""
+    if forbidden := _FORBIDDEN.search(name):
+        reason = f"contains the character {forbidden[0]!r}"
     elif _RESERVED.fullmatch(name):
-        reason = "stands for a device"
+        reason = "is a device name"
     elif name.endswith((".", " ")):
-        reason = f"ends in {name[-1]!r}, which is dropped"
+        reason = f"ends in {name[-1]!r}"
     else:
         return
-    raise ValueError(f"{name[:80]!r} is no file name on Windows: it {reason}; choose another name")
+    raise ValueError(f"{name[:80]!r} is not a valid file name on Windows: it {reason}; choose another name")
 
 
 def has_suffix(path: str | PurePath, suffix: str) -> bool:
-    """Whether a name has an ending in whatever case: hosts and Windows list `A.SAFETENSORS` as well."""
+    """Whether a path has a suffix, in any case: hosts and Windows also list `A.SAFETENSORS`."""
     return PurePath(path).suffix.lower() == suffix

@@ -1,4 +1,4 @@
-"""The whole path on the bundled small model: fit, save, load, sample, compare, draw. Any CPU, about a minute."""
+"""A complete run on the bundled small model: fit, save, load, sample, compare, draw. About a minute on any CPU."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ TEACHER = Teacher("heun", 60)
 
 
 def demo_starts(count: int, seed: int = 0) -> tuple[Tensor, dict[str, object]]:
-    """Returns starts [count, 1, 8, 8] and the model's arguments: random labels, guidance 3."""
+    """Returns starts [count, 1, 8, 8] and the model's arguments: random labels and guidance 3."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(count, *SHAPE, generator=generator)
     return x, {"label": torch.randint(0, 10, (count,), generator=generator), "guidance": GUIDANCE}
 
 
 def run_demo(output: Path, *, overwrite: bool = False, log: Callable[[str], None] = print) -> FitResult:
-    """Returns the fit's result after writing dyweight_digits.safetensors, demo.png and demo.md."""
+    """Fits a solver and writes dyweight_digits.safetensors, demo.png and demo.md; returns the fit's result."""
     file, picture, text = files = [output / name for name in ("dyweight_digits.safetensors", "demo.png", "demo.md")]
     for path in files:
         if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists already: choose another --output, or add --overwrite")
+            raise FileExistsError(f"{path} already exists: choose another --output, or add --overwrite")
     model, noise = load_digits(), FlowNoise()
     x, extra_args = demo_starts(128)
     facts = {"architecture": "digits", "checkpoint": "training/models/digits.safetensors", "licence": "MIT"}
@@ -49,7 +49,7 @@ def run_demo(output: Path, *, overwrite: bool = False, log: Callable[[str], None
     x, _ = demo_starts(10, seed=1)
     starts = Samples(x, {"label": torch.arange(10), "guidance": GUIDANCE}, len(x))  # one per digit
     results = fit_results(load_solver(file), result, TEACHER, model, starts, noise)
-    title = "The same noise, the same network, guidance 3: who comes closest to the teacher? (errors of these ten)"
+    title = "Same noise, same network, guidance 3: which solver is closest to the teacher? (errors of these ten)"
     draw_results(title, results, lambda end: (end + 1) / 2, side=64).save(picture)
     text.write_text(f"# A solver fitted to the bundled model\n\n{table_of(result)}\n", "utf-8")
     log(f"\n{table_of(result)}\n\nwritten: {', '.join(map(str, files))}")

@@ -1,4 +1,4 @@
-"""The options of the commands, parsed into frozen records: no argparse object goes further."""
+"""Command-line options, parsed into frozen records; no argparse object leaves the parsing functions."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ __all__ = [
     "Prompts",
     "add_model_options",
     "check_demo",
-    "count_of",
-    "guidance_value",
     "model_files",
+    "parse_count",
     "parse_fit",
+    "parse_guidance",
+    "parse_seed",
     "prompts",
-    "seed_of",
 ]
 
 PROMPTS = Path(__file__).with_name("prompts.txt")
@@ -45,7 +45,7 @@ PROMPTS = Path(__file__).with_name("prompts.txt")
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts of a text file, one per line, with a negative one (None: empty); or a file of `encoded` prompts."""
+    """A text file with one prompt per line and a negative prompt (None: empty), or a file of `encoded` prompts."""
 
     file: Path = PROMPTS
     negative: str | None = None
@@ -56,15 +56,15 @@ class Prompts:
         try:
             text = self.file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8"
+            reason = getattr(error, "strerror", None) or "not UTF-8"
             raise ValueError(f"--prompts {self.file} cannot be read ({reason}): name a text file") from error
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         if not lines:
-            raise ValueError(f"{self.file} holds no prompts: one per line")
+            raise ValueError(f"{self.file} contains no prompts: write one per line")
         return [self.negative or "", *lines[:count]]
 
     def conditioning(self, model: Model, count: int, file: Path | None, log: Callable[[str], None]) -> list[Cond]:
-        """The encoded negative prompt and up to `count` prompts: from a file where it exists, else written to it."""
+        """The encoded negative prompt and up to `count` prompts: read from `file` if it exists, else written to it."""
         if file is not None and file.exists():
             log(f"encoded prompts: {file}")
             return read_conditioning(file, model.architecture, self.negative)
@@ -78,7 +78,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class FitCommand:
-    """A fit of a host's model to so many samples; without `guidance` and `size`, at what is usual for the model."""
+    """A fit of a host's model to `samples` samples; without `guidance` and `size` the model's usual ones are used."""
 
     files: ModelFiles
     prompts: Prompts
@@ -92,46 +92,46 @@ class FitCommand:
 
     @property
     def count(self) -> int:
-        """Number of all samples."""
+        """Number of samples, held-out ones included."""
         return self.samples + (self.settings.held_out or 0)
 
 
 @dataclass(frozen=True)
 class DemoCommand:
-    """The fit of the bundled small model, into a folder."""
+    """The fit of the bundled small model; `output` is a folder."""
 
     output: Path
     overwrite: bool
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that every command on a model of ComfyUI's has."""
+    """Adds the options for loading and running a ComfyUI model."""
     add = parser.add_argument
     add("--checkpoint", type=Path, help="checkpoint with model, text encoders and VAE")
-    add("--diffusion-model", type=Path, help="diffusion model alone (FLUX, SD3.x, ...)")
-    add("--clip", type=Path, nargs="+", default=[], help="its text encoders")
-    add("--vae", type=Path, help="its VAE, for the pictures")
-    add("--comfyui", type=Path, help="ComfyUI's folder")
-    add("--prompts", type=Path, default=PROMPTS, help="text file, a prompt per line (200 bundled ones)")
-    add("--negative", help="negative prompt (empty)")
-    add("--conditioning", type=Path, help="file of encoded prompts: reused where it exists, else written")
-    add("--size", type=_size, help="WIDTHxHEIGHT in pixels (what the architecture was trained on)")
-    add("--microbatch", type=count_of, default=1, help="pictures per model call, as memory allows")
-    add("--threads", type=count_of, help="CPU threads")
+    add("--diffusion-model", type=Path, help="diffusion model without text encoders and VAE (FLUX, SD3.x, ...)")
+    add("--clip", type=Path, nargs="+", default=[], help="text encoders of the model")
+    add("--vae", type=Path, help="VAE of the model, for the pictures")
+    add("--comfyui", type=Path, help="ComfyUI's folder (default: COMFYUI_PATH, else the one that contains this folder)")
+    add("--prompts", type=Path, default=PROMPTS, help="text file, one prompt per line (default: 200 bundled prompts)")
+    add("--negative", help="negative prompt (default: empty)")
+    add("--conditioning", type=Path, help="file of encoded prompts: read if it exists, otherwise written")
+    add("--size", type=_parse_size, help="WIDTHxHEIGHT in pixels (default: the architecture's training size)")
+    add("--microbatch", type=parse_count, default=1, help="pictures per model call, limited by memory (default: 1)")
+    add("--threads", type=parse_count, help="number of CPU threads")
 
 
 def model_files(args: argparse.Namespace) -> ModelFiles:
-    """The files that the options of `add_model_options` name."""
+    """The model files named by the options of `add_model_options`."""
     return ModelFiles(args.checkpoint, args.diffusion_model, tuple(args.clip), args.vae, args.comfyui)
 
 
 def prompts(args: argparse.Namespace) -> Prompts:
-    """The prompts that the options of `add_model_options` name."""
+    """The prompts named by the options of `add_model_options`."""
     return Prompts(args.prompts, args.negative, args.conditioning)
 
 
 def parse_fit(description: str, arguments: Sequence[str] | None) -> FitCommand | DemoCommand:
-    """What the arguments of training/fit_weights.py ask for, after all checks that need no model."""
+    """Parses the arguments of training/fit_weights.py and makes every check that needs no model."""
     parser = _fit_parser(description)
     args = parser.parse_args(arguments)
     if args.threads:
@@ -142,22 +142,22 @@ def parse_fit(description: str, arguments: Sequence[str] | None) -> FitCommand |
     files = model_files(args)
     for option, values in (("--steps", args.steps), ("--guidance", args.guidance)):
         if len(values) != len({f"{value:g}" for value in values}):
-            raise ValueError(f"{option} names a value twice: {' '.join(f'{value:g}' for value in values)}")
+            raise ValueError(f"{option} contains a value twice: {' '.join(f'{value:g}' for value in values)}")
     optimizer = make_optimizer(args.optimizer, args.seed, rate=1e-3)  # the papers' rate for latent models
     settings = FitSettings(
         args.family, tuple(args.steps), args.history, Teacher(args.teacher, args.teacher_steps), optimizer, args.loss,
         args.initial, args.learn_grid, held_out=math.ceil(args.samples / 3), seed=args.seed,
     )  # fmt: skip
     resolve_initial(settings.initial, settings.family, settings.steps)
-    output = Output(_solver_file(args.output, args.family, files), _words(parser, args), args.overwrite)
+    output = Output(_solver_file(args.output, args.family, files), _reported_command(parser, args), args.overwrite)
     return FitCommand(
         files, prompts(args), settings, args.samples, args.microbatch, tuple(sorted(args.guidance)), args.size, output,
         args.dry_run,
     )  # fmt: skip
 
 
-def _words(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
-    """The command in Markdown, without defaults and the options that do not change the result."""
+def _reported_command(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
+    """The command in Markdown, without defaults and without options that do not change the result."""
     words = ["python", "training/fit_weights.py"]
     for name, value in vars(args).items():
         if value != parser.get_default(name) and name not in ("overwrite", "dry_run", "threads", "comfyui"):
@@ -171,29 +171,37 @@ def _fit_parser(description: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--demo", action="store_true", help="fit the bundled small model and draw the result")
     add_model_options(parser)
-    add("--guidance", type=guidance_value, nargs="+", default=[], metavar="G",
-        help="CFG; several: each sample has one of them in turn (two thirds, one and four thirds of what is usual for "
-             "the architecture); on FLUX the embedded guidance, with CFG 1 (the usual one)")  # fmt: skip
-    add("--steps", type=count_of, nargs="+", default=[4, 6, 8], help="step counts, in network calls")
-    add("--samples", type=count_of, default=64, help="pictures to fit to; a third as many more judge")
-    add("--family", choices=tuple(SPACES), default=FitSettings.family)
-    history = "newest calls that a step may use (3; 6 with 256 samples and more, where Gauss-Newton starts from a scan)"
-    add("--history", type=count_of, help=history)
-    add("--teacher", choices=TEACHERS, default="heun")
-    add("--teacher-steps", type=count_of, default=30, help="30 steps of Heun are 59 calls")
-    add("--seed", type=seed_of, default=0)
-    add("--optimizer", choices=OPTIMIZER_NAMES, default="gauss-newton")
-    add("--loss", choices=LOSSES, default="l2")
-    add("--initial", default="scan", help="scan, a classical solver, or a solver file to go on from")
-    add("--learn-grid", action="store_true", help="learn the grid's shift or rho too, where the family has a grid")
-    add("--output", help="solver file, or a name for ComfyUI's models/solver_weights; --demo: a folder")
-    add("--overwrite", action="store_true", help="replace files that exist")
-    add("--dry-run", action="store_true", help="say what it will do and cost, and stop")
+    add("--guidance", type=parse_guidance, nargs="+", default=[], metavar="G",
+        help="CFG values, which the samples have in turn (default: the architecture's usual CFG, a third less and a "
+             "third more); on FLUX, embedded guidance with CFG 1 (default: the usual one)")  # fmt: skip
+    add("--steps", type=parse_count, nargs="+", default=[4, 6, 8],
+        help="step counts, in network calls (default: 4 6 8)")  # fmt: skip
+    add("--samples", type=parse_count, default=64,
+        help="samples to fit to; a third as many more are held out to measure the result (default: 64)")  # fmt: skip
+    add("--family", choices=tuple(SPACES), default=FitSettings.family, help="form of the solver (default: %(default)s)")
+    add("--history", type=parse_count,
+        help="number of most recent network calls that a step may use (default: 3, or 6 for at least 256 samples with "
+             "--optimizer gauss-newton and --initial scan)")  # fmt: skip
+    add("--teacher", choices=TEACHERS, default="heun", help="many-step solver to imitate (default: heun)")
+    add("--teacher-steps", type=parse_count, default=30,
+        help="steps of the teacher; 30 steps of heun make 59 calls (default: 30)")  # fmt: skip
+    add("--seed", type=parse_seed, default=0, help="seed of the initial noise (default: 0)")
+    add("--optimizer", choices=OPTIMIZER_NAMES, default="gauss-newton", help="optimiser (default: gauss-newton)")
+    add("--loss", choices=LOSSES, default="l2", help="distance to the teacher to minimise (default: l2)")
+    add("--initial", default="scan",
+        help="where the fit starts: scan (the best classical solvers), the name of a classical solver, or a solver "
+             "file (default: scan)")  # fmt: skip
+    add("--learn-grid", action="store_true", help="also learn the grid's shift or rho, if the family has a grid")
+    add("--output",
+        help="solver file, or a bare name for one in ComfyUI's models/solver_weights (default: family and model "
+             "name); with --demo, a folder (default: demo)")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace existing files")
+    add("--dry-run", action="store_true", help="print what the fit will do and cost, then stop")
     return parser
 
 
-def guidance_value(text: str) -> float:
-    """The number of an option for guidance."""
+def parse_guidance(text: str) -> float:
+    """The value of a guidance option."""
     try:
         Guidance("cfg", (float(text),))
     except ValueError:
@@ -202,32 +210,32 @@ def guidance_value(text: str) -> float:
 
 
 def check_demo(
-    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, args: argparse.Namespace, known: Collection[str]
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None, args: argparse.Namespace, allowed: Collection[str]
 ) -> None:
-    """Refuses options other than the `known` ones, which --demo would not follow; also those given as by default."""
+    """Refuses options that --demo ignores, all but the `allowed` ones, even at their default value."""
     unset = object()
     given = parser.parse_args(arguments, argparse.Namespace(**dict.fromkeys(vars(args), unset)))
-    ignored = [name for name, value in vars(given).items() if name not in known and value is not unset]
+    ignored = [name for name, value in vars(given).items() if name not in allowed and value is not unset]
     if ignored:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
         parser.error(f"--demo cannot be combined with {options}")
 
 
-def count_of(text: str) -> int:
-    """The number of an option that counts something."""
+def parse_count(text: str) -> int:
+    """The value of an option that is a count."""
     if not re.fullmatch("[1-9][0-9]{0,6}", text):
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 to 9999999, got {text!r}")
     return int(text)
 
 
-def seed_of(text: str) -> int:
-    """The number of an option that seeds random numbers."""
+def parse_seed(text: str) -> int:
+    """The value of an option that is a seed."""
     if not re.fullmatch("[0-9]{1,20}", text) or int(text) >= 2**64:
         raise argparse.ArgumentTypeError(f"must be a whole number below 2^64, got {text!r}")
     return int(text)
 
 
-def _size(text: str) -> tuple[int, int]:
+def _parse_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{2,5})x(\d{2,5})", text)
     if not match:
         raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT in pixels, such as 512x512, got {text!r}")
@@ -237,8 +245,8 @@ def _size(text: str) -> tuple[int, int]:
 def _solver_file(output: str | None, family: str, files: ModelFiles) -> Path:
     path = Path(output or f"{family}_{files.name}")
     check_name(path.name)
-    plain = path.with_suffix("") if has_suffix(path, ".safetensors") else path  # in any case, ".SAFETENSORS" too
+    plain = path.with_suffix("") if has_suffix(path, ".safetensors") else path  # upper case too
     path = plain.with_name(plain.name + ".safetensors")
-    if os.path.dirname(output or ""):  # "./name" is a place, a name alone is ComfyUI's
+    if os.path.dirname(output or ""):  # "./name" is a path, a bare name is in ComfyUI's folder
         return path
     return files.comfy / "models" / "solver_weights" / path.name

@@ -1,4 +1,4 @@
-"""One run of the command on a host's model: what it will do and cost, the fit, and the three files."""
+"""A run of training/fit_weights.py on a host's model: its plan and cost, the fit, and the three files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..models import Model
 from ..models.comfy import ComfyModel
 from ..models.conditioning import Cond
 from ..optimise.gradient import GradientDescent
-from ..optimise.levenberg_marquardt import GaussNewton, Progress
+from ..optimise.levenberg_marquardt import LevenbergMarquardt, Progress
 from ..optimise.losses import make_objective
 from ..report import FitResult, table_of
 from ..store.content import content_hash
@@ -32,7 +32,7 @@ from .options import FitCommand
 
 __all__ = ["fit_model", "guidance_for"]
 
-_PICTURES = 4  # held-out samples in the picture
+_PICTURES = 4  # held-out samples drawn in the picture
 
 
 def fit_model(command: FitCommand, processes: Processes) -> None:
@@ -44,7 +44,8 @@ def fit_model(command: FitCommand, processes: Processes) -> None:
     run = ModelFit(command, processes, log)
     log(run.describe())
     states = command.settings.teacher.steps + 1 if make_objective(command.settings.loss).needs_trajectory else 1
-    needed = 2 * 4 * run.job.samples.x.numel() * states + 2**24  # the teacher's, twice for safety, and the journal
+    # The teacher's states in float32, twice for safety, and the journal.
+    needed = 2 * 4 * run.job.samples.x.numel() * states + 2**24
     with command.output.claimed(needed) if first and not command.dry_run else nullcontext():
         conds = processes.from_first(run.conditioning() if first else None)
         run.model.free_text_encoders()
@@ -55,7 +56,7 @@ def fit_model(command: FitCommand, processes: Processes) -> None:
 
 
 def guidance_for(model: Model, values: Sequence[float], samples: int) -> Guidance:
-    """The guidance of a fit: the values, or what is usual and, where it is CFG, a third around it."""
+    """The guidance of a fit; without values the model's usual one, for CFG with a third less and a third more."""
     usual, embedded = model.usual_guidance, model.embeds_guidance
     values = tuple(values) or ((usual,) if embedded else range_around(usual, 1 / 3))
     per_sample(values, samples)  # refuses too few
@@ -63,7 +64,7 @@ def guidance_for(model: Model, values: Sequence[float], samples: int) -> Guidanc
 
 
 class ModelFit:
-    """A command's fit whose model is loaded, with text encoders only in the first process, to encode new prompts."""
+    """A fit with its model loaded. Only the first process loads text encoders, and only to encode new prompts."""
 
     def __init__(self, command: FitCommand, processes: Processes, log: Progress) -> None:
         self.command, self.processes, self.log, settings = command, processes, log, command.settings
@@ -79,7 +80,7 @@ class ModelFit:
             "checkpoint": command.files.name,
             "guidance": self.guidance,
             "resolution": model.pixels(self.shape),
-            "note": f"fitted to {command.samples} samples, judged on {settings.held_out}, seed {settings.seed}",
+            "note": f"fitted to {command.samples} samples, evaluated on {settings.held_out}, seed {settings.seed}",
         }
         x = model.starts(self.shape, command.count, settings.seed)
         samples = Samples(x, {"row": list(range(command.count))}, command.microbatch)
@@ -92,43 +93,44 @@ class ModelFit:
             )
 
     def describe(self) -> str:
-        """What will be done, for people."""
+        """The plan and its cost, as text."""
         command, settings, guidance = self.command, self.command.settings, self.guidance
-        usual = "a sixteenth to an eighth" if command.samples <= GaussNewton().core else "a thirtieth to a tenth"
+        usual = "a sixteenth to an eighth" if command.samples <= LevenbergMarquardt().core else "a thirtieth to a tenth"
         passes = ""
         if guidance.kind == "cfg" and guidance.values != (1,):
-            passes = f" of two passes each (CFG){', one where it is 1' if 1 in guidance.values else ''}"
+            passes = f" (two passes each{', one at CFG 1' if 1 in guidance.values else ''})"
         steps, facts = ", ".join(map(str, settings.steps)), architecture_of(self.model.architecture)
         recipe = [facts.sampler, facts.scheduler, facts.steps and f"{facts.steps} steps"]
         usually = f" (usually sampled with {', '.join(filter(None, recipe))})" if any(recipe) else ""
         return (
             f"{self.model.architecture} ({self.job.noise.kind}), {self.model.pixels(self.shape)}, {guidance}{usually}: "
-            f"{settings.family} solvers of {steps} steps from {command.samples} pictures, judged on "
-            f"{settings.held_out} more.\nAt most {most_calls(self.job):,} network calls{passes}, {usual} of it is "
-            f"usual; result: {command.output.solver}"
+            f"{settings.family} solvers of {steps} steps, fitted to {command.samples} samples and evaluated on "
+            f"{settings.held_out} more.\nAt most {most_calls(self.job):,} network calls{passes}, usually {usual} of "
+            f"that; result: {command.output.solver}"
         )
 
     def conditioning(self) -> list[Cond]:
-        """The encoded prompts; a dry run without a file of them encodes one, and writes none."""
-        sparing = self.command.dry_run and not self.reused
-        count, file = (1, None) if sparing else (self.command.count, self.prompts)
+        """The encoded prompts; without a file of them, a dry run encodes only one and writes no file."""
+        encode_one = self.command.dry_run and not self.reused
+        count, file = (1, None) if encode_one else (self.command.count, self.prompts)
         return self.command.prompts.conditioning(self.model, count, file, self.log)
 
     def fit(self, denoiser: Callable[..., Tensor], device: torch.device, conds: list[Cond]) -> None:
-        """Times the model, fits unless this is a dry run, and writes the files: done while the model is loaded."""
+        """Times the model, fits unless this is a dry run, and writes the files; called while the model is loaded."""
         command, processes, job = self.command, self.processes, self.job.on(device)
-        two_passes = next((i for i, value in enumerate(self.guidance.values) if value != 1), 0)
-        batch = job.samples.rows(two_passes, two_passes + command.microbatch)
+        # A sample at CFG 1 would take one pass only.
+        first_guided = next((i for i, value in enumerate(self.guidance.values) if value != 1), 0)
+        batch = job.samples.rows(first_guided, first_guided + command.microbatch)
         seconds, sampling = seconds_of_call(denoiser, batch, self._hint()), peak_memory(device)
         most = math.ceil(most_calls(job) / processes.count)
         self.log(
             f"One call takes {seconds:.2f} s here: at most {duration(seconds * most)}.\n"
-            f"Memory of sampling {len(batch)} at a time: {sampling}."
+            f"Memory for sampling {len(batch)} at a time: {sampling}."
         )
         if command.dry_run:
             return
         folder = command.output.folder / content_hash(conds, command.files.stamps(), self.guidance, self.shape)[:16]
-        # disable=None: no bar where the output is no terminal.
+        # disable=None: no bar unless the output is a terminal.
         bar = tqdm(total=most, unit=" calls", disable=True if processes.rank else None, dynamic_ncols=True)
 
         def show(line: str) -> None:
@@ -147,15 +149,15 @@ class ModelFit:
             self.log(f"\n{table_of(result)}\n\nwritten: {', '.join(map(str, reversed(command.output.files)))}")
 
     def _hint(self) -> str:
-        """What to look at where the model cannot be run on its prompts."""
+        """The remedy where the model cannot run on its prompts."""
         if self.reused:
-            return f"where the prompts in {self.prompts} belong to another model, name another file with --conditioning"
+            return f"if the prompts in {self.prompts} are for another model, name another file with --conditioning"
         if clip := self.command.files.clip:
-            return f"do the text encoders {', '.join(map(str, clip))} belong to it? Name its own with --clip"
-        return "does ComfyUI itself sample with this checkpoint? Its own text encoders made the prompts"
+            return f"if the text encoders {', '.join(map(str, clip))} are for another model, name its own with --clip"
+        return "check in ComfyUI that this checkpoint and its text encoders can sample"
 
     def _write(self, result: FitResult, ends: list[Result], memory: str) -> None:
-        """Writes solver file, report and picture: made in the output's folder, then moved together."""
+        """Writes solver file, report and picture into the output's folder, then moves them together."""
         output, decode = self.command.output, self.model.decode
         png, md, solver = (output.folder / file.name for file in output.files)
         result.solver.save(solver, overwrite=True)
@@ -170,7 +172,7 @@ class ModelFit:
 
 
 def peak_memory(device: torch.device) -> str:
-    """This process's peak so far, for people: allocated on a CUDA device, else resident as a whole."""
+    """This process's peak memory so far, as text: allocated on a CUDA device, otherwise resident."""
     if device.type == "cuda":
         return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GB on the GPU"
     if sys.platform == "win32":

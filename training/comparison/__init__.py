@@ -1,1 +1,1 @@
-"""Solvers compared at equal network calls: measured, drawn, written."""
+"""Comparison of solvers at equal network calls: measure, draw, write."""

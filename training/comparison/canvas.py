@@ -1,4 +1,4 @@
-"""Text, lines and shapes on a picture, with Pillow alone: what contact sheets and plots are drawn with."""
+"""Text, lines and shapes drawn with Pillow, for contact sheets and plots."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def text_width(text: str, size: float) -> float:
 
 
 class Canvas:
-    """A white picture, drawn on in pixels from an origin; `fine` times as large, then reduced, for smooth lines."""
+    """A white picture with an origin; drawn at `fine` times its size and then reduced, for smooth lines."""
 
     def __init__(self, width: int, height: int, fine: int = 1) -> None:
         self.image = Image.new("RGB", (width * fine, height * fine), "white")
         self.draw, self.fine, self.left, self.top = ImageDraw.Draw(self.image), fine, 0, 0
 
     def at(self, left: int, top: int) -> Canvas:
-        """The same picture, drawn on from another origin."""
+        """The same picture with its origin moved by `left` and `top` pixels."""
         part = copy.copy(self)
         part.left, part.top = self.left + left, self.top + top
         return part
 
     def reduced(self) -> Image.Image:
-        """The picture in its own size."""
+        """The picture, reduced to its final size."""
         return self.image.reduce(self.fine)
 
     def _place(self, x: float, y: float) -> tuple[float, float]:
@@ -54,7 +54,7 @@ class Canvas:
         anchor: str = "lm",
         width: float = math.inf,
     ) -> None:
-        """Writes a line that fits a width: in smaller letters where it is too long, then without its end."""
+        """Writes a line of text; if it is wider than `width`, in smaller letters, then without its end."""
         while size > 10 and text_width(text, size) > width:
             size -= 1
         while len(text) > 4 and text_width(text, size) > width:
@@ -77,7 +77,7 @@ class Canvas:
         self.draw.ellipse(corners, fill, outline, 2 * self.fine)
 
     def picture(self, x: int, y: int, width: int, height: int, picture: Tensor) -> None:
-        """Pastes a picture [C, H, W] in [0, 1], C 1 or 3, in another size; small ones are enlarged unsmoothed."""
+        """Pastes a picture [C, H, W] in [0, 1], C 1 or 3, resized; a smaller one is enlarged without smoothing."""
         pixels = (picture.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8).expand(3, -1, -1)
         how = Image.Resampling.NEAREST if pixels.shape[1] < height else Image.Resampling.LANCZOS
         self.image.paste(Image.fromarray(pixels.movedim(0, -1).numpy()).resize((width, height), how), (x, y))
@@ -85,7 +85,7 @@ class Canvas:
     def axis(
         self, width: float, height: float, low: float, high: float, logarithmic: bool = False
     ) -> Callable[[float], float]:
-        """Draws lines at round values across an area, their numbers left of it; returns what places a value."""
+        """Draws labelled grid lines at round values; returns the function from a value to its y coordinate."""
         scale: Callable[[float], float] = (lambda value: math.log(max(value, low))) if logarithmic else float
 
         def place(value: float) -> float:

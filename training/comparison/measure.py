@@ -1,4 +1,4 @@
-"""How far solvers end from a teacher at equal network calls: ours, and every peer at its best grid."""
+"""The distance of solvers to a teacher at equal network calls: learned solvers, and each peer on its best grid."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from ..starts.candidates import candidate_named, candidates
 
 __all__ = [
     "ComparedModel",
-    "Counter",
     "Entry",
     "Refusal",
     "Result",
@@ -33,18 +32,18 @@ __all__ = [
     "teacher_result",
 ]
 
-_GRID_SAMPLES = 8  # samples that all grids of a method are tried on
-_BEST_GRIDS = 3  # of a method, measured on all samples
+_GRID_SAMPLES = 8  # samples on which every grid of a method is tried
+_BEST_GRIDS = 3  # grids of a method that are measured on all samples
 
 
 class Counter(Protocol):
-    """What counts network calls, one per sample and call."""
+    """A counter of network calls, one per sample and call."""
 
     calls: int
 
 
 class Refusal(Exception):
-    """The reason why a solver cannot run."""
+    """Raised by a solver that cannot run, with the reason."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +53,7 @@ class Entry:
     method: str
     grid: str
     run: Callable[[Tensor, Mapping[str, Any]], Tensor]
-    ours: bool = False
+    learned: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,13 +62,13 @@ class Result:
 
     Args:
         calls: Network calls allowed per start.
-        used: Network calls made per start; Heun's method leaves one of an even number.
+        used: Network calls made per start; one less than an even number for Heun's method.
         method: Name of the solver.
-        grid: Its best grid; in ComfyUI the solver file that `auto` took.
-        ours: Whether it is a learned solver.
+        grid: Its best grid; in ComfyUI the solver file chosen by `auto`.
+        learned: Whether it is a learned solver.
         errors: Root mean square distance of each start's end to the teacher's; empty for a refusal.
-        ends: End states of the first starts, for pictures, on the CPU.
-        refusal: Why there are no ends.
+        ends: End states of the first starts, for pictures, on the CPU; None for a refusal.
+        refusal: Why the solver cannot run.
         grids: Number of grids tried.
     """
 
@@ -77,7 +76,7 @@ class Result:
     used: int
     method: str
     grid: str
-    ours: bool = False
+    learned: bool = False
     errors: tuple[float, ...] = ()
     ends: Tensor | None = None
     refusal: str = ""
@@ -113,11 +112,18 @@ def compare(
     pictures: int,
     log: Callable[[str], None] = lambda line: None,
 ) -> list[Result]:
-    """Measures every method at its best grid; per number of calls ours first, then by error.
+    """Measures every method on its best grid; per number of calls, learned solvers first, then by error.
 
-    The best grid has the least error on these samples: all grids are tried on a few, the best three measured on all.
-    That favours the peers. `entries` has, per number of calls, the solvers on their grids that make at most so many;
-    `goal` the teacher's end states, shape [S, ...]. The end states of the first `pictures` samples are kept.
+    The best grid is the one with the smallest error on these samples, which favours the peers: all grids are tried on a
+    few samples, and the best three are measured on all.
+
+    Args:
+        entries: By number of calls, solvers on grids with at most that number.
+        counter: Counts the calls of all entries.
+        samples: Starts and their arguments.
+        goal: The teacher's end states, shape [S, ...].
+        pictures: Number of samples whose end states are kept.
+        log: Receives a line per number of calls.
     """
     results = []
     few = samples.rows(0, min(_GRID_SAMPLES, len(samples)))
@@ -129,7 +135,7 @@ def compare(
                 order = sorted(grids, key=lambda entry: _measure(calls, entry, counter, few, goal[: len(few)], 0).error)
             measured = (_measure(calls, entry, counter, samples, goal, pictures) for entry in order[:_BEST_GRIDS])
             best.append(replace(min(measured, key=lambda result: result.error), grids=len(grids)))
-        best.sort(key=lambda result: (not result.ours, result.error))
+        best.sort(key=lambda result: (not result.learned, result.error))
         log(f"{calls} calls: " + "; ".join(f"{result.method} {result.error:.4f}" for result in best[:3]))
         results += best
     return results
@@ -162,18 +168,18 @@ def _measure(calls: int, entry: Entry, counter: Counter, samples: Samples, goal:
     try:
         ends = torch.cat(list(BatchLimit().each(len(samples), samples.microbatch, run)))
     except Refusal as refusal:
-        return Result(calls, 0, entry.method, entry.grid, entry.ours, refusal=str(refusal))
+        return Result(calls, 0, entry.method, entry.grid, entry.learned, refusal=str(refusal))
     used = (counter.calls - before) // len(samples)
     errors = (ends - goal).cpu().double().flatten(1).square().mean(1).sqrt().tolist()
-    return Result(calls, used, entry.method, entry.grid, entry.ours, tuple(errors), ends[:pictures].cpu().clone())
+    return Result(calls, used, entry.method, entry.grid, entry.learned, tuple(errors), ends[:pictures].cpu().clone())
 
 
-def _table_entry(model: Denoiser, method: str, grid: str, table: SolverTable, ours: bool = False) -> Entry:
-    return Entry(method, grid, lambda x, extra_args: sample_table(model, x, table, extra_args, disable=True), ours)
+def _table_entry(model: Denoiser, method: str, grid: str, table: SolverTable, learned: bool = False) -> Entry:
+    return Entry(method, grid, lambda x, extra_args: sample_table(model, x, table, extra_args, disable=True), learned)
 
 
 def table_entries(model: Denoiser, noise: Noise, calls: int) -> Iterable[Entry]:
-    """Yields the peers as our own tables: the methods and grids of a fit's scan."""
+    """Yields the methods and grids of a fit's scan, as tables."""
     for candidate in candidates(calls, noise):
         yield _table_entry(model, candidate.method, candidate.grid_name, candidate.table)
 
@@ -181,15 +187,15 @@ def table_entries(model: Denoiser, noise: Noise, calls: int) -> Iterable[Entry]:
 def solver_entries(
     model: Denoiser, noise: Noise, solvers: Sequence[Solver], calls: int, guidance: Guidance | None
 ) -> Iterable[Entry]:
-    """Yields the solvers that have a table of so many calls on this noise."""
+    """Yields the solvers that have a table with `calls` calls."""
     for solver in solvers:
         if calls in solver.steps:
             table = solver.table(calls, noise, solver.guidance_of(guidance))
-            yield _table_entry(model, solver.name, "its own", table, ours=True)
+            yield _table_entry(model, solver.name, "its own", table, learned=True)
 
 
 def teacher_result(method: str, calls: int, goal: Tensor) -> Result:
-    """The teacher as a result without an error, for pictures of its end states."""
+    """The teacher as a result with errors of 0, for pictures of its end states."""
     return Result(calls, calls, method, "", errors=(0.0,) * len(goal), ends=goal.cpu())
 
 

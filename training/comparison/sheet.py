@@ -1,4 +1,4 @@
-"""Contact sheets: the same starts by several solvers, for the eye to compare."""
+"""Contact sheets: the same starts sampled by several solvers, next to each other."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from .measure import Result
 __all__ = ["Cell", "Head", "draw_results", "draw_sheet"]
 
 _GAP, _MARGIN, _TITLE_HEIGHT, _HEAD_HEIGHT, _CAPTION_HEIGHT = 8, 16, 46, 44, 24
-_CAPTION_WIDTH, _HEAD_WIDTH = 150, 240  # of a column with captions at least, of the rows' heads at most
+_CAPTION_WIDTH, _HEAD_WIDTH = 150, 240  # smallest of a column with captions, largest of the row heads
 
 
 @dataclass(frozen=True)
 class Head:
-    """A name for a row or a column, with a remark below it; `ours` makes it blue."""
+    """The name of a row or a column, with a remark below it; a learned solver's is blue."""
 
     name: str = ""
     remark: str = ""
-    ours: bool = False
+    learned: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A picture [C, H, W] in [0, 1], C 1 or 3, and its caption; without a picture the caption stands in its place."""
+    """A picture [C, H, W] in [0, 1], C 1 or 3, and its caption; without a picture the caption fills its place."""
 
     picture: Tensor | None
     caption: str = ""
@@ -39,26 +39,26 @@ class Cell:
 def draw_results(
     title: str, results: Sequence[Result], pictures: Callable[[Tensor], Tensor], side: int = 256
 ) -> Image.Image:
-    """Draws a row per result with end states, the teacher's first; `pictures` makes [B, C, H, W] in [0, 1] of them."""
+    """Draws a row of end states per result, the teacher's first; `pictures` decodes them to [B, C, H, W] in [0, 1]."""
     ends = [result.ends for result in results if result.ends is not None]
     decoded = pictures(torch.cat(ends)).split(len(ends[0]))
     rows = [Head(results[0].method, f"the teacher: {results[0].used} calls")]
     for result in results[1:]:
-        grid = "" if result.ours else f" on {result.grid}"
-        rows.append(Head(result.method, f"{result.used} calls{grid}: error {result.error:.3g}", result.ours))
+        grid = "" if result.learned else f" on {result.grid}"
+        rows.append(Head(result.method, f"{result.used} calls{grid}: error {result.error:.3g}", result.learned))
     return draw_sheet(title, [Head()] * len(ends[0]), rows, [[Cell(p) for p in part] for part in decoded], side)
 
 
 def draw_sheet(
     title: str, columns: Sequence[Head], rows: Sequence[Head], cells: Sequence[Sequence[Cell]], side: int = 256
 ) -> Image.Image:
-    """Draws rows of cells, whose pictures are of one size; heads and captions take room only where some have text.
+    """Draws rows of cells with pictures of one size; heads and captions take space only if one of them has text.
 
     `side` is the longest side of a picture in pixels; a smaller picture is enlarged by a whole factor.
     """
-    every = [cell for row in cells for cell in row]
-    width, height = _size(next(cell.picture for cell in every if cell.picture is not None), side)
-    captioned = any(cell.caption for cell in every)
+    all_cells = [cell for row in cells for cell in row]
+    width, height = _size(next(cell.picture for cell in all_cells if cell.picture is not None), side)
+    captioned = any(cell.caption for cell in all_cells)
     column_width = max(width, _CAPTION_WIDTH if captioned else 0)
     row_height = height + (_CAPTION_HEIGHT if captioned else 0)
     widths = [text_width(text, size) for row in rows for text, size in ((row.name, 15), (row.remark, 13))]
@@ -79,7 +79,7 @@ def draw_sheet(
                 _write_box(canvas.at(x, y), cell.caption, column_width, height)
             else:
                 canvas.picture(x, y, width, height, cell.picture)
-                colour = BLUE if columns[k].ours else GREY
+                colour = BLUE if columns[k].learned else GREY
                 canvas.text(x, y + height + 13, cell.caption, 14, colour, width=column_width)
     return canvas.reduced()
 
@@ -92,12 +92,12 @@ def _size(picture: Tensor, side: int) -> tuple[int, int]:
 
 
 def _write_head(canvas: Canvas, head: Head, width: int) -> None:
-    canvas.text(0, -10 if head.remark else 0, head.name, 15, BLUE if head.ours else INK, width=width)
+    canvas.text(0, -10 if head.remark else 0, head.name, 15, BLUE if head.learned else INK, width=width)
     canvas.text(0, 10, head.remark, 13, width=width)
 
 
 def _write_box(canvas: Canvas, text: str, width: int, height: int) -> None:
-    """Writes text into an outlined box, in as many lines as there is room for."""
+    """Writes wrapped text into an outlined box, cut to the lines that fit."""
     right, bottom = width - 1, height - 1
     canvas.line([(0, 0), (right, 0), (right, bottom), (0, bottom), (0, 0)], FAINT)
     for i, line in enumerate(textwrap.wrap(text, width // 7, max_lines=max(1, height // 17 - 1), placeholder=" ...")):

@@ -23,8 +23,8 @@ from .sheet import draw_results
 __all__ = ["FILES", "PICTURES", "write_files"]
 
 FILES = ("compare.md", "compare.json", "compare.png", "pictures.png")
-PICTURES = 6  # starts in the picture
-_RECORDED = ("calls", "used", "method", "grid", "error", "grids", "ours")
+PICTURES = 6  # starts drawn in the picture
+_RECORDED = ("calls", "used", "method", "grid", "error", "grids")
 
 
 def write_files(
@@ -38,7 +38,7 @@ def write_files(
     *,
     plot: bool,
 ) -> str:
-    """Writes the files, with a plot if wanted, and returns the table and their paths; `goal`: the teacher's ends."""
+    """Writes the files and returns the table and their paths as text; `goal`: the teacher's end states."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / name for name in FILES if plot or name != "compare.png"}
     versions = {"learned_solvers": VERSION, "torch": torch.__version__, "python": platform.python_version()}
@@ -53,7 +53,7 @@ def write_files(
         "samples": len(model.samples),
         "seed": seed,
         "network_calls": model.denoiser.calls,
-        "rows": [{name: getattr(result, name) for name in _RECORDED} for result in results],
+        "rows": [{**{name: getattr(result, name) for name in _RECORDED}, "ours": result.learned} for result in results],
     }
     table = _table(results)
     paths["compare.md"].write_text(_markdown(record, table), encoding="utf-8")
@@ -71,41 +71,42 @@ def _markdown(facts: Mapping[str, Any], table: str) -> str:
     teacher, versions = facts["teacher"], ", ".join(f"{name} {text}" for name, text in facts["versions"].items())
     return (
         f"# Solvers compared: {facts['model']}\n\n{table}\n\n"
-        f"Root mean square distance to the ends of {teacher['method']} with {teacher['calls']} calls, over "
-        f"{facts['samples']} starts (seed {facts['seed']}). Bold is the least error of a column. In brackets: the "
-        "peer's best grid, chosen on these very starts. Peers are ComfyUI's samplers of these names; those with an "
-        "order (ab 2, ipndm 3) keep it to the last step. Heun's method takes two calls a step and one in the last: it "
-        "leaves one of an even number unused. A dash: the solver does not have that number of calls.\n\n"
+        f"Errors are root mean square distances to the end states of {teacher['method']} with {teacher['calls']} "
+        f"calls, over {facts['samples']} starts (seed {facts['seed']}). Bold: the smallest error of a column. In "
+        "brackets: the peer's best grid, chosen on these same starts. Peers are ComfyUI's samplers of these names; "
+        "those with an order (ab 2, ipndm 3) keep it to the last step. Heun's method makes two calls per step and one "
+        "in the last, so it leaves one call of an even number unused. A dash: the solver does not have that number of "
+        "calls.\n\n"
         f"`{facts['command']}`, {facts['date']}, {versions}; {facts['network_calls']:,} network calls.\n"
     )
 
 
 def _table(results: Sequence[Result]) -> str:
-    """A Markdown table: a line per solver, ours first, a column per number of calls."""
+    """A Markdown table with a line per solver, learned ones first, and a column per number of calls."""
     counts = sorted({result.calls for result in results})
     cells = {(result.method, result.calls): result for result in results}
-    least = {n: min(result.error for result in results if result.calls == n) for n in counts}
+    smallest = {n: min(result.error for result in results if result.calls == n) for n in counts}
 
     def rank(method: str) -> float:
-        return min(result.error / least[n] for (name, n), result in cells.items() if name == method)
+        return min(result.error / smallest[n] for (name, n), result in cells.items() if name == method)
 
     def text(method: str, n: int) -> str:
         result = cells.get((method, n))
         if result is None:
             return "-"
-        error = f"**{result.error:.4f}**" if result.error == least[n] else f"{result.error:.4f}"
-        return error if result.ours else f"{error} ({result.grid})"
+        error = f"**{result.error:.4f}**" if result.error == smallest[n] else f"{result.error:.4f}"
+        return error if result.learned else f"{error} ({result.grid})"
 
-    ours = list(dict.fromkeys(result.method for result in results if result.ours))
-    peers = sorted(dict.fromkeys(result.method for result in results if not result.ours), key=rank)
+    learned = list(dict.fromkeys(result.method for result in results if result.learned))
+    peers = sorted(dict.fromkeys(result.method for result in results if not result.learned), key=rank)
     lines = ["| calls | " + " | ".join(map(str, counts)) + " |", "|---" * (len(counts) + 1) + "|"]
-    lines += [f"| {method} | " + " | ".join(text(method, n) for n in counts) + " |" for method in [*ours, *peers]]
+    lines += [f"| {method} | " + " | ".join(text(method, n) for n in counts) + " |" for method in [*learned, *peers]]
     return "\n".join(lines)
 
 
 def _best_results(results: Sequence[Result]) -> list[Result]:
-    """The best of ours and the best peer at up to three numbers of calls."""
+    """The best learned solver and the best peer at up to three numbers of calls."""
     counts = sorted({result.calls for result in results})
     counts = counts if len(counts) <= 3 else [counts[0], counts[len(counts) // 2], counts[-1]]
-    groups = ([r for r in results if (r.calls, r.ours) == (n, ours)] for n in counts for ours in (True, False))
+    groups = ([r for r in results if (r.calls, r.learned) == (n, learned)] for n in counts for learned in (True, False))
     return [min(group, key=lambda result: result.error) for group in groups if group]

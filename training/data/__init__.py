@@ -1,1 +1,1 @@
-"""What a fit sees: starts, the teacher and its states, over one process or many."""
+"""The data of a fit: starts, and the teacher's states for them, in one process or several."""

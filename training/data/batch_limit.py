@@ -1,4 +1,4 @@
-"""How many samples a model call may have: as many as asked for, and half as many whenever memory ends."""
+"""The largest number of samples per model call: the requested one, halved whenever memory runs out."""
 
 from __future__ import annotations
 
@@ -10,55 +10,56 @@ import torch
 __all__ = ["BatchLimit", "is_out_of_memory"]
 
 _Result = TypeVar("_Result")
-_SAID = ("out of memory", "not enough memory", "can't allocate memory", "failed to allocate", "alloc_failed")
-_SAID += ("not enough gpu video memory",)  # DirectML's
+_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "failed to allocate", "alloc_failed")
+_MESSAGES += ("not enough gpu video memory",)  # DirectML's
 
 
 class BatchLimit:
-    """Halves the microbatch on out-of-memory, with a line to `log`.
+    """Halves the microbatch when memory runs out, and logs it.
 
-    The limit stays unless this size has fitted before: then the shortage may be temporary, until it happens twice.
+    The lower limit is permanent, unless the same size has succeeded before: the first failure of such a size may be a
+    temporary shortage, the second is not.
     """
 
     def __init__(self, log: Callable[[str], None] = lambda line: None) -> None:
         self.log = log
-        self.most: int | None = None
-        self.fitted, self.ended = 0, set[int]()
+        self.limit: int | None = None
+        self.largest_success, self.failed_sizes = 0, set[int]()
 
     def each(self, count: int, size: int, work: Callable[[int, int], _Result]) -> Iterator[_Result]:
-        """Yields `work(start, stop)` of parts of `count` samples, of `size` or, where memory ended, fewer.
+        """Yields `work(start, stop)` for consecutive parts of `count` samples, each of at most `size`.
 
-        Work that ran out of memory is repeated on half as many, so it must leave nothing behind when it raises.
+        Work that ran out of memory is repeated on half as many samples, so it must have no side effect when it raises.
         """
-        start, here = 0, count  # `here`: at most so many until this work is done
+        start, local_limit = 0, count  # `local_limit` applies until this work is done
         while start < count:
-            stop = min(count, start + min(size, here, self.most or size))
+            stop = min(count, start + min(size, local_limit, self.limit or size))
             try:
                 result = work(start, stop)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 if stop - start == 1:
-                    self.log("out of memory with one sample at a time: a smaller picture takes less")
+                    self.log("out of memory with a single sample: choose a smaller picture")
                     raise
             else:
-                self.fitted = max(self.fitted, stop - start)
+                self.largest_success = max(self.largest_success, stop - start)
                 yield result
                 start = stop
                 continue
-            here = self._halve(stop - start)  # by now the exception is gone, and with it what its frames held
+            local_limit = self._halve(stop - start)  # outside `except`: the exception's frames no longer hold memory
 
-    def _halve(self, tried: int) -> int:
-        if tried > self.fitted or tried in self.ended:
-            self.most = tried // 2
-        self.ended.add(tried)
+    def _halve(self, size: int) -> int:
+        if size > self.largest_success or size in self.failed_sizes:
+            self.limit = size // 2
+        self.failed_sizes.add(size)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self.log(f"out of memory with {tried} samples at a time: going on with {tried // 2}")
-        return tried // 2
+        self.log(f"out of memory with {size} samples per call: continuing with {size // 2}")
+        return size // 2
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception reports that no memory is left: a GPU's, the CPU allocator's, or Python's own."""
-    no_memory = MemoryError, torch.cuda.OutOfMemoryError  # which is torch.OutOfMemoryError, from torch 2.5 on
-    return isinstance(error, no_memory) or any(said in str(error).lower() for said in _SAID)
+    """Whether an exception means out of memory: from a GPU, the CPU allocator or Python itself."""
+    no_memory = MemoryError, torch.cuda.OutOfMemoryError  # from torch 2.5 on the same as torch.OutOfMemoryError
+    return isinstance(error, no_memory) or any(message in str(error).lower() for message in _MESSAGES)

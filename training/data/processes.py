@@ -1,4 +1,4 @@
-"""One process or many: how samples are shared out and sums are added up (torch.distributed)."""
+"""Distributes samples over processes and adds up their sums (torch.distributed)."""
 
 from __future__ import annotations
 
@@ -18,52 +18,52 @@ __all__ = ["Processes", "join_processes"]
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place among `count`; process `rank` has the microbatches rank, rank + count, ...
+    """This process's rank among `count` processes; it holds the microbatches rank, rank + count, ...
 
-    Whole microbatches, so that each is computed as in a single process, to the last bit. Picked rows are grouped
-    anew, so with more samples than the core float32's rounding differs; the result is as good.
+    Whole microbatches give each sample the same bits as in a single process. Picked rows form new microbatches, so
+    with more samples than the core float32 results differ by rounding.
     """
 
     rank: int = 0
     count: int = 1
 
-    def own(self, samples: Samples) -> Samples:
-        """Returns this process's samples, in smaller microbatches where there are fewer of them than processes."""
+    def share(self, samples: Samples) -> Samples:
+        """This process's samples; in smaller microbatches if there were fewer microbatches than processes."""
         if self.count == 1:
             return samples
         if len(samples) < self.count:
             raise ValueError(
-                f"{self.count} processes need as many samples to fit to and as many to judge with, got {len(samples)}: "
-                "take more samples, or fewer processes"
+                f"{self.count} processes need at least {self.count} samples to fit to and {self.count} held out, got "
+                f"{len(samples)}: take more samples or fewer processes"
             )
         size = samples.microbatch
         if -(-len(samples) // size) < self.count:
             size = len(samples) // self.count
-        own = samples.pick(torch.tensor(self._rows(len(samples), size)))
-        return replace(own, microbatch=size)
+        share = samples.pick(torch.tensor(self._rows(len(samples), size)))
+        return replace(share, microbatch=size)
 
     def first(self, samples: Samples, count: int) -> Samples:
-        """Returns this process's part of the first `count` samples of all, from its own `samples`."""
+        """Those of this process's `samples` that are among the first `count` of all processes."""
         return samples.rows(0, len(self._rows(count, samples.microbatch)))
 
-    def places(self, rows: Tensor, samples: Samples, total: int) -> Tensor:
-        """Returns where in this process's `samples` those of the `rows` of all `total` samples are that it has."""
-        place = {row: i for i, row in enumerate(self._rows(total, samples.microbatch))}
-        return torch.tensor([place[row] for row in rows.tolist() if row in place], dtype=torch.long)
+    def local_rows(self, rows: Tensor, samples: Samples, total: int) -> Tensor:
+        """Indices into this process's `samples` for those global `rows` (of `total`) that it holds."""
+        positions = {row: i for i, row in enumerate(self._rows(total, samples.microbatch))}
+        return torch.tensor([positions[row] for row in rows.tolist() if row in positions], dtype=torch.long)
 
-    def joined(self, own: Tensor, samples: Samples, total: int) -> Tensor:
-        """Returns a number of each of all `total` samples, shape [total], from those of this process's `samples`."""
+    def gather(self, values: Tensor, samples: Samples, total: int) -> Tensor:
+        """One number per sample of all processes, shape [total], from one per sample of this process."""
         if self.count == 1:
-            return own
-        numbers = own.new_zeros(total)
-        numbers[self._rows(total, samples.microbatch)] = own
+            return values
+        numbers = values.new_zeros(total)
+        numbers[self._rows(total, samples.microbatch)] = values
         return self.sums(numbers)
 
     def _rows(self, total: int, microbatch: int) -> list[int]:
         return [row for row in range(total) if row // microbatch % self.count == self.rank]
 
     def sums(self, tensor: Tensor) -> Tensor:
-        """Returns the sum of a tensor over processes."""
+        """The sum of a tensor over all processes."""
         if self.count == 1:
             return tensor
         tensor = tensor.detach().cpu().clone()
@@ -71,28 +71,29 @@ class Processes:
         return tensor
 
     def from_first(self, value: Any) -> Any:
-        """Returns what process 0 has."""
+        """Process 0's value, broadcast to all."""
         if self.count == 1:
             return value
-        held = [value]
-        dist.broadcast_object_list(held)
-        return held[0]
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
 
     def leave(self) -> None:
-        """Waits for the others, then leaves: connections of a process that ends first may bring down the last."""
+        """Waits for the others, then leaves: exiting early would close connections that the others still use."""
         if self.count > 1:
             dist.barrier()
             dist.destroy_process_group()
 
 
 def join_processes() -> Processes:
-    """Returns this process's place under torchrun, or that of a single process. Each takes a device of its own."""
+    """This process's rank under torchrun, or that of a single process. Each process takes its own device."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
     if torch.cuda.is_available():
         # ComfyUI runs models on the current device.
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     if not dist.is_initialized():
-        # Sums are small and on the CPU. Processes wait for the slowest; of one that died its connections tell at once.
+        # Sums are small and on the CPU. The long timeout lets processes wait for the slowest; closed connections report
+        # a process that died at once.
         dist.init_process_group("gloo", timeout=timedelta(hours=24))
     return Processes(dist.get_rank(), dist.get_world_size())

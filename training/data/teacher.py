@@ -39,15 +39,15 @@ class Reference:
         return self.states[-1]
 
     def rows(self, start: int, stop: int) -> Reference:
-        """Returns the trajectories of samples start ... stop - 1."""
+        """The trajectories of samples start ... stop - 1."""
         return Reference(self.levels, self.states[:, start:stop])
 
     def pick(self, rows: Tensor) -> Reference:
-        """Returns the trajectories of a list of sample numbers."""
+        """The trajectories of the samples with the given numbers."""
         return Reference(self.levels, self.states[:, rows.to(self.states.device)])
 
     def at(self, level: Tensor) -> Tensor:
-        """Returns the states at a noise level (0-d), interpolated linearly between the own ones, shape [S, ...]."""
+        """States at a noise level (0-d), interpolated linearly between the stored ones, shape [S, ...]."""
         i = int((self.levels > level.detach()).sum().clamp(1, len(self.levels) - 1))
         part = (self.levels[i - 1] - level) / (self.levels[i - 1] - self.levels[i])
         return self.states[i - 1] + part * (self.states[i] - self.states[i - 1])
@@ -58,7 +58,7 @@ class Teacher:
     """A many-step reference.
 
     Args:
-        method: One of TEACHERS. heun costs two calls per step but the last, the others one.
+        method: One of TEACHERS. heun makes two calls per step, one in the last; the others make one.
         steps: Steps of its grid.
     """
 
@@ -69,7 +69,7 @@ class Teacher:
         if self.method not in TEACHERS:
             raise ValueError(f"teacher must be one of {', '.join(TEACHERS)}, got {self.method!r}")
         if self.steps < 2:
-            raise ValueError(f"a teacher needs at least 2 steps, got {self.steps}: 28 to 100 are usual")
+            raise ValueError(f"a teacher needs at least 2 steps, got {self.steps}: set 28 to 100, as is usual")
 
     @property
     def calls(self) -> int:
@@ -85,16 +85,16 @@ class Teacher:
         trajectory: bool = False,
         cache: Path | None = None,
     ) -> Reference:
-        """Returns the teacher's end states or trajectories, microbatch by microbatch.
+        """The teacher's end states or trajectories, computed microbatch by microbatch.
 
         Args:
             model: The denoiser.
             samples: Starts.
             noise: The model's schedule.
             trajectory: Keep all states, not only the ends.
-            cache: A folder; a microbatch that is in it is not run again. Files are named by their content: starts,
-                extra arguments and teacher (objects of kinds not known here count by their repr); the caller gives
-                every model a folder of its own.
+            cache: A folder; a microbatch found there is not run again. File names are hashes of starts, extra
+                arguments and teacher (objects of unknown types count by their repr), not of the model: every model
+                needs its own folder.
         """
         levels = noise.teacher_grid(self.steps)
 
@@ -119,13 +119,13 @@ class Teacher:
         states: list[Tensor] = []
         keep = (lambda step: states.append(step["x"])) if trajectory else None
         end = sample_table(model, batch.x, _TABLES[self.method](levels), batch.extra_args, keep, disable=True)
-        if self.method == "heun":  # a step's second call is not at a state of the trajectory
+        if self.method == "heun":  # a step's second call is off the trajectory
             states = states[::2]
         return torch.stack([*states, end])
 
 
 def _cached(path: Path | None, batch: Samples) -> Tensor | None:
-    """The states of a cache file; None where there is none, or a damaged one."""
+    """The states in a cache file; None if it is missing or damaged."""
     if path is None or not path.exists():
         return None
     try:

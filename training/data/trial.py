@@ -1,4 +1,4 @@
-"""Samples beside the teacher's states for them: what solvers are judged on."""
+"""Samples with the teacher's states for them, on which solvers are evaluated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .teacher import Reference
 __all__ = ["Run", "Trial"]
 
 _Result = TypeVar("_Result")
-_Own = TypeVar("_Own", bound="Trial")
+_Trial = TypeVar("_Trial", bound="Trial")
 
 
 class Run(NamedTuple):
@@ -38,36 +38,36 @@ class Trial:
     total: int
     processes: Processes = field(default_factory=Processes)
 
-    def first(self: _Own, count: int) -> _Own:
-        """Returns the first `count` samples of all processes."""
+    def first(self: _Trial, count: int) -> _Trial:
+        """The first `count` samples of all processes."""
         count = min(count, self.total)
         samples = self.processes.first(self.samples, count)
         return replace(self, samples=samples, reference=self.reference.rows(0, len(samples)), total=count)
 
-    def pick(self: _Own, rows: Tensor) -> _Own:
-        """Returns the samples of a list of numbers of all processes' samples; with several, only for `normal`."""
-        places = self.processes.places(rows, self.samples, self.total)
-        return replace(self, samples=self.samples.pick(places), reference=self.reference.pick(places), total=len(rows))
+    def pick(self: _Trial, rows: Tensor) -> _Trial:
+        """The samples with the given global numbers. With several processes, valid for `normal` only."""
+        local = self.processes.local_rows(rows, self.samples, self.total)
+        return replace(self, samples=self.samples.pick(local), reference=self.reference.pick(local), total=len(rows))
 
     def ends(self, table: SolverTable) -> Tensor:
-        """A table's end state of each of this process's samples, shape [S, ...]."""
+        """A table's end states for this process's samples, shape [S, ...]."""
         return torch.cat(list(self.each(lambda start, batch: self._end(table, batch))))
 
     def errors(self, table: SolverTable) -> Tensor:
-        """The mean square distance to the teacher's end of each of this process's samples, shape [S]."""
+        """Mean square distance of each of this process's samples to the teacher's end, shape [S]."""
 
         def squares(start: int, batch: Samples) -> Tensor:
             distance = self._end(table, batch) - self.reference.rows(start, start + len(batch)).end
             return distance.cpu().double().flatten(1).square().mean(1)
 
-        none = torch.zeros(0, dtype=torch.float64)  # for a process without a sample
-        return torch.cat([none, *self.each(squares)])
+        empty = torch.zeros(0, dtype=torch.float64)  # for a process without a sample
+        return torch.cat([empty, *self.each(squares)])
 
     def _end(self, table: SolverTable, batch: Samples) -> Tensor:
         return sample_table(self.model, batch.x, table, batch.extra_args, disable=True)
 
     def run(self, table: SolverTable, batch: Samples, model: Denoiser | None = None) -> Run:
-        """Returns a run of a table over a microbatch, through `model` in place of the own one if given."""
+        """A run of a table over a microbatch, through `model` if given, else the trial's."""
         states, entries = [], []
 
         def keep(step: dict) -> None:
@@ -79,6 +79,6 @@ class Trial:
         return Run([*states, end], entries)
 
     def each(self, work: Callable[[int, Samples], _Result]) -> Iterator[_Result]:
-        """Yields `work(first row, microbatch)` of microbatches that fit into memory."""
+        """Yields `work(first row, microbatch)` for microbatches that fit into memory."""
         size, rows = self.samples.microbatch, self.samples.rows
         return self.model.batch_limit.each(len(self.samples), size, lambda start, stop: work(start, rows(start, stop)))

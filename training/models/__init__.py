@@ -17,15 +17,15 @@ __all__ = ["Model"]
 
 
 class Model(Protocol):
-    """What the commands need of a host's model.
+    """A host's model, as the commands use it.
 
-    `ComfyModel` is one. Another loader is a file like comfy.py, named in command/run.py and compare.py.
+    `ComfyModel` implements it. Another loader is a module like comfy.py, used in command/run.py and compare.py.
     """
 
     @property
     @abstractmethod
     def architecture(self) -> str:
-        """Name of the architecture, in ComfyUI's spelling where it has one."""
+        """Name of the architecture, in ComfyUI's spelling if it has one."""
 
     @property
     @abstractmethod
@@ -35,20 +35,20 @@ class Model(Protocol):
     @property
     @abstractmethod
     def embeds_guidance(self) -> bool:
-        """Whether the network is guided by an embedded guidance, with CFG 1."""
+        """Whether the model is guided by an embedded guidance, with CFG 1."""
 
     @property
     @abstractmethod
     def usual_guidance(self) -> float:
-        """Guidance that it is usually run at, embedded or CFG."""
+        """Usual guidance, embedded or CFG."""
 
     @abstractmethod
     def latent_shape(self, width: int, height: int) -> list[int]:
-        """Shape of one latent, [1, C, ..., H, W], a video's of one frame; ValueError where the pixels have none."""
+        """Shape of one latent, [1, C, ..., H, W], with one frame for video; ValueError for an impossible size."""
 
     @abstractmethod
     def pixels(self, shape: Sequence[int]) -> str:
-        """ "WIDTHxHEIGHT" of a latent shape, as cards have it."""
+        """The pixel size of a latent shape as "WIDTHxHEIGHT", for cards."""
 
     @abstractmethod
     def noise(self, shape: Sequence[int]) -> Noise:
@@ -60,11 +60,11 @@ class Model(Protocol):
 
     @abstractmethod
     def encode(self, prompts: Sequence[str], log: Callable[[str], None]) -> list[Cond]:
-        """Encoded prompts, on the CPU; ValueError where no text encoder was loaded."""
+        """Encoded prompts, on the CPU; ValueError if no text encoder is loaded."""
 
     @abstractmethod
     def free_text_encoders(self) -> None:
-        """Gives the text encoders' memory back."""
+        """Frees the memory of the text encoders."""
 
     @abstractmethod
     def with_denoiser(
@@ -78,11 +78,11 @@ class Model(Protocol):
     ) -> Any:
         """Returns `work(denoiser, device)`, called while the model is loaded, with `denoiser(x, sigma, row)`.
 
-        `row` has the numbers of the samples, which have the prompts (`conds` after the negative one) and the values of
-        the guidance in turn. `shape` is that of a microbatch, by which a host estimates the memory. `differentiable`
+        `row` lists the numbers of the samples. The samples have the prompts (`conds` after the negative one) and the
+        guidance values in turn. `shape` is the shape of a microbatch, for the host's memory estimate. `differentiable`
         lets gradients through the model.
         """
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in [0, 1] of end states."""
+        """End states decoded to pictures [B, 3, H, W] in [0, 1]."""

@@ -1,7 +1,7 @@
-"""Models loaded and run by ComfyUI, in this process: every format, quantisation and offloading that it has.
+"""Models that ComfyUI loads and runs in this process, with all its formats, quantisations and offloading.
 
-Knows ComfyUI 0.3.64 to 0.33.0. Only forward passes are made, inside one `guider.sample`, so model loading, conditioning
-and memory are the host's own business.
+Supports ComfyUI 0.3.64 to 0.33.0. Everything runs inside one `guider.sample`, so the host manages model loading,
+conditioning and memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["ComfyModel"]
 
 @dataclass(eq=False)
 class ComfyModel(Model):
-    """ComfyUI's ModelPatcher of a diffusion model, with its text encoders and VAE, or None in their place."""
+    """ComfyUI's ModelPatcher of a diffusion model, with its text encoders and VAE (each may be None)."""
 
     patcher: Any
     clip: Any
@@ -36,7 +36,7 @@ class ComfyModel(Model):
 
     @classmethod
     def load(cls, files: ModelFiles, *, text_encoders: bool = True) -> ComfyModel:
-        """The model of these files; ValueError where ComfyUI cannot load one."""
+        """Loads a model; ValueError if ComfyUI cannot."""
         return cls(*load_parts(files, text_encoders=text_encoders))
 
     @property
@@ -57,7 +57,7 @@ class ComfyModel(Model):
 
     def encode(self, prompts: Sequence[str], log: Callable[[str], None]) -> list[Cond]:  # noqa: D102 - see Model
         if self.clip is None:
-            raise ValueError("no text encoder: name it with --clip, or reuse encoded prompts with --conditioning FILE")
+            raise ValueError("no text encoder is loaded: name one with --clip, or encoded prompts with --conditioning")
         conds = []
         with torch.inference_mode():
             for i, prompt in enumerate(prompts):
@@ -81,7 +81,7 @@ class ComfyModel(Model):
 
     @property
     def embeds_guidance(self) -> bool:
-        """As `Model`; Chroma's embedded guidance always is 0: CFG guides it."""
+        """As in `Model`; False for Chroma, which CFG guides: its embedded guidance is always 0."""
         return has_guidance(self.patcher.model) and default_guidance(self.patcher.model) != 0
 
     @property
@@ -95,9 +95,9 @@ class ComfyModel(Model):
         form = self.patcher.model.latent_format
         ratio = getattr(form, "spacial_downscale_ratio", 8)
         if width % ratio or height % ratio:
-            near = "x".join(str(max(1, round(side / ratio)) * ratio) for side in (width, height))
+            nearest_size = "x".join(str(max(1, round(side / ratio)) * ratio) for side in (width, height))
             raise ValueError(
-                f"--size must be multiples of {ratio} for {self.architecture}, got {width}x{height}: {near}"
+                f"--size must be multiples of {ratio} for {self.architecture}, got {width}x{height}: use {nearest_size}"
             )
         frames = [1] if getattr(form, "latent_dimensions", 2) == 3 else []
         return [1, form.latent_channels, *frames, height // ratio, width // ratio]
@@ -109,7 +109,7 @@ class ComfyModel(Model):
         return draw_starts(self.sampling, shape, count, seed)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """As `Model`; without a VAE, three latent channels, stretched."""
+        """As in `Model`; without a VAE, three latent channels, stretched to [0, 1]."""
         latents = self.patcher.model.process_latent_out(latents.float().cpu())
         if self.vae is None:
             flat = latents[:, :3] if latents.ndim == 4 else latents[:, :3, 0]

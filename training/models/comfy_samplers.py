@@ -1,4 +1,4 @@
-"""ComfyUI's own sampler functions on its own schedulers' noise levels, for comparing."""
+"""ComfyUI's sampler functions on its schedulers and step lists: the peers in a comparison."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .comfy import ComfyModel
 __all__ = ["host_entries"]
 
 SCHEDULERS = ("simple", "sgm_uniform", "normal", "karras", "beta")
-LISTS = {  # module and class in comfy_extras, choices of the node's first input, fewest steps
+STEP_LISTS = {  # module and class in comfy_extras, choices of the node's first input, fewest steps
     "AYS": ("nodes_align_your_steps", "AlignYourStepsScheduler", ("SD1", "SDXL", "SVD"), 1),
     "GITS": ("nodes_gits", "GITSScheduler", (1.2,), 2),
     "OSS": ("nodes_optimalsteps", "OptimalStepsScheduler", ("FLUX", "Wan", "Chroma"), 3),
@@ -25,10 +25,10 @@ LISTS = {  # module and class in comfy_extras, choices of the node's first input
 
 
 def host_entries(model: ComfyModel, denoiser: Callable[..., Tensor], calls: int) -> Iterable[Entry]:
-    """Yields ComfyUI's samplers on its schedulers and step lists, at `calls` calls or, Heun's method, one less.
+    """Yields ComfyUI's samplers on its schedulers and step lists with `calls` calls; Heun's may make one less.
 
-    A list is offered where it starts where the model does, within one in a hundred. For UniPC each scheduler comes a
-    second time without its last but one level, as in the KSampler node.
+    A step list is used if its first level is within 1 % of the model's highest. For UniPC each scheduler also appears
+    without its second-to-last level, as in the KSampler node.
     """
     for method in HOST_METHODS:
         steps = (calls + 1) // 2 if method == "heun" else calls
@@ -38,14 +38,14 @@ def host_entries(model: ComfyModel, denoiser: Callable[..., Tensor], calls: int)
             yield Entry(method, grid, _run_of(model, denoiser, method, sigmas))
 
 
-def _grids(sampling: Any, steps: int, discards: bool) -> dict[str, Tensor]:
+def _grids(sampling: Any, steps: int, discard_penultimate: bool) -> dict[str, Tensor]:
     samplers = sys.modules["comfy.samplers"]
     grids = {name: samplers.calculate_sigmas(sampling, name, steps) for name in SCHEDULERS}
-    if discards:
+    if discard_penultimate:
         for name in SCHEDULERS:
             longer = samplers.calculate_sigmas(sampling, name, steps + 1)
             grids[f"{name} of the KSampler"] = torch.cat([longer[:-2], longer[-1:]])
-    for name, (module, node, choices, fewest) in LISTS.items():
+    for name, (module, node, choices, fewest) in STEP_LISTS.items():
         node = getattr(importlib.import_module(f"comfy_extras.{module}"), node)
         for choice in choices if steps >= fewest else ():
             sigmas = node.execute(choice, steps, 1.0).result[0]
@@ -58,13 +58,13 @@ def _run_of(model: ComfyModel, denoiser: Callable[..., Tensor], method: str, sig
     samplers = sys.modules["comfy.samplers"]
     sampler, guider = samplers.sampler_object(method), samplers.CFGGuider(model.patcher)
     guider.inner_model = model.patcher.model
-    # A list that starts a little lower starts from as much less noise, as in ComfyUI.
+    # A step list that starts slightly lower starts from proportionally less noise, as in ComfyUI.
     scale = float(sigmas[0] / model.sampling.sigma_max)
 
     def wrapped(x: Tensor, sigma: Tensor, row: Any, **_: Any) -> Tensor:
         return denoiser(x, sigma, row=row)
 
-    wrapped.inner_model = guider  # where samplers look for it
+    wrapped.inner_model = guider  # where ComfyUI's samplers look for it
 
     def run(x: Tensor, extra_args: Mapping[str, Any]) -> Tensor:
         levels = sigmas.to(x.device).clone()  # uni_pc writes into it

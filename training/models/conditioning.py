@@ -1,4 +1,4 @@
-"""Encoded prompts, and files of them."""
+"""Encoded prompts and their files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ...samplers.files.write import write_tensors
 __all__ = ["Cond", "read_conditioning", "write_conditioning"]
 
 Cond = dict[str, Tensor]
-"""An encoded prompt: "context" [1, T, D] and what the encoder gave with it, such as "pooled_output" [1, P]."""
+"""An encoded prompt: "context" [1, T, D] and the encoder's other outputs, such as "pooled_output" [1, P]."""
 
 
 def write_conditioning(path: Path, conds: Sequence[Cond], prompts: Sequence[str], architecture: str) -> None:
-    """Writes encoded prompts, the negative one first, with their text and the architecture that they are for."""
+    """Writes encoded prompts, the negative one first, with their texts and the model architecture."""
     tensors = {f"{i}/{key}": tensor for i, cond in enumerate(conds) for key, tensor in cond.items()}
     write_tensors(path, tensors, {"architecture": architecture, **{f"{i}": prompt for i, prompt in enumerate(prompts)}})
 
@@ -25,7 +25,7 @@ def write_conditioning(path: Path, conds: Sequence[Cond], prompts: Sequence[str]
 def read_conditioning(path: Path, architecture: str, negative: str | None = None) -> list[Cond]:
     """The encoded prompts of a file, the negative one first.
 
-    Refuses those of another architecture or negative prompt; with None any negative prompt will do.
+    Refuses a file for another architecture or negative prompt; None accepts any negative prompt.
     """
     conds: dict[int, Cond] = {}
     try:
@@ -41,7 +41,8 @@ def read_conditioning(path: Path, architecture: str, negative: str | None = None
         raise ValueError(f"{path}: not a conditioning file ({error}); delete it to encode the prompts again") from error
     if facts.get("architecture", architecture) != architecture:
         raise ValueError(
-            f"{path} holds prompts encoded for {facts['architecture']}, this model is {architecture}: name another file"
+            f"{path} contains prompts encoded for {facts['architecture']}, this model is {architecture}: name another "
+            "file"
         )
     if negative is not None and facts.get("0", negative) != negative:
         raise ValueError(

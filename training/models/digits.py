@@ -1,9 +1,9 @@
 """The bundled small model: a class-conditional flow transformer on 8x8 digits.
 
-A quarter of a million parameters, trained by training/train_digits.py on scikit-learn's digits (UCI Optical
-Recognition of Handwritten Digits, CC BY 4.0). It is small enough to fit a solver for it on any CPU, and real enough
-to behave like its big relatives: transformer, adaLN-zero conditioning (DiT, arXiv 2212.09748), classifier-free
-guidance. `DigitsDenoiser` speaks the k-diffusion contract in flow coordinates.
+It has about 250,000 parameters and was trained by training/train_digits.py on scikit-learn's digits (UCI Optical
+Recognition of Handwritten Digits, CC BY 4.0). It is small enough to fit a solver on any CPU and built like large
+models: transformer, adaLN-zero conditioning (DiT, arXiv 2212.09748), classifier-free guidance. `DigitsDenoiser` has
+k-diffusion's interface, in flow coordinates.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class DigitsTransformer(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
-        """Returns the velocity at states x [B, 1, 8, 8], flow times sigma [B], labels [B] (10 = unconditional)."""
+        """Returns the velocity at states x [B, 1, 8, 8], flow times sigma [B] and labels [B] (10: unconditional)."""
         frequencies = torch.exp(
             torch.arange(self.width // 2, device=x.device) * (-math.log(1000.0) / (self.width // 2))
         )
@@ -88,8 +88,8 @@ class DigitsDenoiser(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, label: Tensor, guidance: float | Tensor = 3.0) -> Tensor:
         """Returns the guided denoised picture for x [B, 1, 8, 8], sigma [B] in (0, 1], label [B].
 
-        guidance 1 is one network call per step, any other value, or one per row, [B], evaluates the label and the null
-        label in one batch.
+        Guidance 1 makes one network pass. Another value, or a value per row [B], evaluates the label and the null label
+        in one batch.
         """
         if not isinstance(guidance, float | int):
             guidance = guidance.to(x).view(-1, 1, 1, 1)
@@ -101,7 +101,7 @@ class DigitsDenoiser(nn.Module):
 
 
 def load_digits(path: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> DigitsDenoiser:
-    """Returns the bundled model, frozen and in evaluation mode, weights in `dtype`."""
+    """Returns the bundled model, frozen and in evaluation mode, with weights in `dtype`."""
     network = DigitsTransformer()
     network.load_state_dict(load_file(path))
     return DigitsDenoiser(network).to(dtype).requires_grad_(False).eval()

@@ -1,7 +1,7 @@
-"""The denoiser that ComfyUI's guider is: work is done with it inside one `guider.sample`, which loads and offloads.
+"""A denoiser from ComfyUI's guider. All work runs inside one `guider.sample`, which loads and offloads the model.
 
-So whatever ComfyUI samples can be worked with: quantised, patched and offloaded models, any conditioning. Its modules
-are those that the caller has imported; none is imported here.
+So it works with everything that ComfyUI can sample: quantised, patched and offloaded models, any conditioning. The
+caller must have imported ComfyUI's modules; none is imported here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .conditioning import Cond
 __all__ = ["Denoiser", "EncodedPrompts", "WiredConditioning", "draw_starts", "with_denoiser"]
 
 Denoiser = Callable[..., Tensor]
-"""`denoiser(x, sigma, row) -> denoised`, guidance applied, in the model's own latent space; `row`: sample numbers."""
+"""`denoiser(x, sigma, row) -> denoised`, with guidance, in the model's own latent space; `row`: sample numbers."""
 
 _Conds = dict[str, list[dict[str, Any]]]
 _Result = TypeVar("_Result")
@@ -30,17 +30,17 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, eq=False)
 class WiredConditioning:
-    """Conditioning of a graph. A batch of P prompts gives sample i prompt i % P; several entries are combined."""
+    """A graph's conditioning. From a batch of P prompts, sample i gets prompt i % P; several entries are combined."""
 
     positive: Any
     negative: Any
 
     def group_of(self, row: int) -> Hashable:
-        """What samples of one call have in common: nothing else than their guidance."""
+        """A key that the samples of one call share, besides their CFG; here all samples can share a call."""
         return None
 
     def process(self, model: Any, conds: _Conds, rows: Sequence[int], x: Tensor) -> _Conds:
-        """The processed conditioning `conds` with, of every batch of P entries, those of the rows modulo P."""
+        """The processed conditioning `conds`, reduced to the rows' entries (row modulo P) of every batch of P."""
         constant = sys.modules["comfy.conds"].CONDConstant
 
         def pick(cond: Any) -> Any:
@@ -57,9 +57,9 @@ class WiredConditioning:
 
 @dataclass(frozen=True, eq=False)
 class EncodedPrompts:
-    """Encoded prompts, the negative one first: of P others sample i has prompt 1 + i % P.
+    """Encoded prompts, the negative one first; with P others, sample i has prompt 1 + i % P.
 
-    Prompts of different lengths, which cannot share a call, run one after the other; so do values of an embedded
+    Prompts of different lengths cannot share a call and run one after the other. So do the values of an embedded
     guidance, which the samples have in turn.
     """
 
@@ -80,12 +80,12 @@ class EncodedPrompts:
         return self.conds[1 + row % (len(self.conds) - 1)]
 
     def group_of(self, row: int) -> tuple[torch.Size, float | None]:
-        """What samples of one call have in common: length and embedded guidance."""
+        """A key that the samples of one call share: prompt length and embedded guidance."""
         embedded = self.embedded[row % len(self.embedded)] if self.embedded else None
         return self._prompt_of(row)["context"].shape, embedded
 
     def process(self, model: Any, conds: _Conds, rows: Sequence[int], x: Tensor) -> _Conds:
-        """The processed conditioning of the rows, of one group, for states x."""
+        """The processed conditioning of rows of one group, for states x."""
         embedded = self.group_of(rows[0])[1]
         pairs = {"positive": [self._prompt_of(row) for row in rows], "negative": [self.conds[0]]}
         convert = sys.modules["comfy.sampler_helpers"].convert_cond
@@ -108,14 +108,14 @@ def with_denoiser(
     """Returns `work(denoiser, device)`, called while the model is loaded.
 
     Args:
-        work: What to do with the denoiser, on the model's device.
+        work: Receives the denoiser and the model's device.
         patcher: ComfyUI's ModelPatcher.
-        conditioning: Of the samples, by their numbers.
-        cfgs: Classifier-free guidances that the samples have in turn; 1 makes one conditional pass. Each is a call of
-            its own to the host.
-        latent: An empty latent of as many samples as one call has at most, by which ComfyUI estimates the memory.
-        seed: For conditioning that draws noise of its own.
-        differentiable: Let gradients through the model; otherwise it runs in inference mode, as ComfyUI samples.
+        conditioning: Of the samples, by number.
+        cfgs: CFG values that the samples have in turn, each in a separate call to the host; 1 makes a single
+            conditional pass.
+        latent: An empty latent with the largest batch of a call, for ComfyUI's memory estimate.
+        seed: Of conditioning that draws noise.
+        differentiable: Let gradients through the model; otherwise it runs in inference mode, as in ComfyUI's sampling.
     """
     samplers = sys.modules["comfy.samplers"]
     guider, results = samplers.CFGGuider(patcher), []
@@ -139,19 +139,19 @@ def _make_denoiser(
     conditioning: WiredConditioning | EncodedPrompts,
     cfgs: Sequence[float],
 ) -> Denoiser:
-    """The denoiser of numbered samples, from the one that ComfyUI hands to a sampler function."""
+    """The denoiser of numbered samples, from the one that ComfyUI passes to a sampler function."""
     conds = guider.conds  # as the guider processed them
     check_interrupt = sys.modules["comfy.model_management"].throw_exception_if_processing_interrupted
     processed: dict[tuple[int, ...], dict[Hashable, _Conds]] = {}
 
     def denoiser(x: Tensor, sigma: Tensor, row: Sequence[int]) -> Tensor:
         if tuple(row) not in processed:
-            processed.clear()  # a microbatch is finished with before the next begins
+            processed.clear()  # a microbatch is finished before the next begins
         of_batch = processed.setdefault(tuple(row), {})
 
-        def run_group(group: tuple[float, Hashable], places: list[int], x: Tensor, sigma: Tensor) -> Tensor:
+        def run_group(group: tuple[float, Hashable], positions: list[int], x: Tensor, sigma: Tensor) -> Tensor:
             if group not in of_batch:
-                of_batch[group] = conditioning.process(guider.inner_model, conds, [row[place] for place in places], x)
+                of_batch[group] = conditioning.process(guider.inner_model, conds, [row[i] for i in positions], x)
 
             def run(x: Tensor, sigma: Tensor) -> Tensor:
                 check_interrupt()
@@ -176,7 +176,7 @@ def _join(conds: Sequence[Cond], embedded: float | None) -> list[Any]:
 def draw_starts(sampling: Any, shape: Sequence[int], count: int, seed: int) -> Tensor:
     """Starting states at the highest noise level of a `model_sampling`, shape [count, ...], float32 on the CPU.
 
-    Sample i has its own generator, so that it is the same whatever the count.
+    Sample i has its own generator, so it does not depend on the count.
     """
     generators = (torch.Generator().manual_seed((seed + i) % 2**64) for i in range(count))
     gaussian = torch.cat([torch.randn(list(shape), generator=generator) for generator in generators])
@@ -186,14 +186,14 @@ def draw_starts(sampling: Any, shape: Sequence[int], count: int, seed: int) -> T
 
 @contextmanager
 def _differentiable(patcher: Any) -> Iterator[None]:
-    """Lets gradients through ComfyUI's models: fused operations without a derivative are off meanwhile.
+    """Lets gradients through ComfyUI's models: fused operations without a derivative are switched off.
 
-    The weights were loaded outside of inference mode, so they can be part of a graph; none of them needs a gradient.
+    The weights are loaded outside inference mode, so they can be part of a graph, but they need no gradient.
     """
     management: Any = sys.modules["comfy.model_management"]
     before = getattr(management, "in_training", False)
     patcher.model.requires_grad_(False)
-    management.in_training = True  # newer cores: rotary embeddings without the fused kernel; others do not read it
+    management.in_training = True  # disables the fused rotary kernel; older cores ignore it
     try:
         yield
     finally:
@@ -203,8 +203,8 @@ def _differentiable(patcher: Any) -> Iterator[None]:
 class _Replayed(torch.autograd.Function):
     """A denoiser's forward pass without a graph; the backward pass runs it again with one.
 
-    That graph lives inside one context in which ComfyUI's models may change saved tensors in place (FLUX adds to them);
-    with checkpointing alone the gradient of such models is wrong.
+    The graph is built and used inside one context that lets ComfyUI's models change saved tensors in place, as FLUX
+    does; with plain checkpointing the gradients of such models are wrong.
     """
 
     @staticmethod

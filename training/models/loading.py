@@ -1,4 +1,4 @@
-"""ComfyUI's folder, and model files loaded by its own loaders: every format and quantisation that it has."""
+"""ComfyUI's folder, and model files loaded by ComfyUI's own loaders, in any format and quantisation."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _log = logging.getLogger("learned_solvers")
 
 
 def find_comfy(folder: Path | None) -> Path:
-    """ComfyUI's folder: the one given, COMFYUI_PATH, or the one whose custom_nodes we live in."""
+    """ComfyUI's folder: the one given, else COMFYUI_PATH or the one whose custom_nodes contains this package."""
     here = Path(os.path.abspath(__file__)).parents[4]
-    places = [folder] if folder else [Path(os.environ.get("COMFYUI_PATH", "").split(os.pathsep)[0]), here]
-    for place in places:
-        if (place / "comfy" / "sd.py").is_file():
-            return place.resolve()
-    where = f"in {folder}" if folder else f"around this folder, which is in no custom_nodes ({here})"
+    candidates = [folder] if folder else [Path(os.environ.get("COMFYUI_PATH", "").split(os.pathsep)[0]), here]
+    for candidate in candidates:
+        if (candidate / "comfy" / "sd.py").is_file():
+            return candidate.resolve()
+    where = f"in {folder}" if folder else f"in COMFYUI_PATH or around this package ({here})"
     raise FileNotFoundError(f"no ComfyUI {where}: name its folder with --comfyui, or set COMFYUI_PATH")
 
 
@@ -41,10 +41,10 @@ class ModelFiles:
 
     Args:
         checkpoint: Model, text encoders and VAE in one file.
-        diffusion_model: The diffusion model alone, in place of a checkpoint.
-        clip: Its text encoders; of a checkpoint, in place of its own.
-        vae: Its VAE.
-        comfyui: ComfyUI's folder; None: where `find_comfy` finds it.
+        diffusion_model: The diffusion model alone, instead of a checkpoint.
+        clip: Text encoders; they replace those of a checkpoint.
+        vae: VAE; it replaces that of a checkpoint.
+        comfyui: ComfyUI's folder; None: see `find_comfy`.
     """
 
     checkpoint: Path | None = None
@@ -56,13 +56,13 @@ class ModelFiles:
     def __post_init__(self) -> None:
         if (self.checkpoint is None) == (self.diffusion_model is None):
             raise ValueError(
-                "name one model: --checkpoint FILE, or --diffusion-model FILE with --clip and --vae; --demo runs the "
-                "bundled small one, without ComfyUI"
+                "name one model: --checkpoint FILE, or --diffusion-model FILE with --clip and --vae; --demo uses the "
+                "bundled small model, without ComfyUI"
             )
 
     @property
     def name(self) -> str:
-        """The model file's name without its ending."""
+        """The model file's name without its suffix."""
         return (self.checkpoint or self.diffusion_model or Path("model")).stem
 
     @property
@@ -71,13 +71,13 @@ class ModelFiles:
         return find_comfy(self.comfyui)
 
     def stamps(self) -> list[tuple[str, int, int]]:
-        """What tells the model and its encoders from others: path, size and time of each file."""
+        """Identity of the model and its encoders: path, size and modification time of each file."""
         files = [file for file in (self.checkpoint, self.diffusion_model, *self.clip) if file and file.exists()]
         return [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def load_parts(files: ModelFiles, *, text_encoders: bool) -> tuple[Any, Any, Any]:
-    """ComfyUI's ModelPatcher of a model, its CLIP or None, its VAE or None; those of `files` before a checkpoint's."""
+    """ComfyUI's ModelPatcher, CLIP or None, VAE or None; files named separately replace a checkpoint's parts."""
     comfy, checkpoint, diffusion_model = files.comfy, files.checkpoint, files.diffusion_model
     clip, vae = files.clip, files.vae
     _check_files([file for file in (checkpoint, diffusion_model, vae, *clip) if file is not None])
@@ -93,7 +93,7 @@ def load_parts(files: ModelFiles, *, text_encoders: bool) -> tuple[Any, Any, Any
         with _loading("a diffusion model with --diffusion-model", diffusion_model):
             patcher = sd.load_diffusion_model(str(diffusion_model))
     if patcher is None:
-        raise ValueError(f"{checkpoint or diffusion_model}: ComfyUI finds no diffusion model in it")
+        raise ValueError(f"ComfyUI finds no diffusion model in {checkpoint or diffusion_model}: name another file")
     if clip and text_encoders:
         kind = text_encoder_type(sd.CLIPType, patcher.model)
         with _loading("the model's text encoders with --clip", *clip):
@@ -113,8 +113,8 @@ def text_encoder_type(types: Any, model: Any) -> Any:
     facts = model_architecture(model)
     if facts.text_encoder is None or not hasattr(types, facts.text_encoder):
         _log.warning(
-            "The type of text encoders of %s is unknown: the --clip files are loaded as ComfyUI's default type. If the "
-            "pictures do not follow the prompts, use a checkpoint with the text encoders inside",
+            "Unknown type of text encoders for %s: the --clip files are loaded as ComfyUI's default type. If the "
+            "pictures do not follow the prompts, use a checkpoint that includes the text encoders",
             facts.name,
         )
         return types.STABLE_DIFFUSION
@@ -122,43 +122,43 @@ def text_encoder_type(types: Any, model: Any) -> Any:
 
 
 def _check_channels(vae: Any, model: Any) -> None:
-    """Refuses a VAE for other latents, which would fail only when the pictures are drawn."""
-    decoded, made = getattr(vae, "latent_channels", None), model.latent_format.latent_channels
-    if decoded is not None and decoded != made:
-        raise ValueError(f"it decodes latents of {decoded} channels, those of {architecture_name(model)} have {made}")
+    """Refuses a VAE for other latents; otherwise it would fail only after the fit, in decoding."""
+    vae_channels, channels = getattr(vae, "latent_channels", None), model.latent_format.latent_channels
+    if vae_channels is not None and vae_channels != channels:
+        raise ValueError(f"its latents have {vae_channels} channels, those of {architecture_name(model)} {channels}")
 
 
 @contextmanager
-def _loading(wanted: str, *files: Path) -> Iterator[None]:
-    """Names the files where ComfyUI's loader fails, with what they were to be."""
+def _loading(expected: str, *files: Path) -> Iterator[None]:
+    """Refuses files that ComfyUI's loader fails on, with what was expected."""
     try:
         yield
     except torch.cuda.OutOfMemoryError:
         raise
-    # What loaders meet in a file of another kind: they look for keys that are not there.
+    # What loaders raise on a file of another kind, when keys are missing.
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError, pickle.PickleError) as error:
-        # torch.load's advice on pickles is to read them unsafely: not repeated.
+        # Of a pickle, torch.load advises unsafe loading: not repeated here.
         reason = "" if isinstance(error, pickle.PickleError) else f": {(str(error).splitlines() or [''])[0][:200]}"
         raise ValueError(
-            f"ComfyUI cannot load {', '.join(map(str, files))} ({type(error).__name__}{reason}): name {wanted}"
+            f"ComfyUI cannot load {', '.join(map(str, files))} ({type(error).__name__}{reason}): name {expected}"
         ) from error
 
 
 def _check_files(files: Sequence[Path]) -> None:
     for file in files:
         if not file.is_file():
-            found = "is a folder" if file.is_dir() else "does not exist"
-            raise ValueError(f"{file.absolute()} {found}: name a model file")
+            problem = "is a folder" if file.is_dir() else "does not exist"
+            raise ValueError(f"{file.absolute()} {problem}: name a model file")
         if has_suffix(file, ".safetensors"):
             try:
                 with safe_open(file, framework="pt"):
                     pass
             except SafetensorError as error:
-                raise ValueError(f"{file} is no readable safetensors file ({error}): get it again") from error
+                raise ValueError(f"{file} is not a readable safetensors file ({error}): download it again") from error
 
 
 def host_module(comfy: Path, name: str) -> Any:
-    """A module of ComfyUI, which runs on the CPU where there is no accelerator."""
+    """Imports a module of ComfyUI; without an accelerator, ComfyUI is set to the CPU."""
     if str(comfy) not in sys.path:
         sys.path.insert(0, str(comfy))
     try:

@@ -1,1 +1,1 @@
-"""How parameters are found: problems, losses, Levenberg-Marquardt, gradient descent."""
+"""Optimisation of the parameters: problems, losses, Levenberg-Marquardt, gradient descent."""

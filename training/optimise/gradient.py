@@ -1,7 +1,7 @@
 """Gradient descent through the network, as in the papers: Adam, AdamW or Lion with warm-up, cosine and clipping.
 
-For denoisers that differentiate; activations are recomputed instead of kept (torch.utils.checkpoint). The gradient is
-compared with a difference before the first step, as hosts' fused operations may drop it without an error.
+For differentiable denoisers; activations are recomputed instead of stored (torch.utils.checkpoint). The gradient is
+compared with a finite difference before the first step, because fused operations of hosts may drop it silently.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Lion(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Makes one update."""
+        """Performs one update."""
         for group in self.param_groups:
             beta_1, beta_2 = group["betas"]
             for p in (p for p in group["params"] if p.grad is not None):
@@ -60,9 +60,9 @@ class GradientDescent:
         weight_decay: Decoupled; the FLUX recipe has 5e-2.
         batch: Samples per update, over all processes, at most.
         epochs: Passes over the samples.
-        warm_up: Part of the updates over which the rate rises; after it a cosine falls to 1 % of it.
+        warm_up: Fraction of the updates during which the rate rises; a cosine then lowers it to 1 %.
         clip: Largest norm of the gradient.
-        seed: Of the order of samples.
+        seed: Seed of the order of samples.
     """
 
     optimizer: str = "adam"
@@ -92,10 +92,10 @@ class GradientDescent:
         state: dict[str, Tensor] | None = None,
         save: Callable[[dict[str, Tensor]], None] | None = None,
     ) -> tuple[Tensor, float]:
-        """Returns the last parameters and their loss, on `held_out` where given; see `GaussNewton.fit`.
+        """The last parameters and their loss, on `held_out` if given; see `LevenbergMarquardt.fit`.
 
         Raises:
-            ValueError: The gradient disagrees with a difference, or there is none.
+            ValueError: There is no gradient, or it disagrees with a finite difference.
         """
         theta = (theta if state is None else state["theta"]).clone().requires_grad_(True)
         optimizer = OPTIMIZERS[self.optimizer]([theta], lr=self.rate, weight_decay=self.weight_decay)
@@ -106,9 +106,9 @@ class GradientDescent:
             first = int(state["updates"])
             optimizer.load_state_dict(_unflatten(optimizer.state_dict(), state))
         batches = self._batches(problem.total)
-        for update, chosen in enumerate(batches[first:], first):
-            own = problem.processes.places(chosen, problem.samples, problem.total)
-            loss = self._update(problem, theta, optimizer, own, update / len(batches))
+        for update, batch in enumerate(batches[first:], first):
+            rows = problem.processes.local_rows(batch, problem.samples, problem.total)
+            loss = self._update(problem, theta, optimizer, rows, update / len(batches))
             if (update + 1) % max(1, len(batches) // 20) == 0:
                 if progress is not None:
                     progress(f"update {update + 1} of {len(batches)}: loss {loss:.3e}")
@@ -119,7 +119,7 @@ class GradientDescent:
         return theta, (held_out or problem).loss(theta)
 
     def _batches(self, total: int) -> list[Tensor]:
-        """Returns the sample numbers of every update, in a new order in each epoch; all have about as many."""
+        """Sample numbers of every update, in a new order each epoch; sizes differ by at most one."""
         order, per_epoch = torch.Generator().manual_seed(self.seed), -(-total // self.batch)
         epochs = [torch.randperm(total, generator=order) for _ in range(self.epochs)]
         return [part for rows in epochs for part in rows.tensor_split(per_epoch)]
@@ -131,7 +131,7 @@ class GradientDescent:
             group["lr"] = self.rate * self._schedule(done)
         optimizer.zero_grad(set_to_none=True)
         gradient, loss = self._gradient(problem, theta, rows)
-        # One sum over processes for gradient, loss and count: some may have none of the update's samples.
+        # Gradient, loss and count are summed over processes: some may have none of the update's samples.
         sums = problem.processes.sums(torch.cat([gradient, loss[None], loss.new_tensor([len(rows)])]))
         theta.grad = sums[:-2] / sums[-1]
         torch.nn.utils.clip_grad_norm_([theta], self.clip)
@@ -139,9 +139,9 @@ class GradientDescent:
         return float(sums[-2] / sums[-1])
 
     def _gradient(self, problem: Problem, theta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns gradient and value of the sum of some samples' losses, in as many parts as fit into memory."""
+        """Gradient and value of the summed losses of some samples, in parts that fit into memory."""
 
-        def of_part(start: int, stop: int) -> tuple[Tensor, Tensor]:
+        def part_gradient(start: int, stop: int) -> tuple[Tensor, Tensor]:
             batch, reference = problem.samples.pick(rows[start:stop]), problem.reference.pick(rows[start:stop])
             with torch.enable_grad():
                 table = problem.space.table(theta)
@@ -151,7 +151,7 @@ class GradientDescent:
                 return torch.autograd.grad(loss, theta)[0], loss.detach()
 
         gradient, value = torch.zeros_like(theta), theta.new_zeros(())
-        for part, loss in problem.model.batch_limit.each(len(rows), problem.samples.microbatch, of_part):
+        for part, loss in problem.model.batch_limit.each(len(rows), problem.samples.microbatch, part_gradient):
             gradient, value = gradient + part, value + loss
         return gradient.detach(), value
 
@@ -161,7 +161,7 @@ class GradientDescent:
         return 0.01 + 0.99 * (1 + math.cos(math.pi * (done - self.warm_up) / (1 - self.warm_up))) / 2
 
     def _check_gradient(self, problem: Problem, theta: Tensor) -> None:
-        """Compares the derivative along one direction with a difference, on a few samples."""
+        """Compares the derivative along one direction with finite differences, on a few samples."""
         few, sums = problem.first(4), problem.processes.sums
         rows = torch.arange(len(few.samples))
         direction = torch.ones_like(theta) / math.sqrt(len(theta))
@@ -172,25 +172,25 @@ class GradientDescent:
             if is_out_of_memory(error):
                 raise
             raise ValueError(
-                f"this model does not differentiate ({error}): use the optimizer gauss-newton, which needs no gradient"
+                f"this model is not differentiable ({error}): use the optimizer gauss-newton, which needs no gradient"
             ) from error
         along, differences = float(sums(gradient @ direction)) / few.total, []
-        for size in (step, step / 10, step / 100, step / 1000):  # small ones drown in rounding, large ones in curvature
+        for size in (step, step / 10, step / 100, step / 1000):  # rounding limits small ones, curvature large ones
             with torch.no_grad():
                 ahead, behind = (few.loss(theta + sign * size * direction) for sign in (1, -1))
             differences.append((ahead - behind) / (2 * size))
             if abs(along - differences[-1]) <= 0.05 * max(abs(along), abs(differences[-1]), 1e-12) + 10 * size * size:
                 return
         raise ValueError(
-            f"this model's gradient is wrong: {along:.4e} along a direction where differences give "
+            f"this model's gradient is wrong: {along:.4e} in a direction where finite differences give "
             f"{', '.join(f'{d:.4e}' for d in differences)}; use the optimizer gauss-newton, which needs no gradient"
         )
 
 
 class _Recomputed:
-    """A denoiser that keeps no activations: its forward pass runs again during backpropagation.
+    """A denoiser that stores no activations: its forward pass is repeated during backpropagation.
 
-    A call that is backpropagated through counts as three: a forward pass, and a backward pass that counts as two.
+    A call with a gradient counts as three: the forward pass, and two for the backward pass.
     """
 
     def __init__(self, model: CountedDenoiser) -> None:
@@ -206,5 +206,5 @@ def _flatten(state: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _unflatten(empty: dict[str, Any], record: dict[str, Tensor]) -> dict[str, Any]:
-    own = {k.removeprefix("optimizer/"): v for k, v in record.items() if k.startswith("optimizer/")}
-    return {**empty, "state": {0: own} if own else {}}
+    state = {k.removeprefix("optimizer/"): v for k, v in record.items() if k.startswith("optimizer/")}
+    return {**empty, "state": {0: state} if state else {}}

@@ -1,4 +1,4 @@
-"""What a fit minimises: how far the student's states are from the teacher's."""
+"""Losses: the distance of the student's states from the teacher's."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from torch import Tensor
 
 from ..data.teacher import Reference
 
-__all__ = ["LOSSES", "POINTWISE", "Objective", "make_objective"]
+__all__ = ["LOSSES", "Objective", "make_objective"]
 
 
 class Objective(Protocol):
-    """A sum over residual entries of rho(r); Gauss-Newton sees it as least squares with weights rho'(r) / 2r."""
+    """A sum of rho(r) over residual entries; as least squares it has the weights rho'(r) / 2r."""
 
     needs_trajectory: bool
 
     def residual(self, states: list[Tensor], levels: Tensor, reference: Reference) -> Tensor:
-        """Returns the residual of a run, shape [B, M]; `states` are x_1 ... x_N [B, ...], `levels` [N] theirs."""
+        """The residual of a run, shape [B, M]; `states` are x_1 ... x_N [B, ...] at the `levels` [N]."""
         ...
 
     def rho(self, residual: Tensor) -> Tensor:
-        """Returns the loss of each sample, shape [B]."""
+        """The loss of each sample, shape [B]."""
         ...
 
     def weight(self, residual: Tensor) -> Tensor:
-        """Returns the least-squares weight of each entry, broadcast to [B, M]."""
+        """The least-squares weight of each entry, broadcastable to [B, M]."""
         ...
 
 
 class Pointwise(NamedTuple):
-    """A loss of single numbers: of a residual's sizes |r|, rho(|r|) and the least-squares weight rho'(|r|) / 2|r|."""
+    """A loss of independent numbers: rho(|r|) and the least-squares weight rho'(|r|) / 2|r|."""
 
     rho: Callable[[Tensor], Tensor]
     weight: Callable[[Tensor], Tensor]
@@ -43,10 +43,10 @@ def _huber(size: Tensor, delta: float) -> Tensor:
     return 0.5 * (delta / size.clamp(min=delta))
 
 
-_DELTA = 0.1  # of huber: half a square below it, linear above
+_DELTA = 0.1  # huber is half a square below it, linear above
 POINTWISE: Mapping[str, Pointwise] = {
     "l2": Pointwise(Tensor.square, lambda size: torch.ones_like(size[:1, :1])),
-    # l1's weight has no bound at 0: rounded off where the entry no longer matters next to the others.
+    # l1's weight is unbounded at 0: limited where the entry no longer matters next to the others.
     "l1": Pointwise(lambda size: size, lambda size: 0.5 / size.clamp(min=1e-3 * float(size.mean()))),
     "huber": Pointwise(
         lambda size: torch.where(size < _DELTA, size.square() / 2, _DELTA * (size - _DELTA / 2)),
@@ -69,8 +69,8 @@ def make_objective(loss: str | Callable[[Tensor], Tensor]) -> Objective:
 class PointLoss:
     """The mean of a pointwise loss over the end state, or over features of it (LPIPS, Inception).
 
-    A feature function decodes states [B, ...] and looks at them. Gauss-Newton only evaluates it; the gradient way needs
-    its derivative.
+    A feature function maps states [B, ...] to features, decoding them if necessary. Levenberg-Marquardt only evaluates
+    it; gradient descent needs its derivative.
     """
 
     loss: Pointwise

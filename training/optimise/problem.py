@@ -1,4 +1,4 @@
-"""One fit's problem: a space, samples with their reference, an objective. Losses and normal equations."""
+"""The problem of a fit: a space, samples with their reference, an objective. Losses and normal equations."""
 
 from __future__ import annotations
 
@@ -29,39 +29,39 @@ class Normal(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Problem(Trial):
-    """Samples to be matched by the tables of a space."""
+    """Samples that the tables of a space are fitted to."""
 
     space: Space = field(kw_only=True)
     objective: Objective = field(kw_only=True)
 
     @classmethod
     def of(cls, trial: Trial, space: Space, objective: Objective) -> Problem:
-        """Returns the problem of a trial's samples on a space."""
-        own = {entry.name: getattr(trial, entry.name) for entry in fields(Trial)}
-        return cls(**own, space=space, objective=objective)
+        """The problem of a trial's samples on a space."""
+        parts = {entry.name: getattr(trial, entry.name) for entry in fields(Trial)}
+        return cls(**parts, space=space, objective=objective)
 
     def loss(self, theta: Tensor) -> float:
-        """Returns the mean loss over all samples; inf where the parameters make no table or no finite states."""
+        """The mean loss over all samples; inf if the parameters make no table or no finite states."""
         mean = float(self.losses(theta).sum()) / self.total
         return mean if mean == mean else float("inf")
 
     def losses(self, theta: Tensor) -> Tensor:
-        """Returns the loss of each sample of all processes, shape [total], float64; inf where there is no table."""
+        """The loss of each sample of all processes, shape [total], float64; inf if there is no table."""
         if not is_valid(self.space, theta):
             return torch.full([self.total], float("inf"), dtype=torch.float64)
         table = self.space.table(theta)
-        none = torch.zeros(0, dtype=torch.float64)  # for a process without a sample
+        empty = torch.zeros(0, dtype=torch.float64)  # for a process without a sample
 
-        def own(start: int, batch: Samples) -> Tensor:
+        def batch_losses(start: int, batch: Samples) -> Tensor:
             reference = self.reference.rows(start, start + len(batch))
             return self.objective.rho(self._residual(table, self.run(table, batch).states, reference)).cpu().double()
 
-        return self.processes.joined(torch.cat([none, *self.each(own)]), self.samples, self.total)
+        return self.processes.gather(torch.cat([empty, *self.each(batch_losses)]), self.samples, self.total)
 
     def normal(self, theta: Tensor, difference: float, two_sided: bool = False) -> Normal:
-        """Returns the normal equations; the Jacobian is made of differences of size `difference`, forward or two-sided.
+        """The normal equations; the Jacobian consists of differences of size `difference`, forward or two-sided.
 
-        In memory at a time: one microbatch's run, and as many residuals of it as there are parameters.
+        Held in memory at a time: one microbatch's run, and one residual of it per parameter.
         """
         size = len(theta)
         matrix = torch.zeros(size, size, dtype=torch.float64)
@@ -100,7 +100,7 @@ class Problem(Trial):
         return Normal(together[: size * size].view(size, size), together[size * size : -1], float(together[-1]))
 
     def _step(self, theta: Tensor, step: Tensor, two_sided: bool) -> Tensor:
-        """Returns a step of one parameter, halved until the tables that it leads to are valid."""
+        """A step of one parameter, halved until the tables that it leads to are valid."""
         for _ in range(20):
             if is_valid(self.space, theta + step) and (not two_sided or is_valid(self.space, theta - step)):
                 break
@@ -108,13 +108,13 @@ class Problem(Trial):
         return step
 
     def _departed(self, table: SolverTable, run: Run, batch: Samples, reference: Reference, restart: Restart) -> Tensor:
-        """Returns the residual of a run that leaves `run` where `restart` says."""
+        """The residual of a run that differs from `run` after `restart`."""
         later: list[Tensor] = []
         end = sample_table(
             self.model, run.states[restart.step], table, batch.extra_args, lambda step: later.append(step["x"]),
-            disable=True, start=restart.step, history=dict(enumerate(run.entries[: restart.known])),
+            disable=True, start=restart.step, history=dict(enumerate(run.entries[: restart.entries])),
         )  # fmt: skip
-        missing = len(run.states) - 1 - len(later)  # states that the callback has not seen: they are the base run's
+        missing = len(run.states) - 1 - len(later)  # states before the restart are the base run's
         return self._residual(table, [*run.states[:missing], *later, end], reference)
 
     def _residual(self, table: SolverTable, states: list[Tensor], reference: Reference) -> Tensor:

@@ -1,1 +1,1 @@
-"""Published parameters: reading them safely, and what their sources say about the models (models.json)."""
+"""Published parameters: safe readers, and the sources' facts about the models (models.json)."""

@@ -1,8 +1,8 @@
-"""Reads the figures in the DyWeight authors' .pkl files without executing anything from them.
+"""Reads the parameters in the DyWeight authors' .pkl files without executing anything in them.
 
-Those files are EDM "persistence" pickles: a stock unpickler would compile Python source that they carry. Here an exact
-allow-list of the eleven names that the authors' files use is mapped to inert stand-ins; any other name, and so any
-other call, refuses the file. Tensor storages inside are read by torch.load with weights_only.
+Those files are EDM "persistence" pickles, which carry Python source that a stock unpickler would compile. Here the
+eleven names that the authors' files use are mapped to inert stand-ins; a file with any other name, and so with any
+other call, is refused. Tensor storages in the pickle are read by torch.load with weights_only.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _SOLVERS = ("dyweight_sampler", "heun_sampler", "ipndm_sampler", "euler_sampler"
 def load_inert_pickle(content: bytes) -> dict[str, Any]:
     """The pickle's outermost dictionary; objects become dictionaries of their state, solvers their names.
 
-    It may raise anything, for the file may make anything of the stand-ins; none of it is code of the file.
+    May raise any exception, as a hostile file can misuse the stand-ins, but executes no code of the file.
     """
     check_pickles(content)
-    allowed = _stand_ins()  # made anew for each file
+    allowed = _stand_ins()  # new for each file
 
     class InertUnpickler(pickle.Unpickler):
         def find_class(self, module_name: str, global_name: str) -> Any:
@@ -47,11 +47,11 @@ def load_inert_pickle(content: bytes) -> dict[str, Any]:
 
 
 def _stand_ins() -> dict[tuple[str, str], Callable[..., Any] | str | type]:
-    """The allow-list. Fresh closures, so that a pickle that sets attributes on them changes no other load."""
+    """The allow-list, of new closures: a pickle that sets attributes on them affects no other load."""
 
     def persistent_object(meta: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(meta["class_name"], str):
-            raise ValueError("a class's name must be a text")
+            raise ValueError("a class name must be text")
         return dict(meta["state"], class_name=meta["class_name"])
 
     def parameter(data: Tensor, requires_grad: bool, hooks: Any) -> Tensor:
@@ -62,18 +62,18 @@ def _stand_ins() -> dict[tuple[str, str], Callable[..., Any] | str | type]:
             raise ValueError("a storage must be in torch's old layout")
         check_pickles(content, count=5)  # magic number, protocol, system, storage, keys
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # TypedStorage is deprecated; these files hold nothing else
+            warnings.simplefilter("ignore", UserWarning)  # TypedStorage is deprecated; these files have only that
             typed = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            if not isinstance(typed, TypedStorage):  # a tensor of stride 0 has any number of entries
-                raise ValueError("a storage must be nothing but that")
+            if not isinstance(typed, TypedStorage):  # a tensor of stride 0 may claim any number of entries
+                raise ValueError("a storage must be a TypedStorage")
             return torch.tensor(typed.tolist(), dtype=typed.dtype)
 
     def tensor(
         data: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], requires_grad: bool, hooks: Any
     ) -> Tensor:
-        # Each for itself first: the product of large numbers takes long.
+        # Each side is checked before the product, which is slow for huge numbers.
         if not all(type(n) is int and 0 < n <= data.numel() for n in size) or math.prod(size) > data.numel():
-            raise ValueError("a tensor's size is no whole numbers, or it is larger than its storage")
+            raise ValueError("a tensor's size must be positive integers within its storage")
         return torch.as_strided(data, size, stride, offset).clone()
 
     return {

@@ -1,8 +1,7 @@
-"""What a fit may change: a flat vector of free parameters per family, and the way from it to a table.
+"""Free parameters of a family: a flat vector, and the map from it to a table.
 
-Parameters are ordered by the step that they act on. Those of step i leave the states up to x_i unchanged, which is
-what lets a difference restart from there: `restart` says, per parameter, from which step on and whether the model call
-at that step stays the same too.
+Parameters are ordered by the step that they act on. Those of step i leave the states up to x_i unchanged, so a finite
+difference can restart from there: `restart` gives, per parameter, that step and whether its model call is reused too.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from ...samplers.files.card import StepCard
 from ...samplers.grids import interpolate
 from ...samplers.schedules import Noise
 
-__all__ = ["Restart", "Space", "is_valid", "resampled_vector", "windowed"]
+__all__ = ["Restart", "Space", "cut_to_window", "is_valid", "resample_vector"]
 
 
 class Restart(NamedTuple):
-    """Where a run with one parameter changed departs from the unchanged run."""
+    """The point at which changing one parameter makes a run differ from the unchanged run."""
 
     step: int  # the state x_step is the same
-    known: int  # the entries h_j with j < known are the same
+    entries: int  # the first entries h_0, h_1, ... that are the same
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Space(ABC):
     Args:
         steps: Network calls N.
         noise: The model's noise schedule.
-        grid: Rule of the grid; None for a family with times of its own.
+        grid: Rule of the grid; None for a family with its own times.
         history: Newest entries that a step may use.
         learn_grid: Whether the grid's shape parameter is learned too.
     """
@@ -48,7 +47,7 @@ class Space(ABC):
     options: ClassVar[Mapping[str, object]] = {}
     """Card options of the form that a fit learns."""
     proxy: ClassVar[type[Space] | None] = None
-    """Space with fewer parameters in which starts of many steps are compared."""
+    """A space with fewer parameters, in which starts for many steps are compared."""
 
     steps: int
     noise: Noise
@@ -59,7 +58,7 @@ class Space(ABC):
     @property
     @abstractmethod
     def restart(self) -> list[Restart]:
-        """Where a run departs when one parameter changes, shape [P]."""
+        """The restart point of each parameter, P entries."""
 
     @abstractmethod
     def table(self, theta: Tensor) -> SolverTable:
@@ -67,9 +66,9 @@ class Space(ABC):
 
     @abstractmethod
     def initial(self, table: SolverTable) -> Tensor:
-        """The parameters of a table whose rows lead to descending levels, the space's own or not.
+        """The parameters of a table with descending levels, which need not be the space's own.
 
-        Entries outside the window go to its oldest.
+        Entries outside the window are added to its oldest entry.
         """
 
     @abstractmethod
@@ -86,19 +85,19 @@ class Space(ABC):
 
     @classmethod
     def check_step(cls, name: str, step: StepCard) -> None:
-        """Refuses a solver's step count whose card options a fit cannot go on with: others than `cls.options`."""
+        """Refuses a step count whose card options differ from those that a fit learns, `cls.options`."""
         defaults = FAMILIES[cls.family].options
         if {**defaults, **step.options} != {**defaults, **cls.options}:
             raise ValueError(
-                f"{name} has options {dict(step.options) or 'none'} on its card, a fit goes on with "
-                f"{dict(cls.options) or 'none'} only: start from a scan"
+                f"{name} has options {dict(step.options) or 'none'} on its card, a fit needs "
+                f"{dict(cls.options) or 'none'}: start from a scan"
             )
 
     @classmethod
     def can_start_from(cls, table: SolverTable, grid: Grid | None, noise: Noise, learn_grid: bool) -> bool:
-        """Whether the family has a classical solver's levels: they descend, and so do those its rows lead to.
+        """Whether the family can represent a classical solver: its levels and those that its rows reach descend.
 
-        Those of ipndm_v may not. A grid that is learned needs a rule with a shape parameter.
+        The levels that ipndm_v's rows reach may not. A learned grid needs a rule with a shape parameter.
         """
         rows = with_derivatives(table).coeffs.sum(1)
         reached = table.levels[0] + torch.cat([rows.new_zeros(1), rows.cumsum(0)])
@@ -110,10 +109,10 @@ class Space(ABC):
 
     @classmethod
     def resampled(cls, tensors: Mapping[str, Tensor], steps: int) -> dict[str, Tensor]:
-        """A solver file's tensors at one guidance for another number of steps; unchanged for the same number.
+        """A solver file's tensors at one guidance, resampled to another step count; unchanged for the same count.
 
-        Row i of the result is the row at the same place of the path, aligned at its newest entry; vectors with an
-        entry per step are interpolated.
+        Row i of the result is the row at the same fraction of the path, aligned at its newest entry. Vectors with one
+        value per step are interpolated.
         """
         if len(next(iter(tensors.values()))) == steps:
             return dict(tensors)
@@ -121,33 +120,33 @@ class Space(ABC):
 
     @classmethod
     def _resampled(cls, name: str, tensor: Tensor, steps: int) -> Tensor:
-        places = torch.linspace(0, len(tensor) - 1, steps, dtype=torch.float64)
+        positions = torch.linspace(0, len(tensor) - 1, steps, dtype=torch.float64)
         if tensor.ndim == 1:
-            return resampled_vector(tensor, places)
+            return resample_vector(tensor, positions)
         rows = torch.zeros(steps, steps, dtype=torch.float64)
-        for i, source in enumerate(places.round().long().tolist()):
+        for i, source in enumerate(positions.round().long().tolist()):
             for back in range(source + 1):
                 rows[i, max(0, i - back)] += tensor[source, source - back]
         return rows
 
 
-def resampled_vector(values: Tensor, places: Tensor) -> Tensor:
-    """Values at fractional indices, linear between the whole ones, shape of `places`."""
+def resample_vector(values: Tensor, positions: Tensor) -> Tensor:
+    """Values at fractional indices, linear between whole ones, shape of `positions`."""
     if len(values) == 1:
-        return values.expand(len(places)).clone()
-    return interpolate(places, torch.arange(len(values), dtype=torch.float64), values)
+        return values.expand(len(positions)).clone()
+    return interpolate(positions, torch.arange(len(values), dtype=torch.float64), values)
 
 
 def is_valid(space: Space, theta: Tensor) -> bool:
-    """Whether the parameters make a table whose levels descend: one without has no parts for image-to-image."""
+    """Whether the parameters make a table with descending levels; others cannot be split for image-to-image."""
     try:
         return bool((space.table(theta).levels.diff() < 0).all())
     except ValueError:
         return False
 
 
-def windowed(rows: Tensor, history: int) -> Tensor:
-    """Rows, shape [N, N]: what is older than the window is added to its oldest entry, so that sums are kept."""
+def cut_to_window(rows: Tensor, history: int) -> Tensor:
+    """Rows [N, N] cut to the window; older coefficients are added to its oldest entry, which keeps each row's sum."""
     rows = rows.clone()
     for i in range(history, len(rows)):
         oldest = i - history + 1

@@ -1,4 +1,4 @@
-"""What a fit of DS-Solver may change: time steps and coefficients."""
+"""Free parameters of DS-Solver: time steps and coefficients."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from ...samplers.conversion import with_denoised, with_derivatives
 from ...samplers.families.ds import TIMES, ds_table
 from ...samplers.files.card import StepCard
 from ...samplers.schedules import Noise
-from .base import Restart, Space, resampled_vector, windowed
+from .base import Restart, Space, cut_to_window, resample_vector
 
 __all__ = ["DSSpace"]
 
 
 @dataclass(frozen=True)
 class DSSpace(Space):
-    """Time steps and coefficients inside a window, on flow and VP models; a grid is without effect.
+    """Time steps and coefficients inside a window, on flow and VP models; the grid has no effect.
 
-    Vector: for each step i the coefficients c_ij of the newest `history` - 1 older entries, oldest first, then, but
-    in the last step, the logit of the part of the remaining time that is left after it.
+    Vector: for each step i the coefficients c_ij of the newest `history` - 1 older entries, oldest first; then, except
+    in the last step, the logit of the fraction of the remaining time that is left after it.
     """
 
     family = "ds"
 
     def __post_init__(self) -> None:
         if self.learn_grid:
-            raise ValueError("a DS solver has times of its own and no grid to learn: leave learn_grid out")
+            raise ValueError("a DS solver has its own times and no grid to learn: leave learn_grid out")
         if self.noise.kind not in TIMES:
             raise ValueError(
                 f"DS-Solver is defined on {' and '.join(TIMES)} noise, got {self.noise.kind}: fit dyweight instead"
@@ -56,8 +56,8 @@ class DSSpace(Space):
         rows, columns = (torch.tensor([cells[n][k] for n in at], dtype=torch.long) for k in (0, 1))
         coeffs = torch.zeros(self.steps, self.steps, dtype=torch.float64).index_put((rows, columns), theta[at])
         first, last = TIMES[self.noise.kind]
-        left = theta[[n for n, (_, j) in enumerate(cells) if j < 0]].sigmoid().cumprod(0)
-        times = torch.cat([left.new_tensor([first]), last + (first - last) * left])
+        remaining = theta[[n for n, (_, j) in enumerate(cells) if j < 0]].sigmoid().cumprod(0)
+        times = torch.cat([remaining.new_tensor([first]), last + (first - last) * remaining])
         timedeltas = -times.diff()
         return torch.cat([timedeltas, (1 - timedeltas.sum())[None]]), coeffs
 
@@ -68,7 +68,7 @@ class DSSpace(Space):
         return ds_table(timedeltas, coeffs, self.noise)
 
     def initial(self, table: SolverTable) -> Tensor:  # noqa: D102 - see Space
-        if self.noise.kind == "vp":  # whose form is on denoised entries and whole model times
+        if self.noise.kind == "vp":  # the paper's form for VP: denoised entries at whole model times
             table = with_denoised(table)
             ratio = table.levels[1:] / table.levels[:-1]
             rows = table.coeffs / (1 - ratio)[:, None]
@@ -76,20 +76,20 @@ class DSSpace(Space):
         else:
             rows = with_derivatives(table).coeffs / table.levels.diff()[:, None]
             times = table.levels
-        return self._vector(windowed(rows, self.history), times, 1e-4)
+        return self._vector(cut_to_window(rows, self.history), times, 1e-4)
 
     def _vector(self, rows: Tensor, times: Tensor, least: float) -> Tensor:
-        """Returns the parameters of rows and times; no time is nearer its neighbours than the part `least`."""
+        """The parameters of rows and times; each fraction of the remaining time is clamped to [least, 1 - least]."""
         first, last = TIMES[self.noise.kind]
-        left = ((times[1:-1] - last) / (first - last)).clamp(least, 1 - least)
-        part = torch.cat([left[:1], left[1:] / left[:-1]]).clamp(least, 1 - least).logit()
-        return torch.stack([part[i] if j < 0 else rows[i, j] for i, j in self._cells])
+        remaining = ((times[1:-1] - last) / (first - last)).clamp(least, 1 - least)
+        logits = torch.cat([remaining[:1], remaining[1:] / remaining[:-1]]).clamp(least, 1 - least).logit()
+        return torch.stack([logits[i] if j < 0 else rows[i, j] for i, j in self._cells])
 
     def from_file(self, tensors: Mapping[str, Tensor]) -> Tensor:  # noqa: D102 - see Space
         timedeltas, coeffs = tensors["timedeltas"], tensors["coeffs"]
         times = TIMES[self.noise.kind][0] - torch.cat([timedeltas.new_zeros(1), timedeltas.cumsum(0)])
-        # What was learned stays as it is: only a logit must be finite.
-        return self._vector(windowed(coeffs + torch.diag(1 - coeffs.sum(1)), self.history), times, 1e-12)
+        # Learned times must not move; the tiny bound only keeps the logits finite.
+        return self._vector(cut_to_window(coeffs + torch.diag(1 - coeffs.sum(1)), self.history), times, 1e-12)
 
     def tensors(self, theta: Tensor) -> dict[str, Tensor]:  # noqa: D102 - see Space
         timedeltas, coeffs = self._parts(theta)
@@ -109,4 +109,4 @@ class DSSpace(Space):
         if name != "timedeltas":
             return super()._resampled(name, tensor, steps)
         path = torch.cat([torch.zeros(1, dtype=torch.float64), tensor.cumsum(0)])
-        return resampled_vector(path, torch.linspace(0, len(tensor), steps + 1, dtype=torch.float64)).diff()
+        return resample_vector(path, torch.linspace(0, len(tensor), steps + 1, dtype=torch.float64)).diff()

@@ -1,4 +1,4 @@
-"""What a fit of DyWeight may change: weights, times and, if asked for, the grid's shape."""
+"""Free parameters of DyWeight: weights, times and, on request, the shape of the grid."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...samplers import Grid, SolverTable
 from ...samplers.conversion import with_derivatives
 from ...samplers.families.dyweight import dyweight_table
 from ...samplers.files.card import StepCard
-from .base import Restart, Space, windowed
+from .base import Restart, Space, cut_to_window
 from .ds import DSSpace
 
 __all__ = ["DyWeightSpace"]
@@ -20,20 +20,20 @@ __all__ = ["DyWeightSpace"]
 
 @dataclass(frozen=True)
 class DyWeightSpace(Space):
-    """Weights inside a window and log t_scale per step, on a grid whose shape may be learned too.
+    """Weights inside a window and log t_scale per step; the shape of the grid may be learned too.
 
-    Vector: for each step i the weights w_ij of the newest `history` entries, oldest first, then log s_i; last, if
-    `learn_grid`, the log of the grid's shape parameter.
+    Vector: for each step i the weights w_ij of the newest `history` entries, oldest first, then log s_i. With
+    `learn_grid` the log of the grid's shape parameter comes last.
     """
 
     family = "dyweight"
     options = {"divisor": "call"}  # noqa: RUF012
     proxy = DSSpace
-    grid: Grid  # the other spaces do without
+    grid: Grid  # required, unlike in `Space`
 
     def __post_init__(self) -> None:
         if self.grid is None:
-            raise ValueError("DyWeight needs a grid rule")
+            raise ValueError("DyWeight needs a grid rule: name one")
         if self.learn_grid and self.grid.shape_parameter is None:
             raise ValueError(f"the {self.grid.rule} grid has no shape to learn: use flow_shift, karras or polynomial")
 
@@ -44,8 +44,8 @@ class DyWeightSpace(Space):
 
     @property
     def restart(self) -> list[Restart]:  # noqa: D102 - see Space
-        own = [Restart(i, i if j < 0 else i + 1) for i, j in self._cells]
-        return [*own, Restart(0, 1)] if self.learn_grid else own
+        restarts = [Restart(i, i if j < 0 else i + 1) for i, j in self._cells]
+        return [*restarts, Restart(0, 1)] if self.learn_grid else restarts
 
     def _parts(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         cells = self._cells
@@ -54,7 +54,7 @@ class DyWeightSpace(Space):
         weights = torch.zeros(self.steps, self.steps, dtype=torch.float64).index_put((rows, columns), theta[at])
         t_scale = theta[[n for n, (_, j) in enumerate(cells) if j < 0]].exp()
         if self.learn_grid:
-            return weights, t_scale, self.grid.bent(self.steps, self.noise, theta[-1].exp())
+            return weights, t_scale, self.grid.reshaped_levels(self.steps, self.noise, theta[-1].exp())
         return weights, t_scale, self.grid.levels(self.steps, self.noise)
 
     def table(self, theta: Tensor) -> SolverTable:  # noqa: D102 - see Space
@@ -62,13 +62,13 @@ class DyWeightSpace(Space):
         return dyweight_table(weights, t_scale, levels, divisor="call")
 
     def initial(self, table: SolverTable) -> Tensor:  # noqa: D102 - see Space
-        coeffs = windowed(with_derivatives(table).coeffs, self.history)
+        coeffs = cut_to_window(with_derivatives(table).coeffs, self.history)
         levels = self.grid.levels(self.steps, self.noise)
-        true = levels[0] + torch.cat([levels.new_zeros(1), coeffs.sum(1).cumsum(0)[:-1]])
-        return self._vector(coeffs / (levels[1:] - true)[:, None], table.sigmas / true)
+        reached = levels[0] + torch.cat([levels.new_zeros(1), coeffs.sum(1).cumsum(0)[:-1]])
+        return self._vector(coeffs / (levels[1:] - reached)[:, None], table.sigmas / reached)
 
     def from_file(self, tensors: Mapping[str, Tensor]) -> Tensor:  # noqa: D102 - see Space
-        return self._vector(windowed(tensors["weights"], self.history), tensors["t_scale"])
+        return self._vector(cut_to_window(tensors["weights"], self.history), tensors["t_scale"])
 
     def _vector(self, weights: Tensor, t_scale: Tensor) -> Tensor:
         values = [t_scale[i].log() if j < 0 else weights[i, j] for i, j in self._cells]

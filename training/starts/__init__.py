@@ -1,1 +1,1 @@
-"""Where a fit starts, and the classical solvers that it is compared with."""
+"""The start of a fit, and the classical solvers that it is compared with."""

@@ -1,6 +1,6 @@
-"""Where a fit starts, and what its result is compared with: the classical solvers on many grids, tried on few samples.
+"""Classical solvers on many grids, ranked on few samples: the starts of a fit and the peers of its result.
 
-The fitting problem has several minima and the start decides, so the best few are started from.
+The fitting problem has several minima and the start decides between them, so a fit tries the best few.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from .published import Levels, published_grids
 
 __all__ = [
     "HOST_METHODS",
-    "SCANNED",
+    "SCAN_SAMPLES",
     "Candidate",
     "best_of_methods",
     "candidate_named",
     "candidates",
-    "carrier",
+    "carrier_grid",
     "rank",
     "rmse",
     "rmse_and_median",
     "scan_calls",
 ]
 
-SCANNED = 16  # samples that a fit ranks the candidates on
+SCAN_SAMPLES = 16  # samples on which a fit ranks the candidates
 
 HOST_METHODS: dict[str, Callable[[Tensor], SolverTable]] = {
     "euler": euler,
@@ -60,17 +60,17 @@ HOST_METHODS: dict[str, Callable[[Tensor], SolverTable]] = {
     "uni_pc": uni_pc,
     "uni_pc_bh2": lambda s: uni_pc(s, "bh2"),
 }
-"""The methods as ComfyUI runs its samplers of these names."""
+"""The methods as ComfyUI runs them, by the names of its samplers."""
 
-_FEW = (2, 6)  # samples of the first stages of a scan
-_KEPT = 3  # one of so many candidates goes on to the next stage
+_FIRST_STAGES = (2, 6)  # samples of the first stages of a scan
+_REDUCTION = 3  # one candidate in three reaches the next stage
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
     """A classical solver on a grid.
 
-    `grid` is its rule, or None where no rule makes the levels (a published list) or they are not one per call (Heun).
+    `grid` is its rule; None if the levels come from a published list, or if there is not one per call (Heun).
     """
 
     method: str
@@ -80,30 +80,31 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """Both for people: "ipndm 3, shift 1"."""
+        """Method and grid, as in "ipndm 3, shift 1"."""
         return f"{self.method}, {self.grid_name}"
 
 
-def carrier(table: SolverTable, noise: Noise) -> Grid:
-    """Returns a grid rule that can carry a table of other levels: it ends where they do, and its levels are not theirs.
+def carrier_grid(table: SolverTable, noise: Noise) -> Grid:
+    """The usual grid on which DyWeight best represents a table with other levels.
 
-    DyWeight's weights are steps from a true level towards the next of the grid, so no step may be 0.
+    DyWeight's weights multiply steps from a table's level to the next grid level, so no such step may be 0, and both
+    must end at 0 or neither.
     """
 
-    def room(grid: Grid) -> float:
+    def smallest_step(grid: Grid) -> float:
         levels = _levels(lambda n: grid.levels(n, noise), table.steps)
         if levels is None:
             return -math.inf
         steps = (levels[1:] / table.levels[:-1] - 1).abs().min()
         return float(steps) - float((levels[-1] == 0) != (table.levels[-1] == 0))
 
-    return max(noise.usual_grids().values(), key=room)
+    return max(noise.usual_grids().values(), key=smallest_step)
 
 
 def candidates(steps: int, noise: Noise) -> Iterator[Candidate]:
-    """Yields every classical solver on every grid, at `steps` calls or, Heun's, one less.
+    """Yields every classical solver on every grid, with `steps` calls (Heun: or one less).
 
-    Solvers with an order in their name have it up to the last step; the others are ComfyUI's. Orders that the step
+    Solvers with an order in their name keep it up to the last step; the others are ComfyUI's. Orders that the step
     count cannot reach are left out.
     """
     grids: list[tuple[str, Grid | None, Levels]] = [
@@ -123,7 +124,7 @@ def candidates(steps: int, noise: Noise) -> Iterator[Candidate]:
 
 
 def _levels(levels_of: Levels, steps: int) -> Tensor | None:
-    """Returns a grid's levels; None where it has none for so many steps, as on a model of fewer timesteps."""
+    """A grid's levels, or None if it has none for this step count, as on a model with fewer timesteps."""
     try:
         levels = levels_of(steps)
     except ValueError:
@@ -132,7 +133,7 @@ def _levels(levels_of: Levels, steps: int) -> Tensor | None:
 
 
 def candidate_named(name: str, steps: int, noise: Noise) -> Candidate:
-    """Returns the candidate of a name that `candidates` gave."""
+    """The candidate with a name that `candidates` gave."""
     return next(candidate for candidate in candidates(steps, noise) if candidate.name == name)
 
 
@@ -140,7 +141,7 @@ def _methods(steps: int, noise: Noise, levels: Tensor) -> Iterator[tuple[str, Ca
     ends_at_0 = float(levels[-1]) == 0
     for name, method in HOST_METHODS.items():
         if name.startswith("uni_pc") and ends_at_0 and float(levels[-2]) <= UNIPC_END * (1 + 1e-6):
-            continue  # no step is left to the level that it takes 0 as
+            continue  # UniPC replaces 0 by this level, so the last step would be empty
         if name == "euler" or (name != "heun" and steps > 1):
             yield name, method
     for order in range(2, min(steps, 4) + 1):
@@ -151,60 +152,60 @@ def _methods(steps: int, noise: Noise, levels: Tensor) -> Iterator[tuple[str, Ca
                 yield f"deis {order}", lambda s, order=order: deis(s, order, noise)
 
 
-def rank(trial: Trial, tried: Sequence[Candidate]) -> list[tuple[float, Candidate]]:
-    """Returns the candidates with their RMSE to the teacher, best first.
+def rank(trial: Trial, options: Sequence[Candidate]) -> list[tuple[float, Candidate]]:
+    """The candidates with their RMSE to the teacher, best first.
 
-    All are tried on 2 samples; the best third and the best of each method go on to 6, of these again a third to all.
-    Those left behind come after those that went on, with the error on the samples that they saw.
+    All are run on 2 samples; the best third and the best of each method on 6; a third of these on all. Eliminated
+    candidates come last, with the error on the samples that they were run on.
     """
-    stages = [len(trial.first(count).samples) for count in (*_FEW, trial.total) if count <= trial.total]
-    totals, seen = dict.fromkeys(tried, 0.0), 0
+    stages = [len(trial.first(count).samples) for count in (*_FIRST_STAGES, trial.total) if count <= trial.total]
+    totals, seen = dict.fromkeys(options, 0.0), 0
     ranked: list[tuple[float, Candidate]] = []
-    behind: list[tuple[float, Candidate]] = []
-    going = list(tried)
+    eliminated: list[tuple[float, Candidate]] = []
+    remaining = list(options)
     for stage, stop in enumerate(stages):
         samples, reference = trial.samples.rows(seen, stop), trial.reference.rows(seen, stop)
         part = replace(trial, samples=samples, reference=reference)
-        for candidate in going:
+        for candidate in remaining:
             totals[candidate] += float(part.errors(candidate.table).sum()) if stop > seen else 0.0
         seen = stop
-        sums = trial.processes.sums(torch.tensor([*(totals[c] for c in going), float(seen)], dtype=torch.float64))
+        sums = trial.processes.sums(torch.tensor([*(totals[c] for c in remaining), float(seen)], dtype=torch.float64))
         errors = (sums[:-1] / sums[-1]).sqrt().nan_to_num(nan=float("inf"), posinf=float("inf")).tolist()
-        ranked = sorted(zip(errors, going, strict=True), key=lambda pair: pair[0])
+        ranked = sorted(zip(errors, remaining, strict=True), key=lambda pair: pair[0])
         if stage < len(stages) - 1:
             order = [candidate for _, candidate in ranked]
-            kept = {*order[: -(-len(order) // _KEPT)], *best_of_methods(order)}
-            behind = [pair for pair in ranked if pair[1] not in kept] + behind
-            going = [candidate for candidate in going if candidate in kept]
-    return ranked + behind
+            kept = {*order[: -(-len(order) // _REDUCTION)], *best_of_methods(order)}
+            eliminated = [pair for pair in ranked if pair[1] not in kept] + eliminated
+            remaining = [candidate for candidate in remaining if candidate in kept]
+    return ranked + eliminated
 
 
 def best_of_methods(order: Sequence[Candidate]) -> list[Candidate]:
-    """Returns the first of each method, of candidates in order: each method at its best grid, the best one first."""
+    """Each method at its best grid, from candidates in order: the best method first."""
     best: dict[str, Candidate] = {}
     for candidate in order:
         best.setdefault(candidate.method, candidate)
     return list(best.values())
 
 
-def scan_calls(tried: Sequence[Candidate], samples: int) -> int:
-    """Returns an upper bound of the network calls of `rank` on so many samples, one per sample and call."""
-    calls = max(candidate.table.nfe for candidate in tried)
-    methods = len(best_of_methods(tried))
-    total, going, seen = 0, len(tried), 0
-    for stop in [*(count for count in _FEW if count < samples), samples]:
-        total += going * (stop - seen) * calls
-        going, seen = min(going, -(-going // _KEPT) + methods), stop
+def scan_calls(options: Sequence[Candidate], samples: int) -> int:
+    """An upper bound of the network calls of `rank`, one per sample and call."""
+    calls = max(candidate.table.nfe for candidate in options)
+    methods = len(best_of_methods(options))
+    total, remaining, seen = 0, len(options), 0
+    for stop in [*(count for count in _FIRST_STAGES if count < samples), samples]:
+        total += remaining * (stop - seen) * calls
+        remaining, seen = min(remaining, -(-remaining // _REDUCTION) + methods), stop
     return total
 
 
 def rmse(trial: Trial, table: SolverTable) -> float:
-    """The root mean square distance to the teacher's end over all samples of all processes."""
+    """Root mean square distance to the teacher's end over the samples of all processes."""
     return rmse_and_median(trial, table)[0]
 
 
 def rmse_and_median(trial: Trial, table: SolverTable) -> tuple[float, float]:
-    """The same, and the root of the median of the samples' mean squares, which outliers do not dominate."""
-    squares = trial.processes.joined(trial.errors(table), trial.samples, trial.total)
+    """The same, and the root of the median of the samples' mean squares, which is insensitive to outliers."""
+    squares = trial.processes.gather(trial.errors(table), trial.samples, trial.total)
     squares = squares.nan_to_num(nan=math.inf, posinf=math.inf)
     return (float(squares.sum()) / trial.total) ** 0.5, float(squares.median()) ** 0.5

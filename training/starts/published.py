@@ -1,9 +1,8 @@
-"""Grids that others published or that only the hosts have, as lists of noise levels: for peers, not for fits.
+"""Published grids and grids of the hosts, as lists of noise levels: for peers, not for fits.
 
-published.json holds Align Your Steps and Optimal Steps, lists for one step count that are interpolated to others, and
-GITS, a list per step count; numbers as in ComfyUI's nodes of these names. Each entry names its source, the kinds of
-noise that it is defined on and the level that it starts from. "beta" and a flow model's "karras 7" are ComfyUI's
-schedulers.
+published.json holds Align Your Steps and Optimal Steps (a list for one step count, interpolated to others) and GITS (a
+list per step count), with the numbers of ComfyUI's nodes of these names. Each entry names its source, its kinds of
+noise and its first level. "beta" and a flow model's "karras 7" are ComfyUI's schedulers.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from ...samplers.schedules import Noise
 __all__ = ["Levels", "beta_levels", "log_linear", "published_grids", "published_lists"]
 
 Levels = Callable[[int], Tensor | None]
-"""Noise levels for a number of steps, shape [steps + 1], or None where the grid has none."""
+"""Noise levels for a number of steps, shape [steps + 1], or None if the grid has none."""
 
 
 def published_grids(noise: Noise) -> dict[str, Levels]:
-    """The lists and schedulers that are defined on a kind of noise and start where the model does, by name."""
+    """Lists and schedulers, by name, that are defined on a kind of noise and start at the model's highest level."""
     computed = {name: partial(levels, noise) for name, (kinds, levels) in _COMPUTED.items() if noise.kind in kinds}
     stored = {
         name: partial(_stored_levels, entry)
@@ -45,11 +44,11 @@ def published_lists() -> Mapping[str, Mapping[str, Any]]:
 
 
 def log_linear(levels: Sequence[float], steps: int) -> Tensor:
-    """A list interpolated to a step count, even in the index and linear in log sigma; its last level is 0."""
+    """A list interpolated to a step count, uniform in the index and linear in log sigma; its last level is 0."""
     result = np.array(levels)
     if steps + 1 != len(result):
-        places = np.linspace(0, 1, steps + 1)
-        result = np.exp(np.interp(places, np.linspace(0, 1, len(result)), np.log(result)))
+        positions = np.linspace(0, 1, steps + 1)
+        result = np.exp(np.interp(positions, np.linspace(0, 1, len(result)), np.log(result)))
     result[-1] = 0
     return torch.from_numpy(result)
 
@@ -57,7 +56,7 @@ def log_linear(levels: Sequence[float], steps: int) -> Tensor:
 def beta_levels(steps: int, sigma_at: Callable[[Tensor], Tensor]) -> Tensor:
     """ComfyUI's `beta` grid: timesteps at the quantiles of the distribution Beta(0.6, 0.6), then 0.
 
-    Below 250 steps no two timesteps are the same. `sigma_at` has the noise levels of whole timesteps 0 ... 999.
+    Below 250 steps all timesteps differ. `sigma_at` returns the noise levels of whole timesteps 0 ... 999.
     """
     quantiles = np.sin(np.interp(1 - np.linspace(0, 1, steps, endpoint=False), *_beta_distribution())) ** 2
     timesteps = torch.from_numpy(np.rint(quantiles * 999))
@@ -66,8 +65,8 @@ def beta_levels(steps: int, sigma_at: Callable[[Tensor], Tensor]) -> Tensor:
 
 @cache
 def _beta_distribution() -> tuple[np.ndarray, np.ndarray]:
-    """The distribution function of Beta(0.6, 0.6) at angles a, x = sin^2(a): (values, angles)."""
-    # In a the density is proportional to (sin a cos a)^0.2, which has no pole: summed over a fine grid.
+    """Distribution function of Beta(0.6, 0.6) at angles a, x = sin^2(a): (values, angles)."""
+    # As a function of a the density is proportional to (sin a cos a)^0.2, which has no pole.
     angle = (np.arange(1 << 16) + 0.5) * (np.pi / 2 / (1 << 16))
     below = np.cumsum((np.sin(angle) * np.cos(angle)) ** 0.2)
     return below / below[-1], angle + angle[0]
@@ -92,9 +91,9 @@ _COMPUTED: Mapping[str, tuple[tuple[str, ...], Callable[[Noise, int], Tensor]]] 
 
 
 def _stored_levels(entry: Mapping[str, Any], steps: int) -> Tensor | None:
-    lists = entry["levels"]  # by step count; one that stands alone is interpolated to others
+    lists = entry["levels"]  # by step count; a single list is interpolated to other counts
     if steps < entry["fewest_steps"] or (len(lists) > 1 and str(steps) not in lists):
         return None
     levels = log_linear(lists.get(str(steps)) or next(iter(lists.values())), steps)
-    levels[0] = entry["sigma_max"]  # flow models' lists begin a little below 1, the sample at 1
+    levels[0] = entry["sigma_max"]  # lists for flow models start slightly below 1, but sampling starts at 1
     return levels

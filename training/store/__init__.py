@@ -1,1 +1,1 @@
-"""What a fit keeps on disk: journal, locked folder, delivered files."""
+"""Files of a fit: the journal, the locked folder and the delivered results."""

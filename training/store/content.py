@@ -1,4 +1,4 @@
-"""Hashes of what values hold: conditions of any kind are told apart by their content."""
+"""Content hashes of values: distinguishes conditions of any type by what they hold."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["content_hash"]
 def content_hash(*values: Any, describe: Callable[[Any], str] = repr) -> str:
     """SHA-256 of tensors, arrays, numbers and texts, and of lists, mappings and dataclasses of such, in hexadecimal.
 
-    An object of another kind counts by the text that `describe` returns.
+    Other objects are hashed as the text that `describe` returns.
     """
     digest = sha256()
 

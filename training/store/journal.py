@@ -1,4 +1,4 @@
-"""What a fit has found so far, on disk: an interrupted fit resumes where it was, and ends with the same file."""
+"""The progress of a fit on disk, so that an interrupted fit resumes where it stopped and ends with the same file."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Record = dict[str, Tensor]
 
 
 class Journal:
-    """Named records of tensors, saved atomically after each change; without a `path` in memory only.
+    """Named records of tensors, saved atomically after each change; in memory only without a `path`.
 
-    `key` is a hash of all that the records follow from: a file with another key is refused. The first of the processes
-    reads and writes; all have what it read.
+    `key` is a hash of everything that determines the records: a file with another key is refused. Process 0 reads and
+    writes, and broadcasts what it read.
     """
 
     def __init__(self, path: str | Path | None, key: str, processes: Processes | None = None) -> None:
         processes = processes or Processes()
         if path is not None and Path(path).is_dir():
-            raise ValueError(f"journal must be a file to keep the fit in, got the folder {path}: name a file in it")
+            raise ValueError(f"journal must be a file, got the folder {path}: name a file in it")
         self.path = Path(path) if path is not None and processes.rank == 0 else None
         self.key = key
         self._records: dict[str, Record] = processes.from_first(
@@ -34,14 +34,16 @@ class Journal:
         self.resumed = bool(self._records)
 
     def get(self, name: str) -> Record | None:
-        """A record, or None."""
+        """The record of that name, or None."""
         return self._records.get(name)
 
     def put(self, name: str, record: Record) -> Record:
-        """Keeps a record, saves all of them, and returns it."""
+        """Stores a record, saves all records, and returns it."""
         self._records[name] = {part: tensor.detach().clone() for part, tensor in record.items()}
         if self.path is not None:
-            flat = {f"{name}|{part}": tensor for name, kept in self._records.items() for part, tensor in kept.items()}
+            flat = {
+                f"{name}|{part}": tensor for name, stored in self._records.items() for part, tensor in stored.items()
+            }
             write_tensors(self.path, flat, {"key": self.key})
         return record
 
