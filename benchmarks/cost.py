@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from learned_solvers.samplers import EDMNoise, Grid, SolverTable, euler, sample_table
-from learned_solvers.training import GaussNewton, GradientDescent, fit_solver
+from learned_solvers.training import GradientDescent, LevenbergMarquardt, fit_solver
 from learned_solvers.training.report import FitResult
 from torch import Tensor
 
@@ -27,13 +27,13 @@ NOISE, STEPS = EDMNoise(), 5
 
 
 def growth_with_steps(name: str) -> list[dict[str, Any]]:
-    """Calls and seconds, without the teacher's, of fits to as many samples as the command takes."""
+    """Calls and seconds of fits with the command's default number of samples; the seconds exclude the teacher."""
     counts = (3, 4, 5, 6, 8, 10)
     return [{"steps": n, **_cost(fit(BENCHMARKS[name], 3.0, Setting(64, 22, steps=(n,))))} for n in counts]
 
 
 def growth_with_samples() -> list[dict[str, Any]]:
-    """Calls, seconds and the error on unseen starts of fits for the digits, by steps and number of samples."""
+    """Calls, seconds and error on unseen starts of fits to the digits, by steps and number of samples."""
     benchmark, records = BENCHMARKS["digits"], []
     unseen = unseen_trial(benchmark, 3.0, Setting())
     for steps in (STEPS, 2 * STEPS):
@@ -45,7 +45,7 @@ def growth_with_samples() -> list[dict[str, Any]]:
 
 
 def growth_with_size() -> list[dict[str, Any]]:
-    """Calls and seconds of a fit, and of sampling its starts, for U-Nets of growing width (random weights)."""
+    """Calls and seconds of a fit, and time per call in sampling, for U-Nets of growing width with random weights."""
     records = []
     for width in (16, 32, 64):
         torch.manual_seed(0)
@@ -64,7 +64,7 @@ def growth_with_size() -> list[dict[str, Any]]:
 
 
 def _cost(result: FitResult) -> dict[str, Any]:
-    """The calls and seconds of a fit for one step count."""
+    """The calls and seconds of a fit at one step count."""
     ((steps, report),) = result.report.items()
     print(f"fit of {steps} steps: {report.network_calls} network calls, {report.seconds:.0f} seconds", flush=True)
     calls = {"network_calls": report.network_calls, "teacher_calls": result.teacher_calls}
@@ -72,7 +72,7 @@ def _cost(result: FitResult) -> dict[str, Any]:
 
 
 def _wide_denoiser(width: int) -> ShapesDenoiser:
-    """An EDM denoiser of random weights that does something at every level."""
+    """An EDM denoiser with random weights; zero-initialised layers are filled too, so that its output varies."""
     model = ShapesDenoiser()
     model.network = UNet(16, width)
     for parameter in model.parameters():
@@ -91,8 +91,8 @@ def _karras_euler(steps: int) -> SolverTable:
 
 
 def memory() -> dict[str, int]:
-    """Peak resident bytes of processes that sample, fit by Gauss-Newton and fit by Adam."""
-    # glibc keeps what was freed between small blocks; mapped one by one, what is resident is what is in use.
+    """Peak resident bytes of processes that sample, fit by Levenberg-Marquardt and fit by Adam."""
+    # glibc keeps freed memory between small blocks; with blocks mapped one by one, only memory in use is resident.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20), "OMP_NUM_THREADS": "1"}
 
     def peak(mode: str) -> int:
@@ -103,7 +103,7 @@ def memory() -> dict[str, int]:
 
 
 def _work(mode: str) -> None:
-    """Samples or fits at 96x96, four samples at a time: a process of `memory`."""
+    """Samples or fits at 96x96, four samples at a time; runs in a subprocess of `memory`."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model, (x, extra_args) = _wide_denoiser(32), _starts(12, 96)
@@ -111,7 +111,7 @@ def _work(mode: str) -> None:
         for rows, tokens in zip(x.split(4), extra_args["tokens"].split(4), strict=True):
             sample_table(model, rows, _karras_euler(3), {**extra_args, "tokens": tokens}, disable=True)
     elif mode != "nothing":
-        optimizer = GaussNewton(iterations=2) if mode == "gauss-newton" else GradientDescent("adam", batch=4)
+        optimizer = LevenbergMarquardt(iterations=2) if mode == "gauss-newton" else GradientDescent("adam", batch=4)
         fit_solver(
             model, x, noise=NOISE, steps=(3,), held_out=4, microbatch=4, teacher="euler", teacher_steps=6,
             initial="euler, karras 7", optimizer=optimizer, extra_args=extra_args,

@@ -1,4 +1,4 @@
-"""Figures from the results files, readable at the width of a README: one message each."""
+"""Figures drawn from the results files, one message each, readable at the width of a README."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ OURS, SEARCHED, PEER, PUBLISHED, BOUND = "#d1495b", "#edae49", "#30638e", "#8d96
 NETWORKS = ("#4a7c59", "#7a5195", "#8a6240")
 NAMES = {"digits": "digits", "patches": "photo patches", "shapes": "drawn shapes"}
 KINDS = {"digits": "flow, transformer", "patches": "VP/eps, U-Net", "shapes": "EDM, U-Net"}
-SEVERAL = {"3 to 7": "3, 5, 7", "1 to 10": "1, 3, 6, 10"}  # guidances of a fit to several of them in turn
-SMALL = (4.5, 3.1)  # of a figure of half the usual width, in inches
+MIXES = {"3 to 7": "3, 5, 7", "1 to 10": "1, 3, 6, 10"}  # guidance values that the samples of a fit alternate between
+SMALL_SIZE = (4.5, 3.1)  # inches, half the usual width
 STYLE = {
     "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110, "legend.frameon": False,
     "axes.titlesize": 11, "figure.titlesize": 13, "legend.fontsize": 9, "figure.constrained_layout.use": True,
@@ -36,7 +36,7 @@ STYLE = {
 
 
 def draw(figures: Path) -> None:
-    """Writes a picture per record that is there."""
+    """Writes one picture per record; skips parts that have none."""
     figures.mkdir(exist_ok=True)
     plt.style.use(STYLE)
     points, cost = recorded_points(), read_records("cost")
@@ -44,34 +44,34 @@ def draw(figures: Path) -> None:
     calls = {name: cost[f"growth_with_steps-{name}"] for name in NAMES if f"growth_with_steps-{name}" in cost}
     drawings: dict[str, tuple[Any, ...]] = {
         "error": (at_3, _panels, _errors, 3.7,
-                  "Closest to the teacher at equal calls (guidance 3)", "error to the teacher (RMSE)"),
+                  "Distance to the teacher at equal calls (guidance 3)", "error to the teacher (RMSE)"),
         "frechet": (at_3, _panels, _by_calls, 3.7,
-                    "Nearness to the teacher's distribution at equal calls (guidance 3)",
+                    "Distance to the teacher's distribution at equal calls (guidance 3)",
                     "Fréchet distance to the teacher"),
         "closer": (points, _panels, _closer, 2.6,
-                   "How many times closer to the teacher than the best peer (RMSE)", "guidance"),
+                   "Best peer's error / DyWeight's (RMSE to the teacher)", "guidance"),
         "savings": (read_records("savings").values(), _panels, _savings, 2.3,
-                    "Calls of the best peer (blue) for the error of a fitted solver in 5 (red)", "guidance"),
+                    "Calls of the best peer (blue) for the error of a fitted solver in 5 calls (red)", "guidance"),
         "generalisation": (read_records("generalisation").values(), _generalisation),
         "half": (read_records("half").values(), _single, _half, (6, 4.4),
-                 "Leads in float16 are those in float32; in bfloat16 the largest shrink",
-                 "best peer's error / ours in float32", "in half precision"),
-        "calls": (calls, _single, _calls, SMALL,
-                  "Calls grow with the steps", "steps of the solver", "thousand calls of a fit"),
-        "samples": (cost.get("growth_with_samples"), _single, _samples, SMALL,
-                    "More samples help a solver of many steps most",
-                    "samples (256: with a history of six)", "error on unseen starts"),
-        "size": (cost.get("growth_with_size"), _single, _size, SMALL,
-                 "A fit's calls take about twice sampling's at most",
-                 "parameters of the network", "ms per call and sample"),
-        "memory": (cost.get("memory"), _single, _memory, SMALL,
-                   "Memory without and with backpropagation", "", "MiB beside the program"),
+                 "float16 keeps the ratios of float32; bfloat16 reduces the largest",
+                 "best peer's error / DyWeight's, float32", "the same in half precision"),
+        "calls": (calls, _single, _calls, SMALL_SIZE,
+                  "Calls of a fit by steps", "steps of the solver", "thousand network calls"),
+        "samples": (cost.get("growth_with_samples"), _single, _samples, SMALL_SIZE,
+                    "More samples help most at many steps",
+                    "samples (256: history of six)", "error on unseen starts"),
+        "size": (cost.get("growth_with_size"), _single, _size, SMALL_SIZE,
+                 "A call in a fit takes at most about twice\nas long as in sampling",
+                 "network parameters", "ms per call and sample"),
+        "memory": (cost.get("memory"), _single, _memory, SMALL_SIZE,
+                   "Memory without and with backpropagation", "", "MiB above an idle process"),
         "overhead": (read_records("overhead").get("overhead"), _single, _overhead, (8, 3),
-                     "A learned step costs less than one of iPNDM",
-                     "", "time per step beside\nthe network (iPNDM = 1)"),
+                     "A learned step costs less than an iPNDM step",
+                     "", "time per step outside\nthe network (iPNDM = 1)"),
         "recipe": (pairs(read_records("recipe").values()), _single, _recipe, (8, 3.2),
-                   "As near as the papers' recipe, or within 2.5 %, for a fraction of the calls",
-                   "thousand network calls of the fit (a backward pass as two)", ""),
+                   "The error of the papers' recipe (within 2.5 %, or lower) for a fraction of the calls",
+                   "thousand network calls of the fit (a backward pass counts as two)", ""),
     }  # fmt: skip
     for name, (records, make, *arguments) in drawings.items():
         if not records:
@@ -84,16 +84,16 @@ def draw(figures: Path) -> None:
 
 
 def pairs(records: Collection[Any]) -> list[tuple[Any, Any]]:
-    """Each Gauss-Newton fit with the best of the recipe's runs for as many steps, where there is one."""
+    """Pairs each Levenberg-Marquardt fit with the best run of the recipe at the same step count, if there is one."""
     recipes, newtons = ([r for r in records if r["way"] == way] for way in ("recipe", "gauss-newton"))
-    tried = [(newton, [recipe for recipe in recipes if recipe["steps"] == newton["steps"]]) for newton in newtons]
-    return [(newton, min(runs, key=itemgetter("error"))) for newton, runs in tried if runs]
+    candidates = [(newton, [recipe for recipe in recipes if recipe["steps"] == newton["steps"]]) for newton in newtons]
+    return [(newton, min(runs, key=itemgetter("error"))) for newton, runs in candidates if runs]
 
 
 def _single(
     records: Any, plot: Callable[[Axes, Any], None], size: tuple[float, float], title: str, xlabel: str, ylabel: str
 ) -> Figure:
-    """A figure with one pair of axes."""
+    """A figure with one plot."""
     figure, axis = plt.subplots(figsize=size)
     axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
     plot(axis, records)
@@ -103,14 +103,14 @@ def _single(
 def _panels(
     records: Collection[Any], plot: Callable[[Axes, list[Any]], None], height: float, title: str, ylabel: str
 ) -> Figure:
-    """A figure with a panel per network, which shows the network's records by ascending guidance."""
+    """A figure with a panel per network, its records in ascending guidance."""
     by_name: dict[str, list[Any]] = {record["network"]: [] for record in records}
     for record in sorted(records, key=itemgetter("guidance")):
         by_name[record["network"]].append(record)
     figure, axes = plt.subplots(1, len(by_name), figsize=(3.1 * len(by_name), height), squeeze=False)
-    for axis, (name, own) in zip(axes[0], by_name.items(), strict=True):
+    for axis, (name, network_records) in zip(axes[0], by_name.items(), strict=True):
         axis.set(title=f"{NAMES[name]}\n{KINDS[name]}", xlabel="network calls")
-        plot(axis, own)
+        plot(axis, network_records)
     axes[0][0].set_ylabel(ylabel)
     figure.suptitle(title)
     if axes[0][0].get_legend_handles_labels()[0]:
@@ -119,19 +119,19 @@ def _panels(
 
 
 def _legend_below(axis: Axes, columns: int) -> None:
-    """Puts the legend of some axes below the whole figure."""
+    """Places the legend of a plot below the whole figure."""
     handles, labels = axis.get_legend_handles_labels()
     axis.figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=10)
 
 
 def _set_ticks(side: Axis, ticks: Sequence[float]) -> None:
-    """Puts these ticks alone on a logarithmic axis, whose default ones are powers of ten: too few to read by."""
+    """Sets the ticks of a logarithmic axis; the default powers of ten are too sparse to read values."""
     labels = FixedFormatter([f"{tick:g}" for tick in ticks])
     side.set(major_locator=FixedLocator(ticks), major_formatter=labels, minor_locator=NullLocator())
 
 
 def _heat_map(axis: Axes, ratios: list[list[float]], rows: Sequence[str], columns: Sequence[str]) -> None:
-    """Draws ratios with their numbers: blue above 1, red below."""
+    """Draws ratios as labelled cells, blue above 1 and red below."""
     values = np.array(ratios)
     axis.imshow(np.log2(values), cmap="RdBu", vmin=-1.5, vmax=1.5, aspect="auto")
     for (i, j), value in np.ndenumerate(values):
@@ -143,10 +143,10 @@ def _heat_map(axis: Axes, ratios: list[list[float]], rows: Sequence[str], column
 
 
 def _errors(axis: Axes, records: list[Any]) -> None:
-    """Draws errors against calls, with the span bound."""
+    """Draws errors and the span bound against calls."""
     _by_calls(axis, records, "error")
     steps, bounds = zip(*((r["steps"], r["ours"]["dyweight"]["span"]) for r in records[0]["records"]), strict=True)
-    axis.plot(steps, bounds, "--", color=BOUND, lw=1, label="span bound of DyWeight's path")
+    axis.plot(steps, bounds, "--", color=BOUND, lw=1, label="span bound of DyWeight's trajectory")
     _set_ticks(axis.yaxis, [0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4])
 
 
@@ -156,7 +156,7 @@ def _by_calls(axis: Axes, records: list[Any], key: str = "frechet") -> None:
     steps = [point["steps"] for point in points]
     axis.plot(steps, [best_value(point, key) for point in points], "o-", color=PEER, label="best peer at its best grid")
     published = [(r["steps"], min(p[key] for p in r["published"].values())) for r in points if r["published"]]
-    if published:  # markers alone, as not every count is there; before the lines, as one lies under DS's
+    if published:  # markers only, as some counts are missing; first, as one marker is below the DS line
         label = "best of the published tables (of other models)"
         axis.plot(*zip(*published, strict=True), "v", color=PUBLISHED, zorder=3, label=label)
     for family, color, label in (("ds", SEARCHED, "DS, fitted"), ("dyweight", OURS, "DyWeight, fitted")):
@@ -175,7 +175,7 @@ def _closer(axis: Axes, records: list[Any]) -> None:
 
 
 def _savings(axis: Axes, records: list[Any]) -> None:
-    """Draws the calls that the best peer needs for our error at five, a bar per guidance."""
+    """Draws the calls that the best peer needs for our error at 5 calls, one bar per guidance."""
     for row, record in enumerate(records):
         most = record["calls"] or max(map(int, record["peers"]))
         axis.barh(row, most, color=PEER, height=0.6)
@@ -187,26 +187,26 @@ def _savings(axis: Axes, records: list[Any]) -> None:
 
 
 def _generalisation(records: Any) -> Figure:
-    """A heat map per question: best peer's error over ours, where fitted against where used."""
+    """One heat map per question: the best peer's error / ours, by place of the fit and place of use."""
     drawn = [record for record in records if "starts" not in record["what"]]
-    drawn.sort(key=lambda record: "guidance" not in record["what"])  # the question of most users first
+    drawn.sort(key=lambda record: "guidance" not in record["what"])  # the most common question first
     figure, axes = plt.subplots(2, 3, figsize=(10.5, 6))
     for axis, record in zip(axes.flat, drawn, strict=False):
         rows = list(record["ratios"].values())
-        labels = [SEVERAL.get(label) or label for label in record["ratios"]]
+        labels = [MIXES.get(label) or label for label in record["ratios"]]
         _heat_map(axis, [list(row.values()) for row in rows], labels, list(rows[0]))
-        axis.set(title=record["what"], xlabel="used", ylabel="fitted")
+        axis.set(title=record["what"], xlabel="used at", ylabel="fitted at")
     for axis in list(axes.flat)[len(drawn) :]:
         axis.set_axis_off()
-    figure.suptitle("Used elsewhere: the best peer's error / ours at 5 calls (above 1, blue: still ahead)")
+    figure.suptitle("Best peer's error / the solver's at 5 calls, away from the fit (blue, above 1: solver better)")
     return figure
 
 
 def _half(axis: Axes, records: Any) -> None:
-    """Draws, for every point, the best peer's error over DyWeight's in half precision against that in float32."""
+    """Draws the best peer's error / DyWeight's in half precision against that in float32, one marker per point."""
     for dtype, color in (("float16", PEER), ("bfloat16", OURS)):
         for name, marker in (("digits", "o"), ("patches", "s"), ("shapes", "^")):
-            points = [r for own in records if (own["dtype"], own["network"]) == (dtype, name) for r in own["records"]]
+            points = [p for r in records if (r["dtype"], r["network"]) == (dtype, name) for p in r["records"]]
             x, y = ([lead_in_half(point, where) for point in points] for where in ("network", "copy"))
             axis.plot(x, y, marker, color=color, ms=5, alpha=0.75, label=f"{dtype}, {NAMES[name]}")
     axis.plot([0.5, 4.5], [0.5, 4.5], "--", color=BOUND, lw=1, label="equal")
@@ -218,7 +218,7 @@ def _half(axis: Axes, records: Any) -> None:
 
 
 def _calls(axis: Axes, by_network: Any) -> None:
-    """Draws a fit's calls by the steps of its solver."""
+    """Draws the calls of a fit against the steps of its solver."""
     for (name, runs), color in zip(by_network.items(), NETWORKS, strict=False):
         calls = [(run["network_calls"] + run["teacher_calls"]) / 1000 for run in runs]
         axis.plot([run["steps"] for run in runs], calls, "o-", color=color, label=NAMES[name])
@@ -227,7 +227,7 @@ def _calls(axis: Axes, by_network: Any) -> None:
 
 
 def _samples(axis: Axes, runs: Any) -> None:
-    """Draws a solver's error on unseen starts by the samples that it was fitted to."""
+    """Draws a solver's error on unseen starts against the samples of its fit."""
     for steps, color in ((5, PEER), (10, OURS)):
         x, y = ([run[key] for run in runs if run["steps"] == steps] for key in ("samples", "error"))
         axis.plot(x, y, "o-", color=color, label=f"{steps} steps")
@@ -238,18 +238,18 @@ def _samples(axis: Axes, runs: Any) -> None:
 
 
 def _size(axis: Axes, runs: Any) -> None:
-    """Draws a call's time in a fit next to that in sampling, by the size of the network."""
-    places, sampling = np.arange(len(runs)), [run["microseconds_per_call"] / 1e3 for run in runs]
+    """Draws the time per call in a fit and in sampling, by network size."""
+    positions, sampling = np.arange(len(runs)), [run["microseconds_per_call"] / 1e3 for run in runs]
     fitting = [run["seconds"] / run["network_calls"] * 1e3 for run in runs]
-    axis.bar(places - 0.2, sampling, 0.38, color=PEER, label="sampling")
-    axis.bar(places + 0.2, fitting, 0.38, color=OURS, label="fitting")
-    axis.set_xticks(places, [f"{run['parameters'] / 1e6:.1f} M" for run in runs])
+    axis.bar(positions - 0.2, sampling, 0.38, color=PEER, label="sampling")
+    axis.bar(positions + 0.2, fitting, 0.38, color=OURS, label="fitting")
+    axis.set_xticks(positions, [f"{run['parameters'] / 1e6:.1f} M" for run in runs])
     axis.legend()
 
 
 def _memory(axis: Axes, peaks: Any) -> None:
-    """Draws the peak memory of sampling and of both ways of fitting."""
-    ways = {"sample": "sampling", "gauss-newton": "fit, Gauss-\nNewton", "adam": "fit, Adam"}
+    """Draws the peak memory of sampling and of both optimisers."""
+    ways = {"sample": "sampling", "gauss-newton": "fit, Levenberg-\nMarquardt", "adam": "fit, Adam"}
     megabytes = [(peaks[way] - peaks["nothing"]) / 2**20 for way in ways]
     bars = axis.bar(list(ways.values()), megabytes, 0.55, color=[PEER, OURS, PUBLISHED])
     axis.bar_label(bars, [f"{value:.0f}" for value in megabytes], fontsize=10)
@@ -257,7 +257,7 @@ def _memory(axis: Axes, peaks: Any) -> None:
 
 
 def _overhead(axis: Axes, records: Any) -> None:
-    """Draws time per step outside the network as a part of ComfyUI's iPNDM's."""
+    """Draws time per step outside the network, relative to ComfyUI's iPNDM."""
     samplers = (
         ("dyweight, history 3", "DyWeight, history 3", OURS, 1.0),
         ("dyweight, history 6", "history 6", OURS, 0.55),
@@ -274,18 +274,18 @@ def _overhead(axis: Axes, records: Any) -> None:
 
 
 def _recipe(axis: Axes, records: Any) -> None:
-    """Draws the calls of both ways to a solver of the same error, the teacher's apart."""
+    """Draws the calls of both fits per step count, the teacher's in a paler colour."""
     for row, (newton, recipe) in enumerate(records):
-        for place, run, color in ((row - 0.2, newton, OURS), (row + 0.2, recipe, PEER)):
+        for position, run, color in ((row - 0.2, newton, OURS), (row + 0.2, recipe, PEER)):
             total, teacher = run["network_calls"] / 1000, run["teacher_calls"] / 1000
-            own = total - teacher
-            axis.barh(place, own, 0.36, color=color)
-            axis.barh(place, teacher, 0.36, left=own, color=color, alpha=0.4)
-            text = f"{own:.0f} + {teacher:.0f} for the teacher: error {run['error']:.4f}"
-            start = own if run is recipe else total  # of a long bar on its pale part
-            axis.text(start + 8, place, text, va="center", fontsize=9.5, color=BOUND)
+            fit = total - teacher
+            axis.barh(position, fit, 0.36, color=color)
+            axis.barh(position, teacher, 0.36, left=fit, color=color, alpha=0.4)
+            text = f"{fit:.0f} + {teacher:.0f} for the teacher; error {run['error']:.4f}"
+            left = fit if run is recipe else total  # a long bar has room on its pale part
+            axis.text(left + 8, position, text, va="center", fontsize=9.5, color=BOUND)
     axis.set_yticks(range(len(records)), [f"solver of\n{newton['steps']} calls" for newton, _ in records])
-    axis.barh([0], [0], color=OURS, label="Gauss-Newton, no backpropagation")
+    axis.barh([0], [0], color=OURS, label="Levenberg-Marquardt, no backpropagation")
     axis.barh([0], [0], color=PEER, label="the papers' recipe, Adam")
     axis.invert_yaxis()
     _legend_below(axis, 2)

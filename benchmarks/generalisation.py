@@ -1,6 +1,6 @@
 """Generalisation: solvers used at another guidance, size, class set or network than they were fitted at.
 
-Every figure is the best peer's error divided by ours, at the place of use: above 1 the solver still wins.
+Every number is the best peer's error divided by ours under the conditions of use: above 1, the solver is better.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from .suite import BENCHMARKS, Benchmark
 
 __all__ = ["classes", "fine_tuned", "guidances", "seeds", "sizes_of_pictures"]
 
-_USED = (1.0, 3.0, 5.0, 7.0, 10.0)  # guidances
+_USED_GUIDANCES = (1.0, 3.0, 5.0, 7.0, 10.0)
 _CLASSES = {"digits": range(10), "patches": range(1, 7)}
 
 
 def guidances(name: str, setting: Setting) -> dict[str, Any]:
-    """Ratios at each guidance of solvers fitted at one guidance, and at several at once."""
+    """Ratios at each guidance, of solvers fitted at one guidance and of solvers fitted at several."""
     benchmark, count = BENCHMARKS[name], setting.fitted + setting.held_out
-    several = {"3 to 7": (3.0, 5.0, 7.0), "1 to 10": (1.0, 3.0, 6.0, 10.0)}
+    mixes = {"3 to 7": (3.0, 5.0, 7.0), "1 to 10": (1.0, 3.0, 6.0, 10.0)}
     fitted: dict[str, float | Tensor] = {f"{guidance:g}": guidance for guidance in GUIDANCES}
-    fitted |= {label: torch.tensor(per_sample(values, count)) for label, values in several.items()}
+    fitted |= {label: torch.tensor(per_sample(values, count)) for label, values in mixes.items()}
     solvers = {label: fit(benchmark, guidance, setting).solver for label, guidance in fitted.items()}
-    used = {f"{guidance:g}": unseen_trial(benchmark, guidance, setting) for guidance in _USED}
+    used = {f"{guidance:g}": unseen_trial(benchmark, guidance, setting) for guidance in _USED_GUIDANCES}
     return _ratios(f"{name}, guidance", benchmark, solvers, used, setting)
 
 
@@ -47,8 +47,8 @@ def seeds(name: str, setting: Setting) -> dict[str, Any]:
 
 
 def classes(name: str, setting: Setting) -> dict[str, Any]:
-    """Ratios on each half of the classes of solvers fitted on either half."""
-    benchmark, every = BENCHMARKS[name], _CLASSES[name]
+    """Ratios on each half of the classes, of solvers fitted on either half."""
+    benchmark, labels = BENCHMARKS[name], _CLASSES[name]
     shape = benchmark.conditioning(1, torch.Generator()).shape[1:]
 
     def limited_to(half: range) -> Benchmark:
@@ -57,27 +57,27 @@ def classes(name: str, setting: Setting) -> dict[str, Any]:
 
         return replace(benchmark, conditioning=draw)
 
-    middle = len(every) // 2
-    places = {"first half": limited_to(every[:middle]), "second half": limited_to(every[middle:])}
+    middle = len(labels) // 2
+    places = {"first half": limited_to(labels[:middle]), "second half": limited_to(labels[middle:])}
     return _across(f"{name}, classes", places, setting)
 
 
 def sizes_of_pictures(name: str, setting: Setting) -> dict[str, Any]:
-    """Ratios between picture sizes."""
+    """Ratios at each picture size, of solvers fitted at each size."""
     sides = (8, 16, 24)
     places = {f"{side}x{side}": replace(BENCHMARKS[name], shape=(3, side, side)) for side in sides}
     return _across(f"{name}, size", places, setting)
 
 
 def fine_tuned(setting: Setting) -> dict[str, Any]:
-    """Ratios between the digits network and a copy that was trained further, on digits turned upside down."""
+    """Ratios on the digits network and on a copy fine-tuned on digits turned upside down."""
     digits, tuned = BENCHMARKS["digits"], _train_further(300)
     places = {"original": digits, "fine-tuned": replace(digits, load=lambda dtype: tuned)}
-    return _across("digits, network", places, replace(setting, cache=None))  # a cache does not tell networks apart
+    return _across("digits, network", places, replace(setting, cache=None))  # the cache is not keyed by network
 
 
 def _across(what: str, places: Mapping[str, Benchmark], setting: Setting) -> dict[str, Any]:
-    """Ratios at each place of the solvers fitted at each place, at guidance 3."""
+    """Ratios at each place, of the solvers fitted at each place, at guidance 3."""
     solvers = {label: fit(place, 3.0, setting).solver for label, place in places.items()}
     used = {label: unseen_trial(place, 3.0, setting) for label, place in places.items()}
     return _ratios(what, next(iter(places.values())), solvers, used, setting)
@@ -86,7 +86,7 @@ def _across(what: str, places: Mapping[str, Benchmark], setting: Setting) -> dic
 def _ratios(
     what: str, benchmark: Benchmark, solvers: Mapping[str, Solver], used: Mapping[str, Trial], setting: Setting
 ) -> dict[str, Any]:
-    """The best peer's error / ours, by solver and by place of use."""
+    """The best peer's error / ours, by solver and place of use."""
     (steps,) = setting.steps
     ratios: dict[str, dict[str, float]] = {label: {} for label in solvers}
     for place, unseen in used.items():
@@ -98,7 +98,7 @@ def _ratios(
 
 
 def _train_further(steps: int) -> DigitsDenoiser:
-    """The digits network after some steps on digits upside down, about as far from it as a fine-tune is."""
+    """The digits network after some steps on upside-down digits: about as different as a fine-tuned model."""
     network: DigitsTransformer = load_digits().network.requires_grad_(True).train()
     pictures, labels = load_pictures()
     pictures = pictures.flip(2)

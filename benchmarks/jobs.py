@@ -1,4 +1,4 @@
-"""Which measurements make a part of the benchmarks, and how they are shared out to processes and saved."""
+"""The jobs of each part of the benchmarks; running them in processes and saving their records."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from .setting import GUIDANCES, Setting
 __all__ = ["PARTS", "SEEDS", "Job", "jobs_by_part", "run_job", "run_part", "select_jobs"]
 
 PARTS = ("fidelity", "peers", "again", "savings", "half", "generalisation", "precision", "cost", "overhead")
-SEEDS = (1, 2)  # of the sets of starts that `again` records
+SEEDS = (1, 2)  # of the starts that `again` records
 NETWORKS = ("patches", "shapes", "digits")  # the longest first
 
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement, whose record is `work(*place, setting)`; without a setting `work(*place)`."""
+    """One measurement. Its record is `work(*place, setting)`, or `work(*place)` without a setting."""
 
     work: Callable[..., Any]
     place: tuple[str | float, ...] = ()
@@ -38,17 +38,17 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Of the measurement, such as "fidelity-digits-3.0"."""
+        """The measurement's name, such as "fidelity-digits-3.0"."""
         return "-".join(map(str, (self.work.__name__, *self.place)))
 
 
 def jobs_by_part(cache: Path, seeds: Sequence[int] = SEEDS) -> dict[str, list[Job]]:
-    """The jobs of each part, the longest first; `seeds` are those of `again`."""
+    """The jobs of each part, the longest first. `seeds` are for `again`."""
     whole, few = Setting(cache=cache), Setting(fitted=64, held_out=16, unseen=256, ranked=32, cache=cache)
     places = [(name, guidance) for guidance in reversed(GUIDANCES) for name in NETWORKS]
     copies = [(name, dtype, guidance) for name, guidance in places for dtype in DTYPES]
     folders = {(name, guidance): cache / f"fidelity-{name}-{guidance}" for name, guidance in places}
-    # On a CPU half precision takes five to eight times as long: few starts or step counts.
+    # Half precision is five to eight times slower on a CPU: few starts or step counts.
     steps_in_half = {"patches": (4,), "shapes": (4,), "digits": (4, 6, 8, 10)}
     generalised = [
         (generalisation.guidances, "patches"), (generalisation.sizes_of_pictures, "shapes"),
@@ -67,7 +67,7 @@ def jobs_by_part(cache: Path, seeds: Sequence[int] = SEEDS) -> dict[str, list[Jo
             *(Job(cost.growth_with_steps, (name,)) for name in NETWORKS),
             *map(Job, (cost.growth_with_samples, cost.growth_with_size, cost.memory)),
         ],
-        # Without ComfyUI under another name: it must not replace a measurement that has ComfyUI's sampler.
+        # Its name without ComfyUI differs, so that it does not replace a measurement with ComfyUI's sampler.
         "overhead": [Job(overhead_here())],
     }
 
@@ -75,18 +75,18 @@ def jobs_by_part(cache: Path, seeds: Sequence[int] = SEEDS) -> dict[str, list[Jo
 def select_jobs(
     parts: Sequence[str], cache: Path, only: Sequence[str] = (), seeds: Sequence[int] = SEEDS
 ) -> dict[str, list[Job]]:
-    """The jobs of some parts whose name contains one of the texts `only`; ValueError where a text is in no name."""
-    every = {part: jobs for part, jobs in jobs_by_part(cache, seeds).items() if part in parts}
-    names = [job.name for jobs in every.values() for job in jobs]
+    """The jobs of some parts whose name contains one of the texts `only`; ValueError for a text that matches none."""
+    by_part = {part: jobs for part, jobs in jobs_by_part(cache, seeds).items() if part in parts}
+    names = [job.name for jobs in by_part.values() for job in jobs]
     for text in only:
         if not any(text in name for name in names):
-            raise ValueError(f"--only {text} matches no job: choose a part of a name from {', '.join(names)}")
-    selected = {p: [job for job in jobs if any(text in job.name for text in only or [""])] for p, jobs in every.items()}
+            raise ValueError(f"--only {text} matches no job: choose a name or part of one from {', '.join(names)}")
+    selected = {p: [job for job in js if any(text in job.name for text in only or [""])] for p, js in by_part.items()}
     return {part: jobs for part, jobs in selected.items() if jobs}
 
 
 def run_job(job: Job, cache: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    """The measurement of a job; from the cache where one of the same sizes is there."""
+    """The measurement of a job, from the cache if it has one of the same sizes."""
     path, sizes = cache / f"{job.name}.json", job.setting and job.setting.sizes
     stored = read_measurements(path)
     if "record" in stored and stored.get("about", {}).get("samples") == sizes:
@@ -98,21 +98,21 @@ def run_job(job: Job, cache: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     about = {**about, "samples": sizes, "seconds": round(time.monotonic() - began)}
     content = json.dumps({"about": about, "record": record})
     write_whole(path, content.encode())
-    return json.loads(content)  # as from the cache: keys are texts there
+    return json.loads(content)  # with string keys, as from the cache
 
 
 def run_part(part: str, jobs: Sequence[Job], workers: int, cache: Path, command: str) -> list[Any]:
-    """The records of jobs of a part, run in processes of one thread, each saved as soon as it is there.
+    """The records of some jobs of a part, run in processes of one thread and saved as they finish.
 
-    Those of other seeds than the part's own are not saved. Raises RuntimeError at the end where a job failed.
+    Records of seeds other than SEEDS are not saved. Raises RuntimeError at the end if a job failed.
     """
     order = [job.name for job in jobs_by_part(cache)[part]]
-    workers, host = (1, host_version()) if part == "overhead" else (workers, {})  # it is timed: alone on the machine
+    workers, host = (1, host_version()) if part == "overhead" else (workers, {})  # timings need an idle machine
     about, records, failures = provenance(command, workers=workers, **host), [], []
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        waiting = {pool.submit(run_job, job, cache, about): job.name for job in jobs}
-        for future in as_completed(waiting):
-            name = waiting[future]
+        pending = {pool.submit(run_job, job, cache, about): job.name for job in jobs}
+        for future in as_completed(pending):
+            name = pending[future]
             if error := future.exception():
                 failures.append(f"{name}: {type(error).__name__}: {error}")
                 continue

@@ -1,4 +1,4 @@
-"""k-diffusion's real modules, without the training requirements that its package imports."""
+"""k-diffusion's own modules, without the training requirements that its package imports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PACKAGE = "k_diffusion_without_requirements"
 
 
 def k_diffusion_folder() -> Path:
-    """The folder of the installed package; ImportError without one."""
+    """The folder of the installed package; ImportError if it is not installed."""
     spec = find_spec("k_diffusion")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError("k-diffusion is not installed: pip install --no-deps k-diffusion==0.1.1.post1")
@@ -22,12 +22,12 @@ def k_diffusion_folder() -> Path:
 
 
 def k_diffusion_module(name: str) -> ModuleType:
-    """k-diffusion's module `name`; ImportError where it is not installed."""
+    """k-diffusion's module `name`; ImportError if it is not installed."""
     if _PACKAGE not in sys.modules:
         folder = k_diffusion_folder()
         package = sys.modules[_PACKAGE] = ModuleType(_PACKAGE)
         package.__path__ = [str(folder)]
-        # Its own utils import torchvision; the samplers and wrappers use this one function of them.
+        # Its utils import torchvision; the samplers and wrappers need only this function of them.
         utils = sys.modules[f"{_PACKAGE}.utils"] = ModuleType(f"{_PACKAGE}.utils")
         utils.append_dims = lambda x, target_dims: x[(...,) + (None,) * (target_dims - x.ndim)]  # pyright: ignore
         package.utils = utils  # pyright: ignore

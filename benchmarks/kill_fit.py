@@ -1,6 +1,6 @@
-"""Kills fits as tests/fitting/test_kill_fit.py does, more of them, and keeps the record. Needs Linux or macOS.
+"""Kills and resumes fits as tests/fitting/test_kill_fit.py does, but more often. Needs Linux or macOS.
 
-python -m benchmarks.kill_fit            50 kills; writes benchmarks/results/kill_fit.json; some minutes
+python -m benchmarks.kill_fit            50 kills in some minutes; writes benchmarks/results/kill_fit.json
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from .record import RESULTS, ROOT, provenance, save
 
-RECORDED = 50  # kills
+RECORDED_KILLS = 50
 
 
 def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=RECORDED, help=f"fewer than {RECORDED} are not recorded")
+    parser.add_argument("--kills", type=int, default=RECORDED_KILLS, help="recorded from %(default)s on")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.kills < 1:
@@ -30,7 +30,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         record = kill_fits(args.kills, args.seed, Path(folder))
     print(f"{record['kills']} kills, {record['finished']} fits finished with the same files")
-    if args.kills >= RECORDED:
+    if args.kills >= RECORDED_KILLS:
         save("kill_fit", "kill_fit", {"about": about, "record": record})
         print(f"saved in {RESULTS}/kill_fit.json")
 

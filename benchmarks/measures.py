@@ -1,4 +1,4 @@
-"""Quality per call: of fitted solvers, of the same on other starts and in half precision, and the calls they save."""
+"""Quality per call: fitted solvers, on other starts and in half precision, and the calls that they save."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .suite import BENCHMARKS, Benchmark
 __all__ = ["DTYPES", "SAVING_STEPS", "again", "fidelity", "half", "lead_in_half", "precision", "savings"]
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-SAVING_STEPS = 5  # of our solver; the peers take as many calls and more
+SAVING_STEPS = 5  # of our solver; the peers take this many calls and more
 _MOST_CALLS = 40  # of a peer in `savings`
-_FIRST_SEED = 10_000  # of the starts of `again`: fits and the other measurements draw theirs by smaller seeds
+_FIRST_SEED = 10_000  # of the starts of `again`; fits and other measurements use smaller seeds
 
 
 def fidelity(name: str, guidance: float, setting: Setting) -> dict[str, Any]:
-    """The quality of fitted and of published solvers; the fitted ones are saved in the setting's folder."""
+    """The quality of fitted and published solvers; saves the fitted ones in the setting's folder."""
     benchmark = BENCHMARKS[name]
     unseen = unseen_trial(benchmark, guidance, setting)
     fits = {family: fit(benchmark, guidance, setting, family=family) for family in benchmark.families}
@@ -54,9 +54,9 @@ def fidelity(name: str, guidance: float, setting: Setting) -> dict[str, Any]:
 
 
 def again(name: str, guidance: float, seed: int, setting: Setting) -> dict[str, Any]:
-    """The quality of the recorded solvers and peers on starts of another seed, where neither was chosen.
+    """The quality of the recorded solvers and peers on starts of another seed, used to choose neither.
 
-    Nothing is fitted and no peer is ranked: the quick way to doubt the records of `fidelity` and `peers`.
+    Without fits and without ranking of peers: the quick check of the records of `fidelity` and `peers`.
     """
     benchmark = BENCHMARKS[name]
     unseen = unseen_trial(benchmark, guidance, setting, _FIRST_SEED + seed)
@@ -74,7 +74,7 @@ def again(name: str, guidance: float, seed: int, setting: Setting) -> dict[str, 
 
 
 def half(name: str, dtype: str, guidance: float, setting: Setting) -> dict[str, Any]:
-    """The quality of recorded solvers and best peers on a network and on its half-precision copy."""
+    """The quality of the recorded solvers and best peers on a network and on its half-precision copy."""
     benchmark = BENCHMARKS[name]
     trials = _with_copy(benchmark, dtype, unseen_trial(benchmark, guidance, setting))
     solvers, peers_at = load_fitted(name, guidance, setting), recorded_peers(name, guidance)
@@ -98,7 +98,7 @@ def half(name: str, dtype: str, guidance: float, setting: Setting) -> dict[str, 
 
 def lead_in_half(point: Mapping[str, Any], where: str) -> float:
     """The best peer's error divided by DyWeight's at a point of `half`, on the "network" or its "copy"."""
-    return lead({side: {label: own[where] for label, own in point[side].items()} for side in ("ours", "peers")})
+    return lead({side: {label: pair[where] for label, pair in point[side].items()} for side in ("ours", "peers")})
 
 
 def precision(name: str, dtype: str, guidance: float, setting: Setting) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def precision(name: str, dtype: str, guidance: float, setting: Setting) -> dict[
 
 
 def savings(name: str, guidance: float, setting: Setting) -> dict[str, Any]:
-    """Our error at five calls, and the best peer's at five and more, up to the count that reaches ours."""
+    """Our error at 5 calls, and the best peer's at 5 calls and more, up to the count that reaches ours."""
     benchmark = BENCHMARKS[name]
     unseen = unseen_trial(benchmark, guidance, setting)
     ours = rmse(unseen, load_fitted(name, guidance, setting)["dyweight"].table(SAVING_STEPS, benchmark.noise))
@@ -128,15 +128,15 @@ def savings(name: str, guidance: float, setting: Setting) -> dict[str, Any]:
         if peers[calls] <= ours:
             reached = calls
             break
-    print(name, guidance, f"our error in {SAVING_STEPS} calls: {ours:.4f}, the best peer's in {reached}", flush=True)
+    print(name, guidance, f"error in {SAVING_STEPS} calls: {ours:.4f}; the best peer needs {reached}", flush=True)
     return {"network": name, "guidance": guidance, "ours": ours, "peers": peers, "calls": reached}
 
 
 def _with_span(name: str, unseen: Trial, table: SolverTable) -> dict[str, float]:
-    """The quality of a table, and the bound of its path."""
+    """The quality of a table, with the span bound of its trajectory."""
     return {**quality(name, unseen, table), "span": span_error(unseen, table)}
 
 
 def _with_copy(benchmark: Benchmark, dtype: str, unseen: Trial) -> dict[str, Trial]:
-    """The same starts and teacher's ends on the network and on its copy in a dtype."""
+    """The same starts and teacher's end states, on the network and on its copy in a dtype."""
     return {"network": unseen, "copy": replace(unseen, model=benchmark.model(DTYPES[dtype]))}

@@ -1,8 +1,8 @@
-"""Overhead: what a step costs outside the network, ours against k-diffusion's Euler and ComfyUI's iPNDM.
+"""Overhead: the cost of a step outside the network, for our samplers, k-diffusion's Euler and ComfyUI's iPNDM.
 
-The network is a stand-in that hands its state back, so that only the samplers are timed, in turns, in one process; the
-figures are ratios. ComfyUI's samplers need its modules: where COMFYUI_PATH names a ComfyUI, its own Python
-(COMFYUI_PYTHON, else the venv folder in it) runs this file, and finds k-diffusion in ours.
+The network is a stub that returns its input, so only the samplers are timed. They take turns in one process, and the
+results are ratios. ComfyUI's samplers need its modules: if COMFYUI_PATH is set, ComfyUI's Python (COMFYUI_PYTHON,
+otherwise its venv folder) runs this file and imports k-diffusion from our environment.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ Sampler = Callable[[Tensor], Tensor]
 
 
 def overhead_here() -> Callable[..., dict[str, Any]]:
-    """`overhead` where COMFYUI_PATH names a ComfyUI, else `overhead_without_comfyui`."""
+    """`overhead` if COMFYUI_PATH is set, otherwise `overhead_without_comfyui`."""
     return overhead if os.environ.get("COMFYUI_PATH") else overhead_without_comfyui
 
 
 def host_version() -> dict[str, str]:
-    """The version of the ComfyUI at COMFYUI_PATH, for a record; empty without one."""
+    """The version of the ComfyUI at COMFYUI_PATH, for a record; empty if it is not set."""
     if not os.environ.get("COMFYUI_PATH"):
         return {}
     file = find_comfy(None) / "comfyui_version.py"
@@ -69,7 +69,7 @@ def overhead_without_comfyui(turns: int = 41) -> dict[str, Any]:
 
 
 def overhead(turns: int = 41) -> dict[str, Any]:
-    """The same with ComfyUI's iPNDM, through the Python of the ComfyUI at COMFYUI_PATH."""
+    """The same with ComfyUI's iPNDM, run by the Python of the ComfyUI at COMFYUI_PATH."""
     comfy = find_comfy(None)
     python = os.environ.get("COMFYUI_PYTHON") or str(comfy / "venv/bin/python")
     command = [python, str(Path(__file__).resolve()), str(comfy), str(k_diffusion_folder().parent), str(turns)]
@@ -86,7 +86,7 @@ def _overhead_in_comfyui(comfy: str, k_diffusion_parent: str, turns: str) -> dic
 
 
 def samplers() -> dict[str, Sampler]:
-    """Euler and our two families: DyWeight with the windows of fits, DS-Solver with its whole history."""
+    """Euler and our two families: DyWeight with the histories of fits, DS-Solver with its whole history."""
     euler = k_diffusion_module("sampling").sample_euler
     tables = {f"dyweight, history {history}": _windowed(history) for history in (3, 6)}
     tables["ds_flow-sit, whole history"] = load_solver("ds_flow-sit").table(STEPS, FlowNoise(tokens=1024))
@@ -95,7 +95,7 @@ def samplers() -> dict[str, Sampler]:
 
 
 def _windowed(history: int) -> SolverTable:
-    """A DyWeight of random weights whose steps use so many of the newest entries."""
+    """A DyWeight table with random weights that uses the `history` newest entries at each step."""
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(STEPS, STEPS, generator=generator, dtype=torch.float64).tril().triu(1 - history)
     weights = weights / weights.sum(1, keepdim=True)
@@ -103,12 +103,12 @@ def _windowed(history: int) -> SolverTable:
 
 
 def _network(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
-    """A network that costs nothing: it returns the state itself."""
+    """A network without cost: returns its input."""
     return x
 
 
 def _measure(samplers: Mapping[str, Sampler], turns: int) -> dict[str, Any]:
-    """Seconds per step and peak memory in states, by size and sampler; samplers take turns."""
+    """Seconds per step and peak memory in states, by size and sampler."""
     torch.set_num_threads(1)
     records: dict[str, Any] = {}
     for label, shape in SIZES.items():
@@ -127,7 +127,7 @@ def _measure(samplers: Mapping[str, Sampler], turns: int) -> dict[str, Any]:
 
 
 class _Peak(TorchDispatchMode):
-    """The most bytes of tensors that were alive at once, those from before left out."""
+    """Tracks the peak number of bytes in live tensors, not counting those that existed before."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class _Peak(TorchDispatchMode):
 
 
 def peak_bytes(sample: Sampler, x: Tensor) -> int:
-    """Bytes of the tensors that are alive at once while a sampler runs, without those from before."""
+    """Peak bytes of the tensors that a sampler allocates."""
     with _Peak() as peak:
         sample(x)
     return peak.bytes

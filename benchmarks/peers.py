@@ -1,6 +1,6 @@
-"""The peers: the samplers of ComfyUI and k-diffusion on the grids that people use, each measure's best among them.
+"""The peers: the samplers of ComfyUI and k-diffusion on the usual grids, and the best of them by each measure.
 
-Few starts rank them, all judge: of some two hundred candidates the best by error and the best by Frechet distance.
+Some two hundred candidates are ranked on a few starts; the best by error and by Frechet distance are evaluated on all.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ def peers(name: str, guidance: float, setting: Setting) -> dict[str, Any]:
     return record_by_steps({"network": name, "guidance": guidance}, setting, measure)
 
 
-def finite_qualities(name: str, trial: Trial, tried: Iterable[Candidate]) -> dict[str, dict[str, float]]:
-    """The quality of candidates by their name, without those whose states overflow."""
-    ends = {candidate.name: trial.ends(candidate.table) for candidate in tried}
+def finite_qualities(name: str, trial: Trial, peers: Iterable[Candidate]) -> dict[str, dict[str, float]]:
+    """The quality of candidates by name, without those whose states overflow."""
+    ends = {candidate.name: trial.ends(candidate.table) for candidate in peers}
     return {label: quality_of_ends(name, trial, end) for label, end in ends.items() if bool(end.isfinite().all())}
 
 
-def _choose(name: str, ranked: Trial, tried: Sequence[Candidate]) -> list[Candidate]:
-    """The three best and the best grid of each of the five best methods by error, the five best by Frechet distance."""
-    qualities = finite_qualities(name, ranked, tried)
-    finite = [candidate for candidate in tried if candidate.name in qualities]
+def _choose(name: str, ranked: Trial, peers: Sequence[Candidate]) -> list[Candidate]:
+    """The three best and the best grid of each of the five best methods by error; the five best by Frechet distance."""
+    qualities = finite_qualities(name, ranked, peers)
+    finite = [candidate for candidate in peers if candidate.name in qualities]
     by_error = sorted(finite, key=lambda candidate: qualities[candidate.name]["error"])
     by_frechet = sorted(finite, key=lambda candidate: qualities[candidate.name]["frechet"])
     return list(dict.fromkeys([*by_error[:3], *best_of_methods(by_error)[:5], *by_frechet[:5]]))
 
 
 def peer_errors(benchmark: Benchmark, steps: int, ranked: Trial, *trials: Trial) -> list[float]:
-    """The best peer's error on each trial: the least of the three candidates that are best on the ranked starts."""
+    """The best peer's error on each trial, from the three candidates that are best on the `ranked` starts."""
     best = rank(ranked, list(candidates(steps, benchmark.noise)))[:3]
     return [min(rmse(trial, candidate.table) for _, candidate in best) for trial in trials]
 
 
 def recorded_peers(name: str, guidance: float) -> dict[int, dict[str, Any]]:
-    """The recorded peers of a network at a guidance: by step count, their measures by name; ValueError without any."""
+    """The recorded peers of a network at a guidance: measures by step count and name. ValueError without a record."""
     for record in read_records("peers").values():
         if (record["network"], record["guidance"]) == (name, guidance):
             return {point["steps"]: point["peers"] for point in record["records"]}
-    raise ValueError(f"peers of {name} at guidance {guidance:g} are not recorded: run python -m benchmarks peers first")
+    raise ValueError(f"no peers of {name} at guidance {guidance:g} are recorded: run python -m benchmarks peers first")
 
 
 def recorded_points() -> list[dict[str, Any]]:
-    """The records of `fidelity`, each point with its peers; without networks whose peers were not measured."""
+    """The records of `fidelity`, each point with its peers; networks without measured peers are left out."""
     peers_at = {
         (r["network"], r["guidance"], p["steps"]): p for r in read_records("peers").values() for p in r["records"]
     }
@@ -74,7 +74,7 @@ def recorded_points() -> list[dict[str, Any]]:
 
 
 def best_value(point: Mapping[str, Any], key: str) -> float:
-    """The least measure of the peers at a point."""
+    """The lowest value of a measure among the peers at a point."""
     return min(peer[key] for peer in point["peers"].values())
 
 
@@ -84,14 +84,14 @@ def lead(point: Mapping[str, Any], key: str = "error") -> float:
 
 
 def compare_with_record(measured: Sequence[dict[str, Any]]) -> str:
-    """Records of one seed and those of the same points on record: what they amount to, and their leads."""
-    here, recorded = _by_place(measured), _by_place(recorded_points())
-    before = {place: recorded[place] for place in here}
-    leads = [f"{place}: {lead(before[place]):.2f}, {lead(here[place]):.2f}" for place in here]
+    """A text that compares records of one seed with those of the same points on record: summaries and leads."""
+    new, recorded = _by_place(measured), _by_place(recorded_points())
+    old = {place: recorded[place] for place in new}
+    leads = [f"{place}: {lead(old[place]):.2f}, {lead(new[place]):.2f}" for place in new]
     lines = [
-        f"On record: {_summary(before.values())}.",
-        f"Starts of seed {measured[0]['seed']}: {_summary(here.values())}.",
-        "Best peer's error / ours, on record and here:",
+        f"On record: {_summary(old.values())}.",
+        f"Starts of seed {measured[0]['seed']}: {_summary(new.values())}.",
+        "Best peer's error / ours, on record and on these starts:",
     ]
     return "\n".join([*lines, *leads])
 
@@ -104,14 +104,14 @@ def _by_place(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _summary(every: Collection[dict[str, Any]]) -> str:
-    later = [point for point in every if point["steps"] >= 4]
+def _summary(points: Collection[dict[str, Any]]) -> str:
+    later = [point for point in points if point["steps"] >= 4]
     ours = [point["ours"]["dyweight"] for point in later]
-    leads, leads_later = ([lead(point) for point in some] for some in (every, later))
+    leads, leads_later = ([lead(point) for point in group] for group in (points, later))
     return (
-        f"error below the best peer's at {sum(ratio > 1 for ratio in leads)} of {len(leads)} points, half of it at "
-        f"{sum(ratio >= 2 for ratio in leads)}; of the {len(later)} from 4 calls on half of it at "
-        f"{sum(ratio >= 2 for ratio in leads_later)}, a third of the best peer's Frechet distance at "
-        f"{sum(lead(point, 'frechet') >= 3 for point in later)}, within 1.15 of the span bound at "
-        f"{sum(own['error'] <= 1.15 * own['span'] for own in ours)}"
+        f"error below the best peer's at {sum(ratio > 1 for ratio in leads)} of {len(leads)} points, at most half at "
+        f"{sum(ratio >= 2 for ratio in leads)}; from 4 calls on ({len(later)} points): at most half at "
+        f"{sum(ratio >= 2 for ratio in leads_later)}, Frechet distance at most a third at "
+        f"{sum(lead(point, 'frechet') >= 3 for point in later)}, error at most 1.15 times the span bound at "
+        f"{sum(measures['error'] <= 1.15 * measures['span'] for measures in ours)}"
     )

@@ -1,4 +1,4 @@
-"""How far a set of pictures is from the teacher's: RMSE, a Frechet distance, sharpness, the span bound."""
+"""Distances between a set of pictures and the teacher's: RMSE, Frechet distance, sharpness, span bound."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FEATURES = 32
 
 
 class Classifier(nn.Module):
-    """A small convolutional network: `features` [S, 32], then a head per slot of the caption."""
+    """A small convolutional network: `features` [S, 32], then one head per slot of the caption."""
 
     def __init__(self, channels: int, size: int, classes: list[int]) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Classifier(nn.Module):
 
 @cache
 def classifier(name: str) -> Classifier:
-    """A classifier of a benchmark's real pictures, trained here in seconds, always the same."""
+    """A classifier of a benchmark's real pictures, trained in seconds with a fixed seed."""
     pictures, classes = BENCHMARKS[name].pictures()
     classes = classes.view(len(classes), -1)
     with torch.random.fork_rng():
@@ -70,16 +70,16 @@ def sharpness(pictures: Tensor) -> float:
 
 
 def error_and_median(squares: Tensor) -> dict[str, float]:
-    """RMSE over all starts, and the root of the median of their mean squares [S]: outliers dominate the first."""
+    """RMSE over all starts, and the root of the median of their mean squares [S], which outliers do not dominate."""
     return {"error": float(squares.mean().sqrt()), "median": float(squares.median().sqrt())}
 
 
 def quality_of_ends(name: str, trial: Trial, ends: Tensor) -> dict[str, float]:
-    """The distance of end states [S, C, H, W] from the teacher's.
+    """Measures of end states [S, C, H, W] against the teacher's.
 
     Returns:
         RMSE (`error`), the root of the median over the starts (`median`), Frechet distance in the classifier's features
-        (`frechet`), and mean gradient magnitude relative to the teacher's (`sharpness`).
+        (`frechet`) and mean gradient magnitude relative to the teacher's (`sharpness`).
     """
     truth, features = trial.reference.end, classifier(name).features
     return {
@@ -90,24 +90,24 @@ def quality_of_ends(name: str, trial: Trial, ends: Tensor) -> dict[str, float]:
 
 
 def quality(name: str, trial: Trial, table: SolverTable) -> dict[str, float]:
-    """The same of a table's end states."""
+    """The same for a table's end states."""
     return quality_of_ends(name, trial, trial.ends(table))
 
 
 def span_error(trial: Trial, table: SolverTable) -> float:
-    """RMSE of the teacher's ends to their projections on the span of the run's start and gradients.
+    """RMSE between the teacher's end states and their projections onto the span of the run's start and gradients.
 
-    No linear multistep rule on this path can be closer, not even one with separate coefficients for every start.
+    No linear multistep rule on this trajectory can be closer, not even one with separate coefficients for every start.
     """
     total = torch.zeros((), dtype=torch.float64)
     for start, batch in trial.samples.batches():
         run = trial.run(table, batch)
         basis = torch.stack([run.states[0], *run.entries], dim=1).flatten(2).double()  # [B, N + 1, D]
-        # Of one length each: at the first levels they differ in their last digits alone, which is where the picture is.
+        # Normalised: at the first levels the vectors differ only in their last digits, which contain the picture.
         basis = torch.nn.functional.normalize(basis, dim=2)
         truth = trial.reference.rows(start, start + len(batch)).end.flatten(1).double()
         _, sizes, axes = torch.linalg.svd(basis, full_matrices=False)
-        axes = axes * (sizes > 1e-8 * sizes[:, :1])[:, :, None]  # a smaller direction is float64's own rounding
+        axes = axes * (sizes > 1e-8 * sizes[:, :1])[:, :, None]  # smaller directions are float64 rounding
         rest = truth - (axes.transpose(1, 2) @ (axes @ truth[:, :, None]))[:, :, 0]
         total += rest.square().mean(1).sum()
     return float(total / trial.total) ** 0.5

@@ -1,13 +1,13 @@
-"""What a fit costs: Gauss-Newton against the papers' gradient recipe, same model, teacher and unseen starts.
+"""The cost of a fit: Levenberg-Marquardt and the papers' gradient recipe on the same model and unseen starts.
 
     python -m benchmarks.recipe             writes benchmarks/results/recipe.json; an hour and a half on two idle cores
-    python -m benchmarks.recipe --way gauss-newton --steps 3 5     some runs, which replace their own records alone
+    python -m benchmarks.recipe --way gauss-newton --steps 3 5     some runs, which replace only their own records
 
 The recipe (DyWeight, arXiv 2603.11607, run.sh): 10,000 fresh starts, each with a Heun-35 teacher, one pass in batches
 of 16 (625 updates), Adam with warm-up, cosine and clipping, weights of iPNDM as the start, history 3. Its learning rate
-is tuned over RATES and its grid over SHIFTS, and it is charged for the best run alone. Calls are network calls per
-sample, a backward pass as two; those of the teacher are counted on both sides, and reported apart: the recipe's many
-fresh starts are most of its bill. Errors are RMSE to the teacher on unseen starts.
+is tuned over RATES and its grid over SHIFTS, and it is charged for the best run only. Calls are network calls per
+sample; a backward pass counts as two. The teacher's calls are included on both sides and also reported separately, as
+the recipe's fresh starts dominate its cost. Errors are RMSE to the teacher on unseen starts.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from .record import provenance, save
 TEACHER = Teacher("heun", 35)
 STEPS = (3, 5, 7)
 FRESH, HELD_OUT, UNSEEN = 10_000, 16, 4096
-FITTED = {3: 384, 5: 64, 7: 48}  # few steps are cheap and have few parameters, whose last percent takes samples
+FITTED = {3: 384, 5: 64, 7: 48}  # with few steps, samples are cheap and the last percent of error needs many
 OWN_TEACHER = Teacher("ipndm", 40)  # 40 calls instead of Heun-35's 69
-RATES, SHIFTS = (3e-2, 1e-1), (0.7, 1.0)  # at 1e-2 it ends 20 % worse
+RATES, SHIFTS = (3e-2, 1e-1), (0.7, 1.0)  # at 1e-2 the error is 20 % higher
 NOISE = FlowNoise()
 WAYS = ("gauss-newton", "recipe")
 RUNS: list[tuple[Any, ...]] = [("gauss-newton", n) for n in STEPS]
@@ -46,21 +46,21 @@ RUNS += [("recipe", n, shift, rate) for n in STEPS for shift in SHIFTS for rate 
 
 
 def trial_of(count: int, seed: int) -> Trial:
-    """Starts of the bundled model with their teacher's ends."""
+    """Starts of the bundled model with the teacher's end states."""
     x, extra_args = demo_starts(count, seed)
     model, samples = CountedDenoiser(load_digits(), x.dtype), Samples(x, extra_args, 256)
     return Trial(model, samples, TEACHER.reference(model, samples, NOISE), count)
 
 
 def recipe(fresh: Trial, unseen: Trial, steps: int, shift: float, rate: float) -> dict[str, Any]:
-    """The record of one run of the papers' recipe, which is charged for the teacher's ends in `fresh`."""
+    """The record of one run of the papers' recipe; its calls include the teacher's for `fresh`."""
     grid = Grid("flow_shift", {"shift": shift})
     space = make_space("dyweight", steps, NOISE, grid, 3, False)
     problem = Problem.of(fresh, space, make_objective("l2"))
-    judge = replace(problem.first(16), model=CountedDenoiser(fresh.model.model, torch.float32))  # counts its own calls
+    validation = replace(problem.first(16), model=CountedDenoiser(fresh.model.model, torch.float32))  # a separate count
     start = space.initial(ipndm(grid.levels(steps, NOISE), 3))
     fresh.model.calls = 0
-    theta, _ = GradientDescent("adam", rate=rate).fit(problem, start, judge)
+    theta, _ = GradientDescent("adam", rate=rate).fit(problem, start, validation)
     teacher_calls = TEACHER.calls * FRESH
     return {
         "way": "recipe", "steps": steps, "shift": shift, "rate": rate,
@@ -70,7 +70,7 @@ def recipe(fresh: Trial, unseen: Trial, steps: int, shift: float, rate: float) -
 
 
 def gauss_newton(unseen: Trial, steps: int) -> dict[str, Any]:
-    """The record of one fit: teacher, scan, starts and iterations, from nothing."""
+    """The record of one complete fit: teacher, scan, starts and iterations."""
     x, extra_args = demo_starts(FITTED[steps] + HELD_OUT, seed=0)
     result = fit_solver(
         load_digits(), x, noise=NOISE, steps=(steps,), held_out=HELD_OUT, extra_args=extra_args,
@@ -84,7 +84,7 @@ def gauss_newton(unseen: Trial, steps: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs both ways and saves their records."""
+    """Runs both optimisers and saves their records."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.recipe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

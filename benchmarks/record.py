@@ -1,8 +1,8 @@
-"""The results files: by name a measurement, which is a record, and how, when and with what it was made.
+"""The results files: measurements by name, each with its record and its provenance.
 
     {"fidelity-digits-3.0": {"about": {"command": "python -m benchmarks ...", "date": ..., ...}, "record": {...}}, ...}
 
-A repeated measurement replaces its own entry alone.
+A repeated measurement replaces only its own entry.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SOLVERS = RESULTS / "solvers"
 
 
 def provenance(command: str, **more: Any) -> dict[str, Any]:
-    """How measurements that begin now are made: command, date, commit and versions."""
+    """The provenance of measurements that begin now: command, date, commit and versions."""
     return {
         "command": command, **more, "date": date.today().isoformat(), "version": VERSION, "commit": _commit(),
         "torch": torch.__version__, "python": platform.python_version(),
@@ -36,35 +36,35 @@ def provenance(command: str, **more: Any) -> dict[str, Any]:
 
 
 def read_measurements(path: Path) -> dict[str, Any]:
-    """The content of a results file; empty where there is none, ValueError where it is broken."""
+    """The content of a results file; empty if it does not exist, ValueError if it is broken."""
     try:
         content = json.loads(path.read_text("utf-8")) if path.exists() else {}
     except ValueError as error:
-        raise ValueError(f"{path} is broken ({error}): restore it from git, or delete it") from error
+        raise ValueError(f"{path} is broken ({error}): restore it from git or delete it") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must contain measurements by name: restore it from git, or delete it")
+        raise ValueError(f"{path} contains no measurements by name: restore it from git or delete it")
     return content
 
 
 def read_records(part: str) -> dict[str, Any]:
-    """The records of a part by name, in the order of its jobs; none where it has not been measured."""
+    """The records of a part by name, in the order of its jobs; empty if it has not been measured."""
     return {name: measurement["record"] for name, measurement in read_measurements(RESULTS / f"{part}.json").items()}
 
 
 def check_part(part: str) -> None:
-    """Raises ValueError, before hours of measuring, where a part's results file cannot be read or written."""
+    """Raises ValueError, before hours of work, if a part's results file cannot be read or written."""
     read_measurements(RESULTS / f"{part}.json")
     RESULTS.mkdir(exist_ok=True)
     if not os.access(RESULTS, os.W_OK):
-        raise ValueError(f"{RESULTS} is not writable, so measurements would be lost: make it writable")
+        raise ValueError(f"{RESULTS} is not writable: make it writable, or the measurements would be lost")
 
 
 def save(
     part: str, name: str, measurement: Mapping[str, Any], order: Sequence[str] = (), solvers: Path | None = None
 ) -> None:
-    """Replaces one measurement of a part, and the solver files that it made in a folder.
+    """Replaces one measurement of a part, and the solver files that it made in the folder `solvers`.
 
-    Names that are not in `order` stand last in the file.
+    Names that are not in `order` come last in the file.
     """
     path = RESULTS / f"{part}.json"
     stored = {**read_measurements(path), name: measurement}
@@ -75,7 +75,7 @@ def save(
 
 
 def _commit() -> str | None:
-    """The commit that is checked out, with a + where its code is changed; None outside a repository."""
+    """The current commit, with a + if the code has uncommitted changes; None outside a repository."""
 
     def git(*command: str) -> str:
         return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()

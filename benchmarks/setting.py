@@ -1,4 +1,4 @@
-"""The setting of a measurement: numbers of starts, unseen starts, fits, and a record by step count."""
+"""Settings of a measurement; unseen starts, fits and records by step count under these settings."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ TEACHER = Teacher("ipndm", 60)
 
 @dataclass(frozen=True)
 class Setting:
-    """How a measurement is made."""
+    """Numbers of starts, step counts and folders of a measurement."""
 
-    fitted: int = 480  # starts that a fit learns from
-    held_out: int = 32  # starts that judge during a fit
-    unseen: int = 512  # starts that judge the result
-    ranked: int = 48  # of these, starts that choose the peers
+    fitted: int = 480  # starts of a fit
+    held_out: int = 32  # held-out starts of a fit
+    unseen: int = 512  # starts that the results are evaluated on
+    ranked: int = 48  # unseen starts that choose the peers
     steps: Sequence[int] = (3, 4, 5, 6, 8, 10)
-    cache: Path | None = None  # folder that keeps the teachers' end states
-    solvers: Path = SOLVERS  # folder of the fitted solvers, which `fidelity` writes and others read
+    cache: Path | None = None  # folder for the teacher's end states
+    solvers: Path = SOLVERS  # folder of fitted solvers: `fidelity` writes them, other parts read them
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -44,7 +44,7 @@ class Setting:
 
 
 def unseen_trial(benchmark: Benchmark, guidance: float | Tensor, setting: Setting, seed: int = 99) -> Trial:
-    """Starts that no fit sees, with the teacher's end states, on the float32 network."""
+    """Starts that no fit uses, with the teacher's end states, on the float32 network."""
     model, samples = benchmark.model(), benchmark.starts(setting.unseen, seed, guidance)
     reference = TEACHER.reference(model, samples, benchmark.noise, cache=setting.cache)
     return Trial(model, samples, reference, len(samples))
@@ -59,7 +59,7 @@ def fit(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> FitResult:
-    """A fit with default settings, except for the teacher, on starts of its own."""
+    """A fit with default settings except for the teacher; `seed` draws its starts."""
     starts = benchmark.starts(setting.fitted + setting.held_out, seed, guidance)
     values = tuple(torch.as_tensor(guidance, dtype=torch.float64).unique().tolist())
     card = {"architecture": benchmark.name, "checkpoint": benchmark.about, "guidance": Guidance("cfg", values)}
@@ -71,7 +71,7 @@ def fit(
 
 
 def solver_file(family: str, name: str, guidance: float) -> str:
-    """The name of a fitted solver's file."""
+    """The file name of a fitted solver."""
     return f"{family}_{name}_guidance-{guidance:g}.safetensors"
 
 
@@ -84,7 +84,7 @@ def load_fitted(name: str, guidance: float, setting: Setting) -> dict[str, Solve
 def record_by_steps(
     facts: Mapping[str, Any], setting: Setting, measure: Callable[[int], Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """A record: the facts that identify it, and `measure(steps)` at each step count, whose errors are printed."""
+    """A record: identifying facts and `measure(steps)` at each step count. Prints the errors."""
     records = []
     for n in setting.steps:
         records.append({"steps": n, **measure(n)})

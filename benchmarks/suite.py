@@ -1,4 +1,4 @@
-"""What the benchmarks measure on: three small networks, each in its own convention, with its pictures and starts."""
+"""The benchmark networks: three small ones of different prediction types, with pictures and starts."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _WEIGHTS = Path(__file__).parent / "networks"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A network with all that a measurement needs."""
+    """A network with everything that a measurement needs."""
 
-    name: str  # as in records and file names
-    about: str  # network, data and convention, for people
+    name: str  # in records and file names
+    about: str  # description: network, data and prediction type
     noise: Noise
     shape: tuple[int, ...]  # of a picture, [C, H, W]
     argument: str  # the name of the model's conditioning argument
     load: Callable[[torch.dtype], nn.Module]  # the denoiser, frozen
     conditioning: Callable[[int, torch.Generator], Tensor]  # random conditions [S, ...]
     pictures: Callable[[], tuple[Tensor, Tensor]]  # real pictures [S, C, H, W] and classes [S] or [S, T]
-    published: tuple[str, ...]  # bundled solvers that claim to transfer to this convention
-    published_noise: Noise  # for these: their grids shift with the resolution
+    published: tuple[str, ...]  # bundled solvers of this prediction type
+    published_noise: Noise  # schedule for these; their grids depend on the resolution
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ class Benchmark:
         return tuple(name for name, family in FAMILIES.items() if self.noise.kind in family.kinds)
 
     def model(self, dtype: torch.dtype = torch.float32) -> CountedDenoiser:
-        """The denoiser, counted; its states stay float32 whatever its dtype."""
+        """The denoiser, counted; its states are float32 for every dtype."""
         return CountedDenoiser(self.load(dtype), dtype)
 
     def starts(self, count: int, seed: int, guidance: float | Tensor, microbatch: int = 256) -> Samples:
@@ -63,7 +63,7 @@ def _load_as(make: Callable[[], nn.Module], name: str) -> Callable[[torch.dtype]
         model = make()
         weights = load_file(_WEIGHTS / f"{name}.safetensors")
         model.load_state_dict({key: value.float() for key, value in weights.items()})
-        # In this format a tenth faster on a CPU.
+        # This format is a tenth faster on a CPU.
         return model.to(dtype).to(memory_format=torch.channels_last).requires_grad_(False).eval()  # pyright: ignore
 
     return load

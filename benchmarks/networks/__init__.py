@@ -1,1 +1,1 @@
-"""Small networks that the benchmarks measure on, beside the bundled digits: trained here, weights in this folder."""
+"""Small benchmark networks in addition to the bundled digits; their weights are in this folder."""

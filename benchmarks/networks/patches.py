@@ -1,6 +1,6 @@
-"""Natural-image patches as an eps model: Stable Diffusion's noise levels, class-conditional, with guidance.
+"""An eps model of photo patches: Stable Diffusion's noise levels, class-conditional, with guidance.
 
-The data are 16x16 patches of scikit-learn's two sample photographs, at three zooms; a class is a photograph at a zoom.
+The data are 16x16 patches of scikit-learn's two sample photographs at three zooms; a class is a photograph at a zoom.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ __all__ = ["CLASSES", "NOISE", "PatchesDenoiser", "conditioning", "load_pictures
 
 NOISE = VPNoise.stable_diffusion()
 CLASSES = 6
-_ZOOMS = ((1.5, 2.5), (2.5, 4.5), (4.5, 8.0))  # how many pixels of the photograph make one of a patch
-_BLUR = 0.1  # standard deviation of noise on the patches, see `load_pictures`
+_ZOOMS = ((1.5, 2.5), (2.5, 4.5), (4.5, 8.0))  # photograph pixels per patch pixel
+_BLUR = 0.1  # standard deviation of the noise added to patches, see `load_pictures`
 
 
 def load_pictures(count: int = 60_000, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Returns patches [S, 3, 16, 16], about in [-1, 1], and their tokens [S, 1], 1 to CLASSES.
+    """Patches [S, 3, 16, 16], roughly in [-1, 1], and their tokens [S, 1], 1 to CLASSES.
 
-    Two photographs are few: random zooms, mirrors and lights, and a little noise, keep a network from learning places
-    by heart. Its paths would turn sharply towards them, as those of no large model do.
+    Random zooms, mirroring, lighting and a little noise keep the network from memorising two photographs. Otherwise its
+    trajectories would turn sharply towards the memorised patches, unlike those of large models.
     """
     from sklearn.datasets import load_sample_images
 
@@ -44,7 +44,7 @@ def load_pictures(count: int = 60_000, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def _cut(photograph: Image.Image, zoom: float, generator: np.random.Generator) -> np.ndarray:
-    """Returns a patch [16, 16, 3]: a square of 16 * zoom pixels at any place, perhaps mirrored, in any light."""
+    """A patch [16, 16, 3]: a random square of 16 * zoom pixels, randomly mirrored and lit."""
     side = 16 * zoom
     left, top = (generator.uniform(0, size - side) for size in photograph.size)
     patch = photograph.resize((16, 16), Image.Resampling.BOX, (left, top, left + side, top + side))
@@ -56,7 +56,7 @@ def _cut(photograph: Image.Image, zoom: float, generator: np.random.Generator) -
 
 
 def conditioning(count: int, generator: torch.Generator) -> Tensor:
-    """Returns random classes as tokens [S, 1]."""
+    """Random classes as tokens [S, 1]."""
     return torch.randint(1, CLASSES + 1, (count, 1), generator=generator)
 
 
@@ -74,7 +74,7 @@ class PatchesDenoiser(GuidedDenoiser):
         return self.network(scaled.to(x.dtype), sigma.log() / 2, tokens)
 
     def loss(self, x0: Tensor, tokens: Tensor) -> Tensor:
-        """DDPM's simple loss (arXiv 2006.11239, equation 14), times even over the thousand."""
+        """DDPM's simple loss (arXiv 2006.11239, equation 14) at uniformly drawn times."""
         index = torch.randint(0, len(NOISE.times), (len(x0),))
         sigma = torch.expm1(-2 * NOISE.log_alphas).sqrt().float()[index]
         noise = torch.randn_like(x0)

@@ -1,6 +1,6 @@
-"""Drawn shapes as an EDM model: conditioned on a caption of four words, with guidance.
+"""An EDM model of drawn shapes, conditioned on captions of four words, with guidance.
 
-The data are drawn here: a caption "small red disc, left" and a picture of it on a ground of any colour.
+The data are drawn here: a caption such as "small red disc, left", and a picture of it on a background of random colour.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FIRST = np.cumsum([1, *(len(words) for words in _WORDS[:-1])])  # token of each
 
 
 def draw(tokens: Tensor, generator: np.random.Generator) -> Tensor:
-    """Returns a picture [3, 16, 16] in [-1, 1] of a caption [4]: four times as large, then reduced."""
+    """A picture [3, 16, 16] in [-1, 1] for a caption [4], drawn at four times the size and reduced."""
     size, colour, form, place = (int(token) - first for token, first in zip(tokens, _FIRST, strict=True))
     ground = np.array(colorsys.hsv_to_rgb(generator.random(), 0.3 * generator.random(), 0.2 + 0.7 * generator.random()))
     hue = (colour / 5 + generator.normal(0, 0.015)) % 1
@@ -57,14 +57,14 @@ def draw(tokens: Tensor, generator: np.random.Generator) -> Tensor:
 
 
 def load_pictures(count: int = 40_000, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Returns pictures [S, 3, 16, 16] in [-1, 1] and their captions [S, 4]."""
+    """Pictures [S, 3, 16, 16] in [-1, 1] and their captions [S, 4]."""
     tokens = conditioning(count, torch.Generator().manual_seed(seed))
     generator = np.random.default_rng(seed)
     return torch.stack([draw(caption, generator) for caption in tokens]), tokens
 
 
 def conditioning(count: int, generator: torch.Generator) -> Tensor:
-    """Returns random captions as tokens [S, 4]."""
+    """Random captions as tokens [S, 4]."""
     slots = [
         int(first) + torch.randint(0, len(words), (count,), generator=generator)
         for first, words in zip(_FIRST, _WORDS, strict=True)
@@ -85,7 +85,7 @@ class ShapesDenoiser(GuidedDenoiser):
         return (x * (SIGMA_DATA / total).square() + out * (s * SIGMA_DATA / total)).to(x.dtype)
 
     def loss(self, x0: Tensor, tokens: Tensor) -> Tensor:
-        """EDM's loss: weighted so that the network's output has unit weight at every level."""
+        """EDM's loss, in which the network's output has unit weight at every level."""
         sigma = (1.2 * torch.randn(len(x0)) - 1.2).exp()
         s = sigma.view(-1, 1, 1, 1)
         weight = (s.square() + SIGMA_DATA**2) / (s * SIGMA_DATA).square()

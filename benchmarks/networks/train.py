@@ -1,6 +1,6 @@
-"""Train a benchmark network: `python -m benchmarks.networks.train patches` (or shapes) writes its weights file.
+"""Train a benchmark network: `python -m benchmarks.networks.train patches` (or `shapes`) writes its weights file.
 
-A quarter of an hour of a core each. Needs scikit-learn and pillow (`pip install -e ".[train]"`).
+Takes a quarter of an hour on one core. Needs scikit-learn and pillow (`pip install -e ".[train]"`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from learned_solvers.samplers.files.write import write_tensors
-from learned_solvers.training.train_digits import averaged
+from learned_solvers.training.train_digits import train_averaged
 from torch import Tensor
 
 from . import patches, shapes
@@ -24,7 +24,7 @@ KINDS = {
 
 
 def main() -> None:
-    """Trains and writes the weights' moving average in float16; the condition is dropped for 10 % of the samples."""
+    """Trains with the condition dropped for 10 % of the samples; writes the averaged weights in float16."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--output", type=Path)
@@ -42,7 +42,7 @@ def main() -> None:
         kept = (torch.rand(args.batch, 1) >= 0.1).long()
         return model.loss(pictures[rows], tokens[rows] * kept)
 
-    weights = averaged(model, loss_of_batch, args.steps, args.rate)
+    weights = train_averaged(model, loss_of_batch, args.steps, args.rate)
     output = args.output or Path(__file__).with_name(f"{args.kind}.safetensors")
     write_tensors(output, {name: value.half() for name, value in weights.items()})
 

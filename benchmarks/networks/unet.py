@@ -1,8 +1,8 @@
 """A small convolutional U-Net on 3x16x16 pictures, conditioned on the noise level and on a few tokens.
 
 After DDPM++ (arXiv 2011.13456) and EDM (arXiv 2206.00364): residual blocks with group norm and adaptive scale and
-shift, attention at the lowest resolution. It works on 8x8 and 4x4 (the 16x16 are unshuffled into channels), so that a
-call costs a CPU a fraction of a millisecond.
+shift, attention at the lowest resolution. The pictures are unshuffled into channels, so that it computes on 8x8 and 4x4
+and a call takes a CPU a fraction of a millisecond.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class GuidedDenoiser(nn.Module):
         self.network = UNet(words)
 
     def forward(self, x: Tensor, sigma: Tensor, tokens: Tensor, guidance: float | Tensor = 3.0) -> Tensor:
-        """The guided picture for x [B, 3, 16, 16], sigma [B] > 0, tokens [B, T] and one guidance, or one per row [B].
+        """The guided prediction for x [B, 3, 16, 16], sigma [B] > 0, tokens [B, T] and a guidance, or one per row [B].
 
-        At guidance 1 it takes one evaluation, else two in a batch.
+        Takes one evaluation at a guidance of 1, otherwise two in a batch.
         """
         if not isinstance(guidance, float | int):
             guidance = guidance.to(x).view(-1, 1, 1, 1)
@@ -38,16 +38,16 @@ class GuidedDenoiser(nn.Module):
         return null + guidance * (conditional - null)
 
     def denoised(self, x: Tensor, sigma: Tensor, tokens: Tensor) -> Tensor:
-        """The denoised picture without guidance."""
+        """The prediction without guidance."""
         raise NotImplementedError
 
 
 class UNet(nn.Module):
-    """The raw network F(x, c_noise, tokens); what it predicts is its denoiser's business.
+    """The raw network F(x, c_noise, tokens); its denoiser defines what it predicts.
 
     Args:
-        words: Size of the vocabulary; token 0 says nothing, and only zeros are the null condition.
-        width: Channels at 8x8; twice as many at 4x4.
+        words: Size of the vocabulary; token 0 is the empty word, and a caption of zeros is the null condition.
+        width: Channels at 8x8; doubled at 4x4.
     """
 
     def __init__(self, words: int, width: int = 32) -> None:
@@ -68,7 +68,7 @@ class UNet(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, c_noise: Tensor, tokens: Tensor) -> Tensor:
-        """Returns F at x [B, 3, 16, 16], noise coordinates c_noise [B] (about -2 to 2), tokens [B, T]."""
+        """F at x [B, 3, 16, 16], noise coordinates c_noise [B] (about -2 to 2) and tokens [B, T]."""
         frequencies = torch.exp(torch.arange(self.width, device=x.device) * (-math.log(50.0) / self.width))
         angles = 8.0 * c_noise.float()[:, None] * frequencies
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(x.dtype)
@@ -90,7 +90,7 @@ class UNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block, scaled and shifted by the conditioning vector."""
+    """A residual block, scaled and shifted by the conditioning vector."""
 
     def __init__(self, channels: int, out: int, embedded: int) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the places of a map."""
+    """Self-attention over the positions of a feature map."""
 
     def __init__(self, channels: int, heads: int = 4) -> None:
         super().__init__()
