@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pickle
 import sys
+import zipfile
 from collections import OrderedDict
 from io import BytesIO
-from pathlib import Path
 from types import ModuleType
 from unittest import mock
 
 import torch
 
-__all__ = ["MASK", "T_SCALE", "WEIGHTS", "Call", "checkpoint", "snapshot_bytes"]
+__all__ = ["MASK", "T_SCALE", "WEIGHTS", "Call", "checkpoint_bytes", "snapshot_bytes", "with_entries"]
 
 WEIGHTS = torch.tensor([[1.1, 9, 9, 9], [-0.5, 1.5, 9, 9], [0.3, -1.3, 1.9, 9], [9, 0.4, -1.3, 1.8]])
 MASK = torch.ones(4, 4).tril().triu(-2)
@@ -30,7 +30,7 @@ class Call:
 
 
 def _stand_in(module: ModuleType, name: str) -> object:
-    """Returns a function that pickles as module.name."""
+    """A function that pickles as module.name."""
 
     def function(*arguments: object) -> None:
         raise AssertionError(f"{name} was called")
@@ -41,11 +41,9 @@ def _stand_in(module: ModuleType, name: str) -> object:
 
 
 def snapshot_bytes(source: str = "", **changed: object) -> bytes:
-    """Returns a pickle in the layout of the pixel code, whose objects carry `source`, Python for a stock unpickler.
+    """A pickle in the layout of the pixel code, with some entries changed.
 
-    Args:
-        source: The code.
-        changed: Entries of either object to be others.
+    Its objects carry `source`, Python code that a stock unpickler executes.
     """
     modules = {name: ModuleType(name) for name in ("torch_utils", "torch_utils.persistence", "solvers")}
     reconstruct = _stand_in(modules["torch_utils.persistence"], "_reconstruct_persistent_obj")
@@ -85,8 +83,8 @@ def snapshot_bytes(source: str = "", **changed: object) -> bytes:
         return pickle.dumps(content, protocol=4)
 
 
-def checkpoint(target: Path | BytesIO, **changed: object) -> Path | BytesIO:
-    """Writes a FLUX checkpoint and returns where to."""
+def checkpoint_bytes(**changed: object) -> bytes:
+    """A FLUX checkpoint, with some entries changed."""
     content = {
         "window_size": 2,
         "dyweight_weights_raw": torch.tensor([[0.9, 0, 0], [-0.1, 1.0, 0], [0, -0.2, 0.96]]),
@@ -94,5 +92,15 @@ def checkpoint(target: Path | BytesIO, **changed: object) -> Path | BytesIO:
         "dyweight_meta": {"K": 3, "tscale_low": 0.5, "tscale_high": 1.5},
         "dyweight_params": {"theta": torch.zeros(3, 3), "phi": torch.zeros(3)},
     }
-    torch.save({**content, **changed}, target)
-    return target
+    buffer = BytesIO()
+    torch.save({**content, **changed}, buffer)
+    return buffer.getvalue()
+
+
+def with_entries(changed: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    """A FLUX checkpoint, with some entries of its zip changed or added."""
+    target = BytesIO()
+    with zipfile.ZipFile(BytesIO(checkpoint_bytes())) as file, zipfile.ZipFile(target, "w", compression) as copy:
+        for name, entry in {**{name: file.read(name) for name in file.namelist()}, **changed}.items():
+            copy.writestr(name, entry)
+    return target.getvalue()

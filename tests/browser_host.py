@@ -1,4 +1,4 @@
-"""A headless Chromium for the tests that open a host's own page."""
+"""A headless Chromium for the tests of the hosts' own pages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLAGS += ("--disable-component-update", "--disable-sync")
 
 @contextmanager
 def running_browser() -> Iterator[Any]:
-    """Yields a running browser, or skips with what is missing."""
+    """Yields a running browser; skips if it is not installed."""
     api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[test]'")
     if BROWSER is None:
         pytest.skip("no Chromium: apt-get install chromium, or set CHROMIUM_PATH")
@@ -29,7 +29,7 @@ def running_browser() -> Iterator[Any]:
 
 
 def keep_shot(page: Any, path: Path) -> None:
-    """Writes a screenshot, and a copy into LEARNED_SOLVERS_SHOTS where that names a folder."""
+    """Writes a screenshot, and a copy into the folder LEARNED_SOLVERS_SHOTS if that is set."""
     page.screenshot(path=path)
     if shots := os.environ.get("LEARNED_SOLVERS_SHOTS"):
         shutil.copy(path, Path(shots) / path.name)

@@ -1,4 +1,4 @@
-"""A real ComfyUI server for the tests, on a base folder of its own: nothing is written into the checkout."""
+"""A real ComfyUI server for the tests, on its own base folder: nothing is written into the checkout."""
 
 from __future__ import annotations
 
@@ -9,98 +9,65 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.parse
-import urllib.request
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from host_process import answers, end
+import pytest
+from host_server import HOSTS, ROOT, HostServer, find_checkouts, find_python
 
-HOSTS = Path(__file__).resolve().parent / "hosts"
-ROOT = HOSTS.parent.parent
-VARIABLE = "COMFYUI_PATH"
-WANTED = (
-    f"set {VARIABLE} to a ComfyUI checkout (several: separated by '{os.pathsep}') with a venv in it, or set "
+NO_COMFYUI = (
+    f"no ComfyUI: set COMFYUI_PATH to a checkout (several: separated by '{os.pathsep}') with a venv in it, or set "
     "COMFYUI_PYTHON to the python that runs it"
 )
-COMFY_MODULES = {  # what a server can import that is no package
+COMFY_MODULES = {  # what ComfyUI's server can import that is not an installed package
     *("comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview"),
     *("node_helpers", "nodes", "server", "aiohttp"),
 }
 
 
 def checkouts() -> list[Path]:
-    """Returns the ComfyUI checkouts named by COMFYUI_PATH, else those found in the home folder."""
-    named = os.environ.get(VARIABLE)
-    places = named.split(os.pathsep) if named else [Path.home() / "ComfyUI", Path.home() / "ComfyUI-0.3"]
-    if named and not all((Path(place) / "main.py").is_file() for place in places):
-        raise FileNotFoundError(f"{VARIABLE} names {named}, which is no ComfyUI: name a checkout, or unset it")
-    return [Path(p) for p in places if (Path(p) / "main.py").is_file() and python_of(Path(p))]
+    """The ComfyUI checkouts that can run."""
+    return [c for c in find_checkouts("COMFYUI_PATH", ("ComfyUI", "ComfyUI-0.3"), "main.py") if python_of(c)]
 
 
 def python_of(checkout: Path) -> Path | None:
-    """Returns the python that runs a checkout: COMFYUI_PYTHON, or that of a venv inside."""
-    candidates = [checkout / "venv/bin/python", checkout / ".venv/bin/python"]
-    if os.environ.get("COMFYUI_PYTHON"):
-        candidates.insert(0, Path(os.environ["COMFYUI_PYTHON"]))
-    return next((p for p in candidates if p.exists()), None)
+    return find_python("COMFYUI_PYTHON", checkout / "venv", checkout / ".venv")
+
+
+EACH_CHECKOUT = [pytest.param(path, id=path.name) for path in checkouts()] or [
+    pytest.param(None, id="none", marks=pytest.mark.skip(reason=NO_COMFYUI))
+]
 
 
 @dataclass
-class Server:
-    """A running server; `submit` queues a prompt and waits for its history."""
+class Server(HostServer):
+    """A running ComfyUI; `submit` queues a prompt and waits for its history."""
 
-    checkout: Path
-    base: Path
-    port: int
-    process: subprocess.Popen[bytes] | None = None
     client: str = field(default_factory=lambda: uuid.uuid4().hex)
-    memo: dict[Any, Any] = field(default_factory=dict)  # what tests need more than once
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+    title = "ComfyUI"
+    ready_path = "/system_stats"
 
-    @property
-    def log(self) -> str:
-        return (self.base / "server.log").read_text(errors="replace")
-
-    def start(self) -> None:
-        command = [str(python_of(self.checkout)), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port)]
+    def command(self) -> list[str]:
+        command = [str(python_of(self.checkout)), str(self.checkout / "main.py"), "--cpu", "--port", str(self.port)]
         command += ["--base-directory", str(self.base), "--disable-auto-launch", "--disable-api-nodes"]
-        command += ["--preview-method", "latent2rgb", "--database-url", "sqlite:///:memory:"]
-        environment = {**os.environ, "LEARNED_SOLVERS_FIGURES": str(HOSTS.parent / "data"), "OMP_NUM_THREADS": "1"}
-        with (self.base / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                command, cwd=self.checkout, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment
-            )
-        if answers(self.process, lambda: self.get("/system_stats")):
-            return
-        self.stop()
-        raise RuntimeError(f"ComfyUI did not start:\n{self.log[-3000:]}")
+        return [*command, "--preview-method", "latent2rgb", "--database-url", "sqlite:///:memory:"]
 
-    def stop(self) -> None:
-        end(self.process, patience=30)
-
-    def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
-            return json.load(answer)
+    def environment(self) -> dict[str, str]:
+        return {"LEARNED_SOLVERS_FIGURES": str(ROOT / "tests" / "data"), "OMP_NUM_THREADS": "1"}
 
     def post(self, path: str, content: dict[str, Any]) -> Any:
-        request = urllib.request.Request(
-            self.url + path, json.dumps(content).encode(), {"Content-Type": "application/json"}
-        )
+        """The decoded answer, None for an empty one, {"refused": ...} for an HTTP error."""
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                body = answer.read()
+            body = self.request(path, content)
         except urllib.error.HTTPError as error:
             return {"refused": json.loads(error.read())}
         return json.loads(body) if body else None
 
     def submit(self, prompt: dict[str, Any], timeout: float = 300) -> dict[str, Any]:
-        """Returns the history entry of a prompt, or {"refused": ...} where validation refused it."""
+        """The history entry of a prompt, or {"refused": ...} where validation refused it."""
         answer = self.post("/prompt", {"prompt": prompt, "client_id": self.client})
         if "refused" in answer:
             return answer
@@ -114,13 +81,21 @@ class Server:
         raise TimeoutError(f"{key} did not finish:\n{self.log[-3000:]}")
 
 
+def run_script(checkout: Path, name: str, *arguments: object) -> str:
+    """What a script of tests/hosts prints in a checkout's Python, where it can import ComfyUI."""
+    command = [str(python_of(checkout)), str(HOSTS / name), str(checkout), *map(str, arguments)]
+    completed = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=400)
+    assert completed.returncode == 0, completed.stderr[-3000:]
+    return completed.stdout
+
+
 def error_of(history: dict[str, Any]) -> str:
-    """Returns the message of the exception that ended a prompt."""
+    """The message of the exception that ended a prompt."""
     return next(m[1]["exception_message"] for m in history["status"]["messages"] if m[0] == "execution_error")
 
 
 def succeeded(history: dict[str, Any]) -> dict[str, Any]:
-    """Returns the history of a prompt that ran to its end."""
+    """The history of a prompt, which must have run to its end."""
     assert "refused" not in history, history
     assert history["status"]["status_str"] == "success", error_of(history)
     return history
@@ -128,22 +103,14 @@ def succeeded(history: dict[str, Any]) -> dict[str, Any]:
 
 def make_base(checkout: Path, base: Path) -> None:
     """Fills a base folder: tiny models, the test pack, and this checkout under a hyphenated name."""
-    (base / "custom_nodes").mkdir(parents=True)
-    shutil.copytree(HOSTS / "tiny_pack", base / "custom_nodes" / "tiny-pack")
-    shutil.copy(HOSTS / "scene.py", base / "custom_nodes" / "tiny-pack")
+    pack = shutil.copytree(HOSTS / "tiny_pack", base / "custom_nodes" / "tiny-pack")
+    shutil.copy(HOSTS / "scene.py", pack)
     (base / "custom_nodes" / "learned-solvers").symlink_to(ROOT, target_is_directory=True)
-    command = [str(python_of(checkout)), str(HOSTS / "make_models.py"), str(checkout), str(base / "models")]
-    made = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
-    if made.returncode:
-        raise RuntimeError(f"the tiny models could not be made:\n{made.stderr[-3000:]}")
+    run_script(checkout, "make_models.py", base / "models")
 
 
 if __name__ == "__main__":  # python tests/comfy_host.py CHECKOUT BASE: a server to look at by hand
-    folder = Path(sys.argv[2])
-    if not folder.exists():
-        make_base(Path(sys.argv[1]), folder)
-    server = Server(Path(sys.argv[1]), folder, 8188)
-    server.start()
-    print(server.url, "- press Enter to stop")
-    input()
-    server.stop()
+    checkout, base = (Path(p).resolve() for p in sys.argv[1:])
+    make_base(checkout, base)
+    with Server(checkout, base) as server:
+        input(f"{server.url} - press Enter to stop")

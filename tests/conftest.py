@@ -1,7 +1,6 @@
-"""Imports this checkout as `learned_solvers`, whatever its folder is called and whatever else is installed.
+"""Imports this checkout as `learned_solvers`, regardless of its folder's name and of installed copies.
 
-All tests of one ComfyUI checkout share one server: pytest runs them together, whatever their modules. So it does on
-several workers (pytest-xdist's `-n 2`): a host's tests go to one of them.
+All tests of a host share one server, across modules. With pytest-xdist (`-n 2`) they therefore run on one worker.
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from browser_host import running_browser
-from comfy_host import WANTED, Server, checkouts, make_base
-from host_process import free_port
+from comfy_host import EACH_CHECKOUT, Server, checkouts, make_base
 
 ROOT, NAME = Path(__file__).resolve().parent.parent, "learned_solvers"
 if NAME not in sys.modules:
@@ -22,14 +20,14 @@ if NAME not in sys.modules:
     assert spec is not None and spec.loader is not None
     sys.modules[NAME] = module_from_spec(spec)
     spec.loader.exec_module(sys.modules[NAME])
-sys.path.append(str(ROOT))  # for benchmarks; behind everything, as nodes/ would shadow a host's module
+sys.path.append(str(ROOT))  # for benchmarks; last, as nodes/ would shadow a host's module
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Groups tests for `pytest -n 2 --dist loadgroup`: one worker has all tests of a host, else all of a file.
+    """Groups tests for `pytest -n 2 --dist loadgroup`: all tests of a host, else all of a file, on one worker.
 
-    The file that takes longest comes first: at the end one of two workers would be left alone with it.
+    The slowest file comes first, so that it does not keep one worker busy after the other has finished.
     """
     hosts = {path.name for path in checkouts()}
     for item in items:
@@ -41,44 +39,40 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish(session):
-    """Refuses a pytest with which pytest-xdist groups nothing: both workers would start every host."""
+    """Refuses a pytest version with which pytest-xdist ignores groups: both workers would start every host."""
     if getattr(session.config.option, "loadgroup", False) and not all("@" in item.nodeid for item in session.items):
         raise pytest.UsageError(
             "pytest-xdist does not group tests with this pytest: install the versions of pyproject.toml"
         )
 
 
-torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
-
-NONE = pytest.param(None, id="none", marks=pytest.mark.skip(reason=f"no ComfyUI: {WANTED}"))
+torch.set_num_threads(1)  # more threads only wait for each other on tiny tensors
 
 
-@pytest.fixture(scope="session", params=[pytest.param(path, id=path.name) for path in checkouts()] or [NONE])
+@pytest.fixture(scope="session", params=EACH_CHECKOUT)
 def server(request, tmp_path_factory):
     """A running ComfyUI with the tiny models, for each checkout. A test that adds files to it removes them again."""
     base = tmp_path_factory.mktemp("comfy") / "base"
     make_base(request.param, base)
-    running = Server(request.param, base, free_port())
-    running.start()
-    yield running
-    running.stop()
+    with Server(request.param, base) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
 def forge(tmp_path_factory):
-    """Returns a running Forge with this checkout as an extension, one for all tests of the session."""
-    from forge_host import WANTED, checkout, new_server
+    """A running Forge with this checkout as an extension, one for the whole session."""
+    from forge_host import NO_FORGE, ForgeServer, checkout, make_base
 
-    if (place := checkout()) is None:
-        pytest.skip(f"no Forge: {WANTED}")
-    server = new_server(place, tmp_path_factory.mktemp("forge") / "base")
-    server.start()
-    yield server
-    server.stop()
+    if checkout() is None:
+        pytest.skip(NO_FORGE)
+    base = tmp_path_factory.mktemp("forge") / "base"
+    make_base(checkout(), base)
+    with ForgeServer(checkout(), base) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
 def browser():
-    """Returns a running browser, one for all hosts' pages."""
+    """A running browser, one for all hosts' pages."""
     with running_browser() as running:
         yield running

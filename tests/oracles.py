@@ -1,4 +1,4 @@
-"""Denoisers in closed form, most of them with their exact solution path, and helpers to watch a solver at work."""
+"""Denoisers in closed form, most with their exact solution path, and the helpers that tests share."""
 
 from __future__ import annotations
 
@@ -9,51 +9,62 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from learned_solvers.samplers import Grid, Guidance, Solver
+from learned_solvers.samplers import Grid, Guidance, Solver, SolverTable, sample_table
 from learned_solvers.samplers.files.card import Card, StepCard
 from torch import Tensor
 
-__all__ = [
-    "IPNDM",
-    "Constant",
-    "GaussianFlow",
-    "GaussianVE",
-    "Mixture",
-    "Recorder",
-    "Steps",
-    "curved",
-    "ds_solver",
-    "dyweight_solver",
-    "k_diffusion_module",
-    "knotted_solver",
-    "sd_alphas",
-    "sd_sigmas",
-]
-
 IPNDM = ([1.0], [-1 / 2, 3 / 2], [5 / 12, -16 / 12, 23 / 12], [-9 / 24, 37 / 24, -59 / 24, 55 / 24])
-"""Its weights by order, oldest entry first (Adams-Bashforth's)."""
+"""Weights of iPNDM by order, oldest entry first (Adams-Bashforth's)."""
+
+
+def f64(*values: float) -> Tensor:
+    """A float64 tensor, shape [len(values)]."""
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def start(sigma: float = 1.0, *shape: int) -> Tensor:
+    """Seeded noise at a noise level, in float64, of shape [2, 3] by default."""
+    return sigma * torch.randn(shape or (2, 3), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def run(model: Callable[..., Tensor], x: Tensor, table: SolverTable) -> Tensor:
+    """The result of a table, without a progress bar."""
+    return sample_table(model, x, table, disable=True)
+
+
+def exponential(levels: Tensor) -> SolverTable:
+    """The first-order exponential step, x_next = r x + (1 - r) D, with denoised entries."""
+    ratio = levels[1:] / levels[:-1]
+    return SolverTable(levels, levels[:-1], ratio, torch.diag(1 - ratio), "denoised")
+
+
+def assert_same_table(table: SolverTable, expected: SolverTable, rtol: float = 0) -> None:
+    """All fields are equal, the numbers to a relative and absolute tolerance."""
+    numbers, expected_numbers = ((t.levels, t.sigmas, t.scale, t.coeffs) for t in (table, expected))
+    torch.testing.assert_close(numbers, expected_numbers, rtol=rtol, atol=rtol)
+    assert (table.entry, table.analytic_first) == (expected.entry, expected.analytic_first)
 
 
 def append_dims(sigma: Tensor, ndim: int) -> Tensor:
-    """Returns sigma [B] as [B, 1, ..., 1] with `ndim` dimensions."""
+    """Sigma [B] as [B, 1, ..., 1] with `ndim` dimensions."""
     return sigma.reshape(sigma.shape + (1,) * (ndim - sigma.ndim))
 
 
 def curved(x: Tensor, sigma: Tensor, shift: Tensor | None = None) -> Tensor:
-    """A smooth nonlinear denoiser: two attractors whose pull fades with the noise."""
+    """A smooth nonlinear denoiser: two attractors, whose pull decreases with the noise level."""
     sigma = append_dims(sigma, x.ndim)
     pull = torch.tanh(2 * x / (0.3 + sigma)) / (1 + sigma)
     return pull if shift is None else pull + 0.2 * append_dims(shift, x.ndim)
 
 
 def sd_alphas(beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
-    """Cumulative products of 1 - beta as Stable Diffusion's own code makes them: square roots of betas are linear."""
+    """Cumulative products of 1 - beta as in Stable Diffusion's own code: the square roots of the betas are linear."""
     betas = np.linspace(beta_start**0.5, beta_end**0.5, 1000) ** 2
     return torch.from_numpy(np.cumprod(1 - betas))
 
 
 def sd_sigmas(beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
-    """The noise levels of these, ascending."""
+    """Noise levels of `sd_alphas`, ascending."""
     alphas = sd_alphas(beta_start, beta_end)
     return ((1 - alphas) / alphas).sqrt()
 
@@ -65,35 +76,29 @@ class GaussianVE:
     mean: float = 0.5
     variance: float = 0.25
 
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Returns E[x0 | x]."""
-        square = append_dims(sigma, x.ndim).square()
-        return ((self.variance * x + square * self.mean) / (self.variance + square)).to(x.dtype)
-
-    def path(self, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
-        """Returns the exact state at `sigma_next` on the path through x at `sigma`."""
-        ratio = (self.variance + sigma_next**2) / (self.variance + sigma**2)
-        return self.mean + (x - self.mean) * ratio**0.5
-
-
-@dataclass(frozen=True)
-class GaussianFlow:
-    """Data N(mean, variance) in every element, x = (1 - sigma) * x0 + sigma * noise."""
-
-    mean: float = 0.5
-    variance: float = 0.25
+    def signal(self, sigma: Tensor | float) -> Tensor | float:
+        """The factor of x0 in a state."""
+        return sigma**0
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Returns E[x0 | x]."""
+        """E[x0 | x]."""
         sigma = append_dims(sigma, x.ndim)
-        signal = 1 - sigma
-        total = signal.square() * self.variance + sigma.square()
-        return (self.mean + signal * self.variance * (x - signal * self.mean) / total).to(x.dtype)
+        signal, square = self.signal(sigma), sigma.square()
+        total = signal**2 * self.variance + square
+        return ((signal * self.variance * x + square * self.mean) / total).to(x.dtype)
 
     def path(self, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
-        """Returns the exact state at `sigma_next` on the path through x at `sigma`."""
-        square, square_next = ((1 - s) ** 2 * self.variance + s**2 for s in (sigma, sigma_next))
-        return (1 - sigma_next) * self.mean + (x - (1 - sigma) * self.mean) * (square_next / square) ** 0.5
+        """The exact state at `sigma_next` on the path through x at `sigma`."""
+        square, square_next = (self.signal(s) ** 2 * self.variance + s**2 for s in (sigma, sigma_next))
+        noise = x - self.signal(sigma) * self.mean
+        return self.signal(sigma_next) * self.mean + noise * (square_next / square) ** 0.5
+
+
+class GaussianFlow(GaussianVE):
+    """The same data, x = (1 - sigma) * x0 + sigma * noise."""
+
+    def signal(self, sigma: Tensor | float) -> Tensor | float:
+        return 1 - sigma
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ class Mixture:
     flow: bool = False
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Returns E[x0 | x]."""
+        """E[x0 | x]."""
         state, sigma = x.flatten(1)[:, None, :], sigma[:, None]
         alpha = 1 - sigma if self.flow else torch.ones_like(sigma)
         variance = alpha.square() * self.std.square() + sigma.square()
@@ -124,24 +129,28 @@ class Mixture:
         return (log_density.softmax(1)[..., None] * means).sum(1).reshape(x.shape)
 
 
+def mixture(flow: bool = False) -> Mixture:
+    """A mixture of two Gaussians over three numbers."""
+    return Mixture(f64(1, -0.5, 0.3, -0.8, 0.6, -1).reshape(2, 3), f64(0.3, 0.5), f64(0.1, -0.1), flow)
+
+
 @dataclass(frozen=True)
 class Constant:
-    """A denoiser that predicts the same picture whatever it sees; every path to it is a straight line."""
+    """A denoiser that always predicts the same picture; its paths are straight lines."""
 
     value: float = 0.75
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Returns `value` everywhere."""
         return torch.full_like(x, self.value)
 
     def path(self, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
-        """Returns the exact state at `sigma_next` on the path through x at `sigma`."""
+        """The exact state at `sigma_next` on the path through x at `sigma`."""
         return sigma_next / sigma * x + (1 - sigma_next / sigma) * self.value
 
 
 @dataclass
 class Recorder:
-    """A denoiser that keeps what it was called with and returns what `model` returns."""
+    """A denoiser that records the arguments of each call of `model`."""
 
     model: Callable[..., Tensor]
     x: list[Tensor] = field(default_factory=list)
@@ -149,7 +158,6 @@ class Recorder:
     extra_args: list[dict] = field(default_factory=list)
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: object) -> Tensor:
-        """Returns the denoised state of `model`."""
         self.x.append(x)
         self.sigma.append(sigma)
         self.extra_args.append(extra_args)
@@ -157,27 +165,26 @@ class Recorder:
 
     @property
     def sigmas(self) -> Tensor:
-        """The noise levels of the calls, shape [calls, B]."""
+        """Noise levels of the calls, shape [calls, B]."""
         return torch.stack(self.sigma) if self.sigma else torch.empty(0, 0)
 
 
 @dataclass
 class Steps:
-    """A callback that keeps every state it is shown."""
+    """A callback that records every step."""
 
     calls: list[dict] = field(default_factory=list)
 
     def __call__(self, info: dict) -> None:
-        """Keeps the step's entries."""
         self.calls.append(info)
 
     def trajectory(self, result: Tensor) -> Tensor:
-        """Returns all states, the start first and the result last, shape [N + 1, B, ...]."""
+        """All states from the start to the result, shape [N + 1, B, ...]."""
         return torch.stack([*(call["x"] for call in self.calls), result])
 
 
 def ds_solver(*steps: int, name: str = "ds_test", **card: object) -> Solver:
-    """Returns a DS solver with coefficients that no other count of steps has; a flow solver unless the card says so."""
+    """A DS solver whose coefficients differ between step counts, for flow models by default."""
     parameters = {
         n: {
             "timedeltas": torch.full((1, n), 1 / n).double(),
@@ -190,9 +197,9 @@ def ds_solver(*steps: int, name: str = "ds_test", **card: object) -> Solver:
 
 
 def knotted_solver(knots: tuple[float, ...] = (2.0, 8.0), kind: str = "cfg", name: str = "knotted") -> Solver:
-    """Returns a DS flow solver of two steps: its first time step is 0.3 at the first knot and 0.5 at the last.
+    """A DS flow solver of two steps, whose first time step is 0.3 at the first guidance knot and 0.5 at the last.
 
-    Of two knots the usual one is the last; an embedded guidance has CFG 1 next to it.
+    The usual guidance is the last knot; an embedded guidance has CFG 1.
     """
     first = torch.linspace(0.3, 0.5, len(knots), dtype=torch.float64)
     coeffs = torch.zeros(len(knots), 2, 2, dtype=torch.float64)
@@ -204,7 +211,7 @@ def knotted_solver(knots: tuple[float, ...] = (2.0, 8.0), kind: str = "cfg", nam
 
 
 def dyweight_solver(*steps: int, name: str = "dyweight_test", **card: object) -> Solver:
-    """Returns a DyWeight solver on EDM's grid; for EDM models unless the card says so."""
+    """A DyWeight solver, by default for EDM models and on EDM's grid."""
     flow = card.get("prediction") == "flow"
     step = StepCard(grid=Grid("flow_shift", {"shift": 1.0}) if flow else Grid("polynomial", {"rho": 7.0}))
     parameters = {
@@ -219,7 +226,7 @@ def dyweight_solver(*steps: int, name: str = "dyweight_test", **card: object) ->
 
 
 def k_diffusion_module(name: str) -> ModuleType:
-    """Returns k-diffusion's real module `name`; skips the test where k-diffusion is not installed."""
+    """k-diffusion's real module `name`; skips the test if k-diffusion is not installed."""
     from benchmarks import k_diffusion_modules
 
     try:

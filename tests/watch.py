@@ -1,16 +1,21 @@
-"""Watches what Python does while a hostile file is read, and limits its memory."""
+"""Records what Python does while a hostile file is read, and limits its time and memory."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 
-__all__ = ["memory_limit", "watched"]
+__all__ = ["check_message", "harmless", "memory_limit", "refusal", "watched"]
+
+_BYTES, _SECONDS = 2**29, 5  # that a reader may use for any file
+_REMEDIES = ("update Learned Solvers", "get the file again", "put it where models belong")
 
 _FORBIDDEN = {"exec", "compile", "import", "subprocess.Popen", "socket.connect", "ctypes.dlopen", "pty.spawn"}
 _FORBIDDEN |= {f"os.{name}" for name in ("system", "exec", "posix_spawn", "fork", "remove", "rename", "mkdir", "rmdir")}
@@ -33,7 +38,7 @@ def _hook(event: str, arguments: tuple[object, ...]) -> None:
 
 
 def _is_late_import(event: str, arguments: tuple[object, ...]) -> bool:
-    """Whether torch or the standard library load a module of their own, or make its classes from texts meanwhile."""
+    """Whether torch or the standard library imports one of its modules, or compiles code for one."""
     global _late
     if event == "import":
         root = str(arguments[0]).partition(".")[0]
@@ -46,9 +51,9 @@ def _is_late_import(event: str, arguments: tuple[object, ...]) -> bool:
 
 @contextmanager
 def watched() -> Iterator[list[str]]:
-    """Yields a list that fills with what a reader must never do."""
+    """Yields a list of the forbidden actions that happen meanwhile."""
     global _hooked, _late, _seen
-    if not _hooked:  # a hook cannot be taken away again
+    if not _hooked:  # a hook cannot be removed
         sys.addaudithook(_hook)
         _hooked = True
     before, _seen, _late = _seen, [], False
@@ -60,7 +65,7 @@ def watched() -> Iterator[list[str]]:
 
 @contextmanager
 def memory_limit(more: int) -> Iterator[None]:
-    """Lets this process have only so many bytes more than it has, where the system can say so."""
+    """Limits this process to `more` bytes on top of what it has, on Linux."""
     if sys.platform != "linux":
         yield
         return
@@ -73,3 +78,29 @@ def memory_limit(more: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@contextmanager
+def harmless() -> Iterator[None]:
+    """Asserts that a reader uses little time and memory, and does nothing but read."""
+    began = time.process_time()
+    with memory_limit(_BYTES), watched() as seen:
+        yield
+    assert time.process_time() - began < _SECONDS
+    assert not seen
+
+
+def check_message(message: str, path: Path) -> None:
+    """Asserts that a refusal names the file, is short and printable, and has one remedy."""
+    assert message.startswith(f"{path}: ") and len(message) < 1200 + len(str(path)) and message.isprintable()
+    assert path.suffix != ".safetensors" or sum(map(message.count, _REMEDIES)) == 1, message
+
+
+def refusal(read: Callable[[Path], object], path: Path, content: bytes) -> str:
+    """The message with which a reader refuses a file, harmlessly."""
+    path.write_bytes(content)
+    with harmless(), pytest.raises(ValueError) as refused:
+        read(path)
+    assert not isinstance(refused.value.__cause__, MemoryError)
+    check_message(str(refused.value), path)
+    return str(refused.value)

@@ -16,7 +16,8 @@ from PIL import Image
 _READY = """window.app?.graph && window.app.extensionManager?.workflow?.activeWorkflow
     && !document.querySelector('.p-progressspinner')"""
 _NODE = "window.app.graph._nodes.find(n => n.type === kind)"
-_SETTINGS = {  # seen from above, with text at every zoom and nothing in front of the nodes
+_WIDGET = f"{_NODE}.widgets.find(w => w.name === name)"
+_SETTINGS = {  # a view from above, with text at every zoom and nothing in front of the nodes
     "Comfy.Minimap.Visible": False,
     "Comfy.Graph.CanvasInfo": False,
     "Comfy.RightSidePanel.IsOpen": False,
@@ -26,15 +27,15 @@ _SETTINGS = {  # seen from above, with text at every zoom and nothing in front o
 
 @dataclass
 class ComfyPage:
-    """A page of the browser that has ComfyUI open. Nodes go by the name of their class."""
+    """A browser page with ComfyUI open. Nodes go by the name of their class."""
 
     page: Any
     server: Server
 
     def start(self) -> None:
-        """Opens ComfyUI and goes past what it shows on a first visit."""
+        """Opens ComfyUI and dismisses what it shows on a first visit."""
         self.server.post("/settings", _SETTINGS)
-        self.page.set_default_timeout(60_000)  # a busy machine needs it
+        self.page.set_default_timeout(60_000)  # for a busy machine
         self.page.goto(self.server.url, wait_until="domcontentloaded")
         self.page.wait_for_function(_READY)
         self.page.wait_for_load_state("networkidle")
@@ -45,11 +46,19 @@ class ComfyPage:
         """Changes one of the page's settings."""
         self.page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [name, value])
 
-    def open(self, name: str, saved: dict[str, Any]) -> None:
-        """Opens a saved workflow as a file, and shows all of it."""
-        file = {"name": f"{name}.json", "mimeType": "application/json", "buffer": json.dumps(saved).encode()}
+    def command(self, name: str) -> None:
+        self.page.evaluate("name => app.extensionManager.command.execute(name)", name)
+
+    def refresh(self) -> None:
+        """Refreshes the entries of all drop-downs."""
+        self.page.evaluate("app.refreshComboInNodes()")
+        self.page.wait_for_timeout(500)
+
+    def open(self, name: str, workflow: dict[str, Any]) -> None:
+        """Opens a workflow as a file, zoomed to fit the window."""
+        file = {"name": f"{name}.json", "mimeType": "application/json", "buffer": json.dumps(workflow).encode()}
         self.page.set_input_files("#comfy-file-input", file)
-        ids = sorted(str(node["id"]) for node in saved["nodes"])
+        ids = sorted(str(node["id"]) for node in workflow["nodes"])
         self.page.wait_for_function(
             "([name, ids]) => app.extensionManager.workflow.activeWorkflow.path.includes(name) && "
             "String(app.graph._nodes.map(n => String(n.id)).sort()) === String(ids)",
@@ -59,43 +68,44 @@ class ComfyPage:
         self.page.keyboard.press("Escape")  # the list of missing checkpoints: a dialog on 0.3.64
         if (message := self.page.locator("[data-testid=error-overlay-dismiss]")).is_visible():
             message.click()
-        self.page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-        self.page.wait_for_timeout(600)  # it glides there
+        self.command("Comfy.Canvas.FitView")
+        self.page.wait_for_timeout(600)  # the view glides
 
     def unknown_kinds(self) -> list[str]:
-        """Returns the nodes that the page does not know."""
+        """The nodes of the workflow that the page does not know."""
         kinds = "window.app.graph._nodes.map(n => n.type)"
         return self.page.evaluate(f"{kinds}.filter(kind => !LiteGraph.registered_node_types[kind])")
 
     def prompt(self) -> dict[str, Any]:
-        """Returns what the page sends to the server."""
+        """The prompt that the page sends to the server."""
         return self.page.evaluate("async () => (await app.graphToPrompt()).output")
 
     def widget(self, kind: str, name: str) -> tuple[Any, str]:
-        """Returns the value of a widget, and the name that is shown beside it."""
-        find = f"{_NODE}.widgets.find(w => w.name === name)"
-        value, label = self.page.evaluate(
-            f"([kind, name]) => (w => [w.value, w.label || w.name])({find})", [kind, name]
-        )
+        """A widget's value and the name that is shown next to it."""
+        value, label = self.page.evaluate(f"([kind, name]) => (w => [w.value, w.label || w.name])({_WIDGET})",
+                                          [kind, name])  # fmt: skip
         return value, label
 
+    def wait_for_label(self, kind: str, name: str, label: str) -> Any:
+        """Waits until a widget has a label, and returns its value."""
+        self.page.wait_for_function(f"([kind, name, label]) => {_WIDGET}.label === label", arg=[kind, name, label])
+        return self.widget(kind, name)[0]
+
     def box(self, kind: str) -> tuple[float, float, float, float]:
-        """Returns where the page shows a node: left, top, width, height, without its title."""
+        """Where the page shows a node: left, top, width, height, without its title."""
         left, top, width, height = self.page.evaluate(
             f"""kind => {{ const node = {_NODE}, {{ scale, offset }} = app.canvas.ds;
-            const seen = app.canvas.canvas.getBoundingClientRect();
-            return [seen.left + (node.pos[0] + offset[0]) * scale, seen.top + (node.pos[1] + offset[1]) * scale,
+            const canvas = app.canvas.canvas.getBoundingClientRect();
+            return [canvas.left + (node.pos[0] + offset[0]) * scale, canvas.top + (node.pos[1] + offset[1]) * scale,
                 node.size[0] * scale, node.size[1] * scale]; }}""",
             kind,
         )
         return left, top, width, height
 
     def click(self, kind: str, name: str, part: float) -> None:
-        """Clicks on a widget, on that part of its width: 0.06 is a number's arrow to the left, 0.94 to the right."""
+        """Clicks on a widget at this part of its width: 0.06 is a number's left arrow, 0.94 the right one."""
         left, top, width, _ = self.box(kind)
-        down = self.page.evaluate(
-            f"([kind, name]) => ({_NODE}.widgets.find(w => w.name === name).y + 10) * app.canvas.ds.scale", [kind, name]
-        )
+        down = self.page.evaluate(f"([kind, name]) => ({_WIDGET}.y + 10) * app.canvas.ds.scale", [kind, name])
         self.page.mouse.click(left + part * width, top + down)
         self.page.wait_for_timeout(400)  # two clicks in a row would be a double click
 
@@ -105,24 +115,24 @@ class ComfyPage:
         self.page.click(f".litemenu-entry:text-is('{entry}')")
 
     def run(self, kind: str) -> Image.Image:
-        """Clicks on Run and returns the picture that a node shows then."""
+        """Clicks on Run, and returns the picture that a node then shows."""
         self.page.click("[data-testid=queue-button]")
         self.page.wait_for_function(f"kind => {_NODE}.imgs?.[0]?.naturalWidth > 0", arg=kind, timeout=240_000)
         address = self.page.evaluate(f"kind => {_NODE}.imgs[0].src", kind)
         with urllib.request.urlopen(urllib.parse.urljoin(self.server.url, address), timeout=60) as answer:
             return Image.open(io.BytesIO(answer.read())).convert("RGB")
 
-    def seen(self, kind: str) -> np.ndarray:
-        """Returns the pixels of the page where it shows a node, [H, W, 3]."""
+    def pixels(self, kind: str) -> np.ndarray:
+        """The pixels of a node on the page, [H, W, 3]."""
         self.page.wait_for_timeout(300)  # the next frame
         left, top, width, height = self.box(kind)
         shot = self.page.screenshot(clip={"x": left, "y": top, "width": width, "height": height})
         return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB"), dtype=float)
 
     def help(self, kind: str) -> str:
-        """Opens the help of a node, a new one, and returns the text of its page."""
+        """Opens the help of a new node, and returns its text."""
         self.page.evaluate("kind => { app.graph.clear(); app.graph.add(LiteGraph.createNode(kind)); }", kind)
-        self.page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        self.command("Comfy.Canvas.FitView")
         self.page.wait_for_timeout(600)
         self.page.evaluate(f"kind => {{ app.canvas.selectNode({_NODE}); app.canvas.setDirty(true, true); }}", kind)
         self.page.locator("[data-testid=info-button]").click(force=True)

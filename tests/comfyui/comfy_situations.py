@@ -1,41 +1,25 @@
 """Situations that a sampler meets in ComfyUI, each sampled twice: by the Learned Solver node and by an oracle.
 
-Two oracles. `EULER` is a solver file whose weights are Euler's, beside the stock sampler of that name on the same
-sigmas. The published tables, with their calls off the grid and rows that use the past, run beside the papers' formulas
+Two oracles. `EULER` is a solver file with Euler's weights, compared with the stock sampler of that name on the same
+sigmas. The published tables, with calls off the grid and rows that use the past, are compared with the papers' formulas
 as written out in the test pack.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import pytest
 import torch
-from comfy_host import Server, error_of
-from comfy_prompts import Prompt, learned, model_nodes, node, saved_latent
+from comfy_host import Server
+from comfy_prompts import Graph, Wire, model_nodes
 from learned_solvers.samplers import Grid, Solver
 from learned_solvers.samplers.files.card import Card, StepCard
 from torch import Tensor
 from torch.testing import assert_close
 
-__all__ = [
-    "ORACLES",
-    "WIDE",
-    "Oracle",
-    "Situation",
-    "assert_same",
-    "differs",
-    "error_in",
-    "euler_file",
-    "euler_solver",
-    "is_wide",
-    "plain",
-]
-
 EULER_STEPS = 4
-WIDE = "FLUX has its full width on this core, a second per call: run on a newer ComfyUI, where a small one does"
-KINDS = {"sd15": "vp", "hydit": "vp"}
 
 
 @dataclass(frozen=True)
@@ -46,141 +30,113 @@ class Oracle:
     steps: int
     table: str | None = None
 
-    @property
-    def sampler(self) -> dict[str, Any]:
-        if self.table is None:
-            return node("KSamplerSelect", sampler_name="euler")
-        return node("TinyPublished", table=self.table, steps=self.steps)
-
 
 EULER = Oracle("euler", EULER_STEPS)
-DS_FLOW = Oracle("ds_flow-sit", 5, "flow-sit")
+DS_VP = Oracle("ds_vp-dit", 5, "vp-dit")
 PUBLISHED = {
     "sd15": Oracle("dyweight_sd15", 4, "00036-mscoco-nfe8"),
-    "hydit": Oracle("ds_vp-dit", 5, "vp-dit"),
+    "hydit": DS_VP,
     "flux": Oracle("dyweight_flux1-dev", 3, "flux1-dev-nfe3"),
 }
-ORACLES = ("euler", "published")
+both_oracles = pytest.mark.parametrize("which", ["euler", "published"])
 
 
-def oracle_of(model: str, which: str) -> Oracle:
-    return EULER if which == "euler" else PUBLISHED.get(model, DS_FLOW)
+def oracle_of(model: str, which: str | Oracle) -> Oracle:
+    if isinstance(which, Oracle):
+        return which
+    return EULER if which == "euler" else PUBLISHED.get(model, Oracle("ds_flow-sit", 5, "flow-sit"))
 
 
-def is_wide(server: Server, model: str) -> bool:
-    """Whether a model has its full width on this core, and takes a second per call."""
-    return model == "flux" and (server.base / "models" / "diffusion_models" / "tiny_flux.pth").exists()
+def skip_wide(server: Server, model: str) -> None:
+    """Skips where FLUX has its full width and takes a second per call."""
+    if model == "flux" and (server.base / "models" / "diffusion_models" / "tiny_flux.pth").exists():
+        pytest.skip("FLUX has its full width on this core: run on a newer ComfyUI, where a small one does")
 
 
 def euler_solver(kind: str, steps: int = EULER_STEPS) -> Solver:
-    """Returns a DyWeight solver that is Euler on a stock grid: shift 3 for flow models, Karras for VP models."""
+    """A DyWeight solver that is Euler on a stock grid: shift 3 for flow models, Karras for VP and EDM models."""
     grid = Grid("flow_shift", {"shift": 3.0}) if kind == "flow" else Grid("karras", {"rho": 7.0})
-    parameters = {
-        "weights": torch.eye(steps, dtype=torch.float64)[None],
-        "t_scale": torch.ones(1, steps, dtype=torch.float64),
-    }
+    weights, t_scale = torch.eye(steps, dtype=torch.float64)[None], torch.ones(1, steps, dtype=torch.float64)
     card = Card("dyweight", kind, "Test", "none", {steps: StepCard(grid=grid)})
-    return Solver("euler", card, {steps: parameters})
+    return Solver("euler", card, {steps: {"weights": weights, "t_scale": t_scale}})
+
+
+def solver_path(server: Server, name: str) -> Path:
+    """The path of a solver file in models/solver_weights, which exists."""
+    folder = server.base / "models" / "solver_weights"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name}.safetensors"
 
 
 def euler_file(server: Server, kind: str) -> str:
-    """Returns the drop-down entry of the Euler file, written if need be. It names no model, so auto never takes it."""
-    path: Path = server.base / "models" / "solver_weights" / f"euler_{kind}.safetensors"
+    """The drop-down entry of the Euler file, written on first use. It names no model, so auto never takes it."""
+    path = solver_path(server, f"euler_{kind}")
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         euler_solver(kind).save(path)
     return path.name
 
 
 @dataclass
-class Situation:
-    """A prompt under construction. Change its wires, add nodes, then `pair` samples it by ours and by the oracle."""
+class Situation(Graph):
+    """A graph that samples with a learned solver and with its oracle."""
 
-    server: Server
-    name: str
-    oracle: Oracle
-    prompt: Prompt = field(default_factory=dict)
-    model: list[Any] = field(default_factory=lambda: ["1", 0])
-    positive: list[Any] = field(default_factory=lambda: ["2", 0])
-    negative: list[Any] = field(default_factory=lambda: ["3", 0])
-    latent: list[Any] = field(default_factory=lambda: ["4", 0])
-    noise: list[Any] = field(default_factory=lambda: ["5", 0])
-    cfg: float = 2.0
+    oracle: Oracle = EULER
+    kind: str = "flow"
     denoise: float = 1.0
-    guider: dict[str, Any] | None = None
 
     @classmethod
-    def of(cls, server: Server, name: str, which: str, **size: int) -> Situation:
-        return cls(server, name, oracle_of(name, which), model_nodes(server, name, **size))
+    def of(cls, server: Server, model: str, which: str | Oracle = "euler", **size: int) -> Situation:
+        kind = "vp" if model in ("sd15", "hydit") else "flow"
+        return cls(server, model_nodes(server, model, **size), oracle=oracle_of(model, which), kind=kind)
 
-    def add(self, key: str, kind: str, **inputs: Any) -> list[Any]:
-        """Adds a node and returns the wire of its first output."""
-        self.prompt[key] = node(kind, **inputs)
-        return [key, 0]
+    def samplers(self) -> tuple[dict[str, Wire], Wire]:
+        """Adds both samplers, and returns their wires by name and the wire of the learned sigmas."""
+        oracle = self.oracle
+        entry = euler_file(self.server, self.kind) if oracle == EULER else oracle.solver
+        learned, sigmas = self.learn("learned", entry, oracle.steps, self.denoise)
+        if oracle.table is None:
+            self.add("sampler", "KSamplerSelect", sampler_name="euler")
+        else:
+            self.add("sampler", "TinyPublished", table=oracle.table, steps=oracle.steps)
+        return {"learned": learned, "oracle": ["sampler", 0]}, sigmas
 
-    def solver(self) -> None:
-        """Adds "ours" (SAMPLER, SIGMAS) and "theirs"."""
-        entry = euler_file(self.server, KINDS.get(self.name, "flow")) if self.oracle == EULER else self.oracle.solver
-        self.prompt["ours"] = learned(entry, self.oracle.steps, self.denoise)
-        self.prompt["ours"]["inputs"] |= {"model": self.model, "latent": self.latent}
-        self.prompt["theirs"] = self.oracle.sampler
+    def pair(self) -> list[Tensor]:
+        """The learned latent and the oracle's."""
+        samplers, sigmas = self.samplers()
+        for name, sampler in samplers.items():
+            self.sample(name, sampler, sigmas)
+        return self.submit(*samplers)
 
-    def run(self, prefix: str, sampler: list[Any], sigmas: list[Any], **wires: list[Any]) -> list[Any]:
-        """Adds a run that is saved, and returns its latent's wire."""
-        guider = self.guider or node("CFGGuider", cfg=self.cfg, negative=self.negative, positive=self.positive)
-        self.prompt[f"{prefix}guider"] = {**guider, "inputs": {"model": self.model, **guider["inputs"]}}
-        inputs = {"noise": self.noise, "latent_image": self.latent, "guider": [f"{prefix}guider", 0], **wires}
-        self.add(f"{prefix}run", "SamplerCustomAdvanced", sampler=sampler, sigmas=sigmas, **inputs)
-        self.add(f"{prefix}save", "SaveLatent", samples=[f"{prefix}run", 0], filename_prefix=f"latents/{prefix}")
-        return [f"{prefix}run", 0]
+    def assert_oracle(self) -> Tensor:
+        """The learned latent, which must be the oracle's."""
+        learned, oracle = self.pair()
+        assert_same(learned, oracle)
+        return learned
 
-    def submit(self, *prefixes: str) -> list[Tensor]:
-        """Returns the latents of runs."""
-        history = self.server.submit(self.prompt)
-        assert "refused" not in history, history
-        assert history["status"]["status_str"] == "success", error_of(history)
-        self.history = history
-        return [saved_latent(self.server, history, prefix) for prefix in prefixes]
-
-    def pair(self, sigmas: list[Any] | None = None) -> tuple[Tensor, Tensor]:
-        """Returns our latent and the oracle's, on the solver's own sigmas or on others."""
-        self.solver()
-        for each in ("ours", "theirs"):
-            self.run(each, [each, 0], sigmas or ["ours", 1])
-        ours, theirs = self.submit("ours", "theirs")
-        return ours, theirs
-
-    def assert_oracle(self, sigmas: list[Any] | None = None) -> Tensor:
-        """Returns our latent, which must be the oracle's."""
-        ours, theirs = self.pair(sigmas)
-        assert_same(ours, theirs)
-        return ours
+    def draw(self) -> Wire:
+        """Adds a picture drawn by a stock sampler in two steps, and returns its wire."""
+        sampler = self.add("euler", "KSamplerSelect", sampler_name="euler")
+        schedule = {"model": ["1", 0], "scheduler": "simple", "steps": 2, "denoise": 1.0}
+        return self.sample("draw", sampler, self.add("simple", "BasicScheduler", **schedule))
 
 
-def assert_same(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
+def assert_same(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     """Asserts equality to a part of the largest value: both sum the same float32 terms, in another order."""
-    assert torch.isfinite(theirs).all() and float(theirs.abs().max()) > 0
-    assert_close(ours, theirs, rtol=0, atol=tolerance * float(theirs.abs().max()))
-
-
-def plain(server: Server, name: str, which: str, **size: int) -> Tensor:
-    """Returns our latent without anything special, sampled once per server."""
-    key = (name, which, *size.items())
-    if key not in server.memo:
-        situation = Situation.of(server, name, which, **size)
-        situation.solver()
-        situation.run("ours", ["ours", 0], ["ours", 1])
-        (server.memo[key],) = situation.submit("ours")
-    return server.memo[key]
+    assert torch.isfinite(expected).all() and float(expected.abs().max()) > 0
+    assert_close(actual, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
 
 
 def differs(a: Tensor, b: Tensor) -> bool:
-    """Whether two latents are not the same, by ten times the tolerance that the same ones are allowed."""
+    """Whether two latents differ by more than ten times the tolerance of `assert_same`."""
     return float((a - b).abs().max()) > 1e-4 * float(b.abs().max())
 
 
-def error_in(situation: Situation) -> str:
-    """Returns the message that a prompt ends with."""
-    history = situation.server.submit(situation.prompt)
-    assert history["status"]["status_str"] == "error", "nothing was refused"
-    return error_of(history)
+def plain(server: Server, model: str, which: str | Oracle, **size: int) -> Tensor:
+    """The learned latent without anything special, sampled once per server."""
+    key = (model, which, *size.items())
+    if key not in server.memo:
+        situation = Situation.of(server, model, which, **size)
+        samplers, sigmas = situation.samplers()
+        situation.sample("learned", samplers["learned"], sigmas)
+        (server.memo[key],) = situation.submit("learned")
+    return server.memo[key]

@@ -1,35 +1,13 @@
-"""Whatever a latent is: batches, odd sizes, video, nested audio and video; the same seed gives the same picture."""
+"""Nested latents of audio and video, a picture of a batch alone, and the same picture from the same seed."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from comfy_situations import ORACLES, Situation, assert_same, differs, error_in, plain
+from comfy_prompts import Graph, ksampler, one_node
+from comfy_situations import Situation, assert_same, both_oracles, differs, plain
 
 pytestmark = pytest.mark.comfy
-both_oracles = pytest.mark.parametrize("which", ORACLES)
-VIDEOS = ("wan", "hunyuanvideo")
-
-
-@both_oracles
-@pytest.mark.parametrize("model", ["sd15", "sd3", *VIDEOS])
-def test_a_batch(server, model, which):
-    ours = Situation.of(server, model, which, batch=3).assert_oracle()
-    assert ours.shape[0] == 3 and differs(ours[0], ours[2])
-
-
-@both_oracles
-@pytest.mark.parametrize(("model", "width", "height"), [("sd15", 72, 104), ("sd3", 80, 144), ("sd3", 72, 104)])
-def test_an_odd_size(server, model, width, height, which):
-    ours = Situation.of(server, model, which, width=width, height=height).assert_oracle()
-    assert ours.shape[-2:] == (height // 8, width // 8)
-
-
-@both_oracles
-@pytest.mark.parametrize("model", VIDEOS)
-def test_a_video(server, model, which):
-    ours = Situation.of(server, model, which, width=80, height=48).assert_oracle()
-    assert ours.shape == (1, 16, 2, 6, 10) and differs(ours[:, :, 0], ours[:, :, 1])
 
 
 def audio_and_video(server, which):
@@ -43,97 +21,75 @@ def save_streams(situation, *runs):
     """Saves the two latents of nested runs, which no stock node saves as they are."""
     for run in runs:
         del situation.prompt[f"{run}save"]
-        situation.add(f"{run}streams", "LTXVSeparateAVLatent", av_latent=[f"{run}run", 0])
+        situation.add(f"{run}streams", "LTXVSeparateAVLatent", av_latent=[run, 0])
         for i, stream in enumerate(("video", "audio")):
-            prefix = f"{run}{stream}"
-            situation.add(f"{prefix}save", "SaveLatent", samples=[f"{run}streams", i], filename_prefix=prefix)
+            wire = [f"{run}streams", i]
+            situation.add(f"{run}{stream}save", "SaveLatent", samples=wire, filename_prefix=f"{run}{stream}")
 
 
 @both_oracles
-def test_nested_audio_and_video(server, which):
+@pytest.mark.parametrize("masked", [False, True])
+def test_nested_audio_and_video_whose_video_a_mask_may_keep(server, which, masked):
     situation = audio_and_video(server, which)
-    situation.solver()
-    for each in ("ours", "theirs"):
-        situation.run(each, [each, 0], ["ours", 1])
-    save_streams(situation, "ours", "theirs")
-    video, theirs, audio, their_audio = situation.submit("oursvideo", "theirsvideo", "oursaudio", "theirsaudio")
+    situation.draw()
+    if masked:
+        situation.add("parts", "LTXVSeparateAVLatent", av_latent=["draw", 0])
+        keep = situation.add("keep", "SolidMask", value=0.0, width=64, height=64)
+        situation.add("kept", "SetLatentNoiseMask", samples=["parts", 0], mask=keep)
+        wires = {"video_latent": ["kept", 0], "audio_latent": ["parts", 1]}
+        situation.latent = situation.add("again", "LTXVConcatAVLatent", **wires)
+    samplers, sigmas = situation.samplers()
+    for name, sampler in samplers.items():
+        situation.sample(name, sampler, sigmas)
+    save_streams(situation, "draw", *samplers)
+    names = [f"{run}{stream}" for run in ("draw", *samplers) for stream in ("video", "audio")]
+    drawn_video, drawn_audio, video, audio, oracle_video, oracle_audio = situation.submit(*names)
     assert video.shape[:2] == (1, 128) and audio.shape == (1, 8, 6, 16)
-    assert_same(video, theirs)
-    assert_same(audio, their_audio)
-
-
-@both_oracles
-def test_nested_latents_keep_the_video_that_a_mask_keeps(server, which):
-    situation = audio_and_video(server, which)
-    situation.add("draw", "KSamplerSelect", sampler_name="euler")
-    situation.add("schedule", "BasicScheduler", model=["1", 0], scheduler="simple", steps=2, denoise=1.0)
-    situation.run("draw", ["draw", 0], ["schedule", 0])
-    situation.add("parts", "LTXVSeparateAVLatent", av_latent=["drawrun", 0])
-    keep = situation.add("keep", "SolidMask", value=0.0, width=64, height=64)
-    situation.add("kept", "SetLatentNoiseMask", samples=["parts", 0], mask=keep)
-    wires = {"video_latent": ["kept", 0], "audio_latent": ["parts", 1]}
-    situation.latent = situation.add("again", "LTXVConcatAVLatent", **wires)
-    situation.solver()
-    for each in ("ours", "theirs"):
-        situation.run(each, [each, 0], ["ours", 1])
-    save_streams(situation, "draw", "ours", "theirs")
-    names = ("drawvideo", "oursvideo", "drawaudio", "oursaudio", "theirsaudio")
-    before, video, before_audio, audio, theirs = situation.submit(*names)
-    assert_same(video, before)
-    assert_same(audio, theirs)
-    assert differs(audio, before_audio)
+    assert_same(video, drawn_video if masked else oracle_video)
+    assert_same(audio, oracle_audio)
+    assert differs(audio, drawn_audio)
 
 
 @pytest.mark.parametrize("connected", [False, True])
-def test_a_grid_that_shifts_with_the_picture_needs_the_nested_latent_at_the_node(server, connected):
+def test_a_grid_that_depends_on_the_size_needs_the_nested_latent_at_the_node(server, connected):
     situation = audio_and_video(server, "published")
-    situation.solver()
-    situation.prompt["ours"]["inputs"] |= {"solver": "dyweight_flux1-dev", "steps": 3}
-    if not connected:
-        del situation.prompt["ours"]["inputs"]["latent"]
-    situation.run("ours", ["ours", 0], ["ours", 1])
-    save_streams(situation, "ours")
+    situation.sample("run", *situation.learn("flux", "dyweight_flux1-dev", 3, latent=connected))
+    save_streams(situation, "run")
     if connected:
-        assert all(torch.isfinite(stream).all() for stream in situation.submit("oursvideo", "oursaudio"))
+        assert all(torch.isfinite(stream).all() for stream in situation.submit("runvideo", "runaudio"))
     else:
-        message = error_in(situation)
-        assert "shifts with the picture's size" in message and "choose a solver whose grid does not shift" in message
+        message = situation.error()
+        assert "the grid of dyweight_flux1-dev depends on the picture's size" in message and "Connect the" in message
 
 
-@both_oracles
-@pytest.mark.parametrize("model", ["sd15", "sd3"])
-def test_a_picture_alone_is_the_one_at_its_batch_position(server, model, which):
-    # RandomNoise draws a batch from one seed; LatentFromBatch remembers the position.
-    situation = Situation.of(server, model, which, batch=3)
-    situation.solver()
-    alone = situation.add("alone", "LatentFromBatch", samples=["4", 0], batch_index=1, length=1)
-    for each in ("ours", "theirs"):
-        situation.run(f"{each}batch", [each, 0], ["ours", 1])
-        situation.run(f"{each}alone", [each, 0], ["ours", 1], latent_image=alone)
-    batch, one, their_batch, their_one = situation.submit("oursbatch", "oursalone", "theirsbatch", "theirsalone")
-    # Rounding depends on the batch size in the network itself: as much for ours as for the stock sampler.
-    drift, their_drift = (float((b[1:2] - o).abs().max()) for b, o in ((batch, one), (their_batch, their_one)))
-    assert drift <= 2 * their_drift + 1e-5 * float(one.abs().max())
+@pytest.mark.parametrize(("model", "solver"), [("sd15", "dyweight_sd15"), ("sd3", "ds_flow-sit")])
+def test_a_picture_alone_is_the_one_at_its_batch_position(server, model, solver):
+    # A batch of noise is drawn from one seed; LatentFromBatch remembers the position.
+    graph = Graph.of(server, model, batch=3)
+    alone = graph.add("alone", "LatentFromBatch", samples=["4", 0], batch_index=1, length=1)
+    for name, latent in (("batch", ["4", 0]), ("alone", alone)):
+        graph.save(**{f"learned {name}": one_node(solver, 6, latent_image=latent)})
+        graph.save(**{f"stock {name}": ksampler("euler", 6, latent_image=latent)})
+    runs = ("learned batch", "learned alone", "stock batch", "stock alone")
+    batch, one, stock_batch, stock_one = graph.submit(*runs)
+    # Rounding depends on the batch size in the network itself: as much with the learned sampler as with the stock one.
+    drift, stock_drift = (float((b[1:2] - o).abs().max()) for b, o in ((batch, one), (stock_batch, stock_one)))
+    assert drift <= 2 * stock_drift + 1e-5 * float(one.abs().max())
     assert_same(one, batch[1:2])
     assert differs(one, batch[0:1])
 
 
 def test_the_same_seed_gives_the_same_picture_again_and_after_a_restart(server):
-    def fresh():
+    def sample():
         situation = Situation.of(server, "sd15", "published")
-        situation.solver()
-        situation.run("ours", ["ours", 0], ["ours", 1])
-        situation.add("euler", "KSamplerSelect", sampler_name="euler")
-        situation.run("euler", ["euler", 0], ["ours", 1])
-        return situation.submit("ours", "euler")
+        samplers, sigmas = situation.samplers()
+        situation.sample("learned", samplers["learned"], sigmas)
+        return situation.submit("learned")[0]
 
-    first = fresh()
+    first = sample()
     server.post("/free", {"unload_models": True, "free_memory": True})
-    again = fresh()
+    assert torch.equal(sample(), first)
     server.stop()
     server.start()
-    later = fresh()
-    for one, other in ((first, again), (first, later)):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    assert differs(first[0], first[1])
-    assert torch.equal(later[0], plain(server, "sd15", "published"))
+    assert torch.equal(sample(), first)
+    assert torch.equal(plain(server, "sd15", "published"), first)

@@ -1,4 +1,4 @@
-"""Stock drop-downs, one-node sampling and its messages, in real ComfyUI servers."""
+"""Stock drop-downs and nodes, in real ComfyUI servers, and what explains the nodes to a user."""
 
 from __future__ import annotations
 
@@ -6,27 +6,22 @@ import itertools
 import json
 import re
 import subprocess
+import urllib.request
 
 import pytest
 import torch
-from comfy_host import error_of, python_of, succeeded
-from comfy_prompts import WIRES, ksampler, learned, model_nodes, node, one_node, sampled, saved, saved_latent
-from torch.testing import assert_close
+from comfy_host import python_of, run_script
+from comfy_prompts import WIRES, Graph, ksampler, node, one_node, options
+from comfy_situations import assert_same, differs
 
 pytestmark = pytest.mark.comfy
-NAMES, SCHEDULER = ["dyweight", "ds_solver"], "learned"
-
-
-def options(server, kind, name):
-    entry = server.get(f"/object_info/{kind}")[kind]["input"]["required"][name]
-    return entry[0] if isinstance(entry[0], list) else entry[1]["options"]
-
+NAMES = ["dyweight", "ds_solver"]
 
 # ---- what loading the pack does
 
 
-def own_lists(checkout):
-    """Returns the host's own samplers and schedulers, without any pack."""
+def lists_without_packs(checkout):
+    """The host's samplers and schedulers, without any pack."""
     code = """if True:
         import sys; sys.argv = ["main.py", "--cpu"]
         import comfy.options; comfy.options.enable_args_parsing()
@@ -38,25 +33,38 @@ def own_lists(checkout):
 
 
 def test_stock_drop_downs_end_with_our_names_and_are_otherwise_the_hosts_own(server):
-    samplers, schedulers = own_lists(server.checkout)
-    samplers, schedulers = [*samplers, *NAMES], [*schedulers, SCHEDULER]
+    samplers, schedulers = lists_without_packs(server.checkout)
     for kind in ("KSampler", "KSamplerAdvanced", "KSamplerSelect"):
-        assert options(server, kind, "sampler_name") == samplers
+        assert options(server, kind, "sampler_name") == [*samplers, *NAMES]
     for kind in ("KSampler", "KSamplerAdvanced", "BasicScheduler"):
-        assert options(server, kind, "scheduler") == schedulers
+        assert options(server, kind, "scheduler") == [*schedulers, "learned"]
 
 
 def test_reloading_and_registering_again_change_nothing(server):
-    prompt = {"r": node("ReloadPack", again=1), "t": node("PreviewAny", source=["r", 0])}
-    lists = json.loads(succeeded(server.submit(prompt))["outputs"]["t"]["text"][0])
+    graph = Graph.of(server, "sd15")
+    graph.show("lists", graph.add("reload", "ReloadPack", again=1))
+    graph.submit()
+    lists = json.loads(graph.text("lists"))
     assert lists["after"] == lists["before"] and lists["same"]
     assert lists["split"] == [["euler", "mine", *NAMES], ["euler", "heun", *NAMES]]
     # k-diffusion's module was reloaded: the names must still be found in it.
-    prompt = saved(model_nodes(server, "sd15"), a=ksampler("ds_solver", 5))
-    assert torch.isfinite(saved_latent(server, succeeded(server.submit(prompt)), "a")).all()
+    graph.save(run=ksampler("ds_solver", 5))
+    assert all(torch.isfinite(latent).all() for latent in graph.submit("run"))
 
 
-# ---- samplers in stock nodes
+def test_importing_the_pack_loads_no_package_and_touches_no_file_and_no_network(server):
+    pack = server.base / "custom_nodes" / "learned-solvers"
+    seen = json.loads(run_script(server.checkout, "import_pack.py", pack).splitlines()[-1])
+    assert seen["nodes"] > 0
+    assert seen["written"] == [] and seen["read"] == [] and seen["network"] == []
+    folders = [pack, pack / "nodes", pack / "samplers", *(pack / "samplers").iterdir()]
+    assert {*seen["listed"]} <= {str(folder) for folder in folders}  # where Python looks
+    assert seen["foreign"] == []  # the host has all that it needs
+    # A server that only samples does not load the code that fits a solver.
+    assert seen["own"] and {name.split(".")[1] for name in seen["own"]} == {"nodes", "samplers"}
+
+
+# ---- samplers and scheduler in stock nodes
 
 
 @pytest.mark.parametrize(
@@ -71,147 +79,104 @@ def test_reloading_and_registering_again_change_nothing(server):
     ],
 )
 def test_ksampler_equals_the_learned_solver_node_and_the_one_node(server, model, sampler, solver, steps, scheduler):
-    prompt = {**model_nodes(server, model, width=96), "solver": learned(solver, steps)}
-    prompt = sampled(prompt, ["solver", 0], ["solver", 1], "ours")
-    prompt = saved(prompt, stock=ksampler(sampler, steps, scheduler), one=one_node(solver, steps))
-    history = succeeded(server.submit(prompt))
-    ours, stock, one = (saved_latent(server, history, name) for name in ("ours", "stock", "one"))
-    scale = float(ours.abs().max())
-    assert_close(stock, ours, rtol=0, atol=1e-5 * scale)
-    assert_close(one, ours, rtol=0, atol=1e-5 * scale)
-
-
-@pytest.mark.parametrize(
-    ("model", "sampler", "steps", "message"),
-    [
-        ("sd15", "dyweight", 7, "choose the steps of dyweight_sd15 (4, 6, 8, 10 steps)"),
-        ("sd15", "dyweight", 7, "or choose the sampler ds_solver (ds_vp-dit)"),
-        ("sd3", "dyweight", 6, "Name a file, or the steps of the whole grid, with the node Set Learned Solver"),
-        ("sd3", "ds_solver", 20, "one step more than requested (7 for 6)"),
-        ("sd3", "ds_solver", 20, "choose the steps of ds_flow-sit (5, 6, 7, 8, 9, 10 steps)"),
-    ],
-)
-def test_steps_that_no_solver_has_are_refused_with_the_list(server, model, sampler, steps, message):
-    prompt = saved(model_nodes(server, model), a=ksampler(sampler, steps))
-    assert message in error_of(server.submit(prompt))
+    graph = Graph.of(server, model, width=96)
+    graph.sample_learned("custom", solver, steps)
+    graph.save(stock=ksampler(sampler, steps, scheduler), one=one_node(solver, steps))
+    custom, stock, one = graph.submit("custom", "stock", "one")
+    assert_same(stock, custom)
+    assert_same(one, custom)
 
 
 def test_set_learned_solver_names_the_file_and_leaves_stock_samplers_alone(server):
-    prompt = model_nodes(server, "sd3")
-    prompt["set"] = node("SetLearnedSolver", model=["1", 0], solver="ds_flow-flowdcn", steps=0)
-    prompt = saved(
-        prompt,
-        named=ksampler("ds_solver", 6, model=["set", 0]),
+    graph = Graph.of(server, "sd3")
+    model = graph.add("set", "SetLearnedSolver", model=["1", 0], solver="ds_flow-flowdcn", steps=0)
+    graph.save(
+        named=ksampler("ds_solver", 6, model=model),
         same=one_node("ds_flow-flowdcn", 6),
         auto=ksampler("ds_solver", 6),
         euler=ksampler("euler", 6),
-        patched=ksampler("euler", 6, model=["set", 0]),
+        patched=ksampler("euler", 6, model=model),
     )
-    history = succeeded(server.submit(prompt))
-    got = {name: saved_latent(server, history, name) for name in ("named", "same", "auto", "euler", "patched")}
-    assert torch.equal(got["named"], got["same"]) and torch.equal(got["euler"], got["patched"])
-    assert not torch.allclose(got["named"], got["auto"], atol=1e-3)
-
-
-def test_set_learned_solver_refuses_the_other_familys_sampler(server):
-    prompt = model_nodes(server, "sd3")
-    prompt["set"] = node("SetLearnedSolver", model=["1", 0], solver="ds_flow-sit", steps=0)
-    prompt = saved(prompt, a=ksampler("dyweight", 6, model=["set", 0]))
-    assert "choose the sampler ds_solver" in error_of(server.submit(prompt))
+    named, same, auto, euler, patched_euler = graph.submit("named", "same", "auto", "euler", "patched")
+    assert torch.equal(named, same) and torch.equal(euler, patched_euler)
+    assert differs(named, auto)
 
 
 def test_set_learned_solver_names_the_steps_for_a_part_of_the_grid(server):
-    prompt = model_nodes(server, "sd15")
-    prompt["set"] = node("SetLearnedSolver", model=["1", 0], solver="dyweight_sd15", steps=8)
-    advanced = {**WIRES, "model": ["set", 0], "noise_seed": 7, "cfg": 2.0, "steps": 8}
-    advanced |= {"add_noise": "enable", "start_at_step": 4, "end_at_step": 10000}
-    advanced |= {"return_with_leftover_noise": "disable", "sampler_name": "dyweight", "scheduler": "simple"}
-    prompt = saved(prompt, a=node("KSamplerAdvanced", **advanced))
-    assert torch.isfinite(saved_latent(server, succeeded(server.submit(prompt)), "a")).all()
-    assert re.search("sampler dyweight: dyweight_sd15, [345] of its 8 model calls; fitted for v1-5", server.log)
-    prompt["a"]["inputs"]["model"] = ["1", 0]  # unnamed, four sigmas are four steps
-    prompt["a"]["inputs"]["start_at_step"] = 1
-    message = error_of(server.submit(prompt))
-    assert "dyweight solver for SD15 (vp) model has 7 steps" in message and "more than requested (7 for 6)" in message
-    prompt["set"]["inputs"]["steps"] = 7  # named, they are no scheduler's
-    prompt["a"]["inputs"]["model"] = ["set", 0]
-    message = error_of(server.submit(prompt))
-    assert "dyweight_sd15 was fitted for 4, 6, 8 and 10 steps, got 7" in message and "ddim_uniform" not in message
-    prompt["set"]["inputs"]["steps"] = 0
-    assert "ddim_uniform may produce one step more than requested" in error_of(server.submit(prompt))
+    graph = Graph.of(server, "sd15")
+    patched = graph.add("set", "SetLearnedSolver", model=["1", 0], solver="dyweight_sd15", steps=8)
+    advanced = {**WIRES, "noise_seed": 7, "cfg": 2.0, "steps": 8, "sampler_name": "dyweight", "scheduler": "simple"}
+    advanced |= {"add_noise": "enable", "return_with_leftover_noise": "disable", "end_at_step": 10000}
+
+    def run_from(step, model, set_steps):
+        graph.prompt["set"]["inputs"]["steps"] = set_steps
+        graph.save(run=node("KSamplerAdvanced", **advanced | {"model": model, "start_at_step": step}))
+        return graph
+
+    before = len(server.log)
+    assert all(torch.isfinite(latent).all() for latent in run_from(4, patched, 8).submit("run"))
+    assert re.search("sampler dyweight: dyweight_sd15, [345] of its 8 model calls; fitted for", server.log[before:])
+    # Without the steps of the whole grid, the sigmas of seven steps are a grid of seven, from any scheduler.
+    for model, set_steps, hint in ((["1", 0], 8, True), (patched, 7, False), (patched, 0, True)):
+        message = run_from(1, model, set_steps).error()
+        assert "dyweight_sd15" in message and re.search(r"\b7\b(?! for 6)", message)
+        assert ("ddim_uniform may produce one step more" in message) == hint
 
 
-def test_denoise_below_one_runs_the_last_part_of_the_solver(server):
-    prompt = model_nodes(server, "sd15")
-    prompt["calls"] = node("PreviewAny", source=["one", 1])
-    prompt = saved(prompt, stock=ksampler("dyweight", 6, denoise=0.5), one=one_node("dyweight_sd15", 6, denoise=0.5))
-    history = succeeded(server.submit(prompt))
-    assert "3 of its 6 model calls, from sigma 1.6" in history["outputs"]["calls"]["text"][0]
-    assert "dyweight_sd15 makes 3 model calls" in server.log
-    line = "sampler dyweight: dyweight_sd15, 3 of its 6 model calls; 6 steps, as many as this node's sigmas: if a start"
-    assert line in server.log
-    stock, one = saved_latent(server, history, "stock"), saved_latent(server, history, "one")
+def test_the_log_says_how_much_of_the_grid_ran(server):
+    graph = Graph.of(server, "sd15")
+    graph.save(
+        half=ksampler("dyweight", 6, denoise=0.5),
+        one=one_node("dyweight_sd15", 6, denoise=0.5),
+        last=ksampler("dyweight", 4, denoise=0.1),
+        whole=ksampler("dyweight", 10),
+    )
+    graph.show("info", ["one", 1])
+    before = len(server.log)
+    half, one = graph.submit("half", "one")
+    assert "3 of its 6 model calls, from sigma 1.6" in graph.text("info")
     # They start at almost the same level: the scheduler's, and the one of the percentage.
-    assert_close(stock, one, rtol=0, atol=0.1 * float(one.abs().max()))
-
-
-def test_one_model_call_is_one(server):
-    prompt = saved(model_nodes(server, "sd15"), a=ksampler("dyweight", 4, denoise=0.1))
-    succeeded(server.submit(prompt))
-    assert "sampler dyweight: dyweight_sd15, 1 of its 4 model calls" in server.log
-    assert "dyweight_sd15 makes 1 model call; of the" in server.log
-
-
-def test_the_whole_grid_is_its_steps_and_the_checkpoint_is_said(server):
-    prompt = saved(model_nodes(server, "sd15"), a=ksampler("dyweight", 10))
-    succeeded(server.submit(prompt))
-    assert "sampler dyweight: dyweight_sd15, 10 steps; fitted for v1-5-pruned-emaonly; fitted at" in server.log
+    assert_same(half, one, 0.1)
+    for line in (
+        "sampler dyweight: dyweight_sd15, 3 of its 6 model calls; 6 steps assumed from this node's sigmas",
+        "dyweight_sd15 makes 3 model calls; only",
+        "sampler dyweight: dyweight_sd15, 1 of its 4 model calls",
+        "dyweight_sd15 makes 1 model call; only",
+        "sampler dyweight: dyweight_sd15, 10 steps; fitted for v1-5-pruned-emaonly; fitted at",
+    ):
+        assert line in server.log[before:]
 
 
 @pytest.mark.parametrize(("model", "solver"), [("sd15", "ds_vp-dit"), ("sd3", "ds_flow-sit")])
-@pytest.mark.parametrize("steps", [6, 20])
-def test_the_scheduler_gives_the_transferable_solvers_levels_from_the_top_to_zero(server, model, solver, steps):
-    prompt = {k: v for k, v in model_nodes(server, model).items() if k == "1"}
-    prompt["s"] = node("BasicScheduler", model=["1", 0], scheduler="learned", steps=steps, denoise=1.0)
-    prompt["own"] = learned(solver, 6 if steps == 6 else 10, latent=False)
-    prompt |= {"t": node("PreviewAny", source=["s", 0]), "u": node("PreviewAny", source=["own", 1])}
-    outputs = succeeded(server.submit(prompt))["outputs"]
-    got, own = (numbers(outputs[name]["text"][0]) for name in ("t", "u"))
-    assert len(got) == steps + 1 and got[-1] == 0 and all(a > b for a, b in itertools.pairwise(got))
-    if steps == 6:
-        assert got[:-1] == pytest.approx(own[:-1], rel=1e-3)
-    else:
-        assert got[::2][:-1] == pytest.approx(own[:-1], rel=1e-3)  # every other level is one of the ten
+def test_the_scheduler_gives_the_transferable_solvers_levels_from_the_top_to_zero(server, model, solver):
+    graph = Graph.of(server, model)
+    for steps, count in ((6, 6), (20, 10)):
+        schedule = {"model": ["1", 0], "scheduler": "learned", "steps": steps, "denoise": 1.0}
+        graph.show(f"{steps}", graph.add(f"schedule{steps}", "BasicScheduler", **schedule))
+        graph.show(f"own{steps}", graph.learn(f"own{steps}", solver, count, latent=False)[1])
+    graph.submit()
+    for steps in (6, 20):
+        levels, solver_levels = graph.numbers(f"{steps}"), graph.numbers(f"own{steps}")
+        assert len(levels) == steps + 1 and levels[-1] == 0 and all(a > b for a, b in itertools.pairwise(levels))
+        every = steps // (len(solver_levels) - 1)  # of 20, every other level is one of the ten
+        assert levels[::every][:-1] == pytest.approx(solver_levels[:-1], rel=1e-3)
 
 
-def numbers(text):
-    return [float(word) for word in re.findall(r"-?\d+\.?\d*(?:e[-+]?\d+)?", text.partition("[")[2].partition("]")[0])]
-
-
-def test_the_scheduler_refuses_edm_models(server):
-    prompt = {k: v for k, v in model_nodes(server, "sd15").items() if k == "1"}
-    prompt["edm"] = node("ModelSamplingContinuousEDM", model=["1", 0], sampling="edm", sigma_max=80.0, sigma_min=0.002)
-    prompt["s"] = node("BasicScheduler", model=["edm", 0], scheduler="learned", steps=6, denoise=1.0)
-    prompt["t"] = node("PreviewAny", source=["s", 0])
-    assert "no learned schedule for them: choose another scheduler" in error_of(server.submit(prompt))
-
-
-def test_the_browser_can_ask_for_the_step_counts_of_a_file(server):
-    assert server.get("/learned_solvers/steps?solver=dyweight_sd15") == {"steps": [4, 6, 8, 10]}
-    with pytest.raises(OSError, match="404"):
-        server.get("/learned_solvers/steps?solver=../secret")
-    steps = server.get("/object_info/LearnedSolverKSampler")["LearnedSolverKSampler"]["input"]["required"]["steps"]
-    assert steps[0] == "INT"
-
-
-# ---- descriptions and tooltips
+# ---- tooltips and help
 
 
 def test_every_node_and_every_input_is_explained(server):
-    ours = {k: v for k, v in server.get("/object_info").items() if v["category"] == "sampling/learned solvers"}
-    assert len(ours) == 6
-    for name, entry in ours.items():
+    entries = {k: v for k, v in server.get("/object_info").items() if v["category"] == "sampling/learned solvers"}
+    assert len(entries) == 6
+    for name, entry in entries.items():
+        assert "learned-solvers" in entry["python_module"]
         assert entry["description"] and entry["display_name"] != name
+        assert len(entry["output_tooltips"]) == len(entry["output"])
+        with urllib.request.urlopen(f"{server.url}/extensions/learned-solvers/docs/{name}.md", timeout=60) as answer:
+            page = answer.read().decode()
+        assert page.startswith(f"# {entry['display_name']}\n")
         inputs = {**entry["input"].get("required", {}), **entry["input"].get("optional", {})}
         assert [key for key, value in inputs.items() if not value[1].get("tooltip")] == []
-        assert len(entry["output_tooltips"]) == len(entry["output"])
+        assert [key for key in inputs if not re.search(rf"^\|[^|]*\b{key}\b", page, re.M)] == []
+    steps = entries["LearnedSolverKSampler"]["input"]["required"]["steps"]
+    assert steps[0] == "INT"  # for the API, also where the page shows a list

@@ -1,20 +1,16 @@
-"""Each table equals the sampler function of a real ComfyUI that it stands for, on a nonlinear denoiser."""
+"""Each table of a classical method equals its sampler in a real ComfyUI, on a nonlinear denoiser."""
 
 from __future__ import annotations
 
-import subprocess
-
 import pytest
 import torch
-from comfy_host import HOSTS, WANTED, checkouts, python_of
+from comfy_host import EACH_CHECKOUT, run_script
 from learned_solvers.samplers import sample_table
 from learned_solvers.training.starts.candidates import HOST_METHODS
 from oracles import Mixture, Recorder
 from torch import Tensor
 
 pytestmark = pytest.mark.comfy
-if not checkouts():
-    pytest.skip(f"no ComfyUI: {WANTED}", allow_module_level=True)
 
 LEVELS = {
     "VE": [14.6, 9.0, 5.5, 3.9, 1.7, 0.9, 0.35, 0.1],
@@ -36,19 +32,16 @@ def start(sigmas: Tensor) -> Tensor:
     return float(sigmas[0]) * noise
 
 
-@pytest.fixture(scope="module", params=checkouts(), ids=lambda path: path.name)
+@pytest.fixture(scope="module", params=EACH_CHECKOUT)
 def host(request, tmp_path_factory) -> dict[tuple[str, str], tuple[Tensor, int]]:
-    """(end state, model calls) of every run in the host, in one process of its own."""
+    """(end state, model calls) of every run in the host, all in one process."""
     folder = tmp_path_factory.mktemp("samplers")
     runs = []
     for name, grid in RUNS:
         sigmas = torch.tensor(LEVELS[grid], dtype=torch.float64)
         runs.append((name, sigmas, grid.startswith("flow"), start(sigmas)))
     torch.save({"mean": MEAN, "std": STD, "logw": LOGW, "runs": runs}, folder / "request.pt")
-    script = [str(HOSTS / "run_samplers.py"), str(request.param), str(folder / "request.pt"), str(folder / "result.pt")]
-    command = [str(python_of(request.param)), *script]
-    ran = subprocess.run(command, cwd=request.param, capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    run_script(request.param, "run_samplers.py", folder / "request.pt", folder / "result.pt")
     return dict(zip(RUNS, torch.load(folder / "result.pt", weights_only=True), strict=True))
 
 

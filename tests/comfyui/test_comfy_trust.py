@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from comfy_fits import fit, folder, written
 from comfy_host import ROOT, Server, error_of, succeeded
-from comfy_prompts import learned, model_nodes, node
-from host_process import free_port
+from comfy_prompts import Graph, node, options
 
 pytestmark = pytest.mark.comfy
 BUNDLED = "ds_flow-sit"
@@ -21,28 +20,33 @@ BUNDLED = "ds_flow-sit"
 
 @pytest.fixture(autouse=True)
 def left_as_found(server):
-    """Asserts that nothing is written but into the folder of solvers, and removes that."""
+    """Asserts that nothing is written outside the folder of solvers, and removes what is written there."""
     folder(server).mkdir(parents=True, exist_ok=True)
-    outside = {path for path in server.base.rglob("*") if outside_of(server, path)}
-    before = written(server)
+
+    def outside():
+        hosts = {server.base / name for name in ("output", "temp", "user", "server.log", "custom_nodes")}
+        return {path for path in server.base.rglob("*") if not {path, *path.parents} & {*hosts, folder(server)}}
+
+    before, files = outside(), written(server)
     yield
-    assert {path for path in server.base.rglob("*") if outside_of(server, path)} == outside
-    for path in written(server) - before:
+    assert outside() == before
+    for path in written(server) - files:
         path.unlink()
 
 
-def outside_of(server, path):
-    hosts = ("output", "temp", "user", "server.log", "custom_nodes")
-    own = folder(server)
-    return path.relative_to(server.base).parts[0] not in hosts and path != own and not path.is_relative_to(own)
-
-
-def asked(server, name):
-    """Returns the status and the answer of the route that the browser asks for a solver's steps."""
+def get_steps(server, name):
+    """The status and the answer of the route behind the steps widget."""
     try:
         return 200, server.get(f"/learned_solvers/steps?solver={urllib.parse.quote(name, errors='surrogateescape')}")
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
+
+
+def auto(server, steps):
+    """Learned Solver with `auto` on SD3, its info as `runinfo`."""
+    graph = Graph.of(server, "sd3")
+    graph.learn("run", "auto", steps)
+    return graph
 
 
 NAMES = [
@@ -51,136 +55,89 @@ NAMES = [
     "../x.safetensors",
     "../../models/checkpoints/tiny_sd15.safetensors",
     "/etc/passwd",
-    "x\0.safetensors",
+    "\n",
+    "x" * 5000,
 ]
-NAMES += ["..\\x.safetensors", "C:\\x.safetensors", "x" * 5000, "\n", "ds_flow-sit.safetensors", "../solver_weights/a"]
+NAMES += ["x\0.safetensors", "..\\x.safetensors", "C:\\x.safetensors", f"{BUNDLED}.safetensors", "../solver_weights/a"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_name_that_is_not_in_the_drop_down_is_no_solver(server, name):
-    status, answer = asked(server, name)
-    assert status == 404 and "no solver file is called" in answer and len(answer) < 600
-    assert asked(server, BUNDLED)[0] == 200
-    refused = server.submit(
-        {"1": node("LearnedSolverInfo", solver=name, steps=0, scheduler="simple"), "2": preview("1")}
-    )
-    assert "refused" in refused
-
-
-def preview(source):
-    return node("PreviewImage", images=[source, 0])
+def test_a_name_that_is_not_in_the_drop_down_is_no_solver(server):
+    assert get_steps(server, BUNDLED) == (200, {"steps": [5, 6, 7, 8, 9, 10]})
+    for name in NAMES:
+        status, answer = get_steps(server, name)
+        assert status == 404 and "no solver file is called" in answer and len(answer) < 600, name
+        info = node("LearnedSolverInfo", solver=name, steps=0, scheduler="simple")
+        assert "refused" in server.submit({"1": info, "2": node("PreviewImage", images=["1", 0])}), name
 
 
 def test_a_hostile_file_in_the_folder_is_named_and_hides_no_other(server):
-    (folder(server) / "bomb.safetensors").write_bytes(b"\xff" * 7 + b"\x7f" + b"{}" * 46)
-    (folder(server) / "circle.safetensors").symlink_to(folder(server) / "circle.safetensors")
+    bomb, circle = folder(server) / "bomb.safetensors", folder(server) / "circle.safetensors"
+    bomb.write_bytes(b"\xff" * 7 + b"\x7f" + b"{}" * 46)
+    circle.symlink_to(circle)
     (folder(server) / "secret.safetensors").symlink_to("/etc/passwd")
     for name in ("bomb", "secret"):
-        status, answer = asked(server, f"{name}.safetensors")
-        assert (
-            status == 404 and "not a safetensors file" in answer and "root" not in answer.replace(str(server.base), "")
-        )
-    prompt = {**model_nodes(server, "sd3"), "solver": learned("auto", 5)}
-    prompt["info"] = node("PreviewAny", source=["solver", 2])
-    assert BUNDLED in succeeded(server.submit(prompt))["outputs"]["info"]["text"][0]
-    message = f"left out of the automatic choice: {folder(server) / 'bomb.safetensors'}: not a safetensors file"
-    assert server.log.count(message) == 1
-    prompt["solver"] = learned("auto", 6)
-    succeeded(server.submit(prompt))
-    assert server.log.count(message) == 1
-    os.utime(folder(server) / "bomb.safetensors", (1, 1))
-    prompt["solver"] = learned("auto", 7)
-    succeeded(server.submit(prompt))
-    assert server.log.count(message) == 2
-    (folder(server) / "circle.safetensors").unlink()
+        status, answer = get_steps(server, f"{name}.safetensors")
+        assert status == 404 and "not a safetensors file" in answer
+        assert "root" not in answer.replace(str(server.base), "")
+    message = f"left out of the automatic choice: {bomb}: not a safetensors file"
+    for steps, count in ((5, 1), (6, 1), (7, 2)):  # named again once it has changed
+        if count == 2:
+            os.utime(bomb, (1, 1))
+        graph = auto(server, steps)
+        graph.submit()
+        assert BUNDLED in graph.text("runinfo")
+        assert server.log.count(message) == count
+    circle.unlink()
 
 
 def test_a_name_that_is_not_utf8_ends_no_run_and_is_named_in_the_log(server):
     path = Path(os.fsdecode(os.fsencode(folder(server)) + b"/caf\xe9.safetensors"))
     shutil.copy(ROOT / "solver_weights" / f"{BUNDLED}.safetensors", path)
-    lists = server.get("/object_info/LearnedSolver")["LearnedSolver"]["input"]["required"]["solver"]
-    assert BUNDLED in lists[0] and not any("caf" in name for name in lists[0])
-    assert asked(server, "caf\udce9.safetensors")[0] == 404
-    prompt = {**model_nodes(server, "sd3"), "solver": learned("auto", 20)}
-    prompt["info"] = node("PreviewAny", source=["solver", 2])
-    assert "no solver for SD3 (flow) model has 20 steps" in error_of(server.submit(prompt))
-    prompt["solver"] = learned("auto", 5)
-    succeeded(server.submit(prompt))
-    message = r"the name of 'caf\udce9.safetensors' in models/solver_weights is not UTF-8; rename it"
+    names = options(server, "LearnedSolver", "solver")
+    assert BUNDLED in names and not any("caf" in name for name in names)
+    assert get_steps(server, "caf\udce9.safetensors")[0] == 404
+    assert "no solver for SD3 (flow) has 20 steps" in auto(server, 20).error()
+    auto(server, 5).submit()
+    message = r"the name of 'caf\udce9.safetensors' in models/solver_weights is not UTF-8"
     assert server.log.count(message) == 1
 
 
 @pytest.mark.parametrize(
-    ("denoise", "message"),
-    [(float("nan"), "denoise must be from 0.01 to 1, got nan"), (-1.0, "got -1"), (0.0, "got 0"), (2.0, "got 2")],
+    ("widgets", "fact"),
+    [
+        ({"samples": ["number", 0]}, "samples must be from 2 to 4096, got 1e+09"),
+        ({"teacher_steps": ["number", 0]}, "teacher_steps must be from 2 to 1000, got 1e+09"),
+        ({"cfg": float("nan")}, "cfg must be from 0 to 100, got nan"),
+        *(
+            ({"file_name": name}, "file_name must be a name within models/solver_weights")
+            for name in ("/outside/name", "a/../../outside", "C:outside", "a\0b", "x" * 300, "é" * 120, "a\nb", "..")
+        ),
+    ],
 )
-def test_a_denoise_that_is_no_part_of_a_grid_is_refused(server, denoise, message):
-    prompt = {**model_nodes(server, "sd3"), "solver": learned(BUNDLED, 5, denoise)}
-    if denoise == denoise:  # the host refuses what is typed, not what is wired; of NaN not even that
-        prompt["number"] = node("PrimitiveFloat", value=denoise)
-        prompt["solver"]["inputs"]["denoise"] = ["number", 0]
-    prompt["info"] = node("PreviewAny", source=["solver", 2])
-    assert message in error_of(server.submit(prompt))
-
-
-@pytest.mark.parametrize("steps", [10**9, -5, 0])
-def test_a_step_count_that_is_wired_is_refused_like_one_that_is_typed(server, steps):
-    prompt = {**model_nodes(server, "sd3"), "solver": learned(BUNDLED, 5), "number": node("PrimitiveInt", value=steps)}
-    prompt["solver"]["inputs"]["steps"] = ["number", 0]
-    prompt["info"] = node("PreviewAny", source=["solver", 2])
-    assert f"was fitted for 5, 6, 7, 8, 9 and 10 steps, got {steps}" in error_of(server.submit(prompt))
-
-
-@pytest.mark.parametrize(("widget", "most"), [("samples", 4096), ("teacher_steps", 1000)])
-def test_a_fit_without_end_is_refused(server, widget, most):
-    prompt = {**fit(server, "sd3", name="endless"), "number": node("PrimitiveInt", value=10**9)}
-    prompt["fit"]["inputs"][widget] = ["number", 0]
-    assert f"{widget} must be from 2 to {most}, got 1e+09" in error_of(server.submit(prompt))
-
-
-def test_a_guidance_that_is_no_number_is_refused(server):
-    assert "cfg must be from 0 to 100, got nan" in error_of(
-        server.submit(fit(server, "sd3", name="x", cfg=float("nan")))
-    )
-
-
-@pytest.mark.parametrize(
-    "name", ["/outside/name", "a/../../outside", "C:outside", "a\0b", "x" * 300, "é" * 120, "a\nb", ".."]
-)
-def test_a_fit_is_never_written_elsewhere(server, name):
-    assert "file_name must be a name within models/solver_weights" in error_of(
-        server.submit(fit(server, "sd3", name="x", file_name=name))
-    )
+def test_a_fit_without_end_or_outside_the_folder_is_refused(server, widgets, fact):
+    prompt = {**fit(server, "sd3", name="refused", **widgets), "number": node("PrimitiveInt", value=10**9)}
+    assert fact in error_of(server.submit(prompt))
 
 
 def test_a_fit_is_not_written_through_a_link_that_leads_out(server, tmp_path):
     (folder(server) / "link").symlink_to(tmp_path, target_is_directory=True)
     message = error_of(server.submit(fit(server, "sd3", name="link/x")))
-    assert "is a link that leads out of models/solver_weights" in message
+    assert "is a link" in message and "models/solver_weights" in message
     assert list(tmp_path.iterdir()) == []
     (folder(server) / "link").unlink()
 
 
 @pytest.mark.slow
 def test_two_servers_share_a_folder(server):
-    other = Server(server.checkout, server.base, free_port())
-    other.start()
-    try:
-        small = {"samples": 2, "teacher_steps": 4}
+    small = {"samples": 2, "teacher_steps": 4}
+    with Server(server.checkout, server.base) as other:
         succeeded(server.submit(fit(server, "sd3", name="shared", **small)))
-        assert asked(other, "shared.safetensors") == (200, {"steps": [2]})
-        before = (folder(server) / "shared.safetensors").read_bytes()
-        succeeded(other.submit(fit(other, "sd3", name="shared", steps="3", overwrite=True, **small)))
-        assert (folder(server) / "shared.safetensors").read_bytes() != before
-        assert asked(server, "shared.safetensors") == (200, {"steps": [3]})
+        assert get_steps(other, "shared.safetensors") == (200, {"steps": [2]})
         # Both at once to one name: one is written, the other gets an error.
         with ThreadPoolExecutor(2) as pool:
-            ran = list(pool.map(lambda s: s.submit(fit(s, "sd3", name="race", **small)), (server, other)))
-        states = sorted(history["status"]["status_str"] for history in ran)
-        assert states == ["error", "success"], ran
-        (message,) = [error_of(history) for history in ran if history["status"]["status_str"] == "error"]
-        assert "another process is fitting race.safetensors: wait for it" in message or "exists already" in message
-        assert not list(folder(server).glob("*.fit")) and not list(folder(server).glob(".*"))
-    finally:
-        other.stop()
-        shutil.rmtree(folder(server) / "race.fit", ignore_errors=True)
+            histories = list(pool.map(lambda s: s.submit(fit(s, "sd3", name="race", **small)), (server, other)))
+    failed = [history for history in histories if history["status"]["status_str"] == "error"]
+    assert len(failed) == 1, histories
+    message = error_of(failed[0])
+    assert "race.safetensors" in message and ("another process" in message or "already exists" in message)
+    assert not list(folder(server).glob("*.fit")) and not list(folder(server).glob(".*"))

@@ -1,9 +1,8 @@
-"""The samplers that hosts call: k-diffusion's signature, and refusal where a solver does not fit."""
+"""The samplers with k-diffusion's signature: choice of the solver, its part of the grid, guidance and refusals."""
 
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from learned_solvers.samplers import (
     sample_ds_solver,
     sample_dyweight,
     sample_solver,
-    sample_table,
 )
 from learned_solvers.samplers.files.solver import BUNDLED
 from oracles import (
@@ -28,261 +26,121 @@ from oracles import (
     dyweight_solver,
     k_diffusion_module,
     knotted_solver,
+    run,
+    start,
 )
-from torch import Tensor, nn
+from torch import Tensor
+from torch.testing import assert_close
 
 SD = VPNoise.stable_diffusion()
 SD_SIGMAS = torch.expm1(-2 * SD.log_alphas).sqrt()
+FLOW = FlowNoise()
+each_sampler = pytest.mark.parametrize("sampler", [sample_solver, sample_dyweight, sample_ds_solver])
 
 
 def host_sigmas(first: float, last: float, steps: int) -> Tensor:
-    """Returns noise levels as a host hands them over: float32, descending, of no grid that a solver knows."""
+    """Noise levels as a host passes them: float32, descending, not on any solver's grid."""
     return torch.linspace(first**0.5, last**0.5, steps + 1).square()
 
 
-def noise(sigma: float, *shape: int) -> Tensor:
-    return sigma * torch.randn(shape or (2, 3), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+def never(*args: object) -> Tensor:
+    raise AssertionError("the model was called")
 
 
-class WithSigmas(nn.Module):
-    """A denoiser that keeps its table of noise levels as k-diffusion's discrete wrappers do."""
-
-    def __init__(self, sigmas: Tensor = SD_SIGMAS) -> None:
-        super().__init__()
-        self.register_buffer("sigmas", sigmas)
-        self.recorder = Recorder(GaussianVE())
-
-    def forward(self, x: Tensor, sigma: Tensor, **extra_args: object) -> Tensor:
-        return self.recorder(x, sigma)
+def with_sigmas(sigmas: Tensor = SD_SIGMAS) -> Recorder:
+    """A denoiser with its table of noise levels in `sigmas`, like k-diffusion's discrete wrappers."""
+    return type("WithSigmas", (Recorder,), {"sigmas": sigmas})(GaussianVE())
 
 
-def assert_same(result: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(result, expected, rtol=0, atol=0)
+def levels_of(recorder: Recorder) -> Tensor:
+    """The noise level of each call, in float64, shape [calls]."""
+    return torch.stack(recorder.sigma)[:, 0].double()
 
 
 # The signature.
 
 
-@pytest.mark.parametrize("sampler", [sample_solver, sample_dyweight, sample_ds_solver])
-def test_the_signature_starts_as_k_diffusions(sampler):
-    names = list(inspect.signature(sampler).parameters)
-    assert names[:6] == ["model", "x", "sigmas", "extra_args", "callback", "disable"]
-    parameters = inspect.signature(sampler).parameters
-    defaults = [p.default for name, p in parameters.items() if name != "family"][3:]
-    assert defaults == [None] * len(defaults)
+@each_sampler
+def test_the_signature_starts_as_k_diffusions_and_the_rest_is_optional(sampler):
+    parameters = list(inspect.signature(sampler).parameters.values())
+    assert [p.name for p in parameters[:6]] == ["model", "x", "sigmas", "extra_args", "callback", "disable"]
+    assert {p.kind for p in parameters[6:]} == {inspect.Parameter.KEYWORD_ONLY}
+    assert {p.default for p in parameters[3:]} == {None}
 
 
-@pytest.mark.parametrize("sampler", [sample_solver, sample_dyweight, sample_ds_solver])
-def test_hosts_find_all_but_the_first_six_by_name_only(sampler):
-    later = list(inspect.signature(sampler).parameters.values())[6:]
-    assert {p.kind for p in later} == {inspect.Parameter.KEYWORD_ONLY}
-
-
-@pytest.mark.parametrize("sampler", [sample_solver, sample_dyweight, sample_ds_solver])
+@each_sampler
 @pytest.mark.parametrize("sigmas", [torch.tensor([14.6]), torch.tensor([])])
-def test_less_than_two_levels_leave_the_state_unchanged(sampler, sigmas):
-    def never(*args: object) -> Tensor:
-        raise AssertionError("the model was called")
-
-    x = noise(1.0)
+def test_fewer_than_two_levels_leave_the_state_unchanged(sampler, sigmas):
+    x = start()
     assert sampler(never, x, sigmas) is x
 
 
-# The whole grid.
-
-
-def test_a_solver_runs_its_own_grid_whatever_the_hosts_levels_are():
-    solver, model = load_solver("dyweight_sd15"), WithSigmas()
-    x = noise(SD.sigma_max)
-    result = sample_solver(model, x, host_sigmas(SD.sigma_max, 0.0, 6), solver=solver, disable=True)
-    assert_same(result, sample_table(GaussianVE(), x, solver.table(6, SD), disable=True))
-    assert len(model.recorder.sigma) == 6
+# The solver and its grid.
 
 
 @pytest.mark.parametrize(
-    ("sampler", "model", "first", "steps", "options"),
+    ("sampler", "solver", "steps", "noise", "model"),
     [
-        pytest.param(
-            sample_dyweight,
-            GaussianVE(),
-            80.0,
-            4,
-            {"solver": "dyweight_cifar10", "noise": EDMNoise()},
-            id="dyweight, edm",
-        ),
-        pytest.param(
-            sample_dyweight,
-            GaussianFlow(),
-            1.0,
-            5,
-            {"solver": "dyweight_flux1-dev", "noise": FlowNoise(tokens=1024)},
-            id="dyweight, flow",
-        ),
-        pytest.param(
-            sample_ds_solver, GaussianFlow(), 1.0, 6, {"solver": "ds_flow-sit", "noise": FlowNoise()}, id="ds, flow"
-        ),
-        pytest.param(
-            sample_ds_solver, GaussianVE(), SD.sigma_max, 6, {"solver": "ds_vp-dit", "noise": SD}, id="ds, vp"
-        ),
+        (sample_dyweight, "dyweight_sd15", 6, SD, GaussianVE()),
+        (sample_dyweight, "dyweight_cifar10", 4, EDMNoise(), GaussianVE()),
+        (sample_dyweight, "dyweight_flux1-dev", 5, FlowNoise(tokens=1024), GaussianFlow()),
+        (sample_ds_solver, "ds_flow-sit", 6, FLOW, GaussianFlow()),
+        (sample_ds_solver, "ds_vp-dit", 6, SD, GaussianVE()),
     ],
 )
-def test_each_sampler_applies_the_solvers_table(sampler, model, first, steps, options):
-    recorder, x = Recorder(model), noise(first)
-    result = sampler(recorder, x, host_sigmas(first, 0.0, steps), disable=True, **options)
-    table = load_solver(options["solver"]).table(steps, options["noise"])
-    assert_same(result, sample_table(model, x, table, disable=True))
-    assert len(recorder.sigma) == steps
-
-
-def test_extra_arguments_callback_and_progress_are_passed_on(capsys):
-    recorder, steps = Recorder(lambda x, sigma, cond: x * cond), Steps()
-    sample_solver(
-        recorder,
-        noise(1.0),
-        host_sigmas(1.0, 0.0, 5),
-        {"cond": 0.5},
-        steps,
-        False,
-        solver=ds_solver(5),
-        noise=FlowNoise(),
-    )
-    assert recorder.extra_args == [{"cond": 0.5}] * 5
-    assert [call["i"] for call in steps.calls] == [0, 1, 2, 3, 4]
-    assert "5/5" in capsys.readouterr().err
-
-
-# Which solver.
-
-
-def test_a_solver_by_name_path_or_object_is_the_same():
-    x, sigmas, path = noise(1.0), host_sigmas(1.0, 0.0, 6), BUNDLED / "ds_flow-sit.safetensors"
-    results = [
-        sample_solver(GaussianFlow(), x, sigmas, solver=solver, noise=FlowNoise(), disable=True)
-        for solver in ("ds_flow-sit", str(path), Path(path), load_solver("ds_flow-sit"))
-    ]
-    assert_same(torch.stack(results), results[0].expand(4, -1, -1))
-
-
-def test_a_users_own_file_is_used(tmp_path):
-    path = ds_solver(4).save(tmp_path / "my own.safetensors")
-    recorder = Recorder(GaussianFlow())
-    sample_solver(recorder, noise(1.0), host_sigmas(1.0, 0.0, 4), solver=path, noise=FlowNoise(), disable=True)
-    torch.testing.assert_close(recorder.sigmas[:, 0], torch.tensor([1.0, 0.75, 0.5, 0.25]).double())
+def test_a_solver_by_name_path_or_object_runs_on_its_own_grid(sampler, solver, steps, noise, model):
+    path = BUNDLED / f"{solver}.safetensors"
+    x, sigmas = start(noise.sigma_max), host_sigmas(noise.sigma_max, 0.0, steps)
+    expected = run(model, x, load_solver(solver).table(steps, noise))
+    for either in (solver, str(path), path, load_solver(solver)):
+        recorder = Recorder(model)
+        result = sampler(recorder, x, sigmas, solver=either, noise=noise, disable=True)
+        assert_close(result, expected, rtol=0, atol=0)
+        assert len(recorder.sigma) == steps
 
 
 @pytest.mark.parametrize("sampler", [sample_solver, sample_ds_solver])
 @pytest.mark.parametrize(
-    ("schedule", "model", "name"),
-    [(FlowNoise(), GaussianFlow(), "ds_flow-sit"), (SD, GaussianVE(), "ds_vp-dit")],
-    ids=["flow", "vp"],
+    ("noise", "model", "name"), [(FLOW, GaussianFlow(), "ds_flow-sit"), (SD, GaussianVE(), "ds_vp-dit")]
 )
-def test_no_solver_means_the_transferable_one_of_the_prediction_type(sampler, schedule, model, name):
-    first = 1.0 if name == "ds_flow-sit" else SD.sigma_max
-    x = noise(first)
-    result = sampler(model, x, host_sigmas(first, 0.0, 7), noise=schedule, disable=True)
-    assert_same(result, sample_table(model, x, load_solver(name).table(7, schedule), disable=True))
+def test_the_default_is_the_transferable_solver_for_the_prediction_type(sampler, noise, model, name):
+    x = start(noise.sigma_max)
+    result = sampler(model, x, host_sigmas(noise.sigma_max, 0.0, 7), noise=noise, disable=True)
+    assert_close(result, run(model, x, load_solver(name).table(7, noise)), rtol=0, atol=0)
 
 
-def test_no_solver_is_transferable_of_a_family_that_has_none():
-    with pytest.raises(ValueError, match=r"no dyweight solver .* has 5 steps: .*dyweight_flux1-dev"):
-        sample_dyweight(GaussianFlow(), noise(1.0), host_sigmas(1.0, 0.0, 5), noise=FlowNoise())
-
-
-def test_steps_of_the_whole_grid_may_differ_from_the_hosts():
-    recorder = Recorder(GaussianFlow())
-    sample_solver(
-        recorder, noise(1.0), host_sigmas(1.0, 0.0, 20), solver="ds_flow-sit", noise=FlowNoise(), steps=5, disable=True
+def test_extra_arguments_callback_and_progress_are_passed_on_without_a_graph(capsys):
+    recorder, steps = Recorder(lambda x, sigma, cond: x * cond), Steps()
+    x = start().requires_grad_()
+    result = sample_solver(
+        recorder, x, host_sigmas(1.0, 0.0, 5), {"cond": 0.5}, steps, False, solver=ds_solver(5), noise=FLOW
     )
-    assert len(recorder.sigma) == 5
+    assert recorder.extra_args == [{"cond": 0.5}] * 5
+    assert [call["i"] for call in steps.calls] == [0, 1, 2, 3, 4]
+    assert "5/5" in capsys.readouterr().err
+    assert not result.requires_grad
 
 
 @pytest.mark.parametrize(
     ("sampler", "options", "message"),
     [
-        pytest.param(
-            sample_solver,
-            {"solver": "ds_flow-sit", "noise": FlowNoise(), "steps": 4},
-            "ds_flow-sit was fitted for 5, 6, 7, 8, 9 and 10 steps, got 4: choose one of these, or fit it for 4",
-            id="steps",
-        ),
-        pytest.param(
-            sample_solver,
-            {"solver": "dyweight_flux1-dev", "noise": FlowNoise(tokens=64)},
-            "dyweight_flux1-dev was fitted for 3, 5 and 7 steps, got 6: choose one of these",
-            id="the hosts steps",
-        ),
-        pytest.param(
-            sample_solver,
-            {"solver": "ds_vp-dit", "noise": FlowNoise()},
-            "ds_vp-dit was fitted for vp models, this model is flow: choose one for flow models",
-            id="prediction",
-        ),
-        pytest.param(
-            sample_solver,
-            {"solver": dyweight_solver(6), "noise": FlowNoise()},
-            "dyweight_test was fitted for edm models, this model is flow",
-            id="prediction of an object",
-        ),
-        pytest.param(
-            sample_dyweight,
-            {"solver": "ds_flow-sit", "noise": FlowNoise()},
-            "ds_flow-sit belongs to DS-Solver: choose a dyweight file, or the sampler of family ds",
-            id="family ds",
-        ),
-        pytest.param(
-            sample_ds_solver,
-            {"solver": "dyweight_sd15", "noise": SD},
-            "dyweight_sd15 belongs to DyWeight: choose a ds file, or the sampler of family dyweight",
-            id="family dyweight",
-        ),
-        pytest.param(
-            sample_solver,
-            {"solver": "ds_flow", "noise": FlowNoise()},
-            r"no bundled solver is called 'ds_flow' \(did you mean 'ds_flow-sit'\?\): choose one of",
-            id="name",
-        ),
-        pytest.param(
-            sample_solver,
-            {"noise": FlowNoise(), "steps": 4},
-            r"model has 4 steps: choose the steps of ds_flow-sit \(5, 6, 7, 8, 9, 10 steps\)",
-            id="no solver with the steps",
-        ),
-        pytest.param(
-            sample_solver,
-            {"noise": EDMNoise(), "steps": 5},
-            "name one that was fitted for another model: dyweight_afhqv2-64",
-            id="no transferable solver",
-        ),
-        pytest.param(
-            sample_solver,
-            {"solver": "dyweight_flux1-dev", "noise": FlowNoise(), "steps": 5},
-            "give the number of latent tokens",
-            id="tokens",
-        ),
-        pytest.param(
-            sample_solver,
-            {"solver": "ds_flow-sit"},
-            r"never has no table of sigmas .*: pass noise=, one of FlowNoise\(tokens=...\), VPNoise",
-            id="no schedule",
-        ),
+        (sample_solver, {"solver": "ds_flow-sit", "noise": FLOW, "steps": 4}, "ds_flow-sit .* 9 and 10 .* 4"),
+        (sample_solver, {"solver": "dyweight_flux1-dev", "noise": FlowNoise(64)}, "flux1-dev .* 5 and 7 .* 6"),
+        (sample_solver, {"solver": "dyweight_flux1-dev", "noise": FLOW, "steps": 5}, "number of latent tokens"),
+        (sample_solver, {"solver": "ds_vp-dit", "noise": FLOW}, "ds_vp-dit .* vp .* flow"),
+        (sample_solver, {"solver": dyweight_solver(6), "noise": FLOW}, "dyweight_test .* edm .* flow"),
+        (sample_dyweight, {"solver": "ds_flow-sit", "noise": FLOW}, "is a DS-Solver file; choose a dyweight file"),
+        (sample_ds_solver, {"solver": "dyweight_sd15", "noise": SD}, "is a DyWeight file; choose a ds file"),
+        (sample_solver, {"solver": "ds_flow", "noise": FLOW}, "ds_flow-sit"),
+        (sample_solver, {"noise": FLOW, "steps": 4}, "ds_flow-sit"),
+        (sample_solver, {"noise": EDMNoise(), "steps": 5}, "dyweight_afhqv2-64"),
+        (sample_dyweight, {"noise": FLOW, "steps": 5}, "dyweight_flux1-dev"),
+        (sample_solver, {"solver": "ds_flow-sit"}, "never has no table of sigmas"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_the_first_call(sampler, options, message):
-    def never(*args: object) -> Tensor:
-        raise AssertionError("the model was called")
-
+def test_a_solver_that_does_not_match_is_refused_before_the_first_call(sampler, options, message):
     with pytest.raises(ValueError, match=message):
-        sampler(never, noise(1.0), host_sigmas(1.0, 0.0, 6), **options)
-
-
-@pytest.mark.parametrize(
-    "sigmas", [torch.tensor([0.0, 1.0]), torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.5, float("nan")])]
-)
-def test_levels_that_do_not_descend_are_refused(sigmas):
-    with pytest.raises(ValueError, match="sigmas must descend"):
-        sample_solver(
-            GaussianFlow(), noise(1.0), sigmas, solver="ds_flow-sit", noise=FlowNoise(), steps=5, disable=True
-        )
+        sampler(never, start(), host_sigmas(1.0, 0.0, 6), **options)
 
 
 # The model's schedule.
@@ -290,23 +148,19 @@ def test_levels_that_do_not_descend_are_refused(sigmas):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_schedule_is_read_from_the_models_own_table(dtype):
-    model = WithSigmas(SD_SIGMAS.to(dtype))
-    sample_solver(model, noise(14.6), host_sigmas(SD.sigma_max, 0.0, 6), solver="ds_vp-dit", disable=True)
-    expected = load_solver("ds_vp-dit").table(6, SD).sigmas
-    torch.testing.assert_close(model.recorder.sigmas[:, 0], expected, rtol=1e-5, atol=0)
+    model = with_sigmas(SD_SIGMAS.to(dtype))
+    sample_solver(model, start(14.6), host_sigmas(SD.sigma_max, 0.0, 6), solver="ds_vp-dit", disable=True)
+    assert_close(levels_of(model), load_solver("ds_vp-dit").table(6, SD).sigmas, rtol=1e-5, atol=0)
 
 
-def test_a_given_schedule_wins_over_the_models_table():
-    model = WithSigmas()
-    linear = VPNoise.linear_beta()
-    sample_solver(model, noise(1.0), host_sigmas(152, 0.0, 6), solver="ds_vp-dit", noise=linear, disable=True)
-    expected = load_solver("ds_vp-dit").table(6, linear).sigmas
-    torch.testing.assert_close(model.recorder.sigmas[1:, 0], expected[1:])
+def test_a_given_schedule_overrides_the_models_table():
+    model, linear = with_sigmas(), VPNoise.linear_beta()
+    sample_solver(model, start(), host_sigmas(152, 0.0, 6), solver="ds_vp-dit", noise=linear, disable=True)
+    assert_close(levels_of(model)[1:], load_solver("ds_vp-dit").table(6, linear).sigmas[1:])
 
 
-def test_a_real_k_diffusion_wrapper_is_sampled_by_itself():
-    """The wrapper turns an eps model on a table of alphas into a denoiser; ours is exact for Gaussian data."""
-    alphas_cumprod = 1 / (1 + SD_SIGMAS.square())
+def test_a_real_k_diffusion_wrapper_needs_no_schedule():
+    """The wrapper turns an eps model on a table of alphas into a denoiser; this one is exact for Gaussian data."""
     gaussian = GaussianVE()
 
     def eps(scaled: Tensor, index: Tensor) -> Tensor:
@@ -314,18 +168,11 @@ def test_a_real_k_diffusion_wrapper_is_sampled_by_itself():
         x = scaled * (sigma.square() + 1).sqrt()[:, None]
         return (x - gaussian(x, sigma)) / sigma[:, None]
 
+    alphas_cumprod = 1 / (1 + SD_SIGMAS.square())
     wrapper = k_diffusion_module("external").DiscreteEpsDDPMDenoiser(eps, alphas_cumprod, quantize=False)
-    x = noise(SD.sigma_max)
-    sigmas = wrapper.get_sigmas(10)
-    result = sample_solver(wrapper, x, sigmas, disable=True)
-    expected = sample_table(gaussian, x, load_solver("ds_vp-dit").table(10, SD), disable=True)
-    torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("sigmas", [SD_SIGMAS.flip(0), torch.zeros(10), torch.ones(2, 2)])
-def test_a_model_with_an_odd_table_is_refused(sigmas):
-    with pytest.raises(ValueError, match="a model's sigmas must"):
-        sample_solver(WithSigmas(sigmas), noise(1.0), host_sigmas(14.6, 0.0, 6), solver="ds_vp-dit", disable=True)
+    x = start(SD.sigma_max)
+    result = sample_solver(wrapper, x, wrapper.get_sigmas(10), disable=True)
+    assert_close(result, run(gaussian, x, load_solver("ds_vp-dit").table(10, SD)), rtol=1e-3, atol=1e-3)
 
 
 # Part of the grid.
@@ -334,57 +181,45 @@ def test_a_model_with_an_odd_table_is_refused(sigmas):
 @pytest.mark.parametrize(("first", "last"), [(7.0, 0.0), (14.6, 1.0), (7.0, 1.0), (0.5, 0.0)])
 @pytest.mark.parametrize("name", ["dyweight_sd15", "ds_vp-dit"])
 def test_image_to_image_runs_the_part_between_the_hosts_first_and_last_level(name, first, last):
-    model, x = WithSigmas(), noise(first)
+    model, x = with_sigmas(), start(first)
     result = sample_solver(model, x, host_sigmas(first, last, 3), solver=name, steps=6, disable=True)
-    part = part_of_table(load_solver(name).table(6, SD), float(torch.tensor(first)), float(torch.tensor(last)))
-    torch.testing.assert_close(result, sample_table(GaussianVE(), x, part, disable=True), rtol=1e-5, atol=1e-5)
-    assert len(model.recorder.sigma) == part.nfe
-    assert float(model.recorder.sigma[0][0]) == pytest.approx(part.sigmas[0].item(), rel=1e-5)
-
-
-def test_a_picture_noised_in_part_comes_back_close_to_itself():
-    """Gaussian data: half the noise off by a solver is the exact path, near enough for five calls."""
-    oracle, x = GaussianFlow(), noise(1.0, 64, 3)
-    middle = oracle.path(x, 1.0, 0.6)
-    result = sample_solver(
-        oracle, middle, host_sigmas(0.6, 0.0, 3), solver="ds_flow-sit", noise=FlowNoise(), steps=10, disable=True
-    )
-    torch.testing.assert_close(result, oracle.path(x, 1.0, 0.0), rtol=0, atol=0.1)
-
-
-def test_a_state_cleaner_than_the_solvers_end_is_refused():
-    with pytest.raises(ValueError, match=r"noisier than the solver's own end, 0\.02917, got 0\.02: raise denoise"):
-        sample_solver(WithSigmas(), noise(0.02), host_sigmas(0.02, 0.0, 6), solver="dyweight_sd15", disable=True)
+    part = part_of_table(load_solver(name).table(6, SD), float(torch.tensor(first)), last)
+    assert_close(result, run(GaussianVE(), x, part), rtol=1e-5, atol=1e-5)
+    assert_close(levels_of(model), part.sigmas, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(
-    ("options", "extra_args", "guidance"),
+    ("sigmas", "message"),
     [
-        ({"guidance": 4}, {}, 4),
-        ({}, {"cond_scale": 4}, 4),
-        ({}, {"cond_scale": torch.tensor([4.0, 4.0])}, 4),
-        ({"guidance": 3}, {"cond_scale": 4}, 3),
-        ({}, {}, None),
+        ([0, 1], "must descend"),
+        ([1, 1], "must descend"),
+        ([1, 0.5, float("nan")], "must descend"),
+        ([0.02, 0], "0.02917"),
     ],
 )
-def test_the_guidance_at_hand_chooses_between_the_knots(options, extra_args, guidance):
-    solver, recorder = knotted_solver(), Recorder(lambda x, sigma, **_: GaussianFlow()(x, sigma))
+def test_levels_that_do_not_descend_or_are_below_the_solvers_end_are_refused(sigmas, message):
+    with pytest.raises(ValueError, match=message):
+        sample_solver(never, start(), torch.tensor(sigmas), solver="dyweight_sd15", noise=SD, steps=6)
+
+
+# Guidance.
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "cond_scale", "guidance"),
+    [
+        ("cfg", {"guidance": 4}, None, 4),
+        ("cfg", {}, 4, 4),
+        ("cfg", {}, torch.tensor([4.0, 4.0]), 4),
+        ("cfg", {"guidance": 3}, 4, 3),
+        *(("cfg", {}, other, None) for other in (None, "7", [], float("nan"))),
+        ("embedded", {}, 1.0, None),  # a host's CFG is not an embedded guidance
+    ],
+)
+def test_the_runs_guidance_selects_between_the_knots(kind, options, cond_scale, guidance):
+    solver, recorder = knotted_solver(kind=kind), Recorder(lambda x, sigma, **_: GaussianFlow()(x, sigma))
+    extra_args = {"cond_scale": cond_scale}
     sample_ds_solver(
-        recorder, torch.randn(1, 4), torch.linspace(1, 0, 3), extra_args, disable=True,
-        solver=solver, noise=FlowNoise(), **options,
-    )  # fmt: skip
-    expected = solver.table(2, FlowNoise(), guidance).sigmas
-    torch.testing.assert_close(recorder.sigmas[:, 0].double(), expected, rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("cond_scale", [1.0, None, "7", [], float("nan")])
-def test_a_hosts_cfg_is_no_embedded_guidance_and_what_is_no_number_none(cond_scale):
-    for kind in ("embedded", "cfg") if cond_scale != 1 else ("embedded",):
-        solver, recorder = knotted_solver(kind=kind), Recorder(lambda x, sigma, **_: GaussianFlow()(x, sigma))
-        sample_ds_solver(
-            recorder, torch.randn(1, 4), torch.linspace(1, 0, 3), {"cond_scale": cond_scale}, disable=True,
-            solver=solver, noise=FlowNoise(),
-        )  # fmt: skip
-        torch.testing.assert_close(
-            recorder.sigmas[:, 0].double(), solver.table(2, FlowNoise()).sigmas, rtol=1e-6, atol=0
-        )
+        recorder, start(), torch.linspace(1, 0, 3), extra_args, disable=True, solver=solver, noise=FLOW, **options
+    )
+    assert_close(levels_of(recorder), solver.table(2, FLOW, guidance).sigmas, rtol=1e-6, atol=0)

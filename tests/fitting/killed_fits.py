@@ -1,9 +1,9 @@
-"""Kills a fit with SIGKILL at random moments, starts it again, and checks what is left each time.
+"""Kills a fit with SIGKILL at random moments, restarts it, and checks the files each time.
 
-A fit here is what training/fit_weights.py does once a model is loaded: claim the output, fit with a journal and the
-teacher's cache, write the files, deliver them. Every other kill comes at a random moment, the others at a file
-operation. After each only whole files may be there; a fit that reaches its end must have delivered the very bytes of an
-undisturbed one, and leave nothing else. Windows has no SIGKILL. A real ComfyUI's fit is killed in test_comfy_fit.py.
+A fit here does what training/fit_weights.py does with a loaded model: claim the output, fit with a journal and the
+teacher's cache, write the files, deliver them. Kills alternate between a random moment and a file operation. After each
+kill all files must be whole; a finished fit must have delivered the bytes of an undisturbed one and nothing else.
+test_comfy_commands.py kills a real ComfyUI's fit. Windows has no SIGKILL.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE_OPERATIONS = ("replace", "link", "fsync", "unlink", "rmdir")
-_AFTER_RESUMING = 30  # file operations, at least
-_PATIENCE = 300  # seconds for a fit of one second
-_WORK = "0123456789abcdef"  # a name of what a fit may leave in its folder: nothing else there is deleted
+_RESUMED_OPERATIONS = 30  # file operations of a resumed fit, at least
+_TIMEOUT = 300  # seconds for a fit of one second
+_WORK = "0123456789abcdef"  # named like a working folder of a fit, which a delivery deletes
 _CHILD = """
 import sys, benchmarks  # which loads this checkout
 sys.path.append("tests/fitting")
@@ -40,7 +40,7 @@ fit(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "True")
 
 
 def fit(solver: Path, kill_at: int = 0, overwrite: bool = False) -> None:
-    """Fits, delivers and prints the number of file operations; the process kills itself at operation `kill_at`."""
+    """Fits, delivers and prints the number of file operations; the process kills itself at number `kill_at`."""
     operations = 0
 
     def counted(operation: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,7 +57,7 @@ def fit(solver: Path, kill_at: int = 0, overwrite: bool = False) -> None:
         return torch.tanh(2 * x / (0.3 + sigma[:, None])) / (1 + sigma[:, None])
 
     torch.set_num_threads(1)
-    tqdm.set_lock(RLock())  # its own is a semaphore, which a killed process leaves behind
+    tqdm.set_lock(RLock())  # tqdm's default is a semaphore, which a killed process leaves behind
     for name in FILE_OPERATIONS:
         setattr(os, name, counted(getattr(os, name)))
     print("started", flush=True)
@@ -78,7 +78,7 @@ def fit(solver: Path, kill_at: int = 0, overwrite: bool = False) -> None:
 
 
 def _start(solver: Path, kill_at: int = 0, overwrite: bool = False) -> subprocess.Popen[str]:
-    """A process of `fit` that has begun to fit."""
+    """A process of `fit` that has started to fit."""
     command = [sys.executable, "-c", _CHILD, str(solver), str(kill_at), str(overwrite)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "started\n", "a fit does not start"
@@ -86,22 +86,21 @@ def _start(solver: Path, kill_at: int = 0, overwrite: bool = False) -> subproces
 
 
 def _finish(solver: Path, reference: dict[str, bytes]) -> None:
-    """Runs a fit to its end, compares its files, and removes them."""
-    if not solver.exists():
-        assert _start(solver).wait(_PATIENCE) == 0, "a killed fit does not resume"
-    elif solver.with_suffix(".fit").exists():  # killed after the delivery, before the folder was emptied
-        assert _start(solver, 0, True).wait(_PATIENCE) == 0, "a delivered fit does not start again"
+    """Runs a fit to its end, then compares and removes its files."""
+    delivered = solver.exists()  # perhaps without emptying the folder
+    if not delivered or solver.with_suffix(".fit").exists():
+        assert _start(solver, 0, delivered).wait(_TIMEOUT) == 0, "a killed fit does not resume or start again"
     for path in [*solver.parent.glob("*.lock"), *(solver.parent / name for name in reference)]:
         assert path.suffix == ".lock" or path.read_bytes() == reference[path.name], f"{path.name} differs"
         path.unlink()
-    assert not [*solver.parent.iterdir()], f"left: {[*solver.parent.iterdir()]}"
+    assert not [*solver.parent.iterdir()], f"unexpected: {[*solver.parent.iterdir()]}"
 
 
 def _state_of(solver: Path, reference: dict[str, bytes]) -> str:
-    """How far a fit is; AssertionError where a file is not whole."""
+    """The progress of a fit; AssertionError if a file is not whole."""
     folder = solver.with_suffix(".fit")
     names = {path.name for path in solver.parent.iterdir()} - {folder.name, f"{folder.name}.lock"}
-    assert names <= set(reference), f"left: {names - set(reference)}"
+    assert names <= set(reference), f"unexpected: {names - set(reference)}"
     for name in names:
         assert (solver.parent / name).read_bytes() == reference[name], f"{name} is not whole"
     journal = folder / _WORK / "journal.safetensors"
@@ -113,23 +112,23 @@ def _state_of(solver: Path, reference: dict[str, bytes]) -> str:
 
 
 def kill_fits(kills: int, seed: int, folder: Path) -> dict[str, Any]:
-    """The record of so many kills; AssertionError where something was lost."""
+    """The record of a number of kills; AssertionError if something was lost."""
     random, runs, finished = Random(seed), [], 0
     whole, killed = folder / "whole" / "a.safetensors", folder / "killed" / "a.safetensors"
     killed.parent.mkdir()
-    process, began = _start(whole), time.monotonic()
-    operations, seconds = int(process.communicate(timeout=_PATIENCE)[0]), time.monotonic() - began
+    process, start = _start(whole), time.monotonic()
+    operations, seconds = int(process.communicate(timeout=_TIMEOUT)[0]), time.monotonic() - start
     reference = {path.name: path.read_bytes() for path in whole.parent.iterdir()}
     assert sorted(reference) == ["a.md", "a.png", "a.safetensors"], sorted(reference)
     while len(runs) < kills:
-        latest = _AFTER_RESUMING if killed.with_suffix(".fit").exists() else operations
+        latest = _RESUMED_OPERATIONS if killed.with_suffix(".fit").exists() else operations
         kill_at = random.randint(1, latest) if len(runs) % 2 else 0
         delay = random.uniform(0, seconds)
         process = _start(killed, kill_at)
         if not kill_at:
             time.sleep(delay)
             process.kill()
-        process.communicate(timeout=_PATIENCE)
+        process.communicate(timeout=_TIMEOUT)
         state = _state_of(killed, reference)
         assert process.returncode in (0, -signal.SIGKILL), f"a fit does not resume from: {state}"
         if process.returncode:

@@ -1,139 +1,102 @@
-"""Several writers and readers of one solver folder: nothing torn, nothing lost without a word."""
+"""Several writers and readers of one solver folder: no torn file, and no loss without an error."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 
 import pytest
 from learned_solvers.samplers import load_solver
+from learned_solvers.training.store.output import Output
 from oracles import ds_solver
 
-HEAD = """if True:
-    import sys
-    sys.path.append(sys.argv[1])
-    import conftest
-    from pathlib import Path
-    from learned_solvers.samplers import load_solver
-    from learned_solvers.training.store.output import Output
-    folder = Path(sys.argv[2])
-"""
-WRITER = """
-    from oracles import ds_solver
-    few, many = ds_solver(5), ds_solver(5, 6, 7, 8, 9, 10)
-    print("ready", flush=True)
-    for turn in range(10_000_000):
-        (few, many)[turn % 2].save(folder / "shared.safetensors", overwrite=True)
-"""
-FIT = """
-    output = Output(folder / "a.safetensors", sys.argv[3], overwrite=sys.argv[4] == "overwrite")
-    print("ready", flush=True)
-    input()
-    try:
-        output.check()
-        with output.claimed(0):
-            for file in output.files:
-                (output.folder / file.name).write_text(sys.argv[3])
-            output.deliver()
-        print("delivered")
-    except OSError as error:
-        print(error)
-"""
+FEW, MANY = ds_solver(5), ds_solver(5, 6, 7, 8, 9, 10)
 
 
-def process(code: str, *arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", HEAD + code, str(Path(__file__).parents[1]), *map(str, arguments)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def run_at_once(count: int, work: Callable[[int], str]) -> list[str]:
+    """The results of `work` in `count` threads that start together; of an OSError its text."""
+    start = threading.Barrier(count)
+
+    def run(number: int) -> str:
+        start.wait()
+        try:
+            return work(number)
+        except OSError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
 
 
-def heard(of: subprocess.Popen[str]) -> str:
-    assert of.stdout is not None
-    return of.stdout.readline().strip()
+@contextmanager
+def repeated(work: Callable[[], None]) -> Iterator[None]:
+    """Repeats `work` in a thread; raises its error at the end."""
+    stop = threading.Event()
+
+    def repeat() -> None:
+        while not stop.is_set():
+            work()
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(repeat)
+        yield
+        stop.set()
+        future.result()
 
 
-def test_a_file_that_is_replaced_all_the_time_is_never_read_torn(tmp_path):
-    writer, path = process(WRITER, tmp_path), tmp_path / "shared.safetensors"
-    ds_solver(5).save(path)
-    assert heard(writer) == "ready"
-    seen: dict[tuple[int, ...], int] = {}
-    try:
-        for _ in range(5000):
-            steps = load_solver(path).steps
-            seen[steps] = seen.get(steps, 0) + 1
-    finally:
-        writer.kill()
-        writer.wait()
-    assert set(seen) == {(5,), (5, 6, 7, 8, 9, 10)} and min(seen.values()) > 50
+def test_a_file_that_is_replaced_continually_is_never_read_torn(tmp_path):
+    path, seen = FEW.save(tmp_path / "shared.safetensors"), []
+
+    def replace() -> None:
+        for solver in (MANY, FEW):
+            solver.save(path, overwrite=True)
+
+    with repeated(replace):
+        for _ in range(1500):
+            seen.append(load_solver(path).steps)
+    assert set(seen) == {FEW.steps, MANY.steps} and min(map(seen.count, set(seen))) > 50
 
 
 def test_a_new_file_appears_whole(tmp_path):
-    stop, path, torn = threading.Event(), tmp_path / "new.safetensors", []
+    path = tmp_path / "new.safetensors"
 
     def read() -> None:
-        while not stop.is_set():
-            try:
-                load_solver(path)
-            except FileNotFoundError:
-                pass
-            except ValueError as error:
-                torn.append(error)
+        with suppress(FileNotFoundError):
+            assert load_solver(path).steps == MANY.steps
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    solver = ds_solver(5, 6, 7, 8, 9, 10)
-    for _ in range(300):
-        solver.save(path)
-        path.unlink()
-    stop.set()
-    reader.join()
-    assert torn == []
+    with repeated(read):
+        for _ in range(150):
+            MANY.save(path)
+            path.unlink()
 
 
-def test_of_many_that_write_one_name_at_once_one_does(tmp_path):
-    told: list[str] = []
-    start = threading.Barrier(8)
-
-    def write() -> None:
-        start.wait()
-        try:
-            told.append(str(ds_solver(5).save(tmp_path / "a.safetensors")))
-        except FileExistsError as error:
-            told.append(str(error))
-
-    for turn in range(10):
-        threads = [threading.Thread(target=write) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(told) == 8 * (turn + 1) and sum("exists already" not in line for line in told) == turn + 1
-        assert os.listdir(tmp_path) == ["a.safetensors"]
-        (tmp_path / "a.safetensors").unlink()
+@pytest.mark.parametrize("turn", range(10))
+def test_of_many_writers_of_a_new_name_one_succeeds(tmp_path, turn):
+    results = run_at_once(8, lambda number: str(FEW.save(tmp_path / "a.safetensors")))
+    assert len([line for line in results if "already exists" not in line]) == 1
+    assert os.listdir(tmp_path) == ["a.safetensors"]
 
 
-@pytest.mark.parametrize(
-    "ways",
-    [
-        ("new", "new"),
-        pytest.param(("overwrite", "overwrite"), marks=pytest.mark.slow),
-        pytest.param(("new", "overwrite"), marks=pytest.mark.slow),
-    ],
-)
-def test_of_two_fits_to_one_name_none_loses_its_files_without_a_word(tmp_path, ways):
-    fits = [process(FIT, tmp_path, name, way) for name, way in zip(("one", "two"), ways, strict=True)]
-    assert [heard(fit) for fit in fits] == ["ready", "ready"]
-    for fit in fits:
-        assert fit.stdin is not None
-        fit.stdin.write("\n")
-        fit.stdin.flush()
-    told = [fit.communicate()[0].strip() for fit in fits]
-    done = [name for name, line in zip(("one", "two"), told, strict=True) if line == "delivered"]
-    refused = [line for line in told if line != "delivered"]
+@pytest.mark.parametrize("turn", range(10))
+@pytest.mark.parametrize("overwrite", [(False, False), (True, True), (False, True)])
+def test_of_two_fits_with_one_name_neither_loses_its_files_without_an_error(tmp_path, overwrite, turn):
+    def deliver(number: int) -> str:
+        output = Output(tmp_path / "a.safetensors", str(number), overwrite=overwrite[number])
+        output.check()
+        with output.claimed(0):
+            for file in output.files:
+                (output.folder / file.name).write_text(str(number))
+            output.deliver()
+        return "delivered"
+
+    results = run_at_once(2, deliver)
+    delivered = {str(number) for number, line in enumerate(results) if line == "delivered"}
     contents = {path.read_text() for path in tmp_path.iterdir()}
     assert sorted(os.listdir(tmp_path)) == ["a.md", "a.png", "a.safetensors"]
-    assert len(contents) == 1 and contents <= set(done), "files of both"
-    assert all("another process is fitting" in line or "exists already" in line for line in refused)
-    assert len(done) == 1 or "overwrite" in ways  # the later of two was told to overwrite
+    assert len(contents) == 1 and contents <= delivered, "files of both"
+    refusals = [line for line in results if line != "delivered"]
+    assert all("another process is fitting" in line or "already exists" in line for line in refusals)
+    assert len(delivered) == 1 or any(overwrite)  # the later of two may overwrite

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from learned_solvers.samplers import EDMNoise, FlowNoise, Solver, VPNoise
+from fits import FLOW, VP, quick_fit, starts
+from learned_solvers.samplers import EDMNoise, FlowNoise, Solver
 from learned_solvers.training import FitSettings, GradientDescent, fit_solver
 from learned_solvers.training.optimise.losses import LOSSES
 from oracles import curved, dyweight_solver
-from torch import Tensor
-
-FLOW = FlowNoise()
 
 
-def starts() -> Tensor:
-    return torch.randn(24, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-def rising() -> Solver:
-    """Returns a DyWeight solver whose second level lies above its first step's end."""
-    sound = dyweight_solver(4, name="rising", prediction="flow")
-    weights = sound.parameters[4]["weights"].clone()
+def rising_solver() -> Solver:
+    """A DyWeight solver whose second level lies above its first step's end."""
+    solver = dyweight_solver(4, name="rising", prediction="flow")
+    weights = solver.parameters[4]["weights"].clone()
     weights[:, 1] *= -0.1
-    card = replace(sound.card, steps={4: replace(sound.card.steps[4], options={"divisor": "call"})})
-    return replace(sound, card=card, parameters={4: {**sound.parameters[4], "weights": weights}})
+    card = replace(solver.card, steps={4: replace(solver.card.steps[4], options={"divisor": "call"})})
+    return replace(solver, card=card, parameters={4: {**solver.parameters[4], "weights": weights}})
 
 
 def never(x, sigma, **extra_args):
@@ -41,91 +36,79 @@ def never(x, sigma, **extra_args):
         ({"teacher": "unipc"}, "teacher must be one of euler, heun, dpmpp_2m, ipndm"),
         ({"teacher_steps": 1}, "a teacher needs at least 2 steps, got 1"),
         ({"optimizer": "sgd"}, "optimizer must be one of gauss-newton, adam, adamw, lion, got 'sgd'"),
-        ({"optimizer": None}, "optimizer must be one of gauss-newton, .* got None"),
         ({"loss": "lpips"}, f"loss must be one of {', '.join(LOSSES)} or"),
         ({"held_out": 24}, r"held_out must be from 1 to 23 \(24 samples given\), got 24"),
         ({"steps": ()}, "steps must be counts from 1 to 100"),
-        ({"steps": (3, 20_000)}, r"steps must be counts from 1 to 100, got \[3, 20000\]"),
+        ({"steps": (3, 101)}, r"steps must be counts from 1 to 100, got \[3, 101\]"),
         ({"history": 0}, "history must be at least 1, got 0"),
         ({"microbatch": -1}, "microbatch must be at least 1, got -1"),
-        ({"x": torch.ones(24, 6, dtype=torch.long)}, r"finite floating-point numbers, .* got torch.int64 of shape"),
+        ({"x": torch.ones(24, 6, dtype=torch.long)}, "finite floating-point numbers, .* got torch.int64 of shape"),
         ({"x": torch.full((24, 6), torch.nan)}, r"finite floating-point numbers, .* of shape \[24, 6\]"),
-        ({"x": torch.ones(24)}, r"a start per row, .* of shape \[24\]"),
-        ({"x": starts(), "noise": EDMNoise()}, "of standard deviation 80, got .*: multiply unit noise by"),
-        ({"x": starts() * 80, "noise": EDMNoise(0.002, 0.5)}, "of standard deviation 0.5, got"),
+        ({"x": torch.ones(24)}, r"one start per row, .* of shape \[24\]"),
+        ({"noise": EDMNoise()}, "of standard deviation 80, got .*: multiply unit noise by"),
+        ({"x": 80 * starts(count=24), "noise": EDMNoise(0.002, 0.5)}, "of standard deviation 0.5, got"),
         (
             {"extra_args": {"shift": torch.zeros(4)}},
-            r"extra_args\['shift'\] must have a row per start, 24, or one for all, got 4: repeat its rows, or bind",
+            r"extra_args\['shift'\] must have one row per start \(24\) .*got 4:",
         ),
-        ({"extra_args": {"shift": [0.0] * 18}}, "a row per start, 24, or one for all, got 18"),  # as many as are fitted
+        ({"extra_args": {"shift": [0.0] * 18}}, "got 18"),  # as many as are fitted
         ({"family": "ds", "learn_grid": True}, "no grid to learn"),
         ({"family": "ds", "steps": (3, 1)}, "a DS solver of one step has nothing to learn: fit dyweight instead"),
-        ({"family": "ds", "noise": EDMNoise(), "x": 80 * starts()}, "DS-Solver is defined on flow and vp noise"),
+        (
+            {"family": "ds", "noise": EDMNoise(), "x": 80 * starts(count=24)},
+            "DS-Solver is defined on flow and vp noise",
+        ),
         ({"card": {"author": "me"}}, "card has no entry author: choose from architecture, checkpoint, guidance"),
         ({"card": {"checkpoint": ""}}, "checkpoint must not be empty"),
         ({"card": {"guidance": "5"}}, "guidance must be a Guidance, got '5'"),
-        ({"card": {"transferable": "yes"}}, "transferable must be true or false, got 'yes'"),
-        ({"initial": "no_such"}, r"cannot start from 'no_such': name scan, a classical solver \(euler, .*ipndm 3"),
+        ({"initial": "no_such"}, r"cannot start from 'no_such': choose scan, a classical solver \(euler, .*ipndm 3"),
         ({"initial": "karras 7, simple"}, "cannot start from 'karras 7, simple'"),
-        ({"initial": "heun", "steps": (4,)}, "a dyweight fit of 4 steps cannot start from 'heun': name scan, a cl"),
+        ({"initial": "heun", "steps": (4,)}, "a dyweight fit of 4 steps cannot start from 'heun'"),
         ({"initial": "ipndm 4", "steps": (3, 5)}, "a dyweight fit of 3 steps cannot start from 'ipndm 4'"),
         ({"initial": "dyweight_sd15"}, "is a dyweight solver for vp models: start a dyweight fit on flow noise"),
         ({"initial": "dyweight_flux1-dev"}, "latent tokens"),
         ({"initial": "dyweight_flux1-dev", "noise": FlowNoise(256), "learn_grid": True}, "flux_shift"),
-        ({"initial": rising(), "steps": (4,)}, "rising in 4 steps has levels that do not descend: start from a scan"),
-        ({"journal": Path(__file__).parent}, "journal must be a file to keep the fit in, got the folder"),
+        ({"initial": rising_solver(), "steps": (4,)}, "rising in 4 steps has levels that do not descend"),
+        ({"journal": Path(__file__).parent}, "journal must be a file, got the folder"),
+        *(({name: 1.5}, "float") for name in ("teacher_steps", "history", "held_out", "microbatch", "seed")),
+        ({"noise": "flow"}, "noise must be"),
     ],
 )
-def test_a_setting_that_breaks_a_rule_is_refused_before_a_network_call(changed, message):
-    settings = {"x": starts(), "noise": FLOW, "steps": (3,), "teacher_steps": 5, **changed}
-    with pytest.raises(ValueError, match=message):
-        fit_solver(never, settings.pop("x"), **settings)
+def test_an_invalid_setting_is_refused_before_a_network_call(changed, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        quick_fit(never, **changed)
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        *({"steps": 3}, {"steps": (3.0,)}, {"teacher_steps": "30"}, {"history": 1.5}, {"held_out": 0.25}),
-        *({"microbatch": "4"}, {"seed": "a"}, {"noise": "flow"}, {"card": ["a"]}),
-    ],
-)
-def test_a_setting_of_another_type_is_refused_before_a_network_call(changed):
-    with pytest.raises(TypeError):
-        fit_solver(never, starts(), **{"noise": FLOW, "steps": (3,), "teacher_steps": 5, **changed})
-
-
-@pytest.mark.parametrize(
-    ("noise", "scale"), [(FLOW, 8.0), (EDMNoise(0.002, 0.5), 1.118), (VPNoise.stable_diffusion(), 14.6)]
-)
+@pytest.mark.parametrize(("noise", "scale"), [(FLOW, 8.0), (EDMNoise(0.002, 0.5), 1.118), (VP, 14.6)])
 def test_starts_of_a_scale_that_hosts_make_are_accepted(noise, scale):
     """HiDream's noise has a scale of 8; ComfyUI starts EDM models at sqrt(1 + sigma^2)."""
-    result = fit_solver(curved, scale * starts(), noise=noise, steps=(2,), teacher_steps=5)
-    assert result.report[2].network_calls > 0
+    assert quick_fit(curved, scale * starts(count=24), noise=noise, steps=(2,)).report[2].network_calls > 0
 
 
-def test_numpys_whole_numbers_are_whole_numbers():
-    counts = {name: np.int64(n) for name, n in (("history", 2), ("teacher_steps", 5), ("held_out", 6), ("seed", 1))}
-    ours = fit_solver(curved, starts(), noise=FLOW, steps=(np.int64(2),), microbatch=np.int32(24), **counts)
-    same = fit_solver(curved, starts(), noise=FLOW, steps=(2,), history=2, teacher_steps=5, held_out=6, microbatch=24)
-    assert ours.report[2].error_after == same.report[2].error_after
-    assert ours.solver.card.steps[2].history == 2
+def test_numpys_integers_are_accepted():
+    counts = {"history": 2, "teacher_steps": 5, "held_out": 6, "microbatch": 24, "seed": 1}
+    plain = quick_fit(steps=(2,), **counts)
+    result = quick_fit(steps=(np.int64(2),), **{name: np.int64(n) for name, n in counts.items()})
+    assert result.report[2].error_after == plain.report[2].error_after
+    assert result.solver.card.steps[2].history == 2
 
 
-def test_settings_keep_each_step_count_once_and_in_order():
+def test_step_counts_are_sorted_and_unique_and_have_one_default():
     assert FitSettings(steps=(8, 4, 8)).steps == (4, 8)
+    assert FitSettings().steps == signature(fit_solver).parameters["steps"].default == (4, 6, 8)
 
 
 @pytest.mark.parametrize(
     ("model", "error", "message"),
     [
-        (lambda x, sigma: (x,), TypeError, r"denoised states of the shape of its x, \[\d+, 6\], got tuple"),
-        (lambda x, sigma: x[:, :3], TypeError, r"the shape of its x, \[\d+, 6\], got shape \[\d+, 3\]"),
-        (lambda x, sigma: x, ValueError, "no coefficient changes where the model's samples end"),
+        (lambda x, sigma: (x,), TypeError, r"denoised states in the shape of x, \[\d+, 6\], got tuple"),
+        (lambda x, sigma: x[:, :3], TypeError, r"the shape of x, \[\d+, 6\], got shape \[\d+, 3\]"),
+        (lambda x, sigma: x, ValueError, "no coefficient changes the model's end states"),
     ],
 )
 def test_a_model_that_is_no_denoiser_is_refused(model, error, message):
     with pytest.raises(error, match=message):
-        fit_solver(model, starts(), noise=FLOW, steps=(3,), teacher_steps=5)
+        quick_fit(model)
 
 
 @pytest.mark.parametrize(
@@ -133,10 +116,11 @@ def test_a_model_that_is_no_denoiser_is_refused(model, error, message):
     [
         ({"optimizer": "sgd"}, "optimizer must be one of adam, adamw, lion, got 'sgd'"),
         ({"batch": 0}, "batch and epochs must be at least 1, rate above 0 and warm_up from 0 to below 1, got 0, 1"),
+        ({"epochs": 0}, "got 16, 0"),
         ({"rate": float("nan")}, "rate above 0"),
         ({"warm_up": 1.0}, "warm_up from 0 to below 1"),
     ],
 )
-def test_settings_of_gradient_descent_that_cannot_be_are_refused(changed, message):
+def test_invalid_settings_of_gradient_descent_are_refused(changed, message):
     with pytest.raises(ValueError, match=message):
         GradientDescent(**changed)

@@ -1,103 +1,113 @@
-"""Fits that are interrupted, and go on: nothing is lost, and the result is the same file."""
+"""Interrupted fits resume: nothing is lost, and the result is the same file."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from fits import FLOW, GRIDS, starts
-from learned_solvers.samplers import VPNoise
-from learned_solvers.training import GaussNewton, Teacher, fit_solver
+from fits import FLOW, GRIDS, Watched, quick_fit, starts
+from learned_solvers.samplers import FlowNoise, VPNoise
+from learned_solvers.training import FitJob, FitResult, FitSettings, GradientDescent, LevenbergMarquardt, Teacher, fit
 from learned_solvers.training.data.samples import CountedDenoiser, Samples
 from learned_solvers.training.spaces import make_space
 from learned_solvers.training.store.content import content_hash
-from oracles import curved
-from safetensors import safe_open
+from learned_solvers.training.store.journal import Journal
+from oracles import curved, ds_solver
 from torch.testing import assert_close
 
+ON_ALL_45 = {"x": starts("flow", 60, 16), "steps": (5,), "history": 4, "optimizer": LevenbergMarquardt(core=16)}
 
-@pytest.mark.parametrize("stop_after", [1, 3, 6, 8])
-def test_an_interrupted_fit_goes_on_and_ends_with_the_same_file(tmp_path, stop_after):
-    x = starts("flow", 32)
-    settings = {"noise": FLOW, "steps": (3, 4), "teacher_steps": 10, "cache": tmp_path / "cache"}
-    whole = fit_solver(curved, x, **settings).solver.save(tmp_path / "whole.safetensors")
-    lines: list[str] = []
+
+def file_of(result: FitResult, folder: Path) -> bytes:
+    return result.solver.save(folder / "result.safetensors", overwrite=True).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("settings", "stop_at"),
+    [({"steps": (3, 4)}, "4 steps: start"), (ON_ALL_45, "iteration 3 on all 45 samples")],
+    ids=["second step count", "all samples"],
+)
+def test_an_interrupted_fit_resumes_and_ends_with_the_same_file(tmp_path, settings, stop_at):
+    model, resumed_model, finished_model, log, log_of_rest = Watched(), Watched(), Watched(), [], []
+    settings = {**settings, "cache": tmp_path / "cache"}
+    whole = file_of(quick_fit(model, progress=log.append, **settings), tmp_path)
 
     def stop(line: str) -> None:
-        lines.append(line)
-        if len(lines) > stop_after:
+        if line.startswith(stop_at):  # before its step is saved
             raise KeyboardInterrupt
 
+    settings["journal"] = tmp_path / "journal"
     with pytest.raises(KeyboardInterrupt):
-        fit_solver(curved, x, journal=tmp_path / "journal", progress=stop, **settings)
-    said: list[str] = []
-    resumed = fit_solver(curved, x, journal=tmp_path / "journal", progress=said.append, **settings)
-    assert resumed.solver.save(tmp_path / "resumed.safetensors").read_bytes() == whole.read_bytes()
-    assert any("going on with the fit" in line for line in said) == (tmp_path / "journal").exists()
+        quick_fit(progress=stop, **settings)
+    resumed = quick_fit(resumed_model, progress=log_of_rest.append, **settings)
+    finished = quick_fit(finished_model, **settings)
+    assert file_of(resumed, tmp_path) == file_of(finished, tmp_path) == whole
+    assert finished_model.calls == 0
+    reports = [[replace(report, seconds=0.0) for report in r.report.values()] for r in (resumed, finished)]
+    assert reports[0] == reports[1]
+    assert log_of_rest[0] == f"resuming the fit in {tmp_path / 'journal'}"
+    stopped = next(i for i, line in enumerate(log) if line.startswith(stop_at))
+    iterations = [line for line in log[stopped:] if line.startswith("iteration")]
+    assert [line for line in log_of_rest if line.startswith("iteration")] == iterations
+    if settings["steps"] == (5,):
+        # What remains: Jacobians of 32 samples, and runs of their steps and of the held-out samples.
+        restarts = make_space("dyweight", 5, FLOW, GRIDS["flow"], 4, False).restart
+        jacobian, count = 32 * (5 + sum(5 - restart.entries for restart in restarts)), len(iterations)
+        assert count * jacobian < resumed_model.samples < count * (jacobian + 10 * 5 * 45) + 6 * 5 * 60
+        assert resumed_model.samples < model.samples - 2 * jacobian
 
 
 @dataclass
-class Known:
-    held: torch.Tensor
+class Condition:
+    value: torch.Tensor
 
 
 class Opaque:
     """A condition that only the model understands; its repr has an address in it."""
 
 
-def test_a_journal_of_other_conditions_is_refused_and_one_of_the_same_goes_on(tmp_path):
-    def conditioned(x, sigma, shift, cond):
-        return curved(x, sigma) + 0.1 * shift
-
-    def settings_with(change: float) -> dict:
-        shift = torch.zeros(32, 1)
-        shift[20] += change
-        return {"extra_args": {"shift": shift, "cond": [Opaque() for _ in shift]}}
-
-    x, said = starts("flow", 32), []
-    settings = {"noise": FLOW, "steps": (3,), "teacher_steps": 10, "journal": str(tmp_path / "journal")}
-    first = fit_solver(conditioned, x, **settings, **settings_with(0))
-    again = fit_solver(conditioned, x, **settings, **settings_with(0), progress=said.append)
-    assert any("going on with the fit" in line for line in said)
-    assert_close(again.solver.parameters[3], first.solver.parameters[3], rtol=0, atol=0)
-    with pytest.raises(ValueError, match="belongs to a fit with other settings"):
-        fit_solver(conditioned, x, **settings, **settings_with(0.5))
+def key_of(*, noise=FLOW, x=None, shift=0.0, microbatch=24, card=None, **settings) -> str:
+    """The key of a fit's journal."""
+    x = starts("flow", 24) if x is None else x
+    extra_args = {"shift": shift, "condition": [Opaque() for _ in x]}  # objects of unknown types count by their type
+    return FitJob(FitSettings(**settings), Samples(x, extra_args, microbatch), noise, card or {}).content_hash()
 
 
-@pytest.mark.parametrize("other", ["starts", "noise", "initial"])
-def test_a_journal_of_other_starts_another_schedule_or_another_beginning_is_refused(tmp_path, other):
-    file, journal = tmp_path / "own.safetensors", tmp_path / "journal"
-    settings = {"steps": (3,), "teacher_steps": 8, "history": 3}
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"steps": (4,)}, {"family": "ds"}, {"history": 4}, {"teacher": Teacher("heun", 61)}, {"loss": "l1"},
+        {"optimizer": GradientDescent()}, {"initial": "euler"}, {"learn_grid": True}, {"held_out": 7}, {"seed": 1},
+        {"x": -starts("flow", 24)}, {"shift": torch.ones(24, 1)}, {"noise": FlowNoise(256)},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)  # fmt: skip
+def test_a_journals_key_depends_on_everything_that_changes_the_result(changed):
+    assert key_of(**changed) != key_of() == key_of(microbatch=5, card={"note": "other"}, history=3, held_out=6)
 
-    def begin(shift: float) -> None:
-        made = fit_solver(curved, starts("flow"), noise=FLOW, initial=f"ipndm 2, shift {shift:g}", **settings)
-        made.solver.save(file, overwrite=True)
 
+def test_a_journals_key_depends_on_the_content_of_noise_and_initial_solver(tmp_path):
     levels = torch.linspace(0.03, 14.6, 2000, dtype=torch.float64)  # a repr has dots in the middle
-    bent = levels.clone()
-    bent[1000] += 0.001
-    begin(1)
-    noise = VPNoise.from_sigmas(levels) if other == "noise" else FLOW
-    start = {"x": starts("vp" if other == "noise" else "flow"), "noise": noise}
-    start["initial"] = "ipndm 2" if other == "noise" else str(file)
-    first = fit_solver(curved, start["x"], journal=journal, **settings, noise=noise, initial=start["initial"])
-    same = fit_solver(curved, start["x"], journal=journal, **settings, noise=noise, initial=start["initial"])
-    assert_close(dict(same.solver.parameters[3]), dict(first.solver.parameters[3]), rtol=0, atol=0)
-    if other == "starts":
-        start["x"] = -start["x"]  # of the same size
-    elif other == "noise":
-        start["noise"] = VPNoise.from_sigmas(bent)
-    else:
-        begin(3)  # another solver under the same name
-    with pytest.raises(ValueError, match="belongs to a fit with other settings"):
-        fit_solver(curved, start["x"], journal=journal, **settings, noise=start["noise"], initial=start["initial"])
+    keys, file = [], tmp_path / "start.safetensors"
+    for change, solver in ((0, ds_solver(4)), (0.001, ds_solver(4, 5))):
+        noise = VPNoise.from_sigmas(levels + change * (torch.arange(2000) == 1000))
+        solver.save(file, overwrite=True)
+        keys += [key_of(noise=noise, x=starts("vp", 24)), key_of(family="ds", initial=str(file))]
+    assert len(set(keys)) == 4
 
 
-def test_what_an_extra_argument_holds_tells_it_from_another():
+def test_a_journal_of_another_fit_is_refused(tmp_path):
+    quick_fit(steps=(2,), journal=tmp_path / "journal")
+    with pytest.raises(ValueError, match="journal belongs to a fit with other settings"):
+        quick_fit(steps=(4,), journal=tmp_path / "journal")
+
+
+def test_the_content_hash_distinguishes_values():
     content = partial(content_hash, describe=lambda other: type(other).__qualname__)
     tensor = torch.arange(3000.0)
     other = tensor.clone()
@@ -106,7 +116,7 @@ def test_what_an_extra_argument_holds_tells_it_from_another():
         (tensor, other), (tensor, tensor.view(3, 1000)), ([tensor], [other]), ({"a": tensor}, {"a": other}),
         (tensor.numpy(), other.numpy()), ([1, [2]], [[1], 2]), ({"a": 1}, {"b": 1}), (1, "1"), (None, False),
         (["a,b"], ["a", "b"]), (["ab", "c"], ["a", "bc"]), ({"a": 1}, ["a", 1]), (b"a", b"b"),
-        (np.float32(3), np.float32(5)), (np.array(["a"]), np.array(["b"])), (Known(tensor), Known(other)),
+        (np.float32(3), np.float32(5)), (np.array(["a"]), np.array(["b"])), (Condition(tensor), Condition(other)),
         (np.array([None, "a"]), np.array([None, "b"])), (tensor.bool(), other.view(2, -1).bool()),
     ]  # fmt: skip
     assert all(content(a) != content(b) for a, b in pairs)
@@ -116,104 +126,47 @@ def test_what_an_extra_argument_holds_tells_it_from_another():
     assert content(one) == content(two) and content_hash(one) != content_hash(two)
 
 
-@pytest.mark.parametrize("turns", [1, 4])
-def test_a_fit_that_was_killed_on_all_samples_goes_on_there(tmp_path, turns):
-    x, journal, calls = starts("flow", 60, 16), tmp_path / "journal", 0
+def test_a_fit_resumed_after_midnight_keeps_the_day_on_which_it_began(tmp_path, monkeypatch):
+    settings = {"steps": (2,), "optimizer": LevenbergMarquardt(iterations=1)}
 
-    def done() -> float:
-        if not journal.exists():
-            return 0.0
-        with safe_open(journal, framework="pt") as file:
-            name = "5/window|refined numbers"
-            return float(file.get_tensor(name)[1]) if name in file.keys() else 0.0  # noqa: SIM118
+    def set_day(day: int) -> None:
+        monkeypatch.setattr(fit, "date", type("Day", (date,), {"today": lambda: date(2030, 12, day)}))
 
-    def killed(x, sigma):
-        if done() >= turns:
-            raise KeyboardInterrupt
-        return curved(x, sigma)
-
-    def counted(x, sigma):
-        nonlocal calls
-        calls += len(x)
-        return curved(x, sigma)
-
-    settings = {"noise": FLOW, "steps": (5,), "teacher_steps": 10, "history": 4, "cache": tmp_path}
-    settings["optimizer"] = GaussNewton(core=16)
-    lines: list[str] = []
-    whole = fit_solver(counted, x, progress=lines.append, **settings)
-    assert sum("on all 45 samples" in line for line in lines) > turns
-    file, needed = whole.solver.save(tmp_path / "whole.safetensors"), calls
-    with pytest.raises(KeyboardInterrupt):
-        fit_solver(killed, x, journal=journal, **settings)
-    assert done() == turns
-    calls, before = 0, list(lines)
-    lines.clear()
-    resumed = fit_solver(counted, x, journal=journal, progress=lines.append, **settings)
-    assert resumed.solver.save(tmp_path / "resumed.safetensors").read_bytes() == file.read_bytes()
-    left = [line for line in before if "on all 45 samples" in line][turns:]
-    assert [line for line in lines if "iteration" in line] == left
-    # What is left: Jacobians of 32 samples, and what their steps are tried and judged on.
-    space = make_space("dyweight", 5, FLOW, GRIDS["flow"], 4, False)
-    jacobian = 5 + sum(5 - restart.known for restart in space.restart)
-    assert len(left) * 32 * jacobian < calls < len(left) * (32 * jacobian + 10 * 5 * 45) + 6 * 5 * 60
-    assert calls < needed - turns * 32 * jacobian
+    set_day(31)
+    whole = file_of(quick_fit(**settings), tmp_path)
+    with pytest.raises(LookupError):  # at the first call of the teacher
+        quick_fit(lambda x, sigma: {}[0], journal=tmp_path / "journal", **settings)
+    set_day(1)
+    resumed = quick_fit(journal=tmp_path / "journal", **settings)
+    assert resumed.solver.card.date == "2030-12-31" and file_of(resumed, tmp_path) == whole
+    assert quick_fit(**settings).solver.card.date == "2030-12-01"
 
 
-def test_resuming_a_finished_fit_makes_no_call(tmp_path):
-    x, calls = starts("flow", 24), 0
-
-    def counted(x, sigma):
-        nonlocal calls
-        calls += len(x)
-        return curved(x, sigma)
-
-    settings = {"noise": FLOW, "steps": (2, 3), "teacher_steps": 10, "cache": tmp_path, "journal": tmp_path / "journal"}
-    settings["optimizer"] = GaussNewton(core=8, first=4)  # 10 samples are beside the core
-    first, made = fit_solver(counted, x, **settings), calls
-    again = fit_solver(counted, x, **settings)
-    assert made > 0 and calls == made
-    files = [r.solver.save(tmp_path / f"{i}.safetensors").read_bytes() for i, r in enumerate((first, again))]
-    assert files[0] == files[1]
-    for n in (2, 3):
-        assert replace(again.report[n], seconds=0.0) == replace(first.report[n], seconds=0.0)
+def test_a_damaged_journal_is_refused_with_the_remedy(tmp_path):
+    path = tmp_path / "journal"
+    Journal(path, "a").put("x", {"y": torch.ones(3)})
+    content = path.read_bytes()
+    for damaged in (b"", content[:20], content[:-1], b"\xff" * 100):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"journal cannot be read .*: delete the file to start anew"):
+            Journal(path, "a")
 
 
-def test_a_fit_that_goes_on_after_midnight_keeps_the_day_on_which_it_began(tmp_path, monkeypatch):
-    x = starts("flow", 16)
-    settings = {"noise": FLOW, "steps": (2,), "teacher_steps": 5, "optimizer": GaussNewton(iterations=1)}
+def test_cached_states_spare_the_teacher_and_damaged_ones_are_made_again(tmp_path, caplog):
+    model, samples = CountedDenoiser(curved, torch.float64), Samples(starts("flow"), {}, 12)
 
-    def on(day: int) -> None:
-        monkeypatch.setattr(
-            fit_solver.__module__ + ".date", type("Day", (date,), {"today": lambda: date(2030, 12, day)})
-        )
+    def end(steps: int = 10) -> torch.Tensor:
+        return Teacher("heun", steps).reference(model, samples, FLOW, cache=tmp_path).end
 
-    def stopped(x, sigma):
-        raise KeyboardInterrupt
-
-    on(31)
-    whole = fit_solver(curved, x, **settings).solver.save(tmp_path / "whole.safetensors")
-    with pytest.raises(KeyboardInterrupt):  # at the first call of the teacher
-        fit_solver(stopped, x, journal=tmp_path / "journal", **settings)
-    on(1)
-    resumed = fit_solver(curved, x, journal=tmp_path / "journal", **settings).solver
-    assert resumed.card.date == "2030-12-31"
-    assert resumed.save(tmp_path / "resumed.safetensors").read_bytes() == whole.read_bytes()
-    assert fit_solver(curved, x, **settings).solver.card.date == "2030-12-01"
-
-
-def test_a_journal_of_other_settings_is_refused(tmp_path):
-    x = starts("flow", 24)
-    fit_solver(curved, x, noise=FLOW, steps=(3,), teacher_steps=10, journal=tmp_path / "journal")
-    with pytest.raises(ValueError, match="belongs to a fit with other settings"):
-        fit_solver(curved, x, noise=FLOW, steps=(4,), teacher_steps=10, journal=tmp_path / "journal")
-
-
-def test_cached_trajectories_spare_the_teacher(tmp_path):
-    model, samples = CountedDenoiser(curved, torch.float64), Samples(starts("flow"), {}, 4)
-    first = Teacher("heun", 10).reference(model, samples, FLOW, cache=tmp_path)
-    assert model.calls == 19 * len(samples)
-    again = Teacher("heun", 10).reference(model, samples, FLOW, cache=tmp_path)
-    assert model.calls == 19 * len(samples)
-    assert_close(again.end, first.end, rtol=0, atol=0)
-    Teacher("heun", 11).reference(model, samples, FLOW, cache=tmp_path)
-    assert model.calls == (19 + 21) * len(samples)
+    first = end()
+    assert_close(end(), first, rtol=0, atol=0)
+    assert model.calls == 19 * 12
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:100], whole[:-4]):
+        file.write_bytes(damaged)
+        assert_close(end(), first, rtol=0, atol=0)
+        assert file.read_bytes() == whole
+    assert caplog.text.count("is damaged") == 3 and caplog.text.count("the teacher runs again") == 3
+    end(11)
+    assert model.calls == (19 * 4 + 21) * 12

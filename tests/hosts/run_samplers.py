@@ -6,26 +6,22 @@ REQUEST holds "mean" [K, n], "std" [K], "logw" [K], and "runs": a list of (sampl
 RESULT is a list of (end state, number of model calls).
 """
 
-import sys
 from types import SimpleNamespace
 
-COMFY, REQUEST, RESULT = sys.argv[1:]
-sys.argv = [sys.argv[0], "--cpu"]
-sys.path.insert(0, COMFY)
+from comfy_on_cpu import ARGUMENTS
 
-import comfy.options
-
-comfy.options.enable_args_parsing()
+# isort: split
 
 import comfy.extra_samplers.uni_pc as uni_pc
 import comfy.k_diffusion.sampling as sampling
 import torch
 
+REQUEST, RESULT = ARGUMENTS
 UNIPC = {"uni_pc": uni_pc.sample_unipc, "uni_pc_bh2": uni_pc.sample_unipc_bh2}
 
 
 class Mixture:
-    """The denoiser of tests/oracles.py; `inner_model` is what `res_multistep` asks the host's wrapper for."""
+    """The denoiser of tests/oracles.py; `res_multistep` reads `inner_model` of the host's wrapper."""
 
     inner_model = SimpleNamespace(model_patcher=SimpleNamespace(get_model_object=lambda name: None))
 
@@ -43,13 +39,13 @@ class Mixture:
         return (weight[..., None] * means).sum(1).reshape(x.shape)
 
 
-torch.set_default_dtype(torch.float64)  # the samplers make coefficients in the default type
+torch.set_default_dtype(torch.float64)  # the samplers compute coefficients in the default type
 request = torch.load(REQUEST, weights_only=True)
 results = []
 with torch.no_grad():
     for name, sigmas, flow, x in request["runs"]:
         model = Mixture(request["mean"], request["std"], request["logw"], flow)
         run = UNIPC.get(name) or getattr(sampling, f"sample_{name}")
-        # A copy: uni_pc writes its last level into what it is given.
+        # A copy: uni_pc overwrites its last level.
         results.append((run(model, x, sigmas.clone(), extra_args={}, disable=True), model.calls))
 torch.save(results, RESULT)

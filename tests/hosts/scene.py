@@ -1,10 +1,10 @@
-"""The picture that the hosts' closed-form models know: a sun behind hills."""
+"""The picture that the hosts' closed-form models generate: a sun behind hills."""
 
 import torch
 
 
 def landscape(height, width):
-    """Returns the picture as RGB in [0, 1], shape [3, height, width]."""
+    """The picture as RGB in [0, 1], shape [3, height, width]."""
     y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
     rgb = torch.stack([0.35 + 0.6 * y, 0.55 + 0.2 * y, 0.95 - 0.45 * y])
     for mask, colour in (

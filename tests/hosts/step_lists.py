@@ -2,25 +2,21 @@
 
     <ComfyUI's python> step_lists.py COMFYUI_PATH MOST RESULT.json
 
-RESULT is {"AYS SD1": {"1": [sigma, ...], ...}, ...}, up to MOST steps; where a node has none, it is left out.
+RESULT is {"AYS SD1": {"1": [sigma, ...], ...}, ...}, up to MOST steps; step counts that a node lacks are left out.
 """
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
-COMFY, MOST, RESULT = sys.argv[1:]
-sys.argv = [sys.argv[0], "--cpu"]
-sys.path.insert(0, COMFY)
+from comfy_on_cpu import ARGUMENTS
 
-import comfy.options
-
-comfy.options.enable_args_parsing()
+# isort: split
 
 import comfy.samplers
 from comfy.model_sampling import ModelSamplingDiscrete, ModelSamplingDiscreteFlow
 
+COUNTS, RESULT = range(1, int(ARGUMENTS[0]) + 1), Path(ARGUMENTS[1])
 NODES = {
     "AYS": ("nodes_align_your_steps", "AlignYourStepsScheduler", ("SD1", "SDXL", "SVD"), 1),
     "GITS": ("nodes_gits", "GITSScheduler", (1.2,), 2),
@@ -41,15 +37,13 @@ SCHEDULES = {  # our name: model and scheduler
     "karras 7": (flow(1.0), "karras"),
 }
 
-found = {}
+lists = {}
 for name, (module, node, choices, fewest) in NODES.items():
     execute = getattr(importlib.import_module(f"comfy_extras.{module}"), node).execute
     for choice in choices:
-        found[f"{name} {choice}" if len(choices) > 1 else name] = {
-            steps: execute(choice, steps, 1.0).result[0].tolist() for steps in range(fewest, int(MOST) + 1)
+        lists[f"{name} {choice}" if len(choices) > 1 else name] = {
+            steps: execute(choice, steps, 1.0).result[0].tolist() for steps in COUNTS if steps >= fewest
         }
 for name, (sampling, scheduler) in SCHEDULES.items():
-    found[name] = {
-        steps: comfy.samplers.calculate_sigmas(sampling, scheduler, steps).tolist() for steps in range(1, int(MOST) + 1)
-    }
-Path(RESULT).write_text(json.dumps(found))
+    lists[name] = {steps: comfy.samplers.calculate_sigmas(sampling, scheduler, steps).tolist() for steps in COUNTS}
+RESULT.write_text(json.dumps(lists))

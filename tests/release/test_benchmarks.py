@@ -1,14 +1,12 @@
-"""The benchmarks' own measures against closed forms, their quick check, and the record that they leave."""
+"""The benchmarks' measures against closed forms, their command, and the records that it writes."""
 
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,16 +15,13 @@ from learned_solvers.training.data.samples import CountedDenoiser, Samples
 from learned_solvers.training.data.teacher import Reference
 from learned_solvers.training.data.trial import Trial
 from oracles import IPNDM
+from repository import ROOT
 
-from benchmarks import jobs, record
+from benchmarks import jobs, measures, overhead, peers, quick, record
 from benchmarks.__main__ import main
-from benchmarks.measures import again
-from benchmarks.overhead import SIZES, peak_bytes, samplers
 from benchmarks.quality import frechet, sharpness, span_error
 from benchmarks.setting import Setting
 from benchmarks.suite import BENCHMARKS
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_frechet_distance_of_gaussians_is_the_closed_form():
@@ -44,151 +39,108 @@ def test_the_sharpness_of_a_ramp_is_its_slope():
     assert sharpness((3 * down + 4 * right)[None, None]) == pytest.approx(5)
 
 
-def span_problem(truth):
-    """One start in 4 dimensions and a denoiser that returns a constant: the span is x_0 and that constant."""
-    x, picture = torch.tensor([[1.0, 0, 0, 0]]), torch.tensor([[0, 1.0, 0, 0]])
+@pytest.mark.parametrize(("truth", "distance"), [([0.3, 0.7, 0, 0], 0), ([0.3, 0.7, 3, 4], (25 / 4) ** 0.5)])
+def test_the_span_bound_is_the_distance_to_the_span(truth, distance):
+    x, picture = torch.tensor([[1.0, 0, 0, 0]]), torch.tensor([[0, 1.0, 0, 0]])  # they span the run's states
     model = CountedDenoiser(lambda x, sigma: picture.expand_as(x), torch.float32)
-    reference = Reference(torch.zeros(1), truth[None])
-    return Trial(model, Samples(x, {}, 1), reference, 1)
-
-
-def test_the_span_bound_is_the_distance_to_the_span():
+    trial = Trial(model, Samples(x, {}, 1), Reference(torch.zeros(1), torch.tensor([[truth]])), 1)
     table = euler(torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64))
-    inside = span_problem(torch.tensor([[0.3, 0.7, 0.0, 0.0]]))
-    outside = span_problem(torch.tensor([[0.3, 0.7, 3.0, 4.0]]))
-    assert span_error(inside, table) == pytest.approx(0, abs=1e-6)
-    assert span_error(outside, table) == pytest.approx((25 / 4) ** 0.5)
+    assert span_error(trial, table) == pytest.approx(distance, abs=1e-6)
 
 
-def test_a_step_holds_no_more_states_than_the_window_and_two():
+@pytest.mark.parametrize("history", [3, 6])
+def test_a_step_holds_its_history_and_two_states(history):
     x = torch.randn(1, 4, 16, 16)
-    # The entries of the history, the state, the new state: all that a step needs.
-    for history in (3, 6):
-        states = peak_bytes(samplers()[f"dyweight, history {history}"], x) / x.nbytes
-        assert states == pytest.approx(history + 2, abs=0.05)
+    states = overhead.peak_bytes(overhead.samplers()[f"dyweight, history {history}"], x) / x.nbytes
+    assert states == pytest.approx(history + 2, abs=0.05)
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_a_network_denoises_its_own_pictures_and_follows_its_guidance(name):
+@pytest.mark.parametrize(("name", "remaining"), [("digits", 0.22), ("patches", 0.17), ("shapes", 0.04)])
+def test_a_network_denoises_its_own_pictures_and_follows_its_guidance(name, remaining):
     benchmark = BENCHMARKS[name]
     pictures, classes = benchmark.pictures()
     rows = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))[:64]
     x0, condition = pictures[rows], classes[rows].view(64, *benchmark.conditioning(1, torch.Generator()).shape[1:])
     model, level = benchmark.model(), 0.3
-    kept = 1 - level if benchmark.noise.kind == "flow" else 1.0
+    signal = 1 - level if benchmark.noise.kind == "flow" else 1.0
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
-    sigma, own = torch.full((64,), level), {benchmark.argument: condition}
-    denoised = model(kept * x0 + level * noise, sigma, guidance=1.0, **own)
-    assert (denoised - x0).square().mean() < 0.5 * (level / kept) ** 2
-    one, per_row = (model(x0, sigma, guidance=g, **own) for g in (5.0, torch.full((64,), 5.0)))
-    assert torch.equal(one, per_row)
-
-
-def test_the_recorded_solvers_are_judged_again_on_starts_of_their_own_seed():
-    found = again("digits", 3.0, 5, Setting(unseen=24, steps=(3, 5)))
-    benchmark = BENCHMARKS["digits"]
-    model, samples = benchmark.model(), benchmark.starts(24, 10_005, 3.0)
-
-    def gradient(x, sigma):
-        return (x - model(x, torch.full((24,), sigma), **samples.extra_args)) / sigma
-
-    def error(ends):
-        return float((ends - teacher).square().mean().sqrt())
-
-    x, history, levels = samples.x, [], benchmark.noise.teacher_grid(60).tolist()
-    for level, following in pairwise(levels):
-        history = [*history[-3:], gradient(x, level)]
-        x = x + (following - level) * sum(w * d for w, d in zip(IPNDM[len(history) - 1], history, strict=True))
-    teacher = x
-    solver = load_solver(record.SOLVERS / "dyweight_digits_guidance-3.safetensors")
-    for point in found["records"]:
-        table, x, entries = solver.table(point["steps"], benchmark.noise), samples.x, []
-        for scale, row, sigma in zip(table.scale, table.coeffs, table.sigmas, strict=False):
-            entries.append(gradient(x, float(sigma)))
-            x = float(scale) * x + sum(float(c) * h for c, h in zip(row, entries, strict=False))
-        assert point["ours"]["dyweight"]["error"] == pytest.approx(error(x), rel=1e-4)
-        assert point["ours"]["dyweight"]["span"] < error(x)
-        assert len(point["peers"]) >= 5 and all(peer["error"] > 0 for peer in point["peers"].values())
-    other = again("digits", 3.0, 6, Setting(unseen=24, steps=(3,)))
-    assert other["records"][0]["ours"] != found["records"][0]["ours"]
-
-
-@pytest.mark.slow
-def test_the_quick_check_holds():
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--quick"], cwd=ROOT, capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "all ratios hold" in done.stdout
-
-
-def test_the_records_say_how_they_were_made():
-    paths = [*(ROOT / "benchmarks/results").glob("*.json")]
-    assert {path.stem for path in paths} >= {*jobs.PARTS, "recipe", "kill_fit"}
-    for path in paths:
-        for name, kept in json.loads(path.read_text()).items():
-            about = kept["about"]
-            assert about["command"].startswith("python") and about["date"] and about["version"] and about["torch"], name
+    sigma, extra_args = torch.full((64,), level), {benchmark.argument: condition}
+    denoised = model(signal * x0 + level * noise, sigma, guidance=1.0, **extra_args)
+    assert (denoised - x0).square().mean() < remaining * (level / signal) ** 2
+    guidances = (1.0, 3.0, 5.0, torch.full((64,), 5.0))
+    one, three, five, rows = (model(x0, sigma, guidance=guidance, **extra_args) for guidance in guidances)
+    assert torch.equal(five, rows)
+    torch.testing.assert_close(five - one, 2 * (three - one), rtol=0, atol=1e-5)  # linear, from the conditional model
 
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "RESULTS", tmp_path)
     monkeypatch.setattr(record, "SOLVERS", tmp_path / "solvers")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the command sets it
+    monkeypatch.delenv("COMFYUI_PATH", raising=False)
     return tmp_path
 
 
-def test_a_measurement_replaces_its_own_record_and_solvers_alone(results, tmp_path):
-    made = tmp_path / "made"
-    made.mkdir()
+@pytest.mark.slow
+def test_the_command_evaluates_recorded_solvers_on_starts_of_each_seed(results, monkeypatch, capsys):
+    for part in ("fidelity", "peers"):
+        shutil.copy(ROOT / "benchmarks" / "results" / f"{part}.json", results)
+    monkeypatch.setattr(jobs, "Setting", lambda **more: Setting(**more | {"unseen": 24, "steps": (3, 5)}))
+    main(["again", "--only", "digits-3.0", "--workers", "1"])
+    assert re.findall(r"^Starts of seed (\d)", capsys.readouterr().out, re.MULTILINE) == ["1", "2"]
+    stored = json.loads((results / "again.json").read_text())
+    assert list(stored) == ["again-digits-3.0-1", "again-digits-3.0-2"]
+    about = stored["again-digits-3.0-1"]["about"]
+    assert about["command"] == "python -m benchmarks again --only digits-3.0" and about["samples"]["unseen"] == 24
+    first, second = (measurement["record"]["records"] for measurement in stored.values())
+    assert first[0]["ours"] != second[0]["ours"]
 
-    def save(name: str, value: object, command: str) -> None:
-        measurement = {"about": {"command": command}, "record": value}
-        record.save("part", name, measurement, ["a", "b", "c"], made)
+    benchmark = BENCHMARKS["digits"]
+    model, samples = benchmark.model(), benchmark.starts(24, 10_001, 3.0)
 
-    for name, value in (("c", 3), ("a", 1), ("of another time", 4)):
-        (made / "one.safetensors").write_text(name)
-        save(name, value, name)
-    (results / "solvers" / "two.safetensors").write_text("kept")
-    (made / "one.safetensors").write_text("new")
-    save("a", {"x": 5}, "again")
-    stored = json.loads((results / "part.json").read_text())
-    assert [(name, one["record"], one["about"]["command"]) for name, one in stored.items()] == [
-        ("a", {"x": 5}, "again"), ("c", 3, "c"), ("of another time", 4, "of another time"),
-    ]  # fmt: skip
-    assert record.read_records("part") == {"a": {"x": 5}, "c": 3, "of another time": 4}
-    assert {file.name: file.read_text() for file in (results / "solvers").iterdir()} == {
-        "one.safetensors": "new", "two.safetensors": "kept",
-    }  # fmt: skip
+    def gradient(x, sigma):
+        return (x - model(x, torch.full((24,), sigma), **samples.extra_args)) / sigma
 
-
-@pytest.mark.parametrize(
-    ("content", "message"), [('{"savings-digits-3.0": ', "is broken"), ("[]", "must contain measurements by name")]
-)
-def test_a_results_file_that_is_broken_is_refused_before_anything_is_measured(results, content, message):
-    (results / "savings.json").write_text(content)
-    with pytest.raises(ValueError, match=rf"savings\.json {message}.*: restore it from git, or delete it"):
-        record.check_part("savings")
-    record.check_part("fidelity")  # which is not there
+    x, history, levels = samples.x, [], benchmark.noise.teacher_grid(60).tolist()
+    for level, following in pairwise(levels):
+        history = [*history[-3:], gradient(x, level)]
+        x = x + (following - level) * sum(w * d for w, d in zip(IPNDM[len(history) - 1], history, strict=True))
+    teacher = x
+    solver = load_solver(ROOT / "benchmarks/results/solvers/dyweight_digits_guidance-3.safetensors")
+    for point in first:
+        table, x, entries = solver.table(point["steps"], benchmark.noise), samples.x, []
+        for scale, row, sigma in zip(table.scale, table.coeffs, table.sigmas, strict=False):
+            entries.append(gradient(x, float(sigma)))
+            x = float(scale) * x + sum(float(c) * h for c, h in zip(row, entries, strict=False))
+        error = float((x - teacher).square().mean().sqrt())
+        assert point["ours"]["dyweight"]["error"] == pytest.approx(error, rel=1e-5)
+        assert point["ours"]["dyweight"]["span"] < error
+        assert len(point["peers"]) >= 5 and all(peer["error"] > 0 for peer in point["peers"].values())
 
 
-def test_a_job_that_was_done_at_the_same_sizes_is_not_done_again(tmp_path):
-    done = []
+@pytest.mark.slow
+def test_the_quick_check_reports_the_ratios_that_fail(results, monkeypatch, capsys):
+    small = Setting(24, 8, unseen=64, ranked=16, steps=(3,), solvers=results)
+    for measure in (measures.fidelity, peers.peers):
+        monkeypatch.setattr(quick, measure.__name__, Mock(return_value=measure("digits", 3.0, small)))
+    assert {file.name.partition("_")[0] for file in results.iterdir()} == {"dyweight", "ds"}
+    size = "1x16x128x128"  # takes a second, so that other processes do not disturb its medians
+    monkeypatch.setattr(overhead, "SIZES", {size: overhead.SIZES[size]})
 
-    def work(name: str, setting: Setting) -> int:
-        done.append(setting.fitted)
-        return len(done)
+    def check() -> tuple[object, list[str]]:
+        with pytest.raises(SystemExit) as ending:
+            main(["--quick"])
+        lines = re.findall(r"^(?:all|FAILED).*", capsys.readouterr().out, re.MULTILINE)
+        return ending.value.code, [re.sub(r"\d\.\d+", "#", line) for line in lines]
 
-    def run(command: str, setting: Setting) -> tuple[int, str]:
-        measurement = jobs.run_job(jobs.Job(work, ("digits",), setting), tmp_path, record.provenance(command))
-        return measurement["record"], measurement["about"]["command"]
-
-    assert run("first", Setting(8, 2)) == (1, "first")
-    assert run("second", Setting(8, 2)) == (1, "first")  # what is recorded is how it was made
-    assert run("third", Setting(16, 2)) == (2, "third")
-    (tmp_path / "work-digits.json").write_text('{"network": "digits"}')  # another file of this name
-    assert run("fourth", Setting(16, 2)) == (3, "fourth")
-    assert done == [8, 16, 16]
+    assert check() == (0, ["all ratios hold"])
+    monkeypatch.setattr(quick, "LEAST_RATIO", 2.0)
+    monkeypatch.setattr(quick, "MOST_SPAN", 1.05)
+    assert check() == (1, [f"FAILED 3 calls: error #, {bound} #" for bound in ("best peer's", "span bound")])
+    for name in ("fidelity", "peers"):
+        network, guidance, setting = getattr(quick, name).call_args.args
+        assert (network, guidance, setting.steps) == ("digits", 3.0, (4, 5)) and setting.solvers != record.SOLVERS
 
 
 @pytest.mark.parametrize(
@@ -196,13 +148,13 @@ def test_a_job_that_was_done_at_the_same_sizes_is_not_done_again(tmp_path):
     [
         ("fidelty", "unknown part fidelty: choose from fidelity, peers"),
         ("--workers 0", "--workers must be at least 1, got 0"),
-        ("savings --quick", "--quick has a small selection"),
-        ("savings --only birds", "--only birds matches no job: choose a part of a name from savings-patches"),
+        ("savings --quick", "--quick cannot be combined with parts"),
+        ("savings --only birds", "--only birds matches no job: choose a name or part of one from savings-patches"),
         ("savings --only digits brids", "--only brids matches no job"),
-        ("savings --seed 7", "--seed is from 0 to 2^32 - 1 and for `again` alone"),
-        ("again --seed -1", "--seed is from 0 to 2^32 - 1"),
+        ("savings --seed 7", "with `again` only"),
+        ("again --seed -1", "--seed must be from 0 to 2^32 - 1"),
         ("figures --only digits", "--only selects measurements"),
-        (f"savings --cache {Path(__file__) / 'x'}", str(Path(__file__) / "x")),
+        (f"savings --cache {__file__}/x", f"{__file__}/x"),
     ],
 )
 def test_a_wrong_command_is_refused(arguments, message, capsys):
@@ -211,19 +163,47 @@ def test_a_wrong_command_is_refused(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_the_command_shares_its_jobs_out_and_writes_a_record(tmp_path):
-    own = tmp_path / "checkout"
-    shutil.copytree(ROOT, own, ignore=shutil.ignore_patterns(".git", ".*_cache", "__pycache__", "tests", "docs"))
-    environment = {key: value for key, value in os.environ.items() if key != "COMFYUI_PATH"}
-    command = [sys.executable, "-m", "benchmarks", "overhead"]
-    done = subprocess.run(command, cwd=own, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    kept = json.loads((own / "benchmarks/results/overhead.json").read_text())
-    before = json.loads((ROOT / "benchmarks/results/overhead.json").read_text())
-    assert kept["overhead"] == before["overhead"]  # it has ComfyUI's sampler beside, which is not here
-    found = kept["overhead_without_comfyui"]
-    assert found["about"]["command"] == "python -m benchmarks overhead"
-    sizes = found["record"]
-    assert list(sizes) == list(SIZES)
-    assert all(samplers["dyweight, history 3"]["seconds"] > 0 for samplers in sizes.values())
+def test_a_measurement_replaces_only_its_own_record_and_solvers(results, tmp_path):
+    made = tmp_path / "made"
+    made.mkdir()
+    for name, value, command in (("c", 3, "first"), ("a", 1, "first"), ("older", 4, "first"), ("a", {"x": 5}, "again")):
+        (made / "one.safetensors").write_text(command)
+        record.save("part", name, {"about": {"command": command}, "record": value}, ["a", "b", "c"], made)
+        (results / "solvers" / "two.safetensors").write_text("other")
+    stored = json.loads((results / "part.json").read_text())
+    assert [(name, entry["record"], entry["about"]["command"]) for name, entry in stored.items()] == [
+        ("a", {"x": 5}, "again"), ("c", 3, "first"), ("older", 4, "first"),
+    ]  # fmt: skip
+    assert record.read_records("part") == {"a": {"x": 5}, "c": 3, "older": 4}
+    solvers = {file.stem: file.read_text() for file in (results / "solvers").iterdir()}
+    assert solvers == {"one": "again", "two": "other"}
+
+
+@pytest.mark.parametrize(("content", "message"), [('{"savings-digits-3.0": ', "is broken"), ("[]", "no measurements")])
+def test_a_broken_results_file_is_refused_before_anything_is_measured(results, content, message):
+    (results / "savings.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"savings\.json .*{message}"):
+        record.check_part("savings")
+    record.check_part("fidelity")  # has no file
+
+
+def test_a_job_is_not_repeated_at_the_same_sizes(tmp_path):
+    work = Mock(side_effect=[1, 2, 3], __name__="work")
+
+    def run(command: str, fitted: int) -> tuple[int, str]:
+        job = jobs.Job(work, ("digits",), Setting(fitted, 2))
+        measurement = jobs.run_job(job, tmp_path, record.provenance(command))
+        return measurement["record"], measurement["about"]["command"]
+
+    assert [run("first", 8), run("second", 8)] == 2 * [(1, "first")]  # with the provenance of the measurement
+    assert run("third", 16) == (2, "third")
+    (tmp_path / "work-digits.json").write_text('{"network": "digits"}')  # another file of this name
+    assert run("fourth", 16) == (3, "fourth")
+
+
+def test_jobs_save_where_their_names_say(tmp_path, monkeypatch):
+    by_part = jobs.jobs_by_part(tmp_path)
+    assert all(job.setting.solvers == tmp_path / job.name for job in by_part["fidelity"])  # run_part takes them there
+    for path, name in (("", "overhead_without_comfyui"), ("/comfy", "overhead")):  # the latter is not replaced
+        monkeypatch.setenv("COMFYUI_PATH", path)
+        assert [job.name for job in jobs.jobs_by_part(tmp_path)["overhead"]] == [name]

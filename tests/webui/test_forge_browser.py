@@ -11,19 +11,18 @@ from learned_solvers.samplers import load_solver
 from PIL import Image
 
 pytestmark = [pytest.mark.forge, pytest.mark.browser]
-ACCORDION = "#script_txt2img_learned_solvers_accordion"
-FILE = "#script_txt2img_learned_solvers_file input"
-ABOUT = "#script_txt2img_learned_solvers_about"
+ACCORDION = "#script_txt2img_learned_solvers"
+FILE, ABOUT = f"{ACCORDION}_file", f"{ACCORDION}_about"
 
 
 @pytest.fixture(scope="module")
 def page(forge, browser):
-    """Returns Forge's page, on a viewport that holds all of the txt2img tab, with the accordion open."""
+    """Forge's page, on a viewport that holds all of the txt2img tab, with the accordion open."""
     page = browser.new_page(viewport={"width": 1400, "height": 1070})
     page.set_default_timeout(120_000)  # a busy machine needs it
     page.goto(forge.url)
     page.wait_for_selector("#txt2img_token_counter:has-text('/75')")  # filled in by the server: the page is alive
-    page.locator(f"{ACCORDION} > button").click()
+    page.locator(f"{ACCORDION}_accordion > button").click()
     page.wait_for_selector(ABOUT)
     yield page
     page.close()
@@ -34,8 +33,11 @@ def choose(page, box, choice):
     page.click(f'{box} ul li[aria-label="{choice}"]')
 
 
-def generate(page):
-    """Clicks Generate and waits for the log below the picture to change."""
+def generate(page, **inputs):
+    """Fills inputs, clicks Generate and waits for the log below the picture to change."""
+    for name, value in inputs.items():
+        page.fill(f"#txt2img_{name} {'textarea' if name == 'prompt' else 'input'} >> nth=0", value)
+    page.keyboard.press("Tab")
     log = page.locator("#html_log_txt2img")
     before = log.inner_text()
     page.click("#txt2img_generate")
@@ -48,24 +50,13 @@ def picture(page, forge):
     return Image.open(io.BytesIO(forge.request(address.removeprefix(forge.url))))
 
 
-def shown(page):
-    """Returns sampler, schedule type, steps and solver file as the page shows them."""
-    boxes = ("#txt2img_sampling input", "#txt2img_scheduler input", "#txt2img_steps input[type=number]", FILE)
-    return tuple(page.locator(box).first.input_value() for box in boxes)
-
-
 def test_a_picture_is_generated_and_its_infotext_pasted_back(forge, page, tmp_path):
     choose(page, ".model_selection", "picture.safetensors")
     choose(page, "#txt2img_sampling", "DyWeight")
     choose(page, "#txt2img_scheduler", "Karras")
-    choose(page, "#script_txt2img_learned_solvers_file", "dyweight_sd15")
+    choose(page, FILE, "dyweight_sd15")
     page.wait_for_selector(f"{ABOUT}:has-text('4, 6, 8, 10 steps')")
-    page.fill("#txt2img_prompt textarea", "hills")
-    page.fill("#txt2img_steps input[type=number]", "6")
-    page.fill("#txt2img_height input[type=number]", "512")
-    page.fill("#txt2img_seed input", "7")
-    page.keyboard.press("Tab")
-    log = generate(page)
+    log = generate(page, prompt="hills", steps="6", height="512", seed="7")
     page.wait_for_timeout(2500)  # the gallery's animation
     keep_shot(page, tmp_path / "webui.png")
     infotext = page.locator("#html_info_txt2img").inner_text()
@@ -77,46 +68,34 @@ def test_a_picture_is_generated_and_its_infotext_pasted_back(forge, page, tmp_pa
     assert sun == pytest.approx((255, 230, 115), abs=45) and foreground == pytest.approx((33, 64, 51), abs=45)
 
     choose(page, "#txt2img_sampling", "Euler")
-    choose(page, "#script_txt2img_learned_solvers_file", "auto")
+    choose(page, FILE, "auto")
     page.fill("#txt2img_prompt textarea", infotext)
     page.click("#paste")
-    page.wait_for_function(f"document.querySelector('{FILE}').value == 'dyweight_sd15'")
-    assert shown(page) == ("DyWeight", "Automatic", "6", "dyweight_sd15")
+    page.wait_for_function(f"document.querySelector('{FILE} input').value == 'dyweight_sd15'")
+    boxes = ("#txt2img_sampling", "#txt2img_scheduler", "#txt2img_steps", FILE)
+    values = [page.locator(f"{box} input").first.input_value() for box in boxes]
+    assert values == ["DyWeight", "Automatic", "6", "dyweight_sd15"]
     generate(page)
     assert picture(page, forge).tobytes() == first.tobytes()
 
 
 def test_missing_steps_are_an_error_below_the_picture_that_lists_the_available_ones(page):
     choose(page, "#txt2img_sampling", "DyWeight")
-    choose(page, "#script_txt2img_learned_solvers_file", "as in Settings")
-    page.fill("#txt2img_steps input[type=number]", "7")
-    page.keyboard.press("Tab")
-    generate(page)
-    error = page.locator("#html_log_txt2img .error")
-    assert "choose the steps of dyweight_sd15 (4, 6, 8, 10 steps)" in error.inner_text()
+    choose(page, FILE, "as in Settings")
+    generate(page, steps="7")
+    assert "dyweight_sd15 (4, 6, 8, 10 steps)" in page.locator("#html_log_txt2img .error").inner_text()
 
 
 def test_a_new_file_appears_after_refresh_with_a_description(forge, page):
     folder = forge.base / "data" / "models" / "solver_weights"
     load_solver("ds_vp-dit").save(folder / "new.safetensors")
     try:
-        page.click("#script_txt2img_learned_solvers_refresh")
+        page.click(f"{ACCORDION}_refresh")
         page.wait_for_timeout(500)
-        choose(page, "#script_txt2img_learned_solvers_file", "new.safetensors")
+        choose(page, FILE, "new.safetensors")
         page.wait_for_selector(f"{ABOUT}:has-text('DS-Solver for DiT (DiT-XL/2 256x256, vp prediction')")
     finally:
         shutil.rmtree(folder)
-
-
-@pytest.mark.parametrize("box", ["#txt2img_sampling", "#hr_sampler", "#img2img_sampling"])
-def test_the_samplers_are_in_every_dropdown(page, box):
-    if box == "#img2img_sampling":
-        page.get_by_role("tab", name="Img2img").click()
-    if box == "#hr_sampler":
-        page.click("#txt2img_hr > .label-wrap > .icon")
-    page.click(f"{box} input")
-    names = [name.removeprefix("✓").strip() for name in page.locator(f"{box} ul li").all_inner_texts()]
-    assert {"DyWeight", "DS-Solver"} <= set(names)
 
 
 def test_the_settings_page_has_file_and_nearest(page):

@@ -1,4 +1,4 @@
-"""Blend: one learned number per step, the part of the last difference that the newest derivative is extrapolated by."""
+"""Blend: one learned number per step, by which the newest derivative is extrapolated along the last difference."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def blend_table(blend: Tensor, grid: Tensor) -> SolverTable:
 
 def _check(tensors: Mapping[str, Tensor], nfe: int, step: StepCard) -> None:
     if tuple(tensors["blend"].shape) != (nfe - 1,) or step.grid is None:
-        raise ValueError(f"blend must hold {nfe - 1} numbers on a grid, got {list(tensors['blend'].shape)}")
+        raise ValueError(f"blend must have a grid and {nfe - 1} numbers, got {list(tensors['blend'].shape)}")
 
 
 def _table(tensors: Mapping[str, Tensor], step: StepCard, noise: Noise) -> SolverTable:

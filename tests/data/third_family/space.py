@@ -1,4 +1,4 @@
-"""What a fit of Blend may change: its number per step, on a grid."""
+"""The free parameters of Blend: one number per step, on a fixed grid."""
 
 from __future__ import annotations
 

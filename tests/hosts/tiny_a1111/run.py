@@ -1,7 +1,7 @@
-"""Runs jobs in AUTOMATIC1111's own modules: python run.py JOBS.json OUT, from a checkout, its options behind.
+"""Runs jobs in AUTOMATIC1111's own modules: python run.py JOBS.json OUT [WebUI options], in a checkout.
 
-Script loader, processing, samplers, guidance, prompt schedule, infotext and UI are the host's. Stand-ins: the network
-with text encoder and VAE (a closed form), and the packages that only real networks need, which are empty here.
+Script loader, processing, samplers, guidance, prompt schedule, infotext and UI are the host's. Replaced: the network
+with text encoder and VAE (by a closed form), and the packages that only real networks need (by empty ones).
 """
 
 import json
@@ -28,7 +28,7 @@ class Anything(type):
 
 
 class Absent:
-    """An import finder: the absent packages hold a class for every capital name, a mock for every other."""
+    """An import finder: in absent packages, every capitalised name is a class, every other a mock."""
 
     def find_spec(self, name, path=None, target=None):
         return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] in ABSENT else None
@@ -46,7 +46,7 @@ class Absent:
 
 
 class Model(torch.nn.Module):
-    """A latent diffusion model of Gaussian data; k-diffusion's wrapper asks it at fractional timesteps."""
+    """A latent diffusion model of Gaussian data; k-diffusion's wrapper calls it at fractional timesteps."""
 
     def __init__(self, info, v):
         super().__init__()
@@ -91,7 +91,7 @@ class Model(torch.nn.Module):
 
 
 def run(job):
-    """Returns what one job left, its latents under "latents"."""
+    """The results of one job, its latents under "latents"."""
     model = Model(CHECKPOINT, job.get("v", False))
     sd_models.model_data.set_sd_model(model)
     is_img2img = "shade" in job
@@ -105,9 +105,9 @@ def run(job):
     p = kind(sd_model=model, **fields)
     runner = scripts.scripts_img2img if is_img2img else scripts.scripts_txt2img
     p.is_api, arguments = True, list(DEFAULTS[is_img2img])
-    ours = next(s for s in runner.alwayson_scripts if s.title() == "Learned Solvers")
+    accordion = next(s for s in runner.alwayson_scripts if s.title() == "Learned Solvers")
     for i, value in enumerate(job.get("accordion", [])):
-        arguments[ours.args_from + i] = value
+        arguments[accordion.args_from + i] = value
     p.scripts, p.script_args = runner, arguments  # in this order: the second sets the scripts up
     try:
         done = processing.process_images(p)
@@ -149,10 +149,11 @@ DEFAULTS = {
     is_img2img: [0, *(getattr(component, "value", None) for component in runner.inputs[1:])]
     for is_img2img, runner in ((False, scripts.scripts_txt2img), (True, scripts.scripts_img2img))
 }
-done = [run(job) for job in jobs]
-tensors = {f"{i}/{j}": x.contiguous() for i, job in enumerate(done) for j, x in enumerate(job.pop("latents"))}
+finished = [run(job) for job in jobs]
+tensors = {f"{i}/{j}": x.contiguous() for i, job in enumerate(finished) for j, x in enumerate(job.pop("latents"))}
 labels = [getattr(block, "label", None) for block in page.blocks.values()]
 dropdowns = {b.elem_id: b.choices for b in page.blocks.values() if b.elem_id and hasattr(b, "choices")}
 save_file(tensors, out / "latents.safetensors")
-told = {"jobs": done, "samplers": [s.name for s in sd_samplers.all_samplers], "labels": labels, "dropdowns": dropdowns}
-(out / "told.json").write_text(json.dumps(told, default=str))
+samplers = [sampler.name for sampler in sd_samplers.all_samplers]
+results = {"jobs": finished, "samplers": samplers, "labels": labels, "dropdowns": dropdowns}
+(out / "results.json").write_text(json.dumps(results, default=str))

@@ -1,7 +1,7 @@
 """Starts a real Forge on the CPU: python start.py CHECKOUT --data-dir BASE ... (Forge's own options).
 
-Forge's webui.py runs as it is. What is not here: a GPU build of torchvision (its missing operators are declared), and
-pytorch_lightning, which Forge imports only to quiet its logger.
+Forge's webui.py runs unchanged. A CPU build of torchvision lacks operators, which are declared here; pytorch_lightning,
+which Forge imports only to quiet its logger, is replaced.
 """
 
 import os

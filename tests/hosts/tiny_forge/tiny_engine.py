@@ -1,12 +1,13 @@
-"""Models for the tests in a real Forge, whose answers are known in closed form: data ~ N(mean, DEVIATION^2) per pixel.
+"""Models for the tests in a real Forge with answers in closed form: data ~ N(mean, VARIANCE) per pixel.
 
-Forge's own engine, patcher, predictor and sampling run them; network, text encoder and VAE are the stand-ins. The mean
-moves with the prompt: by GUIDES times the mean of the text encoder's answer, which is the length of the prompt / 100.
+Forge's own engine, patcher, predictor and sampling run them; network, text encoder and VAE are replaced. The mean moves
+with the prompt: by GUIDES times the mean of the text encoder's answer, which is the length of the prompt / 100.
 """
 
 from __future__ import annotations
 
 import types
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,22 +18,15 @@ from huggingface_guess import model_list
 from modules import sd_models
 from scene import landscape
 
-MEAN, REFINED_MEAN, DEVIATION, GUIDES = 0.3, -0.5, 0.7, 5.0
-CALLS, DECODED = [], []  # what the networks were asked, and the latents that were decoded, since the last reset
+MEAN, REFINED_MEAN, VARIANCE, GUIDES = 0.3, -0.5, 0.7**2, 5.0
+CALLS, DECODED = [], []  # of the networks, and decoded latents, since the last reset
+EPS = (model_list.SD15, 4, partial(Prediction, prediction_type="epsilon"))
 KINDS = {
-    "eps": (model_list.SD15, 4, lambda: Prediction(prediction_type="epsilon")),
-    "refiner": (model_list.SD15, 4, lambda: Prediction(prediction_type="epsilon")),
-    "v": (model_list.SD20, 4, lambda: Prediction(prediction_type="v_prediction")),
+    **dict.fromkeys(("eps", "refiner", "picture"), EPS),
+    "v": (model_list.SD20, 4, partial(Prediction, prediction_type="v_prediction")),
     "flux": (model_list.Flux, 16, PredictionFlux),
-    "picture": (model_list.SD15, 4, lambda: Prediction(prediction_type="epsilon")),
-    "edm": (model_list.SDXL, 4, lambda: PredictionContinuousEDM(prediction_type="edm")),
+    "edm": (model_list.SDXL, 4, partial(PredictionContinuousEDM, prediction_type="edm")),
 }
-
-
-def landscape_latent(height, width):
-    """Returns the mean of the model "picture", [1, 4, height, width]: latents 2 * RGB - 1."""
-    rgb = landscape(height, width)
-    return torch.cat([2 * rgb - 1, torch.zeros_like(rgb[:1])])[None]
 
 
 class Network(torch.nn.Module):
@@ -48,12 +42,13 @@ class Network(torch.nn.Module):
 
     def forward(self, xc, t, context=None, control=None, transformer_options=None, **others):
         guide = context.flatten(1).mean(1)
-        CALLS.append({"model": self.name, "t": t.tolist(), "guide": guide.tolist(), "shape": list(xc.shape)})
+        CALLS.append({"model": self.name, "t": t.tolist(), "guide": guide.tolist()})
         sigma = self.predictor.sigma(t).view(-1, 1, 1, 1).to(xc)
-        mean, variance = self.mean + GUIDES * guide.view(-1, 1, 1, 1), DEVIATION**2
+        mean, variance = self.mean + GUIDES * guide.view(-1, 1, 1, 1), VARIANCE
         if self.name == "picture":
-            mean, variance = landscape_latent(*xc.shape[-2:]), 0.05**2
-        if self.predictor.prediction_type == "const":  # x = (1 - sigma) x0 + sigma noise, answer noise - x0
+            rgb = landscape(*xc.shape[-2:])
+            mean, variance = torch.cat([2 * rgb - 1, torch.zeros_like(rgb[:1])]), 0.05**2
+        if self.predictor.prediction_type == "const":  # x = (1 - sigma) x0 + sigma noise; the answer is noise - x0
             kept = 1 - sigma
             x0 = mean + kept * variance / (kept**2 * variance + sigma**2) * (xc - kept * mean)
             return (xc - x0) / sigma
@@ -94,5 +89,5 @@ class Engine(ForgeDiffusionEngine):
 
 
 def install():
-    """Lets Forge load these models by the names of files in models/Stable-diffusion."""
+    """Makes Forge load these models by the file names in models/Stable-diffusion."""
     sd_models.forge_loader = lambda file, additional_state_dicts=None: Engine(Path(file).stem)

@@ -1,4 +1,4 @@
-"""An extension that lets a test see what the models were asked, what was decoded and who owns which package."""
+"""An extension that shows the tests the models' calls, the decoded latents and the owners of packages."""
 
 import sys
 
@@ -28,7 +28,8 @@ def reset():
 
 
 def seen():
-    owners = {name: getattr(sys.modules.get(name), "OWNER", None) for name in ("samplers", "nodes", "training")}
+    packages = ("samplers", "training", "nodes", "webui_extension")
+    owners = {name: getattr(sys.modules.get(name), "OWNER", None) for name in packages}
     registered = [[sampler.name, id(sampler)] for sampler in sd_samplers.all_samplers]
     return {**JOB, "calls": tiny_engine.CALLS, "registered": registered, "owners": owners}
 

@@ -1,0 +1,80 @@
+"""Prints measurements of ComfyModel.
+
+    <ComfyUI's python> comfy_model.py COMFYUI_PATH MODELS_FOLDER
+
+"freed" and the MB that its text encoders free; "<model> <error of one row per call> <error of three rows>" for rows
+that differ in guidance or length, against ComfyUI's guider; "default <model>" and its default guidances.
+"""
+
+import gc
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "training"))
+import _as_package  # noqa: F401 - makes the folder the package learned_solvers
+from learned_solvers.training.command.run import guidance_for
+from learned_solvers.training.models.comfy import ComfyModel
+from learned_solvers.training.models.loading import ModelFiles
+
+SHAPE = (3, 16, 8, 8)
+comfy, models = map(Path, sys.argv[1:])
+
+
+def stock(model, conds, prompt, guidance, x, sigma):
+    """The denoised state of one row by ComfyUI's guider."""
+    samplers = sys.modules["comfy.samplers"]
+    cfg, embedded = (1.0, {"guidance": guidance}) if model.embeds_guidance else (guidance, {})
+    entries = [[[c["context"], {"pooled_output": c["pooled_output"], **embedded}]] for c in (conds[prompt], conds[0])]
+    guider, rows = samplers.CFGGuider(model.patcher), []
+    guider.set_conds(*entries)
+    guider.set_cfg(cfg)
+
+    def sample(run, noise, sigmas, extra_args, callback, disable):
+        rows.append(run(x, sigma, **extra_args))
+        return noise
+
+    guider.sample(torch.zeros_like(x), torch.zeros_like(x), samplers.KSAMPLER(sample), torch.tensor([1.0, 0.0]), seed=0)
+    return rows[0]
+
+
+def compare(name, model, dim, pooled):
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    conds = [{"context": randn(1, length, dim), "pooled_output": randn(1, pooled)} for length in (8, 12, 8, 8)]
+    x, sigma, prompts, values = randn(*SHAPE), torch.tensor([0.3, 0.6, 0.9]), [1, 2, 3], [1.0, 5.0, 1.0]
+    states = list(zip(x.split(1), sigma.split(1), strict=True))
+    with torch.inference_mode():
+        rows = zip(prompts, values, states, strict=True)
+        expected = torch.cat([stock(model, conds, prompt, value, *state) for prompt, value, state in rows])
+
+    def work(denoiser, device):
+        for order in ([0, 1, 2], [2, 0, 1], [1, 1, 0]):
+            one = torch.cat([denoiser(*states[i], row=[i]) for i in order])
+            three = denoiser(x[order], sigma[order], row=order)
+            print(name, *(float((y - expected[order]).abs().max() / expected.abs().max()) for y in (one, three)))
+
+    model.with_denoiser(work, conds, guidance_for(model, [1.0, 5.0], 3), list(SHAPE))
+
+
+def tensor_memory():
+    """MB in all tensors that Python knows."""
+    storages = [t.untyped_storage() for t in gc.get_objects() if issubclass(type(t), torch.Tensor)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()) / 2**20
+
+
+model = ComfyModel.load(ModelFiles(checkpoint=models / "checkpoints" / "tiny_sd15_whole.ckpt", comfyui=comfy))
+model.encode(["a cat"], print)
+before = tensor_memory()
+model.free_text_encoders()
+print("freed", before - tensor_memory())
+for name, dim, pooled in (("sd3", 64, 32), ("flux", 64, 768)):
+    file = models / "diffusion_models" / f"tiny_{name}.safetensors"
+    if file.exists():
+        model = ComfyModel.load(ModelFiles(diffusion_model=file, comfyui=comfy))
+        compare(name, model, dim, pooled)
+        print("default", name, *guidance_for(model, (), 64).values)

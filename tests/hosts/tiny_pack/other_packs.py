@@ -1,0 +1,90 @@
+"""What other packs do: reload k-diffusion's module (RES4LYF), bring their own lists, batch prompts, schedule CFG
+(KJNodes), wrap a sampler's model in a plain function (Detail Daemon).
+"""
+
+import importlib
+import json
+import sys
+
+import comfy.samplers
+import torch
+from comfy.k_diffusion import sampling
+
+from .registry import node
+
+importlib.reload(sampling)
+
+
+def register():
+    modules = [module for name, module in sys.modules.items() if name.endswith(".nodes.stock")]
+    assert modules, "Learned Solvers is not loaded"
+    for module in modules:
+        module.register()
+
+
+def lists():
+    host = comfy.samplers
+    return [list(host.KSampler.SAMPLERS), list(host.SAMPLER_NAMES), list(host.KSampler.SCHEDULERS)]
+
+
+@node("ReloadPack", "STRING", again="INT")
+def reload(again):
+    """Reloads, registers twice, and registers with two separate lists; returns the lists as JSON."""
+    seen = {"before": lists()}
+    importlib.reload(sampling)
+    register()
+    register()
+    seen["after"] = lists()
+    host, one, two = comfy.samplers, comfy.samplers.KSampler.SAMPLERS, comfy.samplers.SAMPLER_NAMES
+    seen["same"] = one is two
+    host.KSampler.SAMPLERS, host.SAMPLER_NAMES = ["euler", "mine"], ["euler", "heun"]
+    register()
+    seen["split"] = lists()[:2]
+    host.KSampler.SAMPLERS, host.SAMPLER_NAMES = one, two
+    return json.dumps(seen)
+
+
+@node("PromptBatch", "CONDITIONING", one="CONDITIONING", two="CONDITIONING")
+def prompt_batch(one, two):
+    """Two prompts as one batched conditioning."""
+    extra = {key: torch.cat([value, two[0][1][key]]) for key, value in one[0][1].items()}
+    return [[torch.cat([one[0][0], two[0][0]]), extra]]
+
+
+class ScheduledGuider(comfy.samplers.CFGGuider):
+    def set_cfg(self, cfg, start_percent, end_percent):
+        self.cfg, self.range = cfg, (start_percent, end_percent)
+
+    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 - the host's
+        sigmas = model_options["transformer_options"]["sample_sigmas"]
+        cfg, self.cfg = self.cfg, self.cfg[0 if timestep[0] >= sigmas[0] else -1]
+        try:
+            return super().predict_noise(x, timestep, model_options, seed)
+        finally:
+            self.cfg = cfg
+
+
+CONDITIONING = {"positive": "CONDITIONING", "negative": "CONDITIONING"}
+
+
+@node("TinyScheduledGuider", "GUIDER", model="MODEL", **CONDITIONING, first="FLOAT", later="FLOAT")
+def scheduled_guider(model, positive, negative, first, later):
+    """A CFG for the first step, another one for the later steps."""
+    guider = ScheduledGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg([first, later], 0.0, 1.0)
+    return guider
+
+
+@node("TinyWrapped", "SAMPLER", sampler="SAMPLER")
+def wrapped(sampler):
+    """A sampler whose model is a plain function, with the host's `inner_model` as its only attribute."""
+
+    def sample(model, x, sigmas, **options):
+        def wrapper(x, sigma, **extra_args):
+            return model(x, sigma, **extra_args)
+
+        wrapper.inner_model = model.inner_model
+        return sampler.sampler_function(wrapper, x, sigmas, **options, **sampler.extra_options)
+
+    return comfy.samplers.KSAMPLER(sample)
