@@ -23,6 +23,7 @@ from learned_solvers.samplers import (
     res_multistep,
     uni_pc,
 )
+from learned_solvers.samplers.conversion import with_denoised, with_derivatives
 from oracles import Constant, GaussianFlow, GaussianVE, Recorder, f64, k_diffusion_module, mixture, run, start
 from torch import Tensor
 from torch.testing import assert_close
@@ -226,6 +227,13 @@ def test_a_straight_path_is_followed_exactly_with_calls_at_the_states_levels(met
     tolerance = 1e-5 if method is deis_edm else 1e-9  # its source sums ten thousand values
     expected = Constant().path(x, table.sigma_start, table.sigma_end)
     assert_close(run(Constant(), x, table), expected, rtol=tolerance, atol=tolerance)
+
+
+@each_method
+@pytest.mark.parametrize("conversion", [with_denoised, with_derivatives])
+def test_a_table_with_the_other_kind_of_entry_gives_the_same_result(conversion, method):
+    table, x = method(UNEVEN), start(UNEVEN[0])
+    assert_close(run(mixture(), x, conversion(table)), run(mixture(), x, table), rtol=1e-9, atol=1e-9)
 
 
 @each_method
