@@ -116,8 +116,7 @@ class CompareSamplers(SolverNode):
         latent = fixed_latent(model, latent_image)
         if getattr(latent["samples"], "is_nested", False):
             raise ValueError(
-                "this latent holds picture and sound together, and one error cannot cover both: connect the picture's "
-                "latent alone"
+                "this latent combines video and audio, and one error cannot cover both: connect the video latent alone"
             )
         shape, guidance = latent["samples"].shape, guidance_of(model.model, [entry[1] for entry in positive], cfg)
         runs = HostRuns(model, positive, negative, cfg, seed, 1 + len(counts) * (len(names) + len(stock)))

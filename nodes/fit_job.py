@@ -140,8 +140,7 @@ def _empty(model: Any, latent: Mapping[str, Any]) -> Tensor:
     samples = latent["samples"]
     if getattr(samples, "is_nested", False):
         raise ValueError(
-            "this latent holds picture and sound together, and such models cannot be fitted: use a bundled solver that "
-            "transfers"
+            "this latent combines video and audio, and such models cannot be fitted: use a solver that transfers"
         )
     return fixed_latent(model, {**latent, "samples": torch.zeros_like(samples)})["samples"]
 

@@ -44,7 +44,7 @@ class Guidance:
         if not all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < 1e9 for n in numbers):
             raise ValueError(f"guidance must be finite numbers of at least 0, got {numbers!s:.80}")
         if any(a >= b for a, b in zip(self.values, self.values[1:], strict=False)):
-            raise ValueError(f"guidance values must ascend without repeats, got {list(self.values)!s:.80}")
+            raise ValueError(f"guidance values must be strictly increasing, got {list(self.values)!s:.80}")
         if self.values and self.usual is not None and not self.values[0] <= self.usual <= self.values[-1]:
             raise ValueError(f"the usual guidance must be within {format_values(self.values)}, got {self.usual:g}")
         if (self.kind == "none" and numbers) or (self.kind != "embedded" and self.cfg is not None):

@@ -74,7 +74,7 @@ class StepCard:
         if not all(isinstance(k, int | float) and not isinstance(k, bool) and 0 < k < 1e9 for k in self.knots):
             raise ValueError(f"knots must be positive finite guidance values, got {list(self.knots)!s:.80}")
         if any(a * (1 + 1e-6) >= b for a, b in zip(self.knots, self.knots[1:], strict=False)):
-            raise ValueError(f"knots must ascend without repeats, got {list(self.knots)!s:.80}")
+            raise ValueError(f"knots must be strictly increasing, got {list(self.knots)!s:.80}")
         if len(self.knots) > 64:
             raise ValueError(f"a step count has at most 64 knots, got {len(self.knots)}")
         for name in (*_COUNTS, *_ERRORS, *_TEXTS):

@@ -172,7 +172,7 @@ def test_the_steps_follow_the_solver_in_the_new_node_design(page):
 def test_the_help_opens_next_to_the_graph_and_is_not_cut(page, tmp_path, kind):
     text = page.help(kind)
     inputs = page.server.get(f"/object_info/{kind}")[kind]["input"]["required"]
-    assert all(re.search(rf"\b{entry}\b", text) for entry in inputs) and "When it stops" in text
+    assert all(re.search(rf"\b{entry}\b", text) for entry in inputs) and "Error messages" in text
     widths = page.page.evaluate(
         "[...document.querySelectorAll('.markdown-content table')]"
         ".map(e => [e.scrollWidth, e.closest('.markdown-content').clientWidth])"

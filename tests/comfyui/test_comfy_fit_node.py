@@ -166,7 +166,7 @@ def test_picture_and_sound_together_are_refused_before_anything_is_sampled(serve
     prompt["both"] = node("LTXVConcatAVLatent", video_latent=["4", 0], audio_latent=["audio", 0])
     prompt["fit"]["inputs"]["latent"] = ["both", 0]
     before = written(server)
-    assert "holds picture and sound together" in error_of(server.submit(prompt))
+    assert "combines video and audio" in error_of(server.submit(prompt))
     assert written(server) == before
 
 

@@ -44,7 +44,7 @@ def test_a_guidance_as_text_and_json_and_its_default(guidance, text, default, pl
         ({"kind": "distilled"}, "guidance kind must be cfg, embedded or none, got 'distilled'"),
         *(({"kind": "cfg", "values": [v]}, "guidance must be finite numbers") for v in (-1, math.nan, "5", True, 1e9)),
         ({"kind": "cfg", "values": [5], "usual": math.inf}, "guidance must be finite numbers"),
-        ({"kind": "cfg", "values": [5, 5]}, "guidance values must ascend without repeats"),
+        ({"kind": "cfg", "values": [5, 5]}, "guidance values must be strictly increasing"),
         ({"kind": "cfg", "values": [5, 7], "usual": 8}, "usual guidance must be within 5, 7, got 8"),
         ({"kind": "none", "values": [1]}, "guidance of kind none cannot have these numbers"),
         ({"kind": "cfg", "cfg": 1}, "guidance of kind cfg cannot have these numbers"),

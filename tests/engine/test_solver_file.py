@@ -251,5 +251,5 @@ def test_knots_are_apart_and_at_most_64():
     assert len(StepCard(knots=range(1, 65)).knots) == 64
     with pytest.raises(ValueError, match="at most 64 knots"):
         StepCard(knots=range(1, 66))
-    with pytest.raises(ValueError, match="ascend without"):
+    with pytest.raises(ValueError, match="strictly increasing"):
         StepCard(knots=(7.5, 7.5000001))
