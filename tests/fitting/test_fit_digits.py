@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from learned_solvers.samplers import FlowNoise, VPNoise
-from learned_solvers.training import candidate_named, fit_solver
+from learned_solvers.training import fit_solver
 from learned_solvers.training.command.demo import demo_starts
 from learned_solvers.training.data.samples import CountedDenoiser, Samples
 from learned_solvers.training.data.teacher import Teacher
 from learned_solvers.training.data.trial import Trial
 from learned_solvers.training.models.digits import load_digits
-from learned_solvers.training.starts.candidates import rmse
+from learned_solvers.training.starts.candidates import candidates, rank, rmse
 
 pytestmark = pytest.mark.slow
 VP = VPNoise.stable_diffusion()
@@ -57,9 +57,9 @@ def measured():
         fitted = fit_digits(kind, [*FACTORS[kind]])
 
         def ratio(steps, solver=fitted.solver):
-            # Held-out samples of the fit, fewer than these, rank the peers.
-            best = [candidate_named(peer.name, steps, noise).table for peer in fitted.report[steps].peers[:3]]
-            return min(rmse(unseen, table) for table in best) / rmse(unseen, solver.table(steps, noise))
+            order = rank(unseen.first(32), list(candidates(steps, noise)))
+            peer = min(rmse(unseen, candidate.table) for _, candidate in order[:5])
+            return peer / rmse(unseen, solver.table(steps, noise))
 
         return ratio
 
