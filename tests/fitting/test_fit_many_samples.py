@@ -61,6 +61,14 @@ def test_the_estimates_of_successive_iterations_average_to_the_normal_equations_
         assert float((estimates[0].matrix - exact.matrix).norm()) > 1e-3 * float(exact.matrix.norm())
 
 
+def test_a_jacobian_of_all_samples_uses_at_most_twice_the_core():
+    problem = problem_of(20)
+    theta, before = theta_of(problem), problem.model.calls
+    estimate(problem, theta, 8, 0)
+    per_sample = 4 + sum(4 - restart.entries for restart in problem.space.restart)
+    assert problem.model.calls - before == 20 * 4 + (8 + 6) * per_sample  # the losses, then every second of 12 others
+
+
 def test_iterations_on_all_samples_come_near_their_minimum():
     problem = problem_of(120, 3)
     settings = LevenbergMarquardt(iterations=30, tolerance=1e-3, difference=1e-6, core=24)
