@@ -28,17 +28,17 @@ __all__ = ["CompareSamplers"]
 
 
 class CompareSamplers(SolverNode):
-    """A grid of pictures and a table of errors."""
+    """A grid of images and a table of errors."""
 
     TITLE = "Compare Samplers"
     DESCRIPTION = (
         "Samples the same noise with a learned solver and with stock samplers, all with the same number of model "
-        "calls, and with a many-step teacher. The error under each picture is its distance to the teacher's result."
+        "calls, and with a many-step teacher. The error under each image is its distance to the teacher's result."
     )
     RETURN_TYPES = ("IMAGE", "STRING")
     RETURN_NAMES = ("grid", "table")
     OUTPUT_TOOLTIPS = (
-        "One column per sampler, one row per step count and picture, with the error under each.",
+        "One column per sampler, one row per step count and image, with the error under each.",
         "The errors as a Markdown table, best first: root mean square over the latent, in the model's own scale.",
     )
     FUNCTION = "compare"
@@ -74,7 +74,7 @@ class CompareSamplers(SolverNode):
                 "teacher_steps": ("INT", {"default": 40, "min": 2, "max": 1000, "tooltip": "Steps of the teacher."}),
             },
             "optional": {
-                **inputs(vae={"tooltip": "Decodes the pictures, which otherwise are latent previews."}),
+                **inputs(vae={"tooltip": "Decodes the images; without it, latent previews are shown."}),
                 "more_solvers": (
                     "STRING",
                     {"default": "", "tooltip": "More solver files, separated by commas, as in the solver widget."},
@@ -104,7 +104,7 @@ class CompareSamplers(SolverNode):
         vae: Any = None,
         more_solvers: str = "",
     ) -> tuple[Tensor, str]:
-        """Returns the grid of pictures and the table of errors."""
+        """Returns the grid of images and the table of errors."""
         from ..training.comparison.measure import Entry, compare, teacher_result
         from ..training.data.samples import Samples
 
@@ -171,7 +171,7 @@ def _grid(
     entries: Mapping[int, Sequence[Entry]],
     pictures: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """The grid of pictures: a row per step count and start; the teacher first, then the samplers as in `entries`."""
+    """The grid of images: a row per step count and start; the teacher first, then the samplers as in `entries`."""
     from ..training.comparison.sheet import Cell, Head, draw_sheet
 
     def cells(result: Result) -> list[Cell]:

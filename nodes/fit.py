@@ -31,7 +31,7 @@ class FitLearnedSolver(SolverNode):
     RETURN_NAMES = ("solver", "comparison", "report")
     OUTPUT_TOOLTIPS = (
         "The file's entry in the drop-downs; connects to any solver input.",
-        "Held-out samples drawn by the teacher and, for each step count, by the best classical solver and the new one.",
+        "Held-out samples by the teacher and, for each step count, by the best classical solver and the new one.",
         "Errors compared with the classical solvers', and the path of the file.",
     )
     FUNCTION = "fit"
@@ -51,7 +51,7 @@ class FitLearnedSolver(SolverNode):
             "Only its size matters. Its batch size is the number of samples per model call; 1 needs the least memory."
         )
         samples = (
-            "Noise samples to fit to; a third as many more are held out to measure the result. 32 to 64 are enough; "
+            "Noise samples to fit to; an additional third is held out for evaluation. 32 to 64 are enough; "
             "256 or more take longer and usually give smaller errors, as steps then use a longer history."
         )
         cfg_range = (
@@ -87,7 +87,7 @@ class FitLearnedSolver(SolverNode):
                 ),
             },
             "optional": {
-                **inputs(vae={"tooltip": "Decodes the pictures, which otherwise are latent previews."}),
+                **inputs(vae={"tooltip": "Decodes the images; without it, latent previews are shown."}),
                 "cfg_range": (
                     "FLOAT",
                     {"default": CFG_RANGE, "min": 0.0, "max": 0.9, "step": 0.01, "tooltip": cfg_range},

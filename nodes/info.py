@@ -41,13 +41,13 @@ class LearnedSolverInfo(SolverNode):
         return {
             "required": {
                 "solver": (SOLVERS.names(), {"tooltip": "Solver file, bundled or from models/solver_weights."}),
-                **inputs(
-                    steps={"default": 0, "min": 0, "tooltip": "Step count to show; 0 shows every one in the file."}
-                ),
+                **inputs(steps={"default": 0, "min": 0, "tooltip": "Step count to show; 0 shows all of them."}),
                 "scheduler": (host.SCHEDULERS, {"tooltip": "Stock schedule to compare its noise levels with."}),
             },
             "optional": inputs(
-                model={"tooltip": "Model whose noise schedule is used. Without it: the prediction type's usual one."},
+                model={
+                    "tooltip": "Model whose noise schedule is used. Without it: the prediction type's default schedule."
+                },
                 latent={"tooltip": "Picture size for grids that depend on it (FLUX). Without it: 1024x1024."},
             ),
         }

@@ -27,7 +27,7 @@ class LearnedSolver(SolverNode):
 
     TITLE = "Learned Solver"
     DESCRIPTION = (
-        "A sampler with coefficients learned for the model: good pictures in 3 to 10 model calls. Connect sampler and "
+        "A sampler with coefficients learned for the model: good images in 3 to 10 model calls. Connect sampler and "
         "sigmas to SamplerCustomAdvanced."
     )
     RETURN_TYPES = ("SAMPLER", "SIGMAS", "STRING")
@@ -60,7 +60,7 @@ class LearnedSolverKSampler(SolverNode):
 
     TITLE = "KSampler (Learned Solver)"
     DESCRIPTION = (
-        "A KSampler with coefficients learned for the model: good pictures in 3 to 10 model calls. The solver file and "
+        "A KSampler with coefficients learned for the model: good images in 3 to 10 model calls. The solver file and "
         "the number of calls are shown below the widgets."
     )
     RETURN_TYPES = ("LATENT", "STRING")
@@ -70,7 +70,7 @@ class LearnedSolverKSampler(SolverNode):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's
-        latent = "The latent to start from: an empty one, or an encoded picture with denoise below 1."
+        latent = "The latent to start from: an empty one, or an encoded image with denoise below 1."
         return {
             "required": {
                 **inputs("model", "positive", "negative", latent_image={"tooltip": latent}),
