@@ -10,7 +10,6 @@ from pathlib import Path
 
 from ..text import format_list, printable
 from .solver import BUNDLED, SUFFIX, Solver, list_solvers, load_solver
-from .write import has_suffix
 
 __all__ = ["SolverFolder"]
 
@@ -46,7 +45,7 @@ class SolverFolder:
 
     def load(self, name: str) -> Solver:
         """The solver of a name in `names`; any other name, such as a path in a prompt, is refused."""
-        return self._load(name, self.names())
+        return self._load(name)
 
     def loadable(self) -> list[Solver]:
         """All solvers that load without an error, the user's first; a broken file is logged once."""
@@ -64,24 +63,27 @@ class SolverFolder:
 
     def fingerprint(self, *names: str) -> str:
         """A text that changes with the named files, or without names with any file."""
+        if names:
+            return "|".join(map(self._mark, names))
         listed = self.names()
-        return "|".join(self._mark(name, listed) for name in names or listed)
+        return "|".join(self._mark(name, listed) for name in listed)
 
-    def _load(self, name: str, names: Sequence[str]) -> Solver:
+    def _load(self, name: str, names: Sequence[str] | None = None) -> Solver:
         return replace(load_solver(self._path(name, names)), name=name)
 
-    def _mark(self, name: str, names: Sequence[str]) -> str:
+    def _mark(self, name: str, names: Sequence[str] | None = None) -> str:
         try:
             status = self._path(name, names).stat()
             return f"{name}:{status.st_mtime_ns}:{status.st_size}"
         except OSError:
             return f"{name}:gone"
 
-    def _path(self, name: str, names: Sequence[str]) -> Path:
-        """The path of a name in `names`, the current listing."""
-        path = None
-        if name in names:
-            path = self.path_of(name) if has_suffix(name, SUFFIX) else BUNDLED / f"{name}{SUFFIX}"
+    def _path(self, name: str, names: Sequence[str] | None = None) -> Path:
+        """The path of a bundled name, or of one in `names`, the current listing, which is made if not given."""
+        if name in list_solvers():
+            return BUNDLED / f"{name}{SUFFIX}"
+        names = self.names() if names is None else names
+        path = self.path_of(name) if name in names else None
         if path is None:
             raise FileNotFoundError(
                 f"no solver file is called {printable(repr(name), 200)}: choose one of {format_list(names)}, or put "

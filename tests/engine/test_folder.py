@@ -59,8 +59,16 @@ def test_a_fingerprint_changes_with_its_files_alone(folder, tmp_path):
     assert folder.fingerprint("a.safetensors").endswith("gone")
 
 
-@pytest.mark.parametrize("use", [SolverFolder.loadable, SolverFolder.fingerprint])
-def test_the_folder_is_listed_once(use, folder):
+@pytest.mark.parametrize(
+    ("use", "times"),
+    [
+        (SolverFolder.loadable, 1),
+        (SolverFolder.fingerprint, 1),
+        (lambda folder: folder.load("a.safetensors"), 1),
+        (lambda folder: folder.load("ds_flow-sit"), 0),
+    ],
+)
+def test_the_folder_is_listed_once_and_not_for_a_bundled_solver(use, times, folder):
     listings = []
     use(replace(folder, list_files=lambda: listings.append(1) or folder.list_files()))
-    assert len(listings) == 1
+    assert len(listings) == times
