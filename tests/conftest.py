@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 
 import pytest
 import torch
 from browser_host import running_browser
 from comfy_host import EACH_CHECKOUT, Server, checkouts, make_base
+from host_server import ROOT
 
-ROOT, NAME = Path(__file__).resolve().parent.parent, "learned_solvers"
+NAME = "learned_solvers"
 if NAME not in sys.modules:
     spec = spec_from_file_location(NAME, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
     assert spec is not None and spec.loader is not None
@@ -63,11 +63,11 @@ def forge(tmp_path_factory):
     """A running Forge with this checkout as an extension, one for the whole session."""
     from forge_host import NO_FORGE, ForgeServer, checkout, make_base
 
-    if checkout() is None:
+    if (place := checkout()) is None:
         pytest.skip(NO_FORGE)
     base = tmp_path_factory.mktemp("forge") / "base"
-    make_base(checkout(), base)
-    with ForgeServer(checkout(), base) as running:
+    make_base(place, base)
+    with ForgeServer(place, base) as running:
         yield running
 
 

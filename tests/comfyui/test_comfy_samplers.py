@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from comfy_host import EACH_CHECKOUT, run_script
-from learned_solvers.samplers import sample_table
 from learned_solvers.training.starts.candidates import HOST_METHODS
-from oracles import Mixture, Recorder
+from oracles import Recorder, mixture, run, start
 from torch import Tensor
 
 pytestmark = pytest.mark.comfy
@@ -19,17 +18,11 @@ LEVELS = {
     "EDM to 0": [700.0, 54.0, 8.0, 1.0, 0.05, 0.001, 0.0],
     **{f"{n} steps": [*torch.linspace(12, 1, n).tolist(), 0.0] for n in (2, 3, 4, 5)},
 }
-MEAN = torch.tensor([[1.0, -0.5, 0.3], [-0.8, 0.6, -1.0]]).double()
-STD, LOGW = torch.tensor([0.3, 0.5]).double(), torch.tensor([0.1, -0.1]).double()
+STATES = (3, 3, 1, 1)
 # uni_pc takes a last level of 0 as 0.001 and so cannot come from there.
 RUNS = [
     (name, grid) for name in HOST_METHODS for grid in LEVELS if not (name.startswith("uni_pc") and grid == "EDM to 0")
 ]
-
-
-def start(sigmas: Tensor) -> Tensor:
-    noise = torch.randn(3, 3, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return float(sigmas[0]) * noise
 
 
 @pytest.fixture(scope="module", params=EACH_CHECKOUT)
@@ -39,8 +32,9 @@ def host(request, tmp_path_factory) -> dict[tuple[str, str], tuple[Tensor, int]]
     runs = []
     for name, grid in RUNS:
         sigmas = torch.tensor(LEVELS[grid], dtype=torch.float64)
-        runs.append((name, sigmas, grid.startswith("flow"), start(sigmas)))
-    torch.save({"mean": MEAN, "std": STD, "logw": LOGW, "runs": runs}, folder / "request.pt")
+        runs.append((name, sigmas, grid.startswith("flow"), start(LEVELS[grid][0], *STATES)))
+    model = mixture()
+    torch.save({"mean": model.mean, "std": model.std, "logw": model.logw, "runs": runs}, folder / "request.pt")
     run_script(request.param, "run_samplers.py", folder / "request.pt", folder / "result.pt")
     return dict(zip(RUNS, torch.load(folder / "result.pt", weights_only=True), strict=True))
 
@@ -48,9 +42,9 @@ def host(request, tmp_path_factory) -> dict[tuple[str, str], tuple[Tensor, int]]
 @pytest.mark.parametrize(("name", "grid"), RUNS)
 def test_a_table_is_comfyuis_own_sampler(host, name, grid):
     sigmas = torch.tensor(LEVELS[grid], dtype=torch.float64)
-    model = Recorder(Mixture(MEAN, STD, LOGW, grid.startswith("flow")))
+    model = Recorder(mixture(grid.startswith("flow")))
     table = HOST_METHODS[name](sigmas)
-    result = sample_table(model, start(sigmas), table, disable=True)
+    result = run(model, start(LEVELS[grid][0], *STATES), table)
     expected, calls = host[name, grid]
     torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
     assert len(model.x) == table.nfe == calls
