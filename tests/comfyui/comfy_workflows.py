@@ -35,7 +35,7 @@ def tiny_workflow(server: Server, name: str) -> dict[str, Any]:
 
     Except for FLUX's pair of text encoders: the tiny one is CLIP-L alone.
     """
-    if name == "flux_first_picture" and TINY["unet_name"] not in options(server, "UNETLoader", "unet_name"):
+    if name == "flux_first_image" and TINY["unet_name"] not in options(server, "UNETLoader", "unet_name"):
         pytest.skip("this ComfyUI fixes FLUX's width: no tiny FLUX for CLIP-L's text; see ComfyUI 0.33.0")
     Image.linear_gradient("L").convert("RGB").resize((64, 64)).save(server.base / "input" / "example.png")
     saved = workflow(name)

@@ -30,8 +30,8 @@ def page(server, browser):
 
 
 INFO = {  # of the text node
-    "sd15_first_picture": r"dyweight_sd15 \(bundled\): 6 steps, 6 model calls",
-    "flux_first_picture": r"dyweight_flux1-dev \(bundled\): 7 steps, 7 model calls",
+    "sd15_first_image": r"dyweight_sd15 \(bundled\): 6 steps, 6 model calls",
+    "flux_first_image": r"dyweight_flux1-dev \(bundled\): 7 steps, 7 model calls",
     "sdxl_by_transfer": r"\(bundled\): 8 steps, 8 model calls",
     "image_to_image": r"dyweight_sd15 \(bundled\): [3-9] of its 10 model calls, from sigma .* \(denoise 0.6\)",
     "fit_a_solver": r"written: .*dyweight_example\.safetensors",
@@ -58,7 +58,7 @@ def test_an_example_opens_complete_and_shows_the_text_and_picture_that_its_note_
 
 
 def test_the_steps_follow_the_solver_and_the_users_own_label_stays(page):
-    page.open("steps", workflow("sd15_first_picture"))
+    page.open("steps", workflow("sd15_first_image"))
     assert page.widget(KSAMPLER, "steps") == (6, "steps")  # auto: known only in a run
     page.choose(KSAMPLER, "solver", "dyweight_flux1-dev")
     assert page.wait_for_label(KSAMPLER, "steps", FLUX_STEPS) == 5
@@ -76,7 +76,7 @@ def test_the_steps_follow_the_solver_and_the_users_own_label_stays(page):
 
 def with_steps(solver, steps):
     """A workflow saved with a solver and steps."""
-    saved = workflow("sd15_first_picture")
+    saved = workflow("sd15_first_image")
     sampler = next(n for n in saved["nodes"] if n["type"] == KSAMPLER)
     sampler["widgets_values"] = [42, "fixed", solver, steps, 2.0, 1.0]
     return saved
@@ -134,7 +134,7 @@ def test_a_file_that_is_fitted_again_has_its_new_counts_at_once(page):
 
 def test_a_picture_is_sampled_and_the_solver_named_on_the_node(page, tmp_path):
     """On a checkpoint whose pictures are known: sun and hills, in the file and on the page."""
-    page.open("picture", with_known_pictures(workflow("sd15_first_picture")))
+    page.open("picture", with_known_pictures(workflow("sd15_first_image")))
     page.choose(KSAMPLER, "solver", "dyweight_sd15")
     picture = page.run(SAVE)
     assert picture.size == (512, 512)
@@ -152,7 +152,7 @@ def test_a_picture_is_sampled_and_the_solver_named_on_the_node(page, tmp_path):
 def test_the_steps_follow_the_solver_in_the_new_node_design(page):
     page.set("Comfy.VueNodes.Enabled", True)
     try:
-        page.open("new design", workflow("sd15_first_picture"))
+        page.open("new design", workflow("sd15_first_image"))
         page.page.wait_for_timeout(2000)
         if not page.page.locator("[data-testid=node-inner-wrapper]").count():
             pytest.skip("this ComfyUI's page has only a first draft of the new design: see ComfyUI 0.33.0")
