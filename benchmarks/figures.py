@@ -36,7 +36,7 @@ STYLE = {
 
 
 def draw(figures: Path) -> None:
-    """Writes one picture per record; skips parts that have none."""
+    """Writes one image per record; skips parts that have none."""
     figures.mkdir(exist_ok=True)
     plt.style.use(STYLE)
     points, cost = recorded_points(), read_records("cost")
@@ -154,7 +154,7 @@ def _by_calls(axis: Axes, records: list[Any], key: str = "frechet") -> None:
     """Draws a measure of the peers, the published tables and the fitted solvers against calls."""
     points = records[0]["records"]
     steps = [point["steps"] for point in points]
-    axis.plot(steps, [best_value(point, key) for point in points], "o-", color=PEER, label="best peer at its best grid")
+    axis.plot(steps, [best_value(point, key) for point in points], "o-", color=PEER, label="best peer on its best grid")
     published = [(r["steps"], min(p[key] for p in r["published"].values())) for r in points if r["published"]]
     if published:  # markers only, as some counts are missing; first, as one marker is below the DS line
         label = "best of the published tables (of other models)"

@@ -63,7 +63,7 @@ def classes(name: str, setting: Setting) -> dict[str, Any]:
 
 
 def sizes_of_pictures(name: str, setting: Setting) -> dict[str, Any]:
-    """Ratios at each picture size, of solvers fitted at each size."""
+    """Ratios at each image size, of solvers fitted at each size."""
     sides = (8, 16, 24)
     places = {f"{side}x{side}": replace(BENCHMARKS[name], shape=(3, side, side)) for side in sides}
     return _across(f"{name}, size", places, setting)

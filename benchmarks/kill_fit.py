@@ -1,6 +1,6 @@
 """Kills and resumes fits as tests/fitting/test_kill_fit.py does, but more often. Needs Linux or macOS.
 
-python -m benchmarks.kill_fit            50 kills in some minutes; writes benchmarks/results/kill_fit.json
+python -m benchmarks.kill_fit            50 kills in a few minutes; writes benchmarks/results/kill_fit.json
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ RECORDED_KILLS = 50
 def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=RECORDED_KILLS, help="recorded from %(default)s on")
+    parser.add_argument(
+        "--kills", type=int, default=RECORDED_KILLS, help="number of kills; recorded from %(default)s on"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.kills < 1:

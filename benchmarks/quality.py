@@ -1,4 +1,4 @@
-"""Distances between a set of pictures and the teacher's: RMSE, Frechet distance, sharpness, span bound."""
+"""Distances between a set of images and the teacher's: RMSE, Frechet distance, sharpness, span bound."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Classifier(nn.Module):
 
 @cache
 def classifier(name: str) -> Classifier:
-    """A classifier of a benchmark's real pictures, trained in seconds with a fixed seed."""
+    """A classifier of a benchmark's real images, trained in seconds with a fixed seed."""
     pictures, classes = BENCHMARKS[name].pictures()
     classes = classes.view(len(classes), -1)
     with torch.random.fork_rng():
@@ -64,7 +64,7 @@ def frechet(a: Tensor, b: Tensor) -> float:
 
 
 def sharpness(pictures: Tensor) -> float:
-    """Mean magnitude of the gradient of pictures [S, C, H, W]."""
+    """Mean magnitude of the gradient of images [S, C, H, W]."""
     down, right = pictures.diff(dim=-2)[..., :-1], pictures.diff(dim=-1)[..., :-1, :]
     return float((down.square() + right.square()).sqrt().mean())
 
@@ -103,7 +103,7 @@ def span_error(trial: Trial, table: SolverTable) -> float:
     for start, batch in trial.samples.batches():
         run = trial.run(table, batch)
         basis = torch.stack([run.states[0], *run.entries], dim=1).flatten(2).double()  # [B, N + 1, D]
-        # Normalised: at the first levels the vectors differ only in their last digits, which contain the picture.
+        # Normalised: at the first levels the vectors differ only in their last digits, which contain the image.
         basis = torch.nn.functional.normalize(basis, dim=2)
         truth = trial.reference.rows(start, start + len(batch)).end.flatten(1).double()
         _, sizes, axes = torch.linalg.svd(basis, full_matrices=False)

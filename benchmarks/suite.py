@@ -1,4 +1,4 @@
-"""The benchmark networks: three small ones of different prediction types, with pictures and starts."""
+"""The benchmark networks: three small ones of different prediction types, with images and starts."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Benchmark:
     name: str  # in records and file names
     about: str  # description: network, data and prediction type
     noise: Noise
-    shape: tuple[int, ...]  # of a picture, [C, H, W]
+    shape: tuple[int, ...]  # of an image, [C, H, W]
     argument: str  # the name of the model's conditioning argument
     load: Callable[[torch.dtype], nn.Module]  # the denoiser, frozen
     conditioning: Callable[[int, torch.Generator], Tensor]  # random conditions [S, ...]
-    pictures: Callable[[], tuple[Tensor, Tensor]]  # real pictures [S, C, H, W] and classes [S] or [S, T]
+    pictures: Callable[[], tuple[Tensor, Tensor]]  # real images [S, C, H, W] and classes [S] or [S, T]
     published: tuple[str, ...]  # bundled solvers of this prediction type
     published_noise: Noise  # schedule for these; their grids depend on the resolution
 

@@ -1,6 +1,6 @@
 """An EDM model of drawn shapes, conditioned on captions of four words, with guidance.
 
-The data are drawn here: a caption such as "small red disc, left", and a picture of it on a background of random colour.
+The data are drawn here: a caption such as "small red disc, left", and an image of it on a background of random colour.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FIRST = np.cumsum([1, *(len(words) for words in _WORDS[:-1])])  # token of each
 
 
 def draw(tokens: Tensor, generator: np.random.Generator) -> Tensor:
-    """A picture [3, 16, 16] in [-1, 1] for a caption [4], drawn at four times the size and reduced."""
+    """An image [3, 16, 16] in [-1, 1] for a caption [4], drawn at four times the size and reduced."""
     size, colour, form, place = (int(token) - first for token, first in zip(tokens, _FIRST, strict=True))
     ground = np.array(colorsys.hsv_to_rgb(generator.random(), 0.3 * generator.random(), 0.2 + 0.7 * generator.random()))
     hue = (colour / 5 + generator.normal(0, 0.015)) % 1
@@ -57,7 +57,7 @@ def draw(tokens: Tensor, generator: np.random.Generator) -> Tensor:
 
 
 def load_pictures(count: int = 40_000, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Pictures [S, 3, 16, 16] in [-1, 1] and their captions [S, 4]."""
+    """Images [S, 3, 16, 16] in [-1, 1] and their captions [S, 4]."""
     tokens = conditioning(count, torch.Generator().manual_seed(seed))
     generator = np.random.default_rng(seed)
     return torch.stack([draw(caption, generator) for caption in tokens]), tokens

@@ -1,7 +1,7 @@
-"""A small convolutional U-Net on 3x16x16 pictures, conditioned on the noise level and on a few tokens.
+"""A small convolutional U-Net on 3x16x16 images, conditioned on the noise level and on a few tokens.
 
 After DDPM++ (arXiv 2011.13456) and EDM (arXiv 2206.00364): residual blocks with group norm and adaptive scale and
-shift, attention at the lowest resolution. The pictures are unshuffled into channels, so that it computes on 8x8 and 4x4
+shift, attention at the lowest resolution. The images are unshuffled into channels, so that it computes on 8x8 and 4x4
 and a call takes a CPU a fraction of a millisecond.
 """
 
