@@ -94,7 +94,7 @@ def test_the_first_block_fits_and_samples(tmp_path, monkeypatch):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         values = runpy.run_path("block.py")
-    assert values["pictures"].shape == (16, 1, 8, 8) and bool(values["pictures"].isfinite().all())
+    assert values["images"].shape == (16, 1, 8, 8) and bool(values["images"].isfinite().all())
     report = values["result"].report[5]
     assert values["table"].nfe == 5 and report.error_after < report.peers[0].error
 
