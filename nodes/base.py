@@ -46,8 +46,8 @@ _INPUTS: dict[str, tuple[Any, dict[str, Any], str]] = {  # name: type, options, 
     "steps": (
         "INT",
         {"default": 6, "min": 1, "max": 100},
-        "Steps, counted in model calls. A solver supports only the step counts it was fitted for; any other count "
-        "raises an error that lists them. With CFG above 1, each call runs the model on both prompts.",
+        "Steps, counted in model calls (NFE). A solver supports only the step counts it was fitted for; any other "
+        "count raises an error that lists them. With CFG above 1, each call runs the model on both prompts.",
     ),
     "cfg": (
         "FLOAT",

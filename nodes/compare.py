@@ -65,8 +65,8 @@ class CompareSamplers(SolverNode):
                     "STRING",
                     {
                         "default": "euler, dpmpp_2m, uni_pc, deis",
-                        "tooltip": "Stock samplers to compare with, separated by commas. euler/karras uses another "
-                        "scheduler than the widget's.",
+                        "tooltip": "Stock samplers to compare with, separated by commas. Write euler/karras to "
+                        "override the scheduler widget for one sampler.",
                     },
                 ),
                 "scheduler": (host.SCHEDULERS, {"tooltip": "For the stock samplers and the teacher."}),
@@ -74,7 +74,7 @@ class CompareSamplers(SolverNode):
                 "teacher_steps": ("INT", {"default": 40, "min": 2, "max": 1000, "tooltip": "Steps of the teacher."}),
             },
             "optional": {
-                **inputs(vae={"tooltip": "Decodes the images; without it, latent previews are shown."}),
+                **inputs(vae={"tooltip": "Decodes the images. Without it, latent previews are shown."}),
                 "more_solvers": (
                     "STRING",
                     {"default": "", "tooltip": "More solver files, separated by commas, as in the solver widget."},
@@ -116,7 +116,7 @@ class CompareSamplers(SolverNode):
         latent = fixed_latent(model, latent_image)
         if getattr(latent["samples"], "is_nested", False):
             raise ValueError(
-                "this latent combines video and audio, and one error cannot cover both: connect the video latent alone"
+                "this latent combines video and audio, but one error cannot cover both: connect only the video latent"
             )
         shape, guidance = latent["samples"].shape, guidance_of(model.model, [entry[1] for entry in positive], cfg)
         runs = HostRuns(model, positive, negative, cfg, seed, 1 + len(counts) * (len(names) + len(stock)))
@@ -196,7 +196,7 @@ def _grid(
 def _table(teacher: Result, results: Sequence[Result]) -> str:
     """The Markdown table, best first within each step count."""
     lines = [f"Teacher: {teacher.method}, {teacher.used} calls", ""]
-    lines += ["| calls | sampler | made | error |", "|---|---|---|---|"]
+    lines += ["| calls | sampler | calls made | error |", "|---|---|---|---|"]
     for result in sorted(results, key=lambda result: (result.calls, result.error)):
         name = f"**{result.method}**{result.grid and f' ({result.grid})'}" if result.learned else result.method
         lines.append(f"| {result.calls} | {name} | {result.used} | {result.refusal or f'{result.error:.6f}'} |")

@@ -36,7 +36,7 @@ __all__ = ["CFG_RANGE", "FitWidgets", "NodeFit", "claim", "model_file", "path_of
 
 CFG_RANGE = 0.33  # relative to cfg, to both sides
 _FREE_BYTES = 2**20  # on the disk; a file has 100 kB
-_PICTURES = 3  # held-out starts drawn in the picture
+_PICTURES = 3  # held-out starts drawn in the image
 _LOG_LINES = 4  # shown on the node
 _LONGEST_NAME = 200  # bytes; operating systems allow 255, suffix included
 _MODEL_WIDGETS = ("ckpt_name", "unet_name", "model_name", "gguf_name", "model_path")
@@ -91,7 +91,7 @@ class NodeFit:
         if teacher.calls <= max(steps):
             raise ValueError(
                 f"the teacher makes {teacher.calls} model calls ({widgets.teacher}, {widgets.teacher_steps} steps), "
-                f"not more than the solver's {max(steps)}: raise teacher_steps; 28 to 100 are usual"
+                f"but must make more than the solver's {max(steps)}: raise teacher_steps; 28 to 100 are usual"
             )
         held_out, sampling = math.ceil(widgets.samples / 3), model.get_model_object("model_sampling")
         count, shape = widgets.samples + held_out, self.latent.shape
@@ -174,7 +174,7 @@ def claim(path: Path, entry: str, overwrite: bool) -> Iterator[None]:
 
     with claimed(path.with_suffix(".fit"), _FREE_BYTES, name=entry, remedy="choose another file_name"):
         if os.path.lexists(path) and not overwrite:
-            raise FileExistsError(f"{path} already exists: choose another file_name, or switch overwrite on")
+            raise FileExistsError(f"{path} already exists: choose another file_name, or turn overwrite on")
         yield
 
 

@@ -21,7 +21,7 @@ class _WrongCalls(Exception):
 class HostRuns:
     """Samples from the noise `x` and `extra_args["latent"]`; end states are in the model's own scale.
 
-    `calls` is the sum of model calls over runs and pictures; `total` is the number of runs on the progress bar.
+    `calls` is the sum of model calls over runs and images; `total` is the number of runs on the progress bar.
     """
 
     def __init__(self, model: Any, positive: Any, negative: Any, cfg: float, seed: int, total: int) -> None:

@@ -42,13 +42,16 @@ class LearnedSolverInfo(SolverNode):
             "required": {
                 "solver": (SOLVERS.names(), {"tooltip": "Solver file, bundled or from models/solver_weights."}),
                 **inputs(steps={"default": 0, "min": 0, "tooltip": "Step count to show; 0 shows all of them."}),
-                "scheduler": (host.SCHEDULERS, {"tooltip": "Stock schedule to compare its noise levels with."}),
+                "scheduler": (
+                    host.SCHEDULERS,
+                    {"tooltip": "Stock schedule to compare the solver's noise levels with."},
+                ),
             },
             "optional": inputs(
                 model={
-                    "tooltip": "Model whose noise schedule is used. Without it: the prediction type's default schedule."
+                    "tooltip": "Provides the noise schedule. Without it: the default schedule of the prediction type."
                 },
-                latent={"tooltip": "Picture size for grids that depend on it (FLUX). Without it: 1024x1024."},
+                latent={"tooltip": "Image size for grids that depend on it (FLUX). Without it: 1024x1024."},
             ),
         }
 

@@ -1,4 +1,4 @@
-"""Pictures: end states decoded by a VAE or by the host's latent preview, and drawings as an IMAGE."""
+"""Images: end states decoded by a VAE or by the host's latent preview, and drawings as an IMAGE."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["pictures_of", "to_image"]
 
 
 def to_image(drawing: Any) -> Tensor:
-    """A PIL picture as ComfyUI's IMAGE, shape [1, H, W, 3], in [0, 1]."""
+    """A PIL image as ComfyUI's IMAGE, shape [1, H, W, 3], in [0, 1]."""
     return torch.from_numpy(np.array(drawing.convert("RGB"))).float()[None] / 255
 
 
 def pictures_of(model: Any, states: Tensor, vae: Any = None) -> Tensor:
-    """Pictures of end states, shape [B, 3, H, W], in [0, 1], on the CPU; of a video the first frame.
+    """Images of end states, shape [B, 3, H, W], in [0, 1], on the CPU; of a video the first frame.
 
     Args:
         model: ComfyUI's ModelPatcher.

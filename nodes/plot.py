@@ -1,4 +1,4 @@
-"""A picture of a solver's numbers: coefficients, noise levels, and the length of each step."""
+"""An image of a solver's numbers: coefficients, noise levels, and the length of each step."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _PANEL, _ROW, _MARGIN, _TITLE = 444, 396, 30, 60  # from panel to panel, from ro
 
 
 def draw_solver(title: str, rows: Sequence[tuple[SolverTable, Tensor]], scheduler: str) -> Any:
-    """A PIL picture with three panels per table: weights of past calls, noise levels, sums of the weights.
+    """A PIL image with three panels per table: weights of past calls, noise levels, sums of the weights.
 
     Args:
-        title: Of the picture.
+        title: Of the image.
         rows: Tables, each with a stock schedule's noise levels for as many calls, shape [N + 1].
         scheduler: Name of the stock schedule.
     """

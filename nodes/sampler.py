@@ -132,7 +132,7 @@ class SetLearnedSolver(SolverNode):
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's
         steps = (
-            "Steps of the solver's whole grid; 0 takes the sampler node's steps. Set this when only part of a grid "
+            "Steps of the solver's whole grid; 0 uses the sampler node's steps. Set this when only part of a grid "
             "runs: KSamplerAdvanced with a start or end step, or SplitSigmas."
         )
         return {"required": inputs("model", "solver", steps={"default": 0, "min": 0, "tooltip": steps})}

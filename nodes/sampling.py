@@ -37,8 +37,8 @@ def sample_learned_solver(
 ) -> Tensor:
     """Returns the sampled latent; noise schedule and guidance are read from the model being sampled.
 
-    A change after the node ran (picture size, guidance, a model patch such as v prediction, zero terminal SNR or EDM)
-    therefore selects the right table or is refused. `tokens` is the node's value, for latents without a picture's
+    A change after the node ran (image size, guidance, a model patch such as v prediction, zero terminal SNR or EDM)
+    therefore selects the right table or is refused. `tokens` is the node's value, for latents without an image's
     shape. `report`: log a guidance mismatch here, as the node did not know the guidance.
 
     Learned levels fall between the 1000 levels of an eps or v model. ComfyUI scales the input and the output by the
@@ -52,7 +52,7 @@ def sample_learned_solver(
     noise = noise_of(base, base.model_sampling, x.shape).with_tokens(tokens)
     if grid is not None and grid.needs_tokens and noise.kind == "flow" and noise.tokens is None:
         raise ValueError(
-            f"the grid of {solver.name} depends on the picture's size, which is not known for this latent. Connect the "
+            f"the grid of {solver.name} depends on the image size, which is not known for this latent. Connect the "
             "latent to the Learned Solver node, or choose a solver whose grid does not depend on it"
         )
     table, unfinished = table_between(solver, steps, noise, sigmas, solver.guidance_of(guidance))
@@ -102,7 +102,7 @@ def guidance_of(base: Any, conds: Iterable[Mapping[str, Any]], *cfgs: float) -> 
 def _with_mask_function(extra_args: Mapping[str, Any], sigmas: Tensor) -> Mapping[str, Any]:
     """The arguments, with levels for a differential mask limited to the first sigma.
 
-    A learned first call may be above it (FLUX's is, by 1 %), where such a mask would keep the whole picture.
+    A learned first call may be above it (FLUX's is, by 1 %), where such a mask would keep the whole image.
     """
     options = extra_args.get("model_options", {})
     if not (change_mask := options.get("denoise_mask_function")):

@@ -108,7 +108,7 @@ def find_solver(
         )
     if guidance is None and len(card.steps[steps].knots) > 1:
         remarks.append(
-            "sigmas and model calls are shown for the usual guidance and differ at another. For denoise below 1 use "
-            "KSampler (Learned Solver), and do not split these sigmas"
+            "sigmas and model calls are shown for the usual guidance; at another guidance they differ. For denoise "
+            "below 1 use KSampler (Learned Solver), and do not split these sigmas"
         )
     return solver, noise, table, [*remarks, *notes(solver, steps)]

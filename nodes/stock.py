@@ -57,7 +57,7 @@ def register() -> None:
 def _offer(lists: list[list[str]], kind: str, name: str, function: Any) -> None:
     """Appends a name to the host's lists, unless its function belongs to another pack."""
     if not getattr(function, "__module__", "").endswith(".nodes.stock"):  # this copy of the pack, or another
-        _log.warning("another pack already has a %s called %s; the learned one is not in the drop-downs", kind, name)
+        _log.warning("another pack already has a %s named %s; the learned one is not in the drop-downs", kind, name)
         return
     for entries in lists:
         if name not in entries:

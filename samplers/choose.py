@@ -30,7 +30,7 @@ def choose_solver(
 
     Args:
         solvers: Candidates.
-        noise: The model's noise schedule. A solver that depends on the picture size stays a candidate if the size is
+        noise: The model's noise schedule. A solver that depends on the image size stays a candidate if the size is
             unknown; its table raises the error.
         steps: Network calls.
         architecture: The model's architecture in ComfyUI's spelling; None if unknown.
@@ -53,11 +53,11 @@ def choose_solver(
         [f"{printable(s.name, 100)} ({', '.join(map(str, s.steps))} steps)" for s in group]
         for group in (fitting, [s for s in same_type if s not in fitting and steps in s.steps])
     )
-    options = [f"choose the steps of {format_list(other_counts, ', or of ')}"] if other_counts else []
+    options = [f"use a step count that another solver supports: {format_list(other_counts)}"] if other_counts else []
     options += [f"choose a solver fitted for another model: {format_list(other_models)}"] if other_models else []
     options.append(f"fit one for {steps} steps on this model")
     raise ValueError(
-        f"no {which} for {architecture or 'this model'} ({noise.kind}) has {steps} steps: {'; or '.join(options)}"
+        f"no {which} for {architecture or 'this model'} ({noise.kind}) has {steps} steps; {'; or '.join(options)}"
     )
 
 
@@ -71,6 +71,6 @@ def _makes_table(solver: Solver, noise: Noise, steps: int) -> bool:
     try:
         solver.table(steps, noise.with_tokens())
     except (ValueError, ArithmeticError) as error:
-        _log.info("left out of the automatic choice: %s", error)
+        _log.info("skipped in automatic selection: %s", error)
         return False
     return True

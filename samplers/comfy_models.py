@@ -70,13 +70,13 @@ def noise_of(base: Any, sampling: Any, shape: Sequence[int] | None) -> Noise:
     # ComfyUI combines two classes: the schedule, and the network's prediction.
     kind = "/".join(c.__name__ for c in type(sampling).__bases__)
     raise ValueError(
-        f"learned solvers run on flow, eps, v and EDM models, the prediction of this {model} is {kind}: use a stock "
-        "sampler"
+        f"learned solvers run on flow, eps, v and EDM models, but the prediction of this {model} is {kind}: use a "
+        "stock sampler"
     )
 
 
 def latent_tokens(base: Any, shape: Sequence[int] | None) -> int | None:
-    """The number of tokens of a picture or video frame; None if the shape or the patch size is unknown."""
+    """The number of tokens of an image or video frame; None if the shape or the patch size is unknown."""
     if shape is None or len(shape) < 4:
         return None
     # The table comes first: Lens and Ideogram 4 get packed latents, and wrapped networks have no patch_size.
@@ -88,6 +88,6 @@ def latent_tokens(base: Any, shape: Sequence[int] | None) -> int | None:
 
 
 def pixel_size(base: Any, shape: Sequence[int]) -> str | None:
-    """A latent's size in pixels, "WIDTHxHEIGHT"; None for latents that are not pictures."""
+    """A latent's size in pixels, "WIDTHxHEIGHT"; None for latents that are not images."""
     ratio = getattr(base.latent_format, "spacial_downscale_ratio", 8)
     return f"{shape[-1] * ratio}x{shape[-2] * ratio}" if len(shape) >= 4 else None

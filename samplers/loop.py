@@ -67,7 +67,7 @@ def sample_table(
     for i in trange(start, table.steps, disable=disable):
         if i not in entries:
             if i == 0 and table.analytic_first:
-                # The derivative for pure noise, whose denoised picture is almost 0.
+                # The derivative for pure noise, whose denoised prediction is almost 0.
                 entries[i] = x / (1 + table.sigma_start**2) ** 0.5
                 denoised = x - divisors[i] * entries[i]
             else:

@@ -28,7 +28,7 @@ def mismatches(
         noise: The model's noise schedule.
         architecture: The model's architecture in ComfyUI's spelling; None if unknown.
         guidance: Guidance of the run; None if unknown.
-        size: Size of the picture, "512x512"; None if unknown.
+        size: Size of the image, "512x512"; None if unknown.
     """
     card, facts = solver.card, []
     if card.architecture != architecture:
@@ -38,13 +38,13 @@ def mismatches(
         )
     if noise.kind == "vp" and abs(noise.sigma_max / _SD_SIGMA_MAX - 1) > 0.01:
         facts.append(
-            f"this model's noise starts at sigma {noise.sigma_max:.4g}, Stable Diffusion's at {_SD_SIGMA_MAX:.4g}: "
+            f"this model's noise starts at sigma {noise.sigma_max:.4g}, but Stable Diffusion's at {_SD_SIGMA_MAX:.4g}: "
             "compare with a stock sampler first"
         )
     if mismatch := guidance_mismatch(solver, steps, guidance):
         facts.append(mismatch)
     if size and card.resolution and size != card.resolution:
-        facts.append(f"fitted at {card.resolution}, this picture is {size}")
+        facts.append(f"fitted at {card.resolution}, but this image is {size}")
     return facts
 
 
@@ -58,8 +58,8 @@ def guidance_mismatch(solver: Solver, steps: int, guidance: Guidance | None) -> 
         return None
     if guidance is None:
         if len(step.knots) > 1:
-            return f"fitted at {fitted}, the sampler uses yours if it is a single number, otherwise {fitted.default:g}"
-        return f"fitted at {fitted}, the guidance of this run is unknown here"
+            return f"fitted at {fitted}; the sampler uses yours if it is a single number, otherwise {fitted.default:g}"
+        return f"fitted at {fitted}, but the guidance of this run is unknown"
     value, used = solver.guidance_of(guidance), ""
     if len(step.knots) > 1:
         lowest, highest = step.knots[0], step.knots[-1]
@@ -67,7 +67,7 @@ def guidance_mismatch(solver: Solver, steps: int, guidance: Guidance | None) -> 
             used = ": the usual parameters are used"
         elif not lowest <= value <= highest:
             used = f": the parameters for {min(max(value, lowest), highest):g} are used"
-    return f"fitted at {fitted}, this run uses {guidance}{used}"
+    return f"fitted at {fitted}, but this run uses {guidance}{used}"
 
 
 def notes(solver: Solver, steps: int) -> list[str]:

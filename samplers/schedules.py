@@ -13,7 +13,7 @@ from .grids import FLUX_GRID, Grid, interpolate
 
 __all__ = ["KINDS", "EDMNoise", "FlowNoise", "Noise", "VPNoise", "check_noise"]
 
-DEFAULT_TOKENS = 4096  # latent tokens of a 1024x1024 picture
+DEFAULT_TOKENS = 4096  # latent tokens of a 1024x1024 image
 
 
 class Noise:
@@ -24,7 +24,7 @@ class Noise:
         sigma_max: Noise level at which sampling starts.
         sigma_min: Lowest noise level of the model's training.
         time_is_sigma: Whether model time is sigma itself, so that DEIS is Adams-Bashforth.
-        tokens: Number of latent tokens of the picture, for flow models; None if unknown.
+        tokens: Number of latent tokens of the image, for flow models; None if unknown.
     """
 
     kind: str
@@ -71,7 +71,7 @@ class FlowNoise(Noise):
     """Rectified flow, x = (1 - sigma) * x0 + sigma * noise, sigma from 1 to 0 (SD3, FLUX, Wan, ...).
 
     Args:
-        tokens: Number of latent tokens of the picture, H/16 * W/16 in pixels; needed by grids that depend on the
+        tokens: Number of latent tokens of the image, H/16 * W/16 in pixels; needed by grids that depend on the
             resolution.
     """
 
@@ -82,7 +82,7 @@ class FlowNoise(Noise):
 
     def __post_init__(self) -> None:
         if self.tokens is not None and self.tokens < 1:
-            raise ValueError(f"tokens must be at least 1 (H/16 * W/16 of the picture), got {self.tokens}")
+            raise ValueError(f"tokens must be at least 1 (H/16 * W/16 of the image), got {self.tokens}")
 
     @property
     def start_std(self) -> None:  # noqa: D102 - see Noise

@@ -91,7 +91,7 @@ class SolverTable:
 
     @property
     def sigma_end(self) -> float:
-        """Noise level of the result; 0 for a clean picture."""
+        """Noise level of the result; 0 for a clean sample."""
         return self.levels[-1].item()
 
     @property

@@ -15,7 +15,7 @@ import torch
 __all__ = ["check_message", "harmless", "memory_limit", "refusal", "watched"]
 
 _BYTES, _SECONDS = 2**29, 5  # that a reader may use for any file
-_REMEDIES = ("update Learned Solvers", "get the file again", "put it where models belong")
+_REMEDIES = ("update Learned Solvers", "download the file again", "move it to the folder for models")
 
 _FORBIDDEN = {"exec", "compile", "import", "subprocess.Popen", "socket.connect", "ctypes.dlopen", "pty.spawn"}
 _FORBIDDEN |= {f"os.{name}" for name in ("system", "exec", "posix_spawn", "fork", "remove", "rename", "mkdir", "rmdir")}

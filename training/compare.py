@@ -1,11 +1,11 @@
-"""Compare solvers with common samplers at equal network calls: a table, a plot and pictures.
+"""Compare solvers with common samplers at equal network calls: a table, a plot and images.
 
     python training/compare.py --demo --solver demo/dyweight_digits.safetensors      on the bundled small model, any CPU
 
     python training/compare.py --checkpoint sd15.safetensors --solver dyweight_sd15.safetensors --guidance 7.5
 
-The peers are ComfyUI's sampler functions on ComfyUI's schedulers and step lists, each shown on its best grid; for the
-bundled model, this project's tables of the same methods. The error is the root mean square distance to a many-step
+The stock samplers are ComfyUI's sampler functions on ComfyUI's schedulers and step lists, each on its best grid; for
+the bundled model, this project's tables of the same methods. The error is the root mean square distance to a many-step
 teacher from the same initial noise. Choose a --seed that the solvers were not fitted with.
 """
 
@@ -95,12 +95,12 @@ def _parse(arguments: list[str]) -> CompareCommand:
     add("--demo", action="store_true", help="compare on the bundled small model")
     add_model_options(parser)
     add("--guidance", type=parse_guidance,
-        help="CFG; on FLUX, embedded guidance with CFG 1 (default: usual for the architecture)")  # fmt: skip
+        help="CFG; on FLUX, embedded guidance with CFG 1 (default: the architecture's usual value)")  # fmt: skip
     add("--solver", type=Path, nargs="+", default=[],
         help="solver files; a bare name is also looked up in ComfyUI's models/solver_weights")  # fmt: skip
     add("--steps", type=parse_count, nargs="+",
-        help="step counts, in network calls (default: those of the solvers, else 3 to 8)")  # fmt: skip
-    add("--grids", nargs="+", default=[], help="run the peers on these grids only, named as in the table")
+        help="step counts, in network calls (default: those of the solvers, otherwise 3 to 8)")  # fmt: skip
+    add("--grids", nargs="+", default=[], help="run the stock samplers only on these grids, as listed in the table")
     add("--samples", type=parse_count, default=32, help="number of starts (default: 32)")
     add("--teacher", choices=TEACHERS, default="heun", help="many-step solver to measure against (default: heun)")
     add("--teacher-steps", type=parse_count, default=60,
@@ -186,14 +186,14 @@ def _compare(command: CompareCommand, model: ComparedModel) -> None:
     for solver in command.solvers:
         if solver.prediction != model.noise.kind:
             raise ValueError(
-                f"{solver.name} was fitted for {solver.prediction} models, this model is {model.noise.kind}: leave it "
-                "out of --solver"
+                f"{solver.name} was fitted for {solver.prediction} models, but this model is {model.noise.kind}: "
+                "remove it from --solver"
             )
     entries, teacher, samples = _entries(command, model), command.teacher, model.samples
     if teacher.calls <= max(entries):
         raise ValueError(
-            f"the teacher makes {teacher.calls} network calls, not more than the solvers' {max(entries)}: raise "
-            "--teacher-steps"
+            f"the teacher makes {teacher.calls} network calls, but must make more than the solvers' {max(entries)}: "
+            "raise --teacher-steps"
         )
     most = most_compared(entries, len(samples))
     _log(
@@ -204,7 +204,7 @@ def _compare(command: CompareCommand, model: ComparedModel) -> None:
     started = time.perf_counter()
     goal = teacher.reference(model.denoiser, samples, model.noise).end
     seconds = time.perf_counter() - started
-    _log(f"The teacher took {seconds:.0f} s: at most {duration(seconds * most / model.denoiser.calls)} more.")
+    _log(f"The teacher took {seconds:.0f} s; at most {duration(seconds * most / model.denoiser.calls)} remain.")
     results = compare(entries, model.denoiser, samples, goal, pictures=PICTURES, log=_log)
     text = write_files(command.output, command.text, model, teacher, command.seed, goal, results, plot=command.plot)
     _log(f"\n{text}")
@@ -221,9 +221,11 @@ def _entries(command: CompareCommand, model: ComparedModel) -> dict[int, list[En
         entries[n] += [entry for entry in peers if not command.grids or entry.grid in command.grids]
     if unknown := [grid for grid in command.grids if grid not in grids]:
         missing, available = (", ".join(map(repr, names)) for names in (unknown, grids))
-        raise ValueError(f"--grids: no peer has {missing} at {list(command.steps)} calls; choose from {available}")
+        raise ValueError(
+            f"--grids: no stock sampler has {missing} at {list(command.steps)} calls; choose from {available}"
+        )
     if not any(entries.values()):
-        raise ValueError(f"no solver and no peer has {list(command.steps)} calls: choose other --steps")
+        raise ValueError(f"no solver and no stock sampler has {list(command.steps)} calls: choose other --steps")
     return entries
 
 

@@ -72,7 +72,7 @@ def better_peers(result: FitResult) -> list[str]:
     return [
         f"At {steps} calls {report.peers[0].name} is closer to the teacher than the new solver"
         + (", though its median is larger" if report.median_after < _least_median(report) else "")
-        + ": fit to more samples, or use that one."
+        + ": fit to more samples, or use the classical solver."
         for steps, report in result.report.items()
         if report.peers[0].error < report.error_after
     ]
@@ -81,8 +81,8 @@ def better_peers(result: FitResult) -> list[str]:
 def table_of(result: FitResult) -> str:
     """A Markdown table: per step count the errors of the three best peers and of the fit, calls and seconds."""
     lines = [
-        "| calls | best classical solvers, each at its best grid | before | fitted | best peer / fitted "
-        "| medians: best peer / fitted | network calls spent | seconds |",
+        "| calls | best classical solvers, each on its best grid | before | fitted | best classical / fitted "
+        "| medians: best classical / fitted | network calls spent | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for steps, report in result.report.items():
@@ -96,10 +96,10 @@ def table_of(result: FitResult) -> str:
     starts = "; ".join(f"{steps} calls: {report.start}" for steps, report in result.report.items())
     lines.append("")
     lines.append(
-        f"Errors are RMSE to the teacher's pictures on {result.held_out} held-out starts. Nothing was fitted to these, "
-        "but they decided when iterations on up to 64 samples stopped. A few trajectories that switch to another "
-        "picture can dominate such an error; the medians are insensitive to them. "
-        f"*Before* is the error of each fit's start ({starts}). "
+        f"Errors are RMSE to the teacher's outputs from the same noise, on {result.held_out} held-out samples. Nothing "
+        "was fitted to these, but they decided when iterations on up to 64 samples stopped. A few trajectories that "
+        "switch to another image can dominate such an error; the medians are insensitive to them. "
+        f"*Before* is the error of each fit's initial solver ({starts}). "
         f"The teacher took {result.teacher_calls:,} network calls, shared by all rows."
     )
     return "\n".join(lines)

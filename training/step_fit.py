@@ -37,7 +37,7 @@ def fit_steps(task: Task, n: int, job: FitJob) -> tuple[dict[str, Tensor], StepC
     fitted, note = _ensure_no_worse(task, n, order[0], fitted, optimizer)
     ((after, median),) = task.errors(f"{n}/after", task.held_out, [fitted.space.table(fitted.theta)])
     ratio = peers[0].error / max(after, 1e-300)
-    task.log(f"{n} steps: held-out error {before:.4f} -> {after:.4f}, 1/{ratio:.2f} of the best peer's")
+    task.log(f"{n} steps: held-out error {before:.4f} -> {after:.4f}, 1/{ratio:.2f} of the best classical solver's")
     calls = task.calls()
     errors = {"error_before": before, "error_after": after, "error_best_peer": peers[0].error}
     card = replace(
@@ -112,8 +112,8 @@ def _ensure_no_worse(
     if reached <= bound:
         return fitted, None
     note = (
-        f"Error {reached:.4g} on the fitted samples, but {bound:.4g} with {best.name}: use that one, or fit to more "
-        "samples."
+        f"Error {reached:.4g} on the fitted samples, but {bound:.4g} with {best.name}: use that solver, or fit to "
+        "more samples."
     )
     task.log(f"{n} steps: {note}")
     return fitted, note

@@ -1,6 +1,6 @@
 """Train the bundled small model: `python training/train_digits.py` writes training/models/digits.safetensors.
 
-Takes about five minutes on two CPU cores. Needs scikit-learn (`pip install scikit-learn`) for the pictures.
+Takes about five minutes on two CPU cores. Needs scikit-learn (`pip install scikit-learn`) for the images.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def main() -> None:
     add("--output", type=Path, default=WEIGHTS, help="weights file (default: the bundled one)")
     # With more steps it memorises pictures.
     add("--steps", type=int, default=3000, help="training steps (default: %(default)s)")
-    add("--batch", type=int, default=128, help="pictures per step (default: %(default)s)")
+    add("--batch", type=int, default=128, help="images per step (default: %(default)s)")
     add("--rate", type=float, default=2e-3, help="highest learning rate (default: %(default)s)")
-    add("--blur", type=float, default=0.15, help="standard deviation of noise on the pictures (default: %(default)s)")
+    add("--blur", type=float, default=0.15, help="standard deviation of noise on the images (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of weights, batches and noise (default: %(default)s)")
     add("--threads", type=int, default=2, help="number of CPU threads (default: %(default)s)")
     args = parser.parse_args()

@@ -72,6 +72,6 @@ def noise_of(model_wrap: Any, shape: Sequence[int] | None) -> Noise:
     ):  # a table of levels in which timesteps are looked up
         return VPNoise.from_sigmas(schedule.sigmas)
     raise ValueError(
-        f"learned solvers run on flow, eps, v and EDM models, this model's prediction is {kinds[0]}"
-        f"{f' ({prediction})' if prediction else ''}: use a stock sampler for it"
+        f"learned solvers run on flow, eps, v and EDM models, but this model's prediction is {kinds[0]}"
+        f"{f' ({prediction})' if prediction else ''}: use a stock sampler"
     )

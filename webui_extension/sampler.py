@@ -62,7 +62,7 @@ class LearnedSampler(KDiffusionSampler):
         """
         if getattr(p, "sampler_noise_scheduler_override", None):
             raise ValueError(
-                "a script overrides the noise levels, a learned solver needs its own: choose a stock sampler"
+                "a script overrides the noise levels, but a learned solver needs its own: choose a stock sampler"
             )
         model, guidance = architecture(shared.sd_model), guidance_of(p, shared.sd_model)
         request = Request(requested_file(p), self.family, noise_of(self.model_wrap, self.shape), model)
@@ -85,7 +85,9 @@ class LearnedSampler(KDiffusionSampler):
             return levels
         if current.steps != steps:
             requested = f"the last {self.part.calls} of {steps} steps (denoising strength {self.part.strength:g})"
-            self._comment(p, f"{solver.name} does not have {steps} steps: ran {current.calls} instead of {requested}")
+            self._comment(
+                p, f"{solver.name} does not support {steps} steps: ran {current.calls} instead of {requested}"
+            )
         return torch.cat([levels[:1].expand(max(0, steps - self.part.calls)), levels])
 
     def run(
@@ -109,7 +111,7 @@ class LearnedSampler(KDiffusionSampler):
 
     @staticmethod
     def _comment(p: Any, text: str) -> None:
-        """Writes a text below the picture and into the log, once per job."""
+        """Writes a text below the image and into the log, once per job."""
         if text not in p.comments:
             _log.info("%s", text)
         p.comment(text)

@@ -89,7 +89,7 @@ def add_settings() -> None:
         section=_SECTION,
     )
     nearest = shared.OptionInfo(
-        False, "Use the nearest supported step count instead of an error", gr.Checkbox, section=_SECTION
+        False, "Use the nearest supported step count instead of raising an error", gr.Checkbox, section=_SECTION
     )
     shared.opts.add_option("learned_solvers_file", file)
     shared.opts.add_option("learned_solvers_nearest", nearest)
@@ -111,7 +111,7 @@ def _apply(p: Any, file: str, files: list[str]) -> None:
 def _confirm(p: Any, files: list[str]) -> None:
     names = [AUTO, *SOLVERS.names()]
     if missing := [file for file in files if file not in names]:
-        raise RuntimeError(f"no solver file is called {format_list(missing)}: choose from {format_list(names)}")
+        raise RuntimeError(f"there is no solver file named {format_list(missing)}: choose from {format_list(names)}")
 
 
 def _choices() -> list[str]:
@@ -123,7 +123,7 @@ def _about(file: str | None) -> str:
     if not file or file == AS_SET:
         return "As chosen in *Settings > Learned Solvers*."
     if file == AUTO:
-        return "A file that was fitted for the model's architecture with these steps, else one that transfers to it."
+        return "A file fitted for the model's architecture with these steps, otherwise one that transfers to it."
     try:
         solver = SOLVERS.load(file)
     except (ValueError, OSError) as error:

@@ -58,7 +58,7 @@ def ipndm_v(sigmas: Tensor, order: int = 4) -> SolverTable:
 
 
 def euler_end(table: SolverTable) -> SolverTable:
-    """The derivative table with an Euler step as its last step if that ends at 0: the result is the last picture D.
+    """The derivative table; if it ends at 0, with a last Euler step, whose result is the last denoised prediction D.
 
     ComfyUI ends `ipndm`, `ipndm_v`, `deis` and `lms` in this way (its lms is `euler_end(adams_bashforth(sigmas, 4))`).
     """

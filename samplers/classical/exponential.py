@@ -91,10 +91,10 @@ def uni_pc(sigmas: Tensor, variant: str = "bh1") -> SolverTable:
 
 
 def _unipc_weights(nodes: Tensor, end: Tensor, variant: str) -> tuple[Tensor, Tensor]:
-    """The predictor's and the corrector's weights of the pictures in the step to `end`, newest first.
+    """The predictor's and the corrector's weights of the denoised predictions in the step to `end`, newest first.
 
-    `nodes` are the log-SNRs l of the previous pictures, newest first, shape [K]. The corrector has K + 1 weights; the
-    first is that of the picture at `end`.
+    `nodes` are the log-SNRs l of the previous predictions, newest first, shape [K]. The corrector has K + 1 weights;
+    the first is that of the prediction at `end`.
     """
     order, h = len(nodes), float(end - nodes[0])
     scale = -h if variant == "bh1" else math.expm1(-h)
@@ -113,5 +113,5 @@ def _unipc_weights(nodes: Tensor, end: Tensor, variant: str) -> tuple[Tensor, Te
 
 
 def _picture_weights(differences: Tensor, h: float, scale: float) -> Tensor:
-    """The weights of the newest picture and of the others, from the factors of the others' differences from it."""
+    """The weights of the newest prediction and of the others, from the factors of the others' differences from it."""
     return torch.cat([(-math.expm1(-h) + scale * differences.sum())[None], -scale * differences])

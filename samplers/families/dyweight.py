@@ -63,7 +63,7 @@ def dyweight_table(
     coeffs = weights * torch.stack(steps)[:, None]
     if divisor == "state":
         coeffs = coeffs * (sigmas / true)
-    # As in the paper, the last state is the picture at the grid's end, regardless of the last row's sum.
+    # As in the paper, the last state is the image at the grid's end, regardless of the last row's sum.
     return SolverTable(
         levels=torch.cat([true, grid[-1:]]),
         sigmas=sigmas,

@@ -126,7 +126,7 @@ class Card:
         checkpoint: Name of the model's weights.
         steps: One StepCard per number of network calls.
         guidance: Guidance of the fit; None if unknown.
-        resolution: Picture size of the fit, "512x512".
+        resolution: Image size of the fit, "512x512".
         transferable: Whether its authors show it on other models of the same prediction type.
         source: Source of the parameters.
         citation: Paper.
@@ -225,7 +225,7 @@ def _json(name: str, text: str) -> Any:
     try:
         return read_json(text)
     except ValueError as error:
-        raise ValueError(f"the card's {name} must be JSON, got an error: {str(error)[:200]}") from error
+        raise ValueError(f"cannot parse the card's {name}: {str(error)[:200]}") from error
 
 
 def _check_text(name: str, value: object) -> None:

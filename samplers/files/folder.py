@@ -40,7 +40,7 @@ class SolverFolder:
             if name.isascii() or name.encode(errors="ignore").decode() == name:
                 names.append(name)
             else:
-                _warn_once(f"left out: the name of {name!a} in {self.place} is not UTF-8; rename it")
+                _warn_once(f"skipped: the name of {name!a} in {self.place} is not UTF-8; rename it")
         return [*names, *list_solvers()]
 
     def load(self, name: str) -> Solver:
@@ -54,7 +54,7 @@ class SolverFolder:
             try:
                 solvers.append(self._load(name, names))
             except Exception as error:  # one broken file must not affect the others
-                _warn_once(f"left out of the automatic choice: {error}", self._mark(name, names))
+                _warn_once(f"skipped in automatic selection: {error}", self._mark(name, names))
         return solvers
 
     def place_of(self, name: str) -> str:
@@ -86,8 +86,8 @@ class SolverFolder:
         path = self.path_of(name) if name in names else None
         if path is None:
             raise FileNotFoundError(
-                f"no solver file is called {printable(repr(name), 200)}: choose one of {format_list(names)}, or put "
-                f"the file into {self.place}"
+                f"there is no solver file named {printable(repr(name), 200)}: choose one of {format_list(names)}, or "
+                f"put the file into {self.place}"
             )
         return Path(path)
 

@@ -28,8 +28,8 @@ def read_container(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         content = file.read(_LARGEST + 1)
     if len(content) > _LARGEST:
         raise ValueError(
-            f"a solver file has at most {_LARGEST} bytes, this one has {path.stat().st_size}: it is probably a model; "
-            "put it where models belong"
+            f"a solver file has at most {_LARGEST} bytes, but this one has {path.stat().st_size}: it is probably a "
+            "model; move it to the folder for models"
         )
     try:
         metadata = _metadata(content)
@@ -43,7 +43,7 @@ def _metadata(content: bytes) -> dict[str, str]:
     """The header's metadata."""
     length = struct.unpack("<Q", content[:8])[0] if len(content) >= 8 else 0
     if not 2 <= length <= min(len(content) - 8, _LONGEST_HEADER):
-        # The first bytes of a text or picture make a huge number that means nothing to the reader.
+        # The first bytes of a text or image make a huge number that means nothing to the reader.
         length_text = f"header length {length}" if length <= 2**32 else "header length missing or"
         raise ValueError(f"{length_text} out of range (2 to {_LONGEST_HEADER}); the file has {len(content)} bytes")
     header = read_json(content[8 : 8 + length].decode())

@@ -34,7 +34,7 @@ __all__ = ["BUNDLED", "SUFFIX", "MissingSteps", "Solver", "list_solvers", "load_
 BUNDLED = Path(__file__).resolve().parents[2] / "solver_weights"
 SUFFIX = ".safetensors"
 _PUBLISHED = (".pt", ".pkl", ".json")  # what training/import_weights.py reads
-_REMEDIES = ("update Learned Solvers", "put it where models belong")  # in errors that need no other remedy
+_REMEDIES = ("update Learned Solvers", "move it to the folder for models")  # in errors that need no other remedy
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # fewer bits are too coarse for coefficients
 
 
@@ -67,8 +67,8 @@ class Solver:
             )
         if set(self.parameters) != set(self.card.steps):
             raise ValueError(
-                f"the card lists steps {printable(str([*self.card.steps]), 200)}, the parameters are for "
-                f"{printable(str(sorted(self.parameters)), 200)}: both must name the same step counts"
+                f"the card lists steps {printable(str([*self.card.steps]), 200)}, but the parameters are for "
+                f"{printable(str(sorted(self.parameters)), 200)}: both must list the same step counts"
             )
         for nfe, tensors in self.parameters.items():
             try:
@@ -81,7 +81,7 @@ class Solver:
         if self.prediction not in family.kinds or (step.grid and self.prediction not in step.grid.kinds):
             raise ValueError(
                 f"{family.title}{f' on a {step.grid.rule} grid' if step.grid else ''} does not exist for "
-                f"{self.prediction} models; write the right prediction and grid into the card"
+                f"{self.prediction} models; correct the prediction and the grid in the card"
             )
         if unknown := set(step.options) - set(family.options):
             raise ValueError(f"{family.title} has no options {', '.join(map(str, unknown))}: update Learned Solvers")
@@ -128,8 +128,8 @@ class Solver:
         check_noise(noise)
         if noise.kind != self.prediction:
             raise ValueError(
-                f"{self.name} was fitted for {self.prediction} models, this model is {noise.kind}: choose a solver for "
-                f"{noise.kind} models"
+                f"{self.name} was fitted for {self.prediction} models, but this model is {noise.kind}: choose a solver "
+                f"for {noise.kind} models"
             )
         parameters = self.parameters_at(steps, guidance)
         try:
@@ -172,7 +172,7 @@ class Solver:
         """
         path = Path(path)
         if not has_suffix(path, SUFFIX):
-            raise ValueError(f"{path}: a solver file ends in {SUFFIX}; rename it")
+            raise ValueError(f"{path}: a solver file must end in {SUFFIX}; rename it")
         check_name(path.name)
         named_tensors = {
             f"{nfe}/{name}": tensor.detach().cpu().double().clone().contiguous()
@@ -197,28 +197,28 @@ def load_solver(solver: str | Path) -> Solver:
     path, name = Path(solver), printable(str(solver), 1000)
     if path.suffix.lower() in _PUBLISHED:
         raise ValueError(
-            f"{name}: a solver file ends in {SUFFIX}; convert a published {', '.join(_PUBLISHED)} file with "
+            f"{name}: a solver file must end in {SUFFIX}; convert a published {', '.join(_PUBLISHED)} file with "
             f"python training/import_weights.py {name} --output FOLDER"
         )
     if not has_suffix(path, SUFFIX):
         if str(solver) not in list_solvers():
             raise ValueError(
-                f"no bundled solver is called {printable(repr(str(solver)), 200)}{_hint(str(solver))}: choose one of "
-                f"{', '.join(list_solvers())}, or give the path of a {SUFFIX} file"
+                f"there is no bundled solver named {printable(repr(str(solver)), 200)}{_hint(str(solver))}: choose one "
+                f"of {', '.join(list_solvers())}, or pass the path of a {SUFFIX} file"
             )
         path = BUNDLED / f"{solver}{SUFFIX}"
     if os.path.isdir(path):
-        raise ValueError(f"{name} is a folder: name the {SUFFIX} file in it")
+        raise ValueError(f"{name} is a folder: pass the {SUFFIX} file in it")
     if not os.path.isfile(path):  # unlike Path.is_file, False for any text that cannot be a file name
         bundled = f", such as {path.stem!r}" if path.stem in list_solvers() else ""
         raise FileNotFoundError(
-            f"{name} does not exist: give the path of a solver file, or a bundled solver's name{bundled}"
+            f"{name} does not exist: pass the path of a solver file, or a bundled solver's name{bundled}"
         )
     try:
         return _assemble(path.stem, *read_container(path))
     except ValueError as error:
         reason = printable(str(error))
-        remedy = "" if any(known in reason for known in _REMEDIES) else "; get the file again, or fit it again"
+        remedy = "" if any(known in reason for known in _REMEDIES) else "; download the file again, or repeat the fit"
         raise ValueError(f"{printable(str(path), 1000)}: {reason}{remedy}") from error
 
 
@@ -231,7 +231,7 @@ def _hint(name: str) -> str:
     """The bundled name closest to an unknown one, or a note that this package lacks the files of its family."""
     family, bundled = FAMILIES.get(name.partition("_")[0]), list_solvers()
     if family and not any(known.startswith(f"{family.name}_") for known in bundled):
-        return f" (this package leaves out {family.title}'s published files: the project's own releases have them)"
+        return f" (this package does not include {family.title}'s published files; the project's own releases do)"
     close = [] if name in FAMILIES else get_close_matches(name[:200], bundled, 1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

@@ -42,7 +42,7 @@ def write_whole(path: Path, content: bytes, *, overwrite: bool = True) -> None:
     except FileExistsError:
         raise
     except OSError as error:
-        reason = f"{path} cannot be written ({error.strerror or error}): make room for it, or choose another folder"
+        reason = f"{path} cannot be written ({error.strerror or error}): free disk space, or choose another folder"
         raise type(error)(error.errno, f"{reason}. An existing file is unchanged") from error
     finally:
         with suppress(OSError):

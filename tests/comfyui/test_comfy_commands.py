@@ -299,23 +299,23 @@ for options in {options!r}:
 """
 VAE = "{}/models/vae/tiny_taesd.safetensors"
 WRONG = {  # options, and a pattern of the message
-    "prompts": (["--conditioning", "{}/other.safetensors"], "name another file with --conditioning"),
+    "prompts": (["--conditioning", "{}/other.safetensors"], "pass another file with --conditioning"),
     "size": (["--size", "60x64"], "--size must be multiples of 8 for SD3, got 60x64: use 64x64"),
     "kind": (
         ["--dry-run", "--clip", VAE],
-        r"cannot load .*/tiny_taesd\.safetensors \(.*name the model's text encoders",
+        r"cannot load .*/tiny_taesd\.safetensors \(.*pass the model's text encoders",
     ),
     "text encoder": (
         ["--dry-run", "--diffusion-model", "{}/models/diffusion_models/tiny_sd3.safetensors"],
-        r"first call .*: if the text encoders .*/tiny_clip_l\.pth are for another model, name its own with --clip",
+        r"first call .*: if the text encoders .*/tiny_clip_l\.pth are for another model, pass its own with --clip",
     ),
     "vae": (
         ["--dry-run", "--vae", VAE],
-        r"latents have 4 channels, those of SD3 16\): name the model's VAE with --vae",
+        r"latents have 4 channels, but those of SD3 have 16\): pass the model's VAE with --vae",
     ),
     "model": (
         ["--dry-run", "--diffusion-model", VAE],
-        r"cannot load .*/tiny_taesd\.safetensors .*: name a diffusion model with --diffusion-model",
+        r"cannot load .*/tiny_taesd\.safetensors .*: pass a diffusion model with --diffusion-model",
     ),
 }
 

@@ -136,7 +136,7 @@ def test_conditioning_that_is_not_a_batch_reaches_the_network_whole(server):
 def test_an_existing_file_is_overwritten_only_on_request(server):
     before = fitted(server, fit(server, "sd3", name="kept", **QUICK))
     message = error_of(server.submit(fit(server, "sd3", name="kept", **QUICK, seed=4)))
-    assert "already exists: choose another file_name, or switch overwrite on" in message
+    assert "already exists: choose another file_name, or turn overwrite on" in message
     path = folder(server) / "kept.safetensors"
     assert_close(load_solver(path).parameters, before.parameters, rtol=0, atol=0)
     after = fitted(server, fit(server, "sd3", name="kept", **QUICK, seed=4, overwrite=True))
@@ -149,7 +149,7 @@ def test_an_existing_file_is_overwritten_only_on_request(server):
         ({"name": "../outside"}, "such as my-model or mine/my-model, got '../outside'"),
         (
             {"name": "x", "steps": "2 6"},
-            "the teacher makes 6 model calls (dpmpp_2m, 6 steps), not more than the solver",
+            "the teacher makes 6 model calls (dpmpp_2m, 6 steps), but must make more than the solver",
         ),
         ({"name": "x", "samples": 2, "cfg_range": 0.5}, "2 samples are too few"),
         ({"name": "x", "steps": "4 six"}, "steps must be whole numbers from 1 to 100, such as 4 6 8"),

@@ -65,7 +65,7 @@ def test_every_way_to_sample_uses_the_guidance_of_the_run(server):
     assert differs(at8, at4)
     # The node, which knows no guidance, shows the usual levels.
     assert graph.numbers("sigmas") == [1.0, 0.5, 0.0]
-    assert "fitted at CFG 2, 8, the sampler uses yours if it is a single number, otherwise 8" in graph.text("knotsinfo")
+    assert "fitted at CFG 2, 8; the sampler uses yours if it is a single number, otherwise 8" in graph.text("knotsinfo")
 
 
 CONDS = {"positive": ["2", 0], "negative": ["3", 0]}
@@ -91,7 +91,7 @@ def test_any_guider_gets_the_parameters_of_its_first_cfg_else_the_usual_ones(ser
     before = len(server.log)
     situation.assert_oracle()
     assert_same(situation.sampled("knots"), situation.sampled(f"at{guidance}"))
-    log = re.findall(r"knots\.safetensors: fitted at CFG 2, 8, (.*)", server.log[before:])
+    log = re.findall(r"knots\.safetensors: fitted at CFG 2, 8(?:, but|;) (.*)", server.log[before:])
     assert log == ([] if remark is None else [remark])
 
 
@@ -114,7 +114,7 @@ def test_another_guidance_than_that_of_the_fit_is_reported_once(server, model, s
     graph.save(stock=ksampler(sampler, loaded.steps[-1], cfg=31.0, model=model))
     before = len(server.log)
     graph.submit()
-    remark = f"fitted at {fitted}, this run uses CFG"
+    remark = f"fitted at {fitted}, but this run uses CFG"
     assert f"{remark} 30{used}" in graph.text("otherinfo").splitlines()
     assert "this run uses" not in graph.text("sameinfo")
     for guidance in (30, 31):
@@ -150,4 +150,4 @@ def test_the_guidance_is_what_the_network_gets(server, model, solver, conditioni
     expected, *latents = graph.submit("expected", "custom", "one")
     for latent in latents:
         assert_same(latent, expected)
-    assert re.findall(", this run uses (.*)", graph.text("info")) == ([] if remark is None else [remark])
+    assert re.findall(", but this run uses (.*)", graph.text("info")) == ([] if remark is None else [remark])

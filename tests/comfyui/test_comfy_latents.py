@@ -59,7 +59,7 @@ def test_a_grid_that_depends_on_the_size_needs_the_nested_latent_at_the_node(ser
         assert all(torch.isfinite(stream).all() for stream in situation.submit("runvideo", "runaudio"))
     else:
         message = situation.error()
-        assert "the grid of dyweight_flux1-dev depends on the picture's size" in message and "Connect the" in message
+        assert "the grid of dyweight_flux1-dev depends on the image size" in message and "Connect the" in message
 
 
 @pytest.mark.parametrize(("model", "solver"), [("sd15", "dyweight_sd15"), ("sd3", "ds_flow-sit")])

@@ -106,7 +106,7 @@ def test_the_grid_follows_the_size_that_is_sampled(server):
     assert_close(*graph.submit("with", "without"))
     assert "sigmas shown for 1024x1024" in graph.text("withoutinfo")
     assert "shown for" not in graph.text("withinfo")
-    assert "fitted at 512x512, this picture is 128x64" in graph.text("withinfo")
+    assert "fitted at 512x512, but this image is 128x64" in graph.text("withinfo")
 
 
 def test_new_files_appear_and_changed_files_run_again_without_a_restart(server):

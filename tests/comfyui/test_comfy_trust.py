@@ -65,7 +65,7 @@ def test_a_name_that_is_not_in_the_drop_down_is_no_solver(server):
     assert get_steps(server, BUNDLED) == (200, {"steps": [5, 6, 7, 8, 9, 10]})
     for name in NAMES:
         status, answer = get_steps(server, name)
-        assert status == 404 and "no solver file is called" in answer and len(answer) < 600, name
+        assert status == 404 and "no solver file named" in answer and len(answer) < 600, name
         info = node("LearnedSolverInfo", solver=name, steps=0, scheduler="simple")
         assert "refused" in server.submit({"1": info, "2": node("PreviewImage", images=["1", 0])}), name
 
@@ -79,7 +79,7 @@ def test_a_hostile_file_in_the_folder_is_named_and_hides_no_other(server):
         status, answer = get_steps(server, f"{name}.safetensors")
         assert status == 404 and "not a safetensors file" in answer
         assert "root" not in answer.replace(str(server.base), "")
-    message = f"left out of the automatic choice: {bomb}: not a safetensors file"
+    message = f"skipped in automatic selection: {bomb}: not a safetensors file"
     for steps, count in ((5, 1), (6, 1), (7, 2)):  # named again once it has changed
         if count == 2:
             os.utime(bomb, (1, 1))

@@ -375,4 +375,4 @@ ClipType = Enum("ClipType", ["STABLE_DIFFUSION", "FLUX", "WAN", "HUNYUAN_VIDEO"]
 def test_text_encoders_are_loaded_as_the_architectures_type_or_with_a_warning(model, loaded, known, caplog):
     assert text_encoder_type(ClipType, model) is loaded
     assert (caplog.text == "") == known
-    assert known or f"type of text encoders for {architecture_name(model)}" in caplog.text
+    assert known or f"text encoder type for {architecture_name(model)}" in caplog.text

@@ -37,7 +37,7 @@ def test_a_broken_file_is_left_out_and_logged_once(folder, caplog):
 
 @pytest.mark.parametrize("name", ["b.safetensors", "../a.safetensors", "../ds_flow-sit", "/etc/hostname", ""])
 def test_a_name_that_is_not_listed_is_refused(name, folder):
-    with pytest.raises(FileNotFoundError, match=r"no solver file is called .*: choose one of a\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"there is no solver file named .*: choose one of a\.safetensors"):
         folder.load(name)
 
 

@@ -93,7 +93,7 @@ BROKEN = {  # name: (bytes, key words of the message)
     "header of 3 megabytes": (with_header(b"{" + b" " * 3_000_000 + b"}"), "header length 3000002 out of range"),
     "header not JSON": (with_header(b"notjson!"), NO_CONTAINER),
     "header nested deeply": (with_header(b'{"__metadata__":' + DEEP.encode() + b"}"), NO_CONTAINER),
-    "too large": (dyweight() + b"\0" * 16 * 2**20, r"at most 16777216 bytes, this one has \d+"),
+    "too large": (dyweight() + b"\0" * 16 * 2**20, r"at most 16777216 bytes, but this one has \d+"),
     # Old versions of the library refuse it, new ones make a tensor without entries.
     "tensor of 2^63 columns": (sized([0, 2**63 - 1]), f"format_version|{NO_CONTAINER}"),
     "tensor of 2^124 entries": (sized([2**62, 2**62]), NO_CONTAINER),
@@ -123,8 +123,8 @@ BROKEN = {  # name: (bytes, key words of the message)
     "knots fewer than sets": (knots(1, 2, sets=3), r"must have shape \[2, ...\], one set per knot"),
     "knots none, sets two": (knots(sets=2), r"must have shape \[1, ...\]"),
     # Its steps.
-    **{f"steps {str(v)[:20]!r}": (dyweight(steps=v), "steps must be") for v in [*NO_JSON, [3], "null"]},
-    "steps nested in a note": (dyweight(steps='{"3": {"note": ' + DEEP + "}}"), "steps must be"),
+    **{f"steps {str(v)[:20]!r}": (dyweight(steps=v), "card's steps") for v in [*NO_JSON, [3], "null"]},
+    "steps nested in a note": (dyweight(steps='{"3": {"note": ' + DEEP + "}}"), "card's steps"),
     "steps none": (dyweight(steps={}), r"step counts of at least 1, got \[\]"),
     **{f"steps key {key[:9]!r}": (dyweight(steps={key: {"grid": GRID}}), "step counts") for key in STEP_COUNTS},
     "steps too many": (ds(steps={"3": {}, "5": {}}), r"lists steps \[3, 5\], .* for \[3\]"),
@@ -137,7 +137,7 @@ BROKEN = {  # name: (bytes, key words of the message)
     **{f"option {name} {value}": (step(options={name: value}), rule) for name, value, rule in OPTIONS},
     "option of another family": (ds(steps={"3": {"options": {"divisor": "call"}}}), "no options divisor"),
     # The tensors.
-    "no tensors": (content((DYWEIGHT[0], {})), r"lists steps \[3\], the parameters are for \[\]"),
+    "no tensors": (content((DYWEIGHT[0], {})), r"lists steps \[3\], but the parameters are for \[\]"),
     "tensors of another family": (content((DS[0], DYWEIGHT[1])), "tensors must be timedeltas, coeffs, got"),
     "tensor too many": (dyweight({"3/bias": torch.ones(1)}), "tensors must be weights, t_scale, got .*bias"),
     "tensor of other steps": (dyweight({"5/weights": torch.eye(5)}), r"lists steps \[3\], .* for \[3, 5\]"),
@@ -176,7 +176,7 @@ def test_complex_numbers_are_refused(tmp_path):
     "name", ["a\0b.safetensors", "x" * 5000 + ".safetensors", "/" * 100 + "x.safetensors", "\udcff"]
 )
 def test_a_name_that_no_file_can_have_is_refused(name):
-    with pytest.raises((ValueError, FileNotFoundError), match=r"does not exist|no bundled solver is called") as refused:
+    with pytest.raises((ValueError, FileNotFoundError), match=r"does not exist|no bundled solver named") as refused:
         load_solver(name)
     assert len(str(refused.value)) < 2000 and str(refused.value).isprintable()
 

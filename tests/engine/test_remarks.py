@@ -20,11 +20,11 @@ EMBEDDED = Guidance("embedded", (6,), cfg=1)
         ({}, []),
         ({"architecture": "SDXL"}, ["fitted for v1-5 but used on SDXL (transfer)"]),
         ({"architecture": None}, ["fitted for v1-5 but used on another model (transfer)"]),
-        ({"guidance": Guidance("cfg", (8,))}, ["fitted at CFG 5, 7.5, this run uses CFG 8"]),
-        ({"guidance": EMBEDDED}, ["fitted at CFG 5, 7.5, this run uses embedded guidance 6, CFG 1"]),
-        ({"guidance": None}, ["fitted at CFG 5, 7.5, the guidance of this run is unknown"]),
-        ({"size": "1024x512"}, ["fitted at 512x512, this picture is 1024x512"]),
-        ({"noise": ZERO_SNR}, ["this model's noise starts at sigma 65.93, Stable Diffusion's at 14.61"]),
+        ({"guidance": Guidance("cfg", (8,))}, ["fitted at CFG 5, 7.5, but this run uses CFG 8"]),
+        ({"guidance": EMBEDDED}, ["fitted at CFG 5, 7.5, but this run uses embedded guidance 6, CFG 1"]),
+        ({"guidance": None}, ["fitted at CFG 5, 7.5, but the guidance of this run is unknown"]),
+        ({"size": "1024x512"}, ["fitted at 512x512, but this image is 1024x512"]),
+        ({"noise": ZERO_SNR}, ["this model's noise starts at sigma 65.93, but Stable Diffusion's at 14.61"]),
         ({"size": None, "architecture": "SDXL"}, ["fitted for v1-5 but used on SDXL (transfer)"]),
     ],
 )
@@ -36,16 +36,16 @@ def test_each_mismatch_is_one_fact(change, facts):
 @pytest.mark.parametrize(
     ("guidance", "remark"),
     [
-        (1.5, "this run uses CFG 1.5: the parameters for 2 are used"),
+        (1.5, ", but this run uses CFG 1.5: the parameters for 2 are used"),
         *((value, None) for value in (2, 5, 8)),
-        (9, "this run uses CFG 9: the parameters for 8 are used"),
-        (None, "the sampler uses yours if it is a single number, otherwise 8"),
-        (EMBEDDED, "this run uses embedded guidance 6, CFG 1: the usual parameters are used"),
+        (9, ", but this run uses CFG 9: the parameters for 8 are used"),
+        (None, "; the sampler uses yours if it is a single number, otherwise 8"),
+        (EMBEDDED, ", but this run uses embedded guidance 6, CFG 1: the usual parameters are used"),
     ],
 )
 def test_a_guidance_outside_the_knots_is_a_fact_with_the_parameters_used(guidance, remark):
     run = Guidance("cfg", (guidance,)) if isinstance(guidance, float | int) else guidance
-    assert guidance_mismatch(knotted_solver(), 2, run) == (remark and f"fitted at CFG 2, 8, {remark}")
+    assert guidance_mismatch(knotted_solver(), 2, run) == (remark and f"fitted at CFG 2, 8{remark}")
 
 
 @pytest.mark.parametrize("guidance", [None, Guidance("none")])

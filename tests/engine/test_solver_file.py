@@ -107,7 +107,7 @@ def test_a_file_is_only_overwritten_on_request(path):
 
 @pytest.mark.parametrize("name", ["solver", "solver.pt", "a.safetensors.bak", "NUL.safetensors", "a:b.safetensors"])
 def test_another_suffix_and_a_name_that_is_not_portable_are_refused(name, tmp_path):
-    with pytest.raises(ValueError, match=r"not a valid file name on Windows|ends in \.safetensors"):
+    with pytest.raises(ValueError, match=r"not a valid file name on Windows|must end in \.safetensors"):
         ds_solver(5).save(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
@@ -152,18 +152,18 @@ UNKNOWN += ["..\\solver_weights\\ds_flow-sit", "C:\\ds_flow-sit", "\\\\host\\sha
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_an_unknown_name_is_refused_with_the_known_ones(name):
-    with pytest.raises(ValueError, match=r"choose one of ds_flow-flowdcn, ds_flow-sit, .*or give the path") as refused:
+    with pytest.raises(ValueError, match=r"choose one of ds_flow-flowdcn, ds_flow-sit, .*or pass the path") as refused:
         load_solver(name)
     assert repr(name) in str(refused.value)
 
 
 def test_a_misspelt_name_is_refused_with_the_closest_one():
-    with pytest.raises(ValueError, match=r"called 'dyweight_sd1\.5' \(did you mean 'dyweight_sd15'\?\): choose"):
+    with pytest.raises(ValueError, match=r"named 'dyweight_sd1\.5' \(did you mean 'dyweight_sd15'\?\): choose"):
         load_solver("dyweight_sd1.5")
 
 
 def test_a_path_without_a_solver_file_is_refused(tmp_path, path):
-    with pytest.raises(FileNotFoundError, match=rf"{path} does not exist: give the path"):
+    with pytest.raises(FileNotFoundError, match=rf"{path} does not exist: pass the path"):
         load_solver(path)
     with pytest.raises(FileNotFoundError, match=r"a bundled solver's name, such as 'dyweight_sd15'"):
         load_solver(tmp_path / "dyweight_sd15.safetensors")
@@ -183,7 +183,7 @@ def test_a_path_without_a_solver_file_is_refused(tmp_path, path):
         (dyweight_solver(3), "3", EDMNoise(), TypeError, "steps must be an int, got '3'"),
         (dyweight_solver(3), True, EDMNoise(), TypeError, "steps must be an int, got True"),
         (dyweight_solver(3), 3, None, TypeError, "noise must be one of FlowNoise, VPNoise, EDMNoise, got NoneType"),
-        (ds_solver(3), 3, VPNoise.linear_beta(), ValueError, "fitted for flow models, this model is vp"),
+        (ds_solver(3), 3, VPNoise.linear_beta(), ValueError, "fitted for flow models, but this model is vp"),
     ],
 )
 def test_a_table_that_does_not_exist_is_refused(solver, steps, noise, error, reason):

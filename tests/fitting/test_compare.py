@@ -91,7 +91,7 @@ def test_the_cost_is_printed_first_and_bounds_the_calls(capsys, tmp_path):
     teacher, most = (int(number.replace(",", "")) for number in cost.groups())
     calls = json.loads((tmp_path / "compare.json").read_text())["network_calls"]
     assert teacher == 23 * SAMPLES and calls - teacher <= most <= 1.2 * (calls - teacher)
-    assert re.search(r"The teacher took \d+ s: at most \d+ minutes? more", output)
+    assert re.search(r"The teacher took \d+ s; at most \d+ minutes? remain", output)
     assert not (tmp_path / "compare.png").exists()
 
 
@@ -142,14 +142,17 @@ def test_existing_files_are_not_overwritten(run, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "name one model: --checkpoint FILE, or --diffusion-model FILE with"),
+        ([], "specify one model: --checkpoint FILE, or --diffusion-model FILE with"),
         (
             ["--demo", "--steps", "4", "--grids", "none", *QUICK],
-            "no peer has 'none' at [4] calls; choose from 'shift 0",
+            "no stock sampler has 'none' at [4] calls; choose from 'shift 0",
         ),
         (["--demo", "--guidance", "7"], "--demo cannot be combined with --guidance"),
-        (["--demo", "--steps", "4", "23", *QUICK], "the teacher makes 23 network calls, not more than the solvers' 23"),
-        (["--demo", "--solver", "dyweight_sd15"], "dyweight_sd15 was fitted for vp models, this model is flow"),
+        (
+            ["--demo", "--steps", "4", "23", *QUICK],
+            "the teacher makes 23 network calls, but must make more than the solvers' 23",
+        ),
+        (["--demo", "--solver", "dyweight_sd15"], "dyweight_sd15 was fitted for vp models, but this model is flow"),
     ],
 )
 def test_an_impossible_comparison_is_refused(options, message, tmp_path, capsys):

@@ -17,7 +17,7 @@ def test_the_demo_writes_a_solver_a_report_and_a_picture(tmp_path, monkeypatch, 
     solver, report = load_solver(tmp_path / "dyweight_digits.safetensors"), (tmp_path / "demo.md").read_text()
     step = solver.card.steps[3]
     assert step.error_after < step.error_best_peer and str(solver.card.guidance) == "CFG 3"
-    assert f"**{step.error_after:.4f}**" in report and "on 64 held-out starts" in report
+    assert f"**{step.error_after:.4f}**" in report and "on 64 held-out samples" in report
     with Image.open(tmp_path / "demo.png") as picture:
         assert picture.width > 600 and len(picture.convert("L").getcolors(256) or []) > 20
     with pytest.raises(SystemExit):

@@ -91,7 +91,7 @@ def test_an_error_that_halving_cannot_help_is_raised(size, message):
     log: list[str] = []
     with memory_limit(2**34), pytest.raises(RuntimeError, match=message):
         list(BatchLimit(log.append).each(4, 4, lambda start, stop: torch.empty(size)))
-    assert log[-1:] == ["out of memory with a single sample: choose a smaller picture"] * (message == "allocate")
+    assert log[-1:] == ["out of memory with a single sample: choose a smaller image size"] * (message == "allocate")
 
 
 @pytest.mark.parametrize(("count", "size", "most"), [(7, 3, 99), (8, 8, 1), (9, 4, 3), (1, 5, 1), (0, 3, 1)])
@@ -145,7 +145,7 @@ def fail(denoised: Tensor) -> Tensor:
     raise LookupError("the model's own error")
 
 
-NAN = r"network call \d+ \(sigma [0-9.]+\) returned \d+ non-finite numbers out of \d+ for a state of ordinary size"
+NAN = r"network call \d+ \(sigma [0-9.]+\) returned \d+ non-finite values out of \d+ for a state of normal magnitude"
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_a_fit_whose_model_fails_resumes_without_loss(undisturbed, at, act, erro
 def test_a_state_far_out_may_overflow_the_network():
     counted = CountedDenoiser(lambda x, sigma: x.half().float(), torch.float32)
     assert not torch.isfinite(counted(torch.full((1, 4), 1e6), torch.ones(1))).any()
-    message = r"network call 2 \(sigma 0\.5\) returned 4 non-finite numbers out of 4 .*: run the model in bfloat16"
+    message = r"network call 2 \(sigma 0\.5\) returned 4 non-finite values out of 4 .*: run the model in bfloat16"
     with pytest.raises(ValueError, match=message):
         CountedDenoiser(lambda x, sigma: x / 0, torch.float32)(torch.ones(2, 2), 0.5 * torch.ones(2))
 
@@ -186,7 +186,7 @@ def test_a_file_size_limit_leaves_the_file_unchanged(tmp_path):
     handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"cannot be written \(File too large\): make room") as refused:
+        with pytest.raises(OSError, match=r"cannot be written \(File too large\): free disk space") as refused:
             write_whole(file, b"x" * 2000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -211,7 +211,7 @@ def test_many_steps_start_from_dyweight_where_no_ds_solver_can_be_used(monkeypat
     problem, start, order = find_start_of_8_steps("flow", "dyweight", lines.append)
     # DS-Solver's starts, with fewer parameters, must not be taken for DyWeight's own.
     assert isinstance(start.space, DyWeightSpace) and len(start.theta) == len(start.space.initial(start.table))
-    losses = [line for line in lines if ": start " in line]
+    losses = [line for line in lines if ": initial solver " in line]
     assert len(losses) == len(set(losses)) == 2 * (START_COUNT + KEPT_STARTS)
     assert rmse(problem, start.space.table(start.theta)) < rmse(problem, order[0].table)
 

@@ -103,5 +103,5 @@ def test_non_finite_results_are_excused_for_outlying_states_only(microbatch):
     x = starts("flow", 20)
     x[7] *= 100  # some of its runs exceed 200
     assert quick_fit(overflowing, x, microbatch=microbatch, held_out=5).report[3].error_after < 1
-    with pytest.raises(ValueError, match=r"non-finite numbers out of .* for a state of ordinary size"):
+    with pytest.raises(ValueError, match=r"non-finite values out of .* for a state of normal magnitude"):
         quick_fit(broken, x, held_out=5)

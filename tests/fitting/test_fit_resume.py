@@ -29,7 +29,7 @@ def file_of(result: FitResult, folder: Path) -> bytes:
 
 @pytest.mark.parametrize(
     ("settings", "stop_at"),
-    [({"steps": (3, 4)}, "4 steps: start"), (ON_ALL_45, "iteration 3 on all 45 samples")],
+    [({"steps": (3, 4)}, "4 steps: initial solver"), (ON_ALL_45, "iteration 3 on all 45 samples")],
     ids=["second step count", "all samples"],
 )
 def test_an_interrupted_fit_resumes_and_ends_with_the_same_file(tmp_path, settings, stop_at):
@@ -148,7 +148,7 @@ def test_a_damaged_journal_is_refused_with_the_remedy(tmp_path):
     content = path.read_bytes()
     for damaged in (b"", content[:20], content[:-1], b"\xff" * 100):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"journal cannot be read .*: delete the file to start anew"):
+        with pytest.raises(ValueError, match=r"journal cannot be read .*: delete the file to start over"):
             Journal(path, "a")
 
 

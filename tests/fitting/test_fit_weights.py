@@ -43,17 +43,17 @@ def refusal(capsys, *arguments: object) -> str:
         (["--size", "512"], "must be WIDTHxHEIGHT in pixels, such as 512x512, got '512'"),
         (["--steps", "0"], "must be a whole number from 1 to 9999999, got '0'"),
         ([*MODEL, "--steps", "4", "101"], "steps must be counts from 1 to 100, got [4, 101]"),
-        (["--comfyui", "/nowhere"], "name one model: --checkpoint FILE, or --diffusion-model FILE"),
-        (["--checkpoint", "a", "--diffusion-model", "b"], "name one model"),
-        ([*MODEL, "--steps", "4", "4"], "--steps contains a value twice: 4 4"),
-        ([*MODEL, "--guidance", "5", "5"], "--guidance contains a value twice"),
+        (["--comfyui", "/nowhere"], "specify one model: --checkpoint FILE, or --diffusion-model FILE"),
+        (["--checkpoint", "a", "--diffusion-model", "b"], "specify one model"),
+        ([*MODEL, "--steps", "4", "4"], "--steps contains duplicate values: 4 4"),
+        ([*MODEL, "--guidance", "5", "5"], "--guidance contains duplicate values"),
         ([*MODEL, "--guidance", "-1"], "must be a finite number of at least 0, got '-1'"),
         (["--demo", "--steps", "4", "6", "8"], "--demo cannot be combined with --steps"),  # a default, but not its own
         (["--demo", "--steps", "3", "--learn-grid"], "--demo cannot be combined with --steps, --learn-grid"),
         ([*MODEL, "--seed", "-1"], "must be a whole number below 2^64, got '-1'"),
         ([*MODEL, "--seed", str(2**64)], f"must be a whole number below 2^64, got '{2**64}'"),
         ([*MODEL, "--teacher-steps", "1"], "a teacher needs at least 2 steps, got 1"),
-        ([*MODEL, "--comfyui", "/nowhere"], "no ComfyUI in /nowhere: name its folder with --comfyui"),
+        ([*MODEL, "--comfyui", "/nowhere"], "no ComfyUI in /nowhere: specify its folder with --comfyui"),
     ],
 )
 def test_wrong_arguments_are_refused(capsys, arguments, message):
@@ -63,8 +63,8 @@ def test_wrong_arguments_are_refused(capsys, arguments, message):
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("absent.ckpt", "absent.ckpt does not exist: name a model file"),
-        ("host", "host is a folder: name a model file"),
+        ("absent.ckpt", "absent.ckpt does not exist: pass a model file"),
+        ("host", "host is a folder: pass a model file"),
         ("host/comfy/sd.safetensors", "sd.safetensors is not a readable safetensors file"),
         (
             "model.safetensors",
@@ -130,7 +130,7 @@ def test_an_output_that_cannot_be_written_is_refused_at_the_start(tmp_path):
     output = Output(tmp_path / "file" / "a.safetensors", "one")
     with pytest.raises(OSError, match=r"cannot be written .*: choose another --output"), output.claimed(0):
         pass
-    with pytest.raises(OSError, match="MB free, the fit writes up to"), Output(tmp_path / "b", "").claimed(2**62):
+    with pytest.raises(OSError, match="MB free, but the fit writes up to"), Output(tmp_path / "b", "").claimed(2**62):
         pass
 
 
@@ -230,9 +230,9 @@ def test_encoded_prompts_of_another_model_are_refused(tmp_path):
     file = tmp_path / "prompts.safetensors"
     write_conditioning(file, conds, ["ugly", "a cat"], "SD15")
     torch.testing.assert_close(read_conditioning(file, "SD15"), conds, rtol=0, atol=0)
-    with pytest.raises(ValueError, match="encoded for SD15, this model is SD3: name another"):
+    with pytest.raises(ValueError, match="encoded for SD15, but this model is SD3: pass another"):
         read_conditioning(file, "SD3")
-    with pytest.raises(ValueError, match="with the negative prompt 'ugly', --negative is ''"):
+    with pytest.raises(ValueError, match="with the negative prompt 'ugly', but --negative is ''"):
         read_conditioning(file, "SD15", "")
     file.write_text("nothing")
     with pytest.raises(ValueError, match="not a conditioning file"):

@@ -76,7 +76,7 @@ HOSTILE = {  # a stock loader creates the file `proof` from each of them
 def test_a_file_that_a_stock_loader_executes_is_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     message = refusal(read_tables, tmp_path / f"hostile{Path(name).suffix}", HOSTILE[name])
-    assert ": refused" in message and not Path("proof").exists()
+    assert ": rejected" in message and not Path("proof").exists()
     assert "weights_only" not in message  # torch's advice, which would run the file
     assert name != "zip.pt" or "system" in message
     load = pickle.loads if name.endswith(".pkl") else lambda raw: torch.load(io.BytesIO(raw), weights_only=False)
@@ -88,7 +88,7 @@ def test_a_file_that_a_stock_loader_executes_is_refused(name, tmp_path, monkeypa
 # Files that break a rule, and bombs, which fill the memory or run forever in a reader that trusts them.
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "dyweight.json"
-TYPES = "its entries have other types than published ones"
+TYPES = "its entries' types differ from those of published files"
 NAME = "00000-cifar-nfe3"
 
 
@@ -160,7 +160,7 @@ REFUSED = {  # name: (bytes, key words of the message)
     "empty tables.json": (b'{"tables": {}}', "it has no tables"),
     "no dataset.json": (b'{"tables": {"ms_coco": {"weights": [[1.0]]}}}', "no entry 'dataset'"),
     "nested deeply.json": (b"[" * 100_000, TYPES),
-    "not UTF-8.json": (b"\xff\xff{}", "refused"),
+    "not UTF-8.json": (b"\xff\xff{}", "rejected"),
     "unknown schedule.json": (json_table(schedule="cosine"), "schedule must be one of .*, got 'cosine'"),
     "negative rho.json": (json_table(rho=-1), "rho must be a positive"),
     "ragged weights.json": (json_table(weights=[[1], [1, 2]]), "expected sequence of length 1"),
@@ -178,9 +178,9 @@ REFUSED = {  # name: (bytes, key words of the message)
     "cut off.pkl": (pickle.dumps({"predictor": [1] * 100})[:-20], "not enough data"),
     "an allowed name's globals.pkl": (
         b"\x80\x04}" + text("x") + text("torch._utils") + text("_rebuild_parameter.__globals__") + b"\x93s.",
-        "names torch._utils._rebuild_parameter.__globals__",
+        "refers to torch._utils._rebuild_parameter.__globals__",
     ),
-    "an unknown solver.pkl": (in_dictionary(b"csolvers\nother_sampler\n"), "names solvers.other_sampler"),
+    "an unknown solver.pkl": (in_dictionary(b"csolvers\nother_sampler\n"), "refers to solvers.other_sampler"),
     "a solver called.pkl": (in_dictionary(call("solvers", "heun_sampler", "x")), TYPES),
     "an object without state.pkl": (
         in_dictionary(b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n}\x85R"),

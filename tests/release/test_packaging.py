@@ -102,7 +102,7 @@ def test_the_pack_works_without_the_dyweight_files(pack):
         file.unlink()
     engine = sys.modules[f"{load_custom_node(pack).__name__}.samplers"]
     assert engine.list_solvers() == ["ds_flow-flowdcn", "ds_flow-sit", "ds_vp-dit"]
-    with pytest.raises(ValueError, match=r"dyweight_sd15.*leaves out DyWeight"):
+    with pytest.raises(ValueError, match=r"dyweight_sd15.*does not include DyWeight"):
         engine.load_solver("dyweight_sd15")
     x, sigmas, noise = torch.randn(2, 3), torch.linspace(1, 0, 6), engine.FlowNoise()
     assert engine.sample_ds_solver(lambda x, sigma: 0 * x, x, sigmas, noise=noise, disable=True).shape == x.shape

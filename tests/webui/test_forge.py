@@ -138,7 +138,7 @@ def test_zero_terminal_snr_gets_its_own_levels_and_a_remark(forge):
     table = load_solver("ds_vp-dit").table(8, VPNoise.from_sigmas(sigmas.float()))
     assert table.sigma_start == pytest.approx(4518.76, rel=1e-4)
     close(job.latents[0], from_noise(table, guided(partial(discrete, v=True, table=sigmas))), 1e-3)
-    assert "this model's noise starts at sigma 4519, Stable Diffusion's at 14.61" in job.seen["comments"]
+    assert "this model's noise starts at sigma 4519, but Stable Diffusion's at 14.61" in job.seen["comments"]
 
 
 # ---- the loader

@@ -119,7 +119,7 @@ def test_auto_takes_the_users_own_file_first_and_hires_fix_keeps_it(forge):
         shutil.rmtree(folder.parent)
     assert job.info["Learned solver"] == job.info["Hires learned solver"] == "mine/fitted.safetensors"
     assert job.info["Hires learned solver calls"] == "3 of 6"  # the bundled file has the 8 steps that Forge derives
-    assert re.search("left out of the automatic choice: .*broken.safetensors: ", forge.log)
+    assert re.search("skipped in automatic selection: .*broken.safetensors: ", forge.log)
     assert forge.log.count(r"the name of 'mine/caf\udce9.safetensors' in ") == 1
 
 
@@ -167,5 +167,5 @@ def test_a_distilled_cfg_is_an_embedded_guidance(forge, knots, file, guidance):
     job = forge.run("txt2img", model="flux", steps=2, file=f"{file}.safetensors", **fields)
     table = knots[file].table(2, FlowNoise(tokens=16), guidance)
     close(job.latents[0], from_noise(table, guided(flow, 1.0), channels=16))
-    remark = "flow.safetensors: fitted at CFG 2, 8, this run uses embedded guidance 4, CFG 1: the usual"
+    remark = "flow.safetensors: fitted at CFG 2, 8, but this run uses embedded guidance 4, CFG 1: the usual"
     assert (remark in job.seen["comments"]) == ("fitted at" in job.seen["comments"]) == (file == "flow")

@@ -57,7 +57,7 @@ class Prompts:
             text = self.file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8"
-            raise ValueError(f"--prompts {self.file} cannot be read ({reason}): name a text file") from error
+            raise ValueError(f"--prompts {self.file} cannot be read ({reason}): pass a text file") from error
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         if not lines:
             raise ValueError(f"{self.file} contains no prompts: write one per line")
@@ -110,13 +110,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", type=Path, help="checkpoint with model, text encoders and VAE")
     add("--diffusion-model", type=Path, help="diffusion model without text encoders and VAE (FLUX, SD3.x, ...)")
     add("--clip", type=Path, nargs="+", default=[], help="text encoders of the model")
-    add("--vae", type=Path, help="VAE of the model, for the pictures")
-    add("--comfyui", type=Path, help="ComfyUI's folder (default: COMFYUI_PATH, else the one that contains this folder)")
+    add("--vae", type=Path, help="VAE of the model, for the images")
+    add("--comfyui", type=Path, help="ComfyUI's folder (default: COMFYUI_PATH, otherwise the one around this folder)")
     add("--prompts", type=Path, default=PROMPTS, help="text file, one prompt per line (default: 200 bundled prompts)")
     add("--negative", help="negative prompt (default: empty)")
     add("--conditioning", type=Path, help="file of encoded prompts: read if it exists, otherwise written")
     add("--size", type=_parse_size, help="WIDTHxHEIGHT in pixels (default: the architecture's training size)")
-    add("--microbatch", type=parse_count, default=1, help="pictures per model call, limited by memory (default: 1)")
+    add("--microbatch", type=parse_count, default=1, help="images per model call, limited by memory (default: 1)")
     add("--threads", type=parse_count, help="number of CPU threads")
 
 
@@ -142,7 +142,7 @@ def parse_fit(description: str, arguments: Sequence[str] | None) -> FitCommand |
     files = model_files(args)
     for option, values in (("--steps", args.steps), ("--guidance", args.guidance)):
         if len(values) != len({f"{value:g}" for value in values}):
-            raise ValueError(f"{option} contains a value twice: {' '.join(f'{value:g}' for value in values)}")
+            raise ValueError(f"{option} contains duplicate values: {' '.join(f'{value:g}' for value in values)}")
     optimizer = make_optimizer(args.optimizer, args.seed, rate=1e-3)  # the papers' rate for latent models
     settings = FitSettings(
         args.family, tuple(args.steps), args.history, Teacher(args.teacher, args.teacher_steps), optimizer, args.loss,
@@ -172,12 +172,12 @@ def _fit_parser(description: str) -> argparse.ArgumentParser:
     add("--demo", action="store_true", help="fit the bundled small model and draw the result")
     add_model_options(parser)
     add("--guidance", type=parse_guidance, nargs="+", default=[], metavar="G",
-        help="CFG values, which the samples have in turn (default: the architecture's usual CFG, a third less and a "
-             "third more); on FLUX, embedded guidance with CFG 1 (default: the usual one)")  # fmt: skip
+        help="CFG values, cycled across the samples (default: 2/3, 1 and 4/3 of the usual CFG); on FLUX, "
+             "embedded guidance with CFG 1 (default: the usual one)")  # fmt: skip
     add("--steps", type=parse_count, nargs="+", default=[4, 6, 8],
         help="step counts, in network calls (default: 4 6 8)")  # fmt: skip
     add("--samples", type=parse_count, default=64,
-        help="samples to fit to; a third as many more are held out to measure the result (default: 64)")  # fmt: skip
+        help="samples to fit to; an additional third is held out for evaluation (default: 64)")  # fmt: skip
     add("--family", choices=tuple(SPACES), default=FitSettings.family, help="form of the solver (default: %(default)s)")
     add("--history", type=parse_count,
         help="number of most recent network calls that a step may use (default: 3, or 6 for at least 256 samples with "
@@ -186,10 +186,11 @@ def _fit_parser(description: str) -> argparse.ArgumentParser:
     add("--teacher-steps", type=parse_count, default=30,
         help="steps of the teacher; 30 steps of heun make 59 calls (default: 30)")  # fmt: skip
     add("--seed", type=parse_seed, default=0, help="seed of the initial noise (default: 0)")
-    add("--optimizer", choices=OPTIMIZER_NAMES, default="gauss-newton", help="optimiser (default: gauss-newton)")
+    add("--optimizer", choices=OPTIMIZER_NAMES, default="gauss-newton",
+        help="gauss-newton is Levenberg-Marquardt without backpropagation (default: gauss-newton)")  # fmt: skip
     add("--loss", choices=LOSSES, default="l2", help="distance to the teacher to minimise (default: l2)")
     add("--initial", default="scan",
-        help="where the fit starts: scan (the best classical solvers), the name of a classical solver, or a solver "
+        help="initial solver: scan (the best classical solvers), the name of a classical solver, or a solver "
              "file (default: scan)")  # fmt: skip
     add("--learn-grid", action="store_true", help="also learn the grid's shift or rho, if the family has a grid")
     add("--output",

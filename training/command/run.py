@@ -151,9 +151,9 @@ class ModelFit:
     def _hint(self) -> str:
         """The remedy where the model cannot run on its prompts."""
         if self.reused:
-            return f"if the prompts in {self.prompts} are for another model, name another file with --conditioning"
+            return f"if the prompts in {self.prompts} are for another model, pass another file with --conditioning"
         if clip := self.command.files.clip:
-            return f"if the text encoders {', '.join(map(str, clip))} are for another model, name its own with --clip"
+            return f"if the text encoders {', '.join(map(str, clip))} are for another model, pass its own with --clip"
         return "check in ComfyUI that this checkpoint and its text encoders can sample"
 
     def _write(self, result: FitResult, ends: list[Result], memory: str) -> None:

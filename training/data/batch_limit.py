@@ -40,7 +40,7 @@ class BatchLimit:
                 if not is_out_of_memory(error):
                     raise
                 if stop - start == 1:
-                    self.log("out of memory with a single sample: choose a smaller picture")
+                    self.log("out of memory with a single sample: choose a smaller image size")
                     raise
             else:
                 self.largest_success = max(self.largest_success, stop - start)

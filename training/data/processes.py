@@ -34,7 +34,7 @@ class Processes:
         if len(samples) < self.count:
             raise ValueError(
                 f"{self.count} processes need at least {self.count} samples to fit to and {self.count} held out, got "
-                f"{len(samples)}: take more samples or fewer processes"
+                f"{len(samples)}: use more samples or fewer processes"
             )
         size = samples.microbatch
         if -(-len(samples) // size) < self.count:

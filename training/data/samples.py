@@ -99,7 +99,7 @@ class CountedDenoiser:
             return
         count, size = int((~torch.isfinite(denoised)).sum()), float(sizes[broken][0])
         raise ValueError(
-            f"network call {self.calls} (sigma {level:.4g}) returned {count} non-finite numbers out of "
-            f"{denoised.numel()} for a state of ordinary size ({size:.3g}): run the model in bfloat16 or float32 "
+            f"network call {self.calls} (sigma {level:.4g}) returned {count} non-finite values out of "
+            f"{denoised.numel()} for a state of normal magnitude ({size:.3g}): run the model in bfloat16 or float32 "
             "(ComfyUI: --bf16-unet, --fp32-unet) instead of float16, or download the checkpoint again"
         )

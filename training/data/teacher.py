@@ -69,7 +69,7 @@ class Teacher:
         if self.method not in TEACHERS:
             raise ValueError(f"teacher must be one of {', '.join(TEACHERS)}, got {self.method!r}")
         if self.steps < 2:
-            raise ValueError(f"a teacher needs at least 2 steps, got {self.steps}: set 28 to 100, as is usual")
+            raise ValueError(f"a teacher needs at least 2 steps, got {self.steps}: use 28 to 100")
 
     @property
     def calls(self) -> int:

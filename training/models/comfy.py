@@ -57,7 +57,9 @@ class ComfyModel(Model):
 
     def encode(self, prompts: Sequence[str], log: Callable[[str], None]) -> list[Cond]:  # noqa: D102 - see Model
         if self.clip is None:
-            raise ValueError("no text encoder is loaded: name one with --clip, or encoded prompts with --conditioning")
+            raise ValueError(
+                "no text encoder is loaded: specify one with --clip, or encoded prompts with --conditioning"
+            )
         conds = []
         with torch.inference_mode():
             for i, prompt in enumerate(prompts):

@@ -38,14 +38,17 @@ def read_conditioning(path: Path, architecture: str, negative: str | None = None
         if not complete or len(conds) < 2:
             raise ValueError("prompts are missing")
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path}: not a conditioning file ({error}); delete it to encode the prompts again") from error
+        raise ValueError(
+            f"{path} is not a conditioning file ({error}); delete it to encode the prompts again"
+        ) from error
     if facts.get("architecture", architecture) != architecture:
         raise ValueError(
-            f"{path} contains prompts encoded for {facts['architecture']}, this model is {architecture}: name another "
-            "file"
+            f"{path} contains prompts encoded for {facts['architecture']}, but this model is {architecture}: pass "
+            "another file"
         )
     if negative is not None and facts.get("0", negative) != negative:
         raise ValueError(
-            f"{path} was encoded with the negative prompt {facts['0']!r}, --negative is {negative!r}: name another file"
+            f"{path} was encoded with the negative prompt {facts['0']!r}, but --negative is {negative!r}: pass another "
+            "file"
         )
     return [conds[i] for i in range(len(conds))]

@@ -32,7 +32,7 @@ def find_comfy(folder: Path | None) -> Path:
         if (candidate / "comfy" / "sd.py").is_file():
             return candidate.resolve()
     where = f"in {folder}" if folder else f"in COMFYUI_PATH or around this package ({here})"
-    raise FileNotFoundError(f"no ComfyUI {where}: name its folder with --comfyui, or set COMFYUI_PATH")
+    raise FileNotFoundError(f"no ComfyUI {where}: specify its folder with --comfyui, or set COMFYUI_PATH")
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class ModelFiles:
     def __post_init__(self) -> None:
         if (self.checkpoint is None) == (self.diffusion_model is None):
             raise ValueError(
-                "name one model: --checkpoint FILE, or --diffusion-model FILE with --clip and --vae; --demo uses the "
-                "bundled small model, without ComfyUI"
+                "specify one model: --checkpoint FILE, or --diffusion-model FILE with --clip and --vae; --demo uses "
+                "the bundled small model, without ComfyUI"
             )
 
     @property
@@ -93,7 +93,7 @@ def load_parts(files: ModelFiles, *, text_encoders: bool) -> tuple[Any, Any, Any
         with _loading("a diffusion model with --diffusion-model", diffusion_model):
             patcher = sd.load_diffusion_model(str(diffusion_model))
     if patcher is None:
-        raise ValueError(f"ComfyUI finds no diffusion model in {checkpoint or diffusion_model}: name another file")
+        raise ValueError(f"ComfyUI finds no diffusion model in {checkpoint or diffusion_model}: pass another file")
     if clip and text_encoders:
         kind = text_encoder_type(sd.CLIPType, patcher.model)
         with _loading("the model's text encoders with --clip", *clip):
@@ -113,8 +113,8 @@ def text_encoder_type(types: Any, model: Any) -> Any:
     facts = model_architecture(model)
     if facts.text_encoder is None or not hasattr(types, facts.text_encoder):
         _log.warning(
-            "Unknown type of text encoders for %s: the --clip files are loaded as ComfyUI's default type. If the "
-            "pictures do not follow the prompts, use a checkpoint that includes the text encoders",
+            "Unknown text encoder type for %s: the --clip files are loaded as ComfyUI's default type. If the "
+            "images do not follow the prompts, use a checkpoint that includes the text encoders",
             facts.name,
         )
         return types.STABLE_DIFFUSION
@@ -125,7 +125,9 @@ def _check_channels(vae: Any, model: Any) -> None:
     """Refuses a VAE for other latents; otherwise it would fail only after the fit, in decoding."""
     vae_channels, channels = getattr(vae, "latent_channels", None), model.latent_format.latent_channels
     if vae_channels is not None and vae_channels != channels:
-        raise ValueError(f"its latents have {vae_channels} channels, those of {architecture_name(model)} {channels}")
+        raise ValueError(
+            f"its latents have {vae_channels} channels, but those of {architecture_name(model)} have {channels}"
+        )
 
 
 @contextmanager
@@ -140,7 +142,7 @@ def _loading(expected: str, *files: Path) -> Iterator[None]:
         # Of a pickle, torch.load advises unsafe loading: not repeated here.
         reason = "" if isinstance(error, pickle.PickleError) else f": {(str(error).splitlines() or [''])[0][:200]}"
         raise ValueError(
-            f"ComfyUI cannot load {', '.join(map(str, files))} ({type(error).__name__}{reason}): name {expected}"
+            f"ComfyUI cannot load {', '.join(map(str, files))} ({type(error).__name__}{reason}): pass {expected}"
         ) from error
 
 
@@ -148,7 +150,7 @@ def _check_files(files: Sequence[Path]) -> None:
     for file in files:
         if not file.is_file():
             problem = "is a folder" if file.is_dir() else "does not exist"
-            raise ValueError(f"{file.absolute()} {problem}: name a model file")
+            raise ValueError(f"{file.absolute()} {problem}: pass a model file")
         if has_suffix(file, ".safetensors"):
             try:
                 with safe_open(file, framework="pt"):

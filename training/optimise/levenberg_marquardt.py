@@ -289,8 +289,8 @@ def difference_step(problem: Problem, theta: Tensor) -> float:
     of_difference, of_state = problem.processes.sums(squares).tolist()
     if not (math.isfinite(of_difference) and math.isfinite(of_state)):
         raise ValueError(
-            "the fit starts with states that are not finite: choose another initial, or remove the starts on which the "
-            "network overflows"
+            "the initial solver's states are not finite: choose another initial solver, or remove the starts on which "
+            "the network overflows"
         )
     noise = math.sqrt(of_difference / (6 * max(of_state, 1e-300)))
     forward = math.sqrt(noise)

@@ -37,7 +37,7 @@ def load_inert_pickle(content: bytes) -> dict[str, Any]:
     class InertUnpickler(pickle.Unpickler):
         def find_class(self, module_name: str, global_name: str) -> Any:
             if (module_name, global_name) not in allowed:
-                raise ValueError(f"it names {module_name}.{global_name}, which is not on the allow-list")
+                raise ValueError(f"it refers to {module_name}.{global_name}, which is not on the allow-list")
             return allowed[module_name, global_name]
 
     loaded = InertUnpickler(io.BytesIO(content)).load()

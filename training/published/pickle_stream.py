@@ -20,7 +20,7 @@ _REFUSED = {
     **dict.fromkeys(("INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"), "it creates objects"),
     **dict.fromkeys(("DUP", "POP", "POP_MARK"), "it rearranges the stack"),
     **dict.fromkeys(
-        ("FROZENSET", "BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER"), "it has a type of no published file"
+        ("FROZENSET", "BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER"), "it uses a type that published files do not"
     ),
 }
 _MAYBE_TUPLE = ("REDUCE", "BUILD", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS")  # may leave a tuple on top

@@ -48,7 +48,7 @@ def read_tables(path: Path) -> list[Solver]:
             raise ValueError(f"it has more than {_LARGEST} bytes")
         tables = readers[path.suffix.lower()](path, content)
     except Exception as error:  # a hostile file may raise anything
-        raise ValueError(f"{path}: refused, {_reason(error)}; import the authors' original file") from error
+        raise ValueError(f"{path}: rejected ({_reason(error)}); import the authors' original file") from error
     try:
         return [_solver(*table) for table in tables]
     except ValueError as error:
@@ -80,7 +80,7 @@ def _reason(error: Exception) -> str:
         return printable(str(error), 200)
     if isinstance(error, pickle.UnpicklingError):
         return printable(_unpickling_fault(error), 200)
-    return "its entries have other types than published ones"
+    return "its entries' types differ from those of published files"
 
 
 def _unpickling_fault(error: Exception) -> str:

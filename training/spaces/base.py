@@ -89,7 +89,7 @@ class Space(ABC):
         defaults = FAMILIES[cls.family].options
         if {**defaults, **step.options} != {**defaults, **cls.options}:
             raise ValueError(
-                f"{name} has options {dict(step.options) or 'none'} on its card, a fit needs "
+                f"{name} has options {dict(step.options) or 'none'} on its card, but a fit needs "
                 f"{dict(cls.options) or 'none'}: start from a scan"
             )
 

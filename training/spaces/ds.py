@@ -30,7 +30,7 @@ class DSSpace(Space):
 
     def __post_init__(self) -> None:
         if self.learn_grid:
-            raise ValueError("a DS solver has its own times and no grid to learn: leave learn_grid out")
+            raise ValueError("a DS solver has its own times and no grid to learn: omit learn_grid")
         if self.noise.kind not in TIMES:
             raise ValueError(
                 f"DS-Solver is defined on {' and '.join(TIMES)} noise, got {self.noise.kind}: fit dyweight instead"

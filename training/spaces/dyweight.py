@@ -33,7 +33,7 @@ class DyWeightSpace(Space):
 
     def __post_init__(self) -> None:
         if self.grid is None:
-            raise ValueError("DyWeight needs a grid rule: name one")
+            raise ValueError("DyWeight needs a grid rule: specify one")
         if self.learn_grid and self.grid.shape_parameter is None:
             raise ValueError(f"the {self.grid.rule} grid has no shape to learn: use flow_shift, karras or polynomial")
 

@@ -175,7 +175,7 @@ def _improve_starts(task: Task, steps: int, order: list[Candidate]) -> Start:
         name = f"{steps}/{task.family} start {turn}"
         scored = [_improve(task, start, iterations, difference, f"{name} {start.name}") for start in starts]
         for loss, start in scored:
-            task.log(f"{steps} steps: start {start.name}, loss {loss:.3e}")
+            task.log(f"{steps} steps: initial solver {start.name}, loss {loss:.3e}")
         starts = [start for _, start in sorted(scored, key=lambda pair: pair[0])[:KEPT_STARTS]]
     return starts[0]
 

@@ -25,7 +25,7 @@ class Journal:
     def __init__(self, path: str | Path | None, key: str, processes: Processes | None = None) -> None:
         processes = processes or Processes()
         if path is not None and Path(path).is_dir():
-            raise ValueError(f"journal must be a file, got the folder {path}: name a file in it")
+            raise ValueError(f"journal must be a file, got the folder {path}: pass a file in it")
         self.path = Path(path) if path is not None and processes.rank == 0 else None
         self.key = key
         self._records: dict[str, Record] = processes.from_first(
@@ -55,7 +55,7 @@ def _read(path: Path, key: str) -> dict[str, Record]:
             if (file.metadata() or {}).get("key") != key:
                 raise ValueError(
                     f"{path} belongs to a fit with other settings: repeat that fit's command to resume it, or delete "
-                    "the file to start anew"
+                    "the file to start over"
                 )
             for name in file.keys():  # noqa: SIM118 - not a dict
                 record, _, part = name.rpartition("|")
@@ -63,6 +63,6 @@ def _read(path: Path, key: str) -> dict[str, Record]:
                 records.setdefault(record, {})[part] = file.get_tensor(name).clone()
     except SafetensorError as error:
         raise ValueError(
-            f"{path} cannot be read ({str(error)[:200]}), so the fit cannot resume: delete the file to start anew"
+            f"{path} cannot be read ({str(error)[:200]}), so the fit cannot resume: delete the file to start over"
         ) from error
     return records
