@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from learned_solvers.samplers import Guidance
@@ -33,26 +31,6 @@ FULL = Guidance("embedded", (2, 5), usual=4, cfg=1)
 def test_a_guidance_as_text_and_json_and_its_default(guidance, text, default, plain):
     assert (str(guidance), guidance.default, guidance.to_json()) == (text, default, plain)
     assert Guidance.from_json(plain) == guidance
-
-
-@pytest.mark.parametrize(
-    ("plain", "message"),
-    [
-        ("7.5", "guidance must be an object with kind, values, usual and cfg"),
-        ({"kind": "cfg", "scale": 3}, "guidance must be an object"),
-        ({"kind": "cfg", "values": 5}, "guidance values must be a list"),
-        ({"kind": "distilled"}, "guidance kind must be cfg, embedded or none, got 'distilled'"),
-        *(({"kind": "cfg", "values": [v]}, "guidance must be finite numbers") for v in (-1, math.nan, "5", True, 1e9)),
-        ({"kind": "cfg", "values": [5], "usual": math.inf}, "guidance must be finite numbers"),
-        ({"kind": "cfg", "values": [5, 5]}, "guidance values must be strictly increasing"),
-        ({"kind": "cfg", "values": [5, 7], "usual": 8}, "usual guidance must be within 5, 7, got 8"),
-        ({"kind": "none", "values": [1]}, "guidance of kind none cannot have these numbers"),
-        ({"kind": "cfg", "cfg": 1}, "guidance of kind cfg cannot have these numbers"),
-    ],
-)
-def test_an_invalid_guidance_is_refused(plain, message):
-    with pytest.raises(ValueError, match=message):
-        Guidance.from_json(plain)
 
 
 CFG, EMBEDDED = Guidance("cfg", (5, 7.5, 10)), Guidance("embedded", (2, 5), cfg=1)

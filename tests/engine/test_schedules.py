@@ -208,26 +208,6 @@ def test_the_flux_grid_shifts_with_the_number_of_tokens(tokens, mu):
 
 
 @pytest.mark.parametrize(
-    ("rule", "parameters", "message"),
-    [
-        ("cosine", {"rho": 7}, "must be one of polynomial, .*, got 'cosine'"),
-        ("polynomial", {}, "polynomial needs rho, got none"),
-        ("polynomial", {"rho": 7, "end": 1}, "polynomial needs rho, got rho, end"),
-        ("uniform_time", {"rho": 7}, "uniform_time needs end, got rho"),
-        *(
-            ("polynomial", {"rho": value}, f"rho must be a positive finite number, got {text}")
-            for value, text in ((0, "0"), (-7.0, "-7.0"), (math.inf, "inf"), (math.nan, "nan"), (True, "True"))
-        ),
-        ("polynomial", {"rho": "7"}, "rho must be a positive finite number, got '7'"),
-        ("polynomial", {"rho": None}, "rho must be a positive finite number, got NoneType"),
-    ],
-)
-def test_an_invalid_rule_is_refused(rule, parameters, message):
-    with pytest.raises(ValueError, match=message):
-        Grid(rule, parameters)
-
-
-@pytest.mark.parametrize(
     ("rule", "parameters", "noise", "message"),
     [
         ("polynomial", {"rho": 1e-9}, EDMNoise(), "polynomial .* no descending grid"),
