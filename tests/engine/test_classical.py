@@ -8,21 +8,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from learned_solvers.samplers import (
-    SolverTable,
-    VPNoise,
-    adams_bashforth,
-    deis,
-    deis_edm,
-    dpmpp_2m,
-    euler,
-    euler_end,
-    heun,
-    ipndm,
-    ipndm_v,
-    res_multistep,
-    uni_pc,
-)
+from learned_solvers.samplers import SolverTable, VPNoise
+from learned_solvers.samplers.classical import adams_bashforth, deis, deis_edm, euler, euler_end, heun, ipndm, ipndm_v
+from learned_solvers.samplers.classical.exponential import dpmpp_2m, res_multistep, uni_pc
 from learned_solvers.samplers.conversion import with_denoised, with_derivatives
 from oracles import Constant, GaussianFlow, GaussianVE, Recorder, f64, k_diffusion_module, mixture, run, start
 from torch import Tensor
@@ -134,27 +122,21 @@ def test_a_method_is_k_diffusions(sigmas, flow, sampler, options, method, tolera
     assert_close(model.sigmas, reference.sigmas)
 
 
-COMFYUIS_IPNDM_V = {
-    3: (-4.318937254902, -3.441731279178, -0.480280038331, -3.619602829768, -0.870466151833, -0.740671559343),
-    4: (-4.229224316261, -4.004435242956, 0.565236044675, -4.157714637990, -0.857729636556, -0.771635079566),
-}
-COMFYUIS_DEIS = {
-    2: (0.0688459536, -0.3188461140),
-    3: (-0.0535285081, 0.1715361455, -0.3680077662),
-}
+COMFYUIS = [  # method, order, and the weights recorded on the grid UNEVEN
+    (ipndm_v, 3, -4.318937254902, -3.441731279178, -0.480280038331, -3.619602829768, -0.870466151833, -0.740671559343),
+    (ipndm_v, 4, -4.229224316261, -4.004435242956, 0.565236044675, -4.157714637990, -0.857729636556, -0.771635079566),
+    (deis_edm, 2, 0.0688459536, -0.3188461140),
+    (deis_edm, 3, -0.0535285081, 0.1715361455, -0.3680077662),
+]
 
 
-@pytest.mark.parametrize("order", [3, 4])
-def test_ipndm_v_is_comfyuis(order):
-    """The derivatives' weights in the result on the grid UNEVEN, recorded with ComfyUI's `sample_ipndm_v`."""
-    weights = ipndm_v(UNEVEN, order).coeffs.sum(0)[:-1]
-    assert_close(weights, f64(*COMFYUIS_IPNDM_V[order]), rtol=1e-10, atol=1e-11)
-
-
-@pytest.mark.parametrize("order", [2, 3])
-def test_deis_in_edms_time_is_comfyuis(order):
-    """The last row on the grid UNEVEN, recorded with ComfyUI's `get_deis_coeff_list`, which computes in float32."""
-    assert_close(deis_edm(UNEVEN, order).coeffs[-1, -order:], f64(*COMFYUIS_DEIS[order]), rtol=1e-6, atol=1e-8)
+@pytest.mark.parametrize("recorded", COMFYUIS)
+def test_weights_are_comfyuis(recorded):
+    """Of the derivatives in `sample_ipndm_v`'s result; of `get_deis_coeff_list` the last row, in float32."""
+    method, order, *expected = recorded
+    coeffs = method(UNEVEN, order).coeffs
+    weights, tolerance = (coeffs.sum(0)[:-1], 1e-10) if method is ipndm_v else (coeffs[-1, -order:], 1e-6)
+    assert_close(weights, f64(*expected), rtol=tolerance, atol=tolerance / 100)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
@@ -256,11 +238,8 @@ def test_anything_but_two_descending_levels_of_at_least_0_is_refused(sigmas):
     ("method", "sigmas", "option", "message"),
     [
         (adams_bashforth, UNEVEN, 0, "adams_bashforth has orders 1 to 4, got 0"),
-        (adams_bashforth, UNEVEN, 5, "adams_bashforth has orders 1 to 4, got 5"),
-        (ipndm, UNEVEN, 5, "ipndm has orders 1 to 4, got 5"),
-        (deis, UNEVEN, 4, "deis has orders 1 to 3, got 4"),
-        (deis_edm, UNEVEN, 4, "deis_edm has orders 1 to 3, got 4"),
-        (ipndm_v, UNEVEN, 5, "ipndm_v has orders 1 to 4, got 5"),
+        *((m, UNEVEN, 5, f"{m.__name__} has orders 1 to 4, got 5") for m in (adams_bashforth, ipndm, ipndm_v)),
+        *((m, UNEVEN, 4, f"{m.__name__} has orders 1 to 3, got 4") for m in (deis, deis_edm)),
         (uni_pc, UNEVEN, "bh3", "variant must be bh1 or bh2, got 'bh3'"),
         (uni_pc, f64(1, 0), "bh1", "uni_pc needs two steps above noise level 0.001, got"),
         (uni_pc, f64(1, 0.001, 0), "bh1", "uni_pc needs two steps above noise level 0.001, got"),

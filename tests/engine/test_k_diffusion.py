@@ -6,35 +6,17 @@ import inspect
 
 import pytest
 import torch
-from learned_solvers.samplers import (
-    EDMNoise,
-    FlowNoise,
-    VPNoise,
-    load_solver,
-    part_of_table,
-    sample_ds_solver,
-    sample_dyweight,
-    sample_solver,
-)
+from learned_solvers.samplers import EDMNoise, FlowNoise, VPNoise, load_solver, part_of_table
 from learned_solvers.samplers.files.solver import BUNDLED
-from oracles import (
-    GaussianFlow,
-    GaussianVE,
-    Recorder,
-    Steps,
-    ds_solver,
-    dyweight_solver,
-    k_diffusion_module,
-    knotted_solver,
-    run,
-    start,
-)
+from learned_solvers.samplers.k_diffusion import sample_ds_solver, sample_dyweight, sample_solver
+from oracles import GaussianFlow, GaussianVE, Recorder, Steps, ds_solver, k_diffusion_module, knotted_solver, run, start
 from torch import Tensor
 from torch.testing import assert_close
 
 SD = VPNoise.stable_diffusion()
 SD_SIGMAS = torch.expm1(-2 * SD.log_alphas).sqrt()
-FLOW = FlowNoise()
+FLOW, NAN = FlowNoise(), float("nan")
+SD15 = {"solver": "dyweight_sd15", "noise": SD, "steps": 6}
 each_sampler = pytest.mark.parametrize("sampler", [sample_solver, sample_dyweight, sample_ds_solver])
 
 
@@ -128,7 +110,7 @@ def test_extra_arguments_callback_and_progress_are_passed_on_without_a_graph(cap
         (sample_solver, {"solver": "dyweight_flux1-dev", "noise": FlowNoise(64)}, "flux1-dev .* 5 and 7 .* 6"),
         (sample_solver, {"solver": "dyweight_flux1-dev", "noise": FLOW, "steps": 5}, "number of latent tokens"),
         (sample_solver, {"solver": "ds_vp-dit", "noise": FLOW}, "ds_vp-dit .* vp .* flow"),
-        (sample_solver, {"solver": dyweight_solver(6), "noise": FLOW}, "dyweight_test .* edm .* flow"),
+        (sample_solver, {"solver": "dyweight_cifar10", "noise": FLOW}, "dyweight_cifar10 .* edm .* flow"),
         (sample_dyweight, {"solver": "ds_flow-sit", "noise": FLOW}, "is a DS-Solver file; choose a dyweight file"),
         (sample_ds_solver, {"solver": "dyweight_sd15", "noise": SD}, "is a DyWeight file; choose a ds file"),
         (sample_solver, {"solver": "ds_flow", "noise": FLOW}, "ds_flow-sit"),
@@ -136,27 +118,25 @@ def test_extra_arguments_callback_and_progress_are_passed_on_without_a_graph(cap
         (sample_solver, {"noise": EDMNoise(), "steps": 5}, "dyweight_afhqv2-64"),
         (sample_dyweight, {"noise": FLOW, "steps": 5}, "dyweight_flux1-dev"),
         (sample_solver, {"solver": "ds_flow-sit"}, "never has no table of sigmas"),
+        *((sample_solver, SD15 | {"sigmas": torch.tensor(s)}, "must descend") for s in ([0, 1], [1, 1], [1, 0.5, NAN])),
+        (sample_solver, SD15 | {"sigmas": torch.tensor([0.02, 0])}, "0.02917"),  # below the solver's end
     ],
 )
-def test_a_solver_that_does_not_match_is_refused_before_the_first_call(sampler, options, message):
+def test_a_solver_or_grid_that_does_not_match_is_refused_before_the_first_call(sampler, options, message):
     with pytest.raises(ValueError, match=message):
-        sampler(never, start(), host_sigmas(1.0, 0.0, 6), **options)
+        sampler(never, start(), **{"sigmas": host_sigmas(1.0, 0.0, 6), **options})
 
 
 # The model's schedule.
 
 
+@pytest.mark.parametrize("given", [None, VPNoise.linear_beta()])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_schedule_is_read_from_the_models_own_table(dtype):
-    model = with_sigmas(SD_SIGMAS.to(dtype))
-    sample_solver(model, start(14.6), host_sigmas(SD.sigma_max, 0.0, 6), solver="ds_vp-dit", disable=True)
-    assert_close(levels_of(model), load_solver("ds_vp-dit").table(6, SD).sigmas, rtol=1e-5, atol=0)
-
-
-def test_a_given_schedule_overrides_the_models_table():
-    model, linear = with_sigmas(), VPNoise.linear_beta()
-    sample_solver(model, start(), host_sigmas(152, 0.0, 6), solver="ds_vp-dit", noise=linear, disable=True)
-    assert_close(levels_of(model)[1:], load_solver("ds_vp-dit").table(6, linear).sigmas[1:])
+def test_the_schedule_is_the_given_one_or_read_from_the_models_own_table(dtype, given):
+    model, table = with_sigmas(SD_SIGMAS.to(dtype)), load_solver("ds_vp-dit").table(6, given or SD)
+    sigmas = host_sigmas(table.sigma_start, 0.0, 6)
+    sample_solver(model, start(), sigmas, solver="ds_vp-dit", noise=given, disable=True)
+    assert_close(levels_of(model), table.sigmas, rtol=1e-5, atol=0)
 
 
 def test_a_real_k_diffusion_wrapper_needs_no_schedule():
@@ -188,20 +168,6 @@ def test_image_to_image_runs_the_part_between_the_hosts_first_and_last_level(nam
     assert_close(levels_of(model), part.sigmas, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("sigmas", "message"),
-    [
-        ([0, 1], "must descend"),
-        ([1, 1], "must descend"),
-        ([1, 0.5, float("nan")], "must descend"),
-        ([0.02, 0], "0.02917"),
-    ],
-)
-def test_levels_that_do_not_descend_or_are_below_the_solvers_end_are_refused(sigmas, message):
-    with pytest.raises(ValueError, match=message):
-        sample_solver(never, start(), torch.tensor(sigmas), solver="dyweight_sd15", noise=SD, steps=6)
-
-
 # Guidance.
 
 
@@ -212,7 +178,7 @@ def test_levels_that_do_not_descend_or_are_below_the_solvers_end_are_refused(sig
         ("cfg", {}, 4, 4),
         ("cfg", {}, torch.tensor([4.0, 4.0]), 4),
         ("cfg", {"guidance": 3}, 4, 3),
-        *(("cfg", {}, other, None) for other in (None, "7", [], float("nan"))),
+        *(("cfg", {}, other, None) for other in (None, "7", [], NAN)),
         ("embedded", {}, 1.0, None),  # a host's CFG is not an embedded guidance
     ],
 )

@@ -6,33 +6,13 @@ import math
 
 import pytest
 import torch
-from learned_solvers.samplers import (
-    FlowNoise,
-    SolverTable,
-    VPNoise,
-    adams_bashforth,
-    dpmpp_2m,
-    euler,
-    ipndm,
-    load_solver,
-    part_of_table,
-    sample_table,
-)
+from learned_solvers.samplers import FlowNoise, SolverTable, VPNoise, load_solver, part_of_table, sample_table
+from learned_solvers.samplers.classical import adams_bashforth, euler, ipndm
+from learned_solvers.samplers.classical.exponential import dpmpp_2m
+from learned_solvers.samplers.conversion import with_denoised, with_derivatives
 from learned_solvers.samplers.families.ds import ds_flow_table
 from learned_solvers.samplers.families.dyweight import dyweight_table
-from oracles import (
-    Constant,
-    GaussianFlow,
-    GaussianVE,
-    Recorder,
-    Steps,
-    assert_same_table,
-    exponential,
-    f64,
-    mixture,
-    run,
-    start,
-)
+from oracles import Constant, GaussianFlow, GaussianVE, Recorder, Steps, assert_same_table, f64, mixture, run, start
 from torch.testing import assert_close
 
 LEVELS = f64(10, 6, 3, 1.5, 0.5, 0.1)
@@ -71,13 +51,11 @@ def test_the_whole_grid_is_the_table_itself(table):
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 4])
-@pytest.mark.parametrize(
-    ("table", "flow"),
-    [(euler(LEVELS), False), (euler(TO_ZERO), True), (exponential(LEVELS), False), (exponential(TO_ZERO), True)],
-    ids=["derivative", "derivative, flow", "denoised", "denoised, flow"],
-)
-def test_two_parts_of_a_one_step_method_make_the_whole(table, flow, cut):
-    sigma, model, x = table.levels[cut].item(), mixture(flow), start(table.sigma_start)
+@pytest.mark.parametrize(("levels", "flow"), [(LEVELS, False), (TO_ZERO, True)], ids=["VE", "flow"])
+@pytest.mark.parametrize("conversion", [with_derivatives, with_denoised])
+def test_two_parts_of_a_one_step_method_make_the_whole(conversion, levels, flow, cut):
+    table, sigma = conversion(euler(levels)), levels[cut].item()
+    model, x = mixture(flow), start(table.sigma_start)
     between = run(model, x, part_of_table(table, table.sigma_start, sigma))
     result = run(model, between, part_of_table(table, sigma, table.sigma_end))
     assert_close(result, run(model, x, table), rtol=1e-12, atol=1e-12)
@@ -169,19 +147,18 @@ def test_the_part_starts_with_the_row_whose_start_is_nearest_by_ratio(first, cal
 
 
 @pytest.mark.parametrize(
-    ("last", "calls"), [(6.5, 1), (6.0, 1), (4.25, 1), (4.24, 2), (0.87, 3), (0.86, 4), (0.225, 4), (0.22, 5), (0, 5)]
+    ("grid", "last", "calls"),
+    [
+        *((LEVELS, last, calls) for last, calls in ((6.5, 1), (6.0, 1), (4.25, 1), (4.24, 2), (0.87, 3), (0.86, 4))),
+        *((LEVELS, last, calls) for last, calls in ((0.225, 4), (0.22, 5), (0, 5))),
+        # A last level of 0 counts as a quarter of the level before it.
+        *((TO_ZERO, 0.11, 4), (TO_ZERO, 0.099, 5), (f64(1, 0.5, 0), 0.24, 2)),
+    ],
 )
-def test_the_part_ends_with_the_row_whose_end_is_nearest_by_ratio(last, calls):
-    part = part_of_table(euler(LEVELS), 10.0, last)
-    assert (part.nfe, part.sigma_end) == (calls, max(last, 0.1))
-    assert_close(part.levels[:-1], LEVELS[:calls], rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("grid", "last", "calls"), [(TO_ZERO, 0.11, 4), (TO_ZERO, 0.099, 5), (f64(1, 0.5, 0), 0.24, 2)]
-)
-def test_a_last_level_of_0_counts_as_a_quarter_of_the_level_before_it(grid, last, calls):
-    assert part_of_table(euler(grid), 1.0, last).nfe == calls
+def test_the_part_ends_with_the_row_whose_end_is_nearest_by_ratio(grid, last, calls):
+    part = part_of_table(euler(grid), float(grid[0]), last)
+    assert (part.nfe, part.sigma_end) == (calls, max(last, float(grid[-1])))
+    assert_close(part.levels[:-1], grid[:calls], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("last", [1e-3, 1e-6])
