@@ -1,18 +1,16 @@
-"""The table of architectures, compared with ComfyUI's parsed sources and its workflow templates, and its readers."""
+"""The table of architectures, compared with ComfyUI's sources and its workflow templates, and its readers."""
 
 from __future__ import annotations
 
-import ast
 import json
-import math
-import re
 from enum import Enum
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from comfy_host import checkouts, python_of
+from comfy_host import EACH_CHECKOUT, checkouts, python_of, run_script
 from learned_solvers.samplers.architectures import RECORDS, Architecture, architecture_of
 from learned_solvers.samplers.comfy_models import (
     architecture_name,
@@ -74,186 +72,68 @@ OTHER_CFG = {"SD15", "SD20", "SDXL", "SDXLRefiner"}
 OTHER_SHIFT = {"Chroma", "ChromaRadiance", "HiDream", "Kandinsky5", "Lumina2"}
 
 
-def value_of(statements: list[ast.stmt], name: str) -> ast.expr | None:
-    """The value first assigned to a name."""
-    assignments = (node for node in statements if isinstance(node, ast.Assign))
-    return next((node.value for node in assignments if ast.unparse(node.targets[0]) == name), None)
+@cache
+def facts_of(checkout: Path) -> dict[str, Any]:
+    """What a checkout's own sources say, see tests/hosts/architecture_facts.py."""
+    return json.loads(run_script(checkout, "architecture_facts.py").splitlines()[-1])
 
 
-def function_in(statements: list[ast.stmt], name: str) -> ast.FunctionDef | None:
-    return next((node for node in statements if isinstance(node, ast.FunctionDef) and node.name == name), None)
+@pytest.fixture(params=EACH_CHECKOUT)
+def host(request):
+    """A checkout's facts; each architecture as its name, our record and ComfyUI's facts."""
+    facts = facts_of(request.param)
+    rows = [(a["lineage"][0], architecture_of(*a["lineage"]), SimpleNamespace(**a)) for a in facts["architectures"]]
+    return SimpleNamespace(**{**facts, "architectures": rows})
 
 
-def calls_in(node: ast.AST | None) -> list[ast.Call]:
-    return [call for call in ast.walk(node) if isinstance(call, ast.Call)] if node else []
-
-
-def last_name(node: ast.expr) -> str:
-    return ast.unparse(node).rpartition(".")[2]
-
-
-class Host:
-    """A ComfyUI checkout's sources."""
-
-    def __init__(self, checkout: Path) -> None:
-        self.checkout = checkout
-
-    @cache  # noqa: B019 - a few files in a few objects
-    def statements(self, file: str) -> list[ast.stmt]:
-        return ast.parse((self.checkout / "comfy" / f"{file}.py").read_text(encoding="utf-8")).body
-
-    @cache  # noqa: B019
-    def classes(self, file: str) -> dict[str, ast.ClassDef]:
-        return {node.name: node for node in self.statements(file) if isinstance(node, ast.ClassDef)}
-
-    def lineage(self, file: str, name: str) -> list[ast.ClassDef]:
-        """A class and its bases within the file, nearest first."""
-        classes = [self.classes(file)[name]] if name in self.classes(file) else []
-        return classes + [c for node in classes for base in node.bases for c in self.lineage(file, last_name(base))]
-
-    def members(self, file: str, name: str) -> list[ast.stmt]:
-        """The statements in a class and its bases."""
-        return [statement for node in self.lineage(file, name) for statement in node.body]
-
-    @cached_property
-    def names(self) -> list[str]:
-        """The architectures: supported_models.models."""
-        models = value_of(self.statements("supported_models"), "models")
-        return [name for name in map(ast.unparse, models.elts) if name in self.classes("supported_models")]
-
-    def record(self, name: str) -> Architecture:
-        """The table's record of an architecture of this host."""
-        return architecture_of(*(base.name for base in self.lineage("supported_models", name)))
-
-    def setting(self, name: str, attribute: str) -> ast.expr | None:
-        """A class attribute of an architecture."""
-        return value_of(self.members("supported_models", name), attribute)
-
-    def method(self, name: str, method: str) -> ast.FunctionDef | None:
-        return function_in(self.members("supported_models", name), method)
-
-    def model(self, name: str) -> str:
-        """The class of an architecture's models in model_base."""
-        calls = [call.func for call in calls_in(self.method(name, "get_model"))]
-        names = [call.attr for call in calls if ast.unparse(call).startswith("model_base.")]
-        return names[-1] if names else "BaseModel"
-
-    def model_type(self, name: str) -> str:
-        """The name of a model's ModelType."""
-        for method in ("get_model", "model_type"):
-            if (function := self.method(name, method)) and "ModelType." in (text := ast.unparse(function)):
-                return re.match(r"\w+", text.rpartition("ModelType.")[2])[0]
-        init = function_in(self.members("model_base", self.model(name)), "__init__")
-        return re.search(r"ModelType\.(\w+)", ast.unparse(init.args))[1]
-
-    def default_guidance(self, name: str) -> float | None:
-        """The guidance that a model passes to its network if the conditioning has none."""
-        for node in self.lineage("model_base", self.model(name)):
-            for call in (c for c in calls_in(node) if len(c.args) == 2):
-                if ast.unparse(call).startswith("out.pop('guidance'"):
-                    return None
-                if ast.unparse(call).startswith("kwargs.get('guidance', "):
-                    return call.args[1].value
-        return None
-
-    def shift(self, name: str) -> float | None:
-        """The shift of a flow model's noise levels: ModelSamplingFlux keeps its logarithm."""
-        kind, settings = self.model_type(name), self.setting(name, "sampling_settings")
-        shift = ast.literal_eval(settings).get("shift") if settings is not None else None
-        if kind == "FLUX":
-            return math.exp(1.15 if shift is None else shift)
-        return (shift or 1.0) if kind.startswith("FLOW") and kind != "FLOW_COSMOS" else None
-
-    @cached_property
-    def encoders(self) -> set[str]:
-        """The members of CLIPType."""
-        return {ast.unparse(e.targets[0]) for e in self.classes("sd")["CLIPType"].body if isinstance(e, ast.Assign)}
-
-    @cached_property
-    def encoder_types(self) -> dict[str, set[str]]:
-        """The members of CLIPType on which load_text_encoder_state_dicts takes a tokenizer, by tokenizer."""
-        load = function_in(self.statements("sd"), "load_text_encoder_state_dicts")
-        types: dict[str, set[str]] = {}
-        for branch in (node for node in ast.walk(load) if isinstance(node, ast.If)):
-            if tokenizer := value_of(branch.body, "clip_target.tokenizer"):
-                members = {a.attr for a in ast.walk(branch.test) if isinstance(a, ast.Attribute)}
-                types.setdefault(last_name(tokenizer), set()).update(members & self.encoders)
-        return types
-
-    def tokenizers(self, name: str) -> set[str]:
-        """The tokenizers of an architecture's checkpoints."""
-        calls = calls_in(self.method(name, "clip_target"))
-        return {last_name(call.args[0]) for call in calls if ast.unparse(call.func).endswith("ClipTarget")}
-
-    def pixels_per_token(self, name: str) -> int | None:
-        """The side of a token in pixels; None without a latent format."""
-        latent_format = self.setting(name, "latent_format")
-        if latent_format is None:
-            return None
-        ratio = value_of(self.members("latent_formats", last_name(latent_format)), "spacial_downscale_ratio")
-        return (ratio.value if ratio else 8) * (self.record(name).patch or 1)
-
-    def template(self, name: str) -> list[object]:
-        """The values of all widgets of a workflow template; empty if it is not installed."""
-        package = "lib/python*/site-packages/comfyui_workflow_templates*/templates"
-        values: list[object] = []
-        for file in [*python_of(self.checkout).parent.parent.glob(f"{package}/{name}.json")][:1]:
-            workflow = json.loads(file.read_text(encoding="utf-8"))
-            for graph in [workflow, *workflow.get("definitions", {}).get("subgraphs", [])]:
-                for widgets in (node.get("widgets_values") or [] for node in graph["nodes"]):
-                    values += widgets.values() if isinstance(widgets, dict) else widgets
-        return values
-
-
-HOSTS = [Host(checkout) for checkout in checkouts()]
-hosts = pytest.mark.parametrize("host", HOSTS, ids=lambda host: host.checkout.name)
+def widgets_of(checkout: Path, name: str) -> list[object]:
+    """The values of all widgets of a workflow template; empty if it is not installed."""
+    package = "lib/python*/site-packages/comfyui_workflow_templates*/templates"
+    values: list[object] = []
+    for file in [*python_of(checkout).parent.parent.glob(f"{package}/{name}.json")][:1]:
+        workflow = json.loads(file.read_text(encoding="utf-8"))
+        for graph in [workflow, *workflow.get("definitions", {}).get("subgraphs", [])]:
+            for widgets in (node.get("widgets_values") or [] for node in graph["nodes"]):
+                values += widgets.values() if isinstance(widgets, dict) else widgets
+    return values
 
 
 @pytest.mark.comfy
-@pytest.mark.skipif(not HOSTS, reason="no ComfyUI")
+@pytest.mark.skipif(not checkouts(), reason="no ComfyUI")
 def test_a_name_is_that_of_a_class_in_comfyui():
-    assert {record.name for record in RECORDS} <= {name for host in HOSTS for name in host.names}
+    known = {a["lineage"][0] for checkout in checkouts() for a in facts_of(checkout)["architectures"]}
+    assert {record.name for record in RECORDS} <= known
 
 
 @pytest.mark.comfy
-@hosts
 def test_the_guidance_without_one_in_the_conditioning_is_the_hosts(host):
-    table = {name: host.record(name).host_guidance for name in host.names}
-    expected = {name: host.default_guidance(name) for name in host.names}
+    table = {name: record.host_guidance for name, record, _ in host.architectures}
+    expected = {name: facts.guidance for name, _, facts in host.architectures}
     assert expected.pop("Hunyuan3Dv2_1") == 5.0  # which its network does not read
     assert table.pop("Hunyuan3Dv2_1") is None
     assert table == expected and {0.0, 3.5, 5.0, 6.0} <= set(table.values())
 
 
 @pytest.mark.comfy
-@hosts
 def test_a_shift_is_the_models_own_or_a_templates(host):
-    shifts = {name: (host.record(name).shift, host.shift(name)) for name in host.names}
-    both = {name: (shift, own) for name, (shift, own) in shifts.items() if shift is not None and own is not None}
+    both = [(r, facts.shift) for _, r, facts in host.architectures if r.shift is not None and facts.shift is not None]
     assert len(both) > 20
-    others = {name for name, (shift, own) in both.items() if own != pytest.approx(shift, rel=0.02)}
-    assert {host.record(name).name for name in others} <= OTHER_SHIFT
+    assert {record.name for record, own in both if own != pytest.approx(record.shift, rel=0.02)} <= OTHER_SHIFT
 
 
 @pytest.mark.comfy
-@hosts
 def test_a_text_encoder_type_loads_the_tokenizer_of_the_architectures_checkpoints(host):
-    for name in host.names:
-        encoder = host.record(name).text_encoder
-        if encoder is None:
-            continue
-        assert encoder in host.encoders, name
-        for tokenizer in host.tokenizers(name) & host.encoder_types.keys():
-            types = host.encoder_types[tokenizer]  # none: the file itself decides
-            assert not types or encoder in types, (name, types)
+    for name, record, facts in host.architectures:
+        assert record.text_encoder in {None, *host.encoders}, name
+        for types in (host.types.get(tokenizer) for tokenizer in facts.tokenizers if record.text_encoder):
+            assert not types or record.text_encoder in types, (name, types)  # no types: the file itself decides
+    assert len(host.types) > 10
 
 
 @pytest.mark.comfy
-@hosts
 def test_usual_sizes_are_whole_numbers_of_tokens(host):
-    for name in host.names:
-        if (pixels := host.pixels_per_token(name)) and (size := host.record(name).size):
-            assert [side % pixels for side in size] == [0, 0], name
+    for name, record, facts in host.architectures:
+        assert all(side % (facts.pixels * (record.patch or 1)) == 0 for side in record.size or ()), name
 
 
 @pytest.mark.comfy
@@ -261,7 +141,7 @@ def test_usual_sizes_are_whole_numbers_of_tokens(host):
 def test_usual_settings_are_in_a_template_of_comfyui(name):
     record, values = architecture_of(name), []
     for template in TEMPLATES[name].split():
-        values += next(filter(None, (host.template(template) for host in HOSTS)), [])
+        values += next(filter(None, (widgets_of(checkout, template) for checkout in checkouts())), [])
     if not values:
         pytest.skip(f"{TEMPLATES[name]}: no ComfyUI here has this template")
     facts = [record.sampler, record.scheduler, record.steps, record.guidance, *(record.size or ()), record.frames]
@@ -269,6 +149,7 @@ def test_usual_settings_are_in_a_template_of_comfyui(name):
     facts += [record.shift] if name in OTHER_SHIFT else []
     if name == "MiniMaxH3":  # its BasicGuider has no CFG
         facts.remove(1.0)
+    values = [value for value in values if not isinstance(value, bool)]  # True equals 1.0
     assert [fact for fact in facts if fact is not None and fact not in values] == []
 
 
@@ -287,11 +168,8 @@ def test_an_alias_is_the_architecture_itself(alias, name):
     assert architecture_of(alias, "Flux", "BASE").name == name
 
 
-def test_an_unknown_architecture_has_an_empty_record():
+def test_an_architecture_without_a_record_has_the_facts_of_the_nearest_base_or_none():
     assert architecture_of("Later") == architecture_of("Later", "BASE", "object") == Architecture("Later")
-
-
-def test_an_architecture_without_a_record_has_the_facts_of_the_nearest_base():
     vace = architecture_of("WAN21_Vace", "WAN21_T2V", "BASE", "object")
     assert (vace.name, vace.text_encoder, vace.size, vace.frames) == ("WAN21_Vace", "WAN", (832, 480), 81)
     ssd = architecture_of("SSD1B", "SDXL", "BASE", "object")
@@ -339,6 +217,7 @@ def test_latent_tokens_depend_on_the_record_then_on_the_network(model, tokens):
         (fake("Flux2", "Flux", embeds=False), False, 3.5, 5.0, (1024, 1024)),  # Klein
         (fake("HunyuanVideoI2V", "HunyuanVideo", embeds=True), True, 6.0, 6.0, (848, 480)),
         (fake("Later", embeds=True), True, None, 3.5, (1024, 1024)),
+        (fake("Chroma"), False, 0.0, 3.5, (1024, 1024)),  # reads an embedded guidance that is always 0
         (fake("Later"), False, None, 5.0, (1024, 1024)),
         (fake("SD15_instructpix2pix", "SD15"), False, None, 7.5, (512, 512)),
         (fake("WAN21_I2V", "WAN21_T2V"), False, None, 6.0, (832, 480)),
@@ -346,17 +225,10 @@ def test_latent_tokens_depend_on_the_record_then_on_the_network(model, tokens):
     ids=name_of,
 )
 def test_guidance_and_size(model, embeds, default, usual, size):
-    assert (has_guidance(model), default_guidance(model)) == (embeds, default)
+    assert (has_guidance(model), default_guidance(model)) == (embeds or default == 0, default)
     fitted = ComfyModel(SimpleNamespace(model=model), None, None)
     assert fitted.architecture == model_architecture(model).name == architecture_name(model)
     assert (fitted.embeds_guidance, fitted.usual_guidance, fitted.size) == (embeds, usual, size)
-
-
-def test_chroma_reads_an_embedded_guidance_that_is_always_0():
-    model = fake("Chroma")
-    fitted = ComfyModel(SimpleNamespace(model=model), None, None)
-    assert (has_guidance(model), default_guidance(model)) == (True, 0.0)
-    assert (fitted.embeds_guidance, fitted.usual_guidance) == (False, 3.5)
 
 
 ClipType = Enum("ClipType", ["STABLE_DIFFUSION", "FLUX", "WAN", "HUNYUAN_VIDEO"])  # not FLUX2: an older ComfyUI
