@@ -164,13 +164,9 @@ def test_the_polynomial_and_karras_grids_are_k_diffusions(steps, rho, noise):
 def test_a_grid_is_reshaped_by_its_one_parameter_with_a_gradient(rule, name, value, noise):
     grid, parameter = Grid(rule, {name: 1.0}), torch.tensor(value, dtype=torch.float64, requires_grad=True)
     assert grid.shape_parameter == name
+    assert Grid("uniform_time", {"end": 1e-3}).shape_parameter is Grid("flux_shift", FLUX).shape_parameter is None
     assert_close(grid.reshaped_levels(5, noise, parameter).detach(), Grid(rule, {name: value}).levels(5, noise))
     assert torch.autograd.gradcheck(lambda shape: grid.reshaped_levels(5, noise, shape), parameter)
-
-
-@pytest.mark.parametrize("grid", [Grid("uniform_time", {"end": 1e-3}), Grid("flux_shift", FLUX)])
-def test_a_grid_of_times_or_of_the_pictures_size_has_no_shape_parameter(grid):
-    assert grid.shape_parameter is None
 
 
 @pytest.mark.parametrize("steps", [1, 4, 10])

@@ -61,14 +61,11 @@ def test_every_tensor_must_be_float64_on_the_cpu(name, conversion):
         table(**{name: TENSORS[name].to(**conversion)})
 
 
-def test_a_step_is_a_call_unless_it_is_analytic():
-    assert (table().steps, table().nfe) == (3, 3)
-    assert (table(analytic_first=True).steps, table(analytic_first=True).nfe) == (3, 2)
-
-
-def test_the_first_and_last_level_are_known_and_levels_between_may_rise():
+def test_a_step_is_a_call_unless_it_is_analytic_and_levels_between_the_ends_may_rise():
     rising = table(levels=f64(3, 4, 1, 0.25))
     assert (rising.sigma_start, rising.sigma_end) == (3, 0.25)
+    assert (table().steps, table().nfe) == (3, 3)
+    assert (table(analytic_first=True).steps, table(analytic_first=True).nfe) == (3, 2)
 
 
 @pytest.mark.parametrize("name", TENSORS)
