@@ -23,6 +23,8 @@ from watch import refusal
 
 # Opcodes of pickles.
 
+PERSISTENT = b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n"
+
 
 def text(value: str) -> bytes:
     return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
@@ -33,7 +35,7 @@ def call(module: str, name: str, argument: str) -> bytes:
     return f"c{module}\n{name}\n".encode() + text(argument) + b"\x85R"
 
 
-def in_dictionary(value: bytes) -> bytes:
+def entry(value: bytes) -> bytes:
     """A pickle of {"x": value}."""
     return b"\x80\x03}" + text("x") + value + b"s."
 
@@ -41,7 +43,7 @@ def in_dictionary(value: bytes) -> bytes:
 def storage(content: bytes) -> bytes:
     """A pickle of a dictionary with a tensor storage, whose torch file is `content`."""
     content = b"B" + struct.pack("<I", len(content)) + content
-    return in_dictionary(b"ctorch.storage\n_load_from_bytes\n" + content + b"\x85R")
+    return entry(b"ctorch.storage\n_load_from_bytes\n" + content + b"\x85R")
 
 
 def old_torch_file(value: object) -> bytes:
@@ -114,7 +116,7 @@ def nested_tuples(levels: int, after: bytes = b"") -> bytes:
 
 def nested_lists(levels: int) -> bytes:
     """A pickle of an object whose class name is a list of 2^levels leaves, with a huge text."""
-    head = b"\x80\x02}" + text("predictor") + b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n}("
+    head = b"\x80\x02}" + text("predictor") + PERSISTENT + b"}("
     names = text("state") + b"}" + text("class_name")
     return head + names + b"](]q\x00" + b"](h\x00h\x00eq\x00" * levels + b"eu\x85Rs."
 
@@ -152,6 +154,7 @@ REFUSED_OPCODES = {
     **{"NEWOBJ": b"cbuiltins\nobject\n)\x81.", "NEWOBJ_EX": b"cbuiltins\nobject\n)}\x92."},
     **{"POP": b"N0.", "DUP": b"2.", "POP_MARK": b"(N1.", "FROZENSET": b"(\x91.", "NEXT_BUFFER": b"\x97."},
 }
+MODELS = ("nope", "../../outside", "/outside", "dyweight_cifar10/../../outside")
 MANY_DIMENSIONS = torch.ones(1).as_strided((1,) * 9000, (1,) * 9000)
 REFUSED = {  # name: (bytes, key words of the message)
     "text.JSON": (b"hello", "Expecting value"),  # suffixes are read in either case
@@ -165,7 +168,9 @@ REFUSED = {  # name: (bytes, key words of the message)
     "negative rho.json": (json_table(rho=-1), "rho must be a positive"),
     "ragged weights.json": (json_table(weights=[[1], [1, 2]]), "expected sequence of length 1"),
     "history text.json": (json_table(history="3"), "history must be of type int"),
-    "unknown model.json": (ds_table("nope"), "model 'nope' is unknown"),
+    "unknown dataset.json": (json_table(dataset="my_own"), "model 'my_own' is unknown"),
+    **{f"dataset {value}.json": (json_table(dataset=value), "dataset must be of type str") for value in ([1], {}, 1.5)},
+    **{f"model {model!r}.json": (ds_table(model), "model '.*' is unknown") for model in MODELS},
     "uses later entries.json": (ds_table("flow-sit", 1.0), "2 steps: coeffs must"),
     # Snapshots of another layout.
     "no weights.pkl": (snapshot_bytes(_parameters=OrderedDict()), "no entry 'hybrid_weights'"),
@@ -173,28 +178,16 @@ REFUSED = {  # name: (bytes, key words of the message)
     "a list of steps.pkl": (snapshot_bytes(teacher_steps=[]), "teacher_steps must be of type int"),
     "a number for a solver.pkl": (snapshot_bytes(solver_tea=5), TYPES),
     # Other pickles.
-    "persistent id.pkl": (in_dictionary(b"Psomewhere\n"), "persistent id instruction"),
+    "persistent id.pkl": (entry(b"Psomewhere\n"), "persistent id instruction"),
     "empty.pkl": (b"", "not a pickle of protocol 2"),
     "cut off.pkl": (pickle.dumps({"predictor": [1] * 100})[:-20], "not enough data"),
-    "an allowed name's globals.pkl": (
-        b"\x80\x04}" + text("x") + text("torch._utils") + text("_rebuild_parameter.__globals__") + b"\x93s.",
-        "refers to torch._utils._rebuild_parameter.__globals__",
-    ),
-    "an unknown solver.pkl": (in_dictionary(b"csolvers\nother_sampler\n"), "refers to solvers.other_sampler"),
-    "a solver called.pkl": (in_dictionary(call("solvers", "heun_sampler", "x")), TYPES),
-    "an object without state.pkl": (
-        in_dictionary(b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n}\x85R"),
-        "no entry 'class_name'",
-    ),
-    "a storage that is text.pkl": (in_dictionary(call("torch.storage", "_load_from_bytes", "x")), TYPES),
-    "a change of OrderedDict.pkl": (
-        in_dictionary(b"ccollections\nOrderedDict\nN}" + text("update") + b"Ns\x86b"),
-        TYPES,
-    ),
-    "a tensor beyond its storage.pkl": (
-        pickle.dumps({"x": torch.ones(8)}).replace(b"K\x08\x85", b"K\x09\x85"),
-        "integers within its storage",
-    ),
+    "globals.pkl": (entry(text("torch._utils") + text("_rebuild_parameter.__globals__") + b"\x93"), "__globals__"),
+    "an unknown solver.pkl": (entry(b"csolvers\nother_sampler\n"), "refers to solvers.other_sampler"),
+    "a solver called.pkl": (entry(call("solvers", "heun_sampler", "x")), TYPES),
+    "an object without state.pkl": (entry(PERSISTENT + b"}\x85R"), "no entry 'class_name'"),
+    "a storage that is text.pkl": (entry(call("torch.storage", "_load_from_bytes", "x")), TYPES),
+    "a change of OrderedDict.pkl": (entry(b"ccollections\nOrderedDict\nN}" + text("update") + b"Ns\x86b"), TYPES),
+    "beyond a storage.pkl": (pickle.dumps({"x": torch.ones(8)}).replace(b"K\x08\x85", b"K\x09\x85"), "integers within"),
     "a tensor larger than its storage.pkl": (pickle.dumps({"x": torch.ones(1).expand(2**20)}), "within its storage"),
     "not a dictionary.pkl": (pickle.dumps([1, 2, 3]), "must hold a dictionary, got list"),
     **{f"{name}.pkl": (b"\x80\x04}" + opcodes, rf"\({name}\)") for name, opcodes in REFUSED_OPCODES.items()},
@@ -210,10 +203,7 @@ REFUSED = {  # name: (bytes, key words of the message)
     "a memo of 2^31 entries.pkl": (b"\x80\x02}r\xff\xff\xff\x7f.", "memo index 2147483647"),
     "a memo of 2^60 entries, in digits.pkl": (b"\x80\x02}p1152921504606846976\n.", "memo index"),
     "16 GB of bytes.pkl": (b"\x80\x05}\x96\0\0\0\0\4\0\0\0Ns.", "but only 3 remain"),
-    "a storage that is a tensor of stride 0.pkl": (
-        storage(old_torch_file(torch.zeros(1).expand(2**34))),
-        "TypedStorage",
-    ),
+    "a storage of stride 0.pkl": (storage(old_torch_file(torch.zeros(1).expand(2**34))), "TypedStorage"),
     "a storage of the new layout.pkl": (storage(b"PK\3\4"), "torch's old layout"),
     "a number of 2040 bits.pkl": (b"\x80\x02}\x8a\xff" + b"\x7f" * 255 + b"Ns.", "a number beyond"),
     # Checkpoints.
@@ -249,16 +239,14 @@ def test_torch_reads_the_zip_that_was_checked_and_not_the_pickles_before_it(tmp_
     assert all(torch.equal(table.parameters[3][key], tensor) for key, tensor in sound.parameters[3].items())
 
 
-def test_a_pickle_that_changes_the_stand_ins_affects_no_other():
+def test_objects_become_dictionaries_of_their_state_although_a_pickle_before_changed_the_stand_ins():
     set_defaults = b"N}U\x0c__defaults__(U\x01aU\x01aU\x01ats\x86b."
     with pytest.raises(ValueError, match="must hold a dictionary, got function"):
         load_inert_pickle(b"\x80\x02ctorch._utils\n_rebuild_parameter\n" + set_defaults)
-    parameters = load_inert_pickle(snapshot_bytes())["predictor"]["_parameters"]
-    assert torch.equal(parameters["hybrid_weights"], WEIGHTS) and torch.equal(parameters["t_scale"], T_SCALE)
-
-
-def test_objects_become_dictionaries_of_their_state_and_solvers_their_names():
     content = load_inert_pickle(snapshot_bytes())
-    assert (content["predictor"]["class_name"], content["predictor"]["num_steps"]) == ("Predictor", 5)
-    assert torch.equal(content["predictor"]["_buffers"]["mask"], MASK)
-    assert (content["loss_fn"]["solver_stu"], content["loss_fn"]["solver_tea"]) == ("dyweight_sampler", "heun_sampler")
+    predictor, fit = content["predictor"], content["loss_fn"]
+    tensors = {**predictor["_parameters"], **predictor["_buffers"]}
+    expected = {"hybrid_weights": WEIGHTS, "t_scale": T_SCALE, "mask": MASK}
+    torch.testing.assert_close(tensors, expected, rtol=0, atol=0)
+    assert (predictor["class_name"], predictor["num_steps"]) == ("Predictor", 5)
+    assert (fit["solver_stu"], fit["solver_tea"]) == ("dyweight_sampler", "heun_sampler")

@@ -38,12 +38,7 @@ def test_a_list_between_its_levels_is_interpolated_in_the_logarithm():
 
 @pytest.mark.parametrize(
     ("noise", "names"),
-    [
-        (FlowNoise(), FLOW_LISTS),
-        (VP, VP_LISTS),
-        (EDMNoise(), {"beta"}),
-        (EDMNoise(0.002, 700.0), {"beta", "AYS SVD"}),
-    ],
+    [(FlowNoise(), FLOW_LISTS), (VP, VP_LISTS), (EDMNoise(), {"beta"}), (EDMNoise(0.002, 700.0), {"beta", "AYS SVD"})],
 )
 def test_lists_belong_to_their_schedules_and_descend_from_the_models_start(noise, names):
     grids = published_grids(noise)
@@ -64,11 +59,7 @@ def test_lists_have_no_levels_for_too_few_or_too_many_steps():
 
 
 MOST = 20  # steps; beyond, GITS interpolates its longest list
-GRIDS = {
-    **dict.fromkeys(VP_LISTS, VP),
-    "AYS SVD": EDMNoise(0.002, 700.0),
-    **dict.fromkeys(FLOW_LISTS, FlowNoise()),
-}
+GRIDS = {**dict.fromkeys(VP_LISTS, VP), "AYS SVD": EDMNoise(0.002, 700.0), **dict.fromkeys(FLOW_LISTS, FlowNoise())}
 
 
 @pytest.fixture(scope="module", params=EACH_CHECKOUT)
