@@ -1,15 +1,17 @@
-"""The comparison on the bundled model: its errors are those of k-diffusion's own samplers."""
+"""The comparison and the demo fit on the bundled model, the former against k-diffusion's samplers; reports of fits."""
 
 from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
-from learned_solvers.samplers import FlowNoise, Grid, Solver
+from learned_solvers.samplers import FlowNoise, Grid, Solver, load_solver
 from learned_solvers.samplers.files.card import Card, StepCard
-from learned_solvers.training import Teacher, compare
+from learned_solvers.training import Peer, StepReport, Teacher, better_peers, compare, fit_weights, table_of
+from learned_solvers.training.command import demo
 from learned_solvers.training.command.demo import demo_starts
 from learned_solvers.training.comparison.measure import Entry, Refusal, Result, table_entries
 from learned_solvers.training.comparison.measure import compare as compare_entries
@@ -21,7 +23,7 @@ from PIL import Image
 
 SEED, SAMPLES = 5, 4
 GRID = Grid("flow_shift", {"shift": 1.0})
-QUICK = ["--samples", str(SAMPLES), "--seed", str(SEED), "--teacher-steps", "12", "--threads", "1"]
+DEMO = ["--demo", "--samples", str(SAMPLES), "--seed", str(SEED), "--teacher-steps", "12", "--threads", "1"]
 PEERS = {"euler", "heun", "lms", "ipndm", "ipndm_v", "deis", "dpmpp_2m", "res_multistep", "uni_pc", "uni_pc_bh2"}
 PEERS |= {"ab 2", "ab 3", "ipndm 2", "ipndm 3", "ipndm 4"}  # textbook methods
 
@@ -33,7 +35,7 @@ def run(tmp_path_factory):
     card = Card("dyweight", "flow", "Digits", "digits", {4: StepCard(grid=GRID, options={"divisor": "call"})})
     parameters = {"weights": torch.eye(4).double()[None], "t_scale": torch.ones(1, 4).double()}
     Solver("learned", card, {4: parameters}).save(folder / "learned.safetensors")
-    options = ["--demo", *QUICK, "--steps", "4", "5", "--grids", "shift 1", "--output", str(folder / "out")]
+    options = [*DEMO, "--steps", "4", "5", "--grids", "shift 1", "--output", str(folder / "out")]
     compare.main([*options, "--solver", str(folder / "learned.safetensors")])
     return folder / "out", json.loads((folder / "out" / "compare.json").read_text())
 
@@ -83,7 +85,7 @@ def test_the_files_report_what_was_measured(run):
 
 
 def test_the_cost_is_printed_first_and_bounds_the_calls(capsys, tmp_path):
-    options = ["--demo", *QUICK, "--steps", "3", "--grids", "shift 1", "shift 2", "--no-plot"]
+    options = [*DEMO, "--steps", "3", "--grids", "shift 1", "shift 2", "--no-plot"]
     compare.main([*options, "--output", str(tmp_path)])
     output = capsys.readouterr().out
     cost = re.search(r"([\d,]+) network calls for the teacher .*, then at most ([\d,]+)\.", output)
@@ -134,7 +136,7 @@ def test_a_solver_is_also_found_where_a_fit_writes_it(tmp_path, capsys, name, me
 
 def test_existing_files_are_not_overwritten(run, capsys):
     with pytest.raises(SystemExit, match="1"):
-        compare.main(["--demo", *QUICK, "--steps", "4", "--output", str(run[0])])
+        compare.main([*DEMO, "--steps", "4", "--output", str(run[0])])
     assert "already exists: choose another --output, or add --overwrite" in capsys.readouterr().err
     assert json.loads((run[0] / "compare.json").read_text()) == run[1]
 
@@ -143,15 +145,9 @@ def test_existing_files_are_not_overwritten(run, capsys):
     ("options", "message"),
     [
         ([], "specify one model: --checkpoint FILE, or --diffusion-model FILE with"),
-        (
-            ["--demo", "--steps", "4", "--grids", "none", *QUICK],
-            "no stock sampler has 'none' at [4] calls; choose from 'shift 0",
-        ),
+        ([*DEMO, "--steps", "4", "--grids", "none"], "no stock sampler has 'none' at [4] calls; choose from 'shift 0"),
         (["--demo", "--guidance", "7"], "--demo cannot be combined with --guidance"),
-        (
-            ["--demo", "--steps", "4", "23", *QUICK],
-            "the teacher makes 23 network calls, but must make more than the solvers' 23",
-        ),
+        ([*DEMO, "--steps", "4", "23"], "the teacher makes 23 network calls, but must make more than the solvers' 23"),
         (["--demo", "--solver", "dyweight_sd15"], "dyweight_sd15 was fitted for vp models, but this model is flow"),
     ],
 )
@@ -159,3 +155,37 @@ def test_an_impossible_comparison_is_refused(options, message, tmp_path, capsys)
     with pytest.raises(SystemExit):
         compare.main([*options, "--output", str(tmp_path)])
     assert message in capsys.readouterr().err
+
+
+def test_the_demo_writes_a_solver_a_report_and_a_picture(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "STEPS", (3,))
+    monkeypatch.setattr(demo, "TEACHER", Teacher("heun", 8))
+    fit_weights.main(["--demo", "--output", str(tmp_path)])
+    solver, text = load_solver(tmp_path / "dyweight_digits.safetensors"), (tmp_path / "demo.md").read_text()
+    step = solver.card.steps[3]
+    assert step.error_after < step.error_best_peer and str(solver.card.guidance) == "CFG 3"
+    assert f"**{step.error_after:.4f}**" in text and "on 64 held-out samples" in text
+    with Image.open(tmp_path / "demo.png") as picture:
+        assert picture.width > 600 and len(picture.convert("L").getcolors(256) or []) > 20
+    with pytest.raises(SystemExit):
+        fit_weights.main(["--demo", "--output", str(tmp_path)])
+    assert "already exists: choose another --output, or add --overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "median", "row", "remark"),
+    [
+        (0.16, 0.04, "| **0.1600** | 1.25 | 3.00 | 100 | 1 |", None),  # 0.20 / 0.16, 0.12 / 0.04: either's best peer
+        (0.21, 0.15, "| **0.2100** | 0.95 | 0.80 | 100 | 1 |",
+         "At 4 calls deis 2, shift 3 is closer to the teacher than the new solver: fit to more samples"),
+        (0.21, 0.10, "| **0.2100** | 0.95 | 1.20 | 100 | 1 |",
+         "than the new solver, though its median is larger: fit to more samples"),
+    ],
+)  # fmt: skip
+def test_a_report_has_the_leads_and_names_a_closer_classical_solver_with_a_remedy(error, median, row, remark):
+    peers = (Peer("deis 2, shift 3", 0.20, 0.15), Peer("euler, shift 1", 0.45, 0.12))
+    report = {4: StepReport(0.5, error, median, peers, 100, 1.0, "euler")}
+    result = SimpleNamespace(report=report, held_out=16, teacher_calls=1000)
+    assert row in table_of(result).splitlines()[2]
+    lines = better_peers(result)
+    assert len(lines) == (remark is not None) and all(remark in line for line in lines)

@@ -1,4 +1,4 @@
-"""Faults during a fit: memory runs out, the network returns NaN or raises, a file cannot be written."""
+"""Faults during a fit: memory runs out, the network returns NaN or raises, a kill, a file that cannot be written."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from fits import FLOW, Watched, quick_fit, starts
+from killed_fits import kill_fits
 from learned_solvers.samplers import load_solver
 from learned_solvers.samplers.files.write import write_whole
 from learned_solvers.training import GradientDescent, LevenbergMarquardt
@@ -150,10 +151,7 @@ NAN = r"network call \d+ \(sigma [0-9.]+\) returned \d+ non-finite values out of
 
 @pytest.mark.parametrize(
     ("at", "act", "error", "message"),
-    [
-        *((at, return_nan, ValueError, NAN) for at in (1, 60, 400)),
-        (250, fail, LookupError, "the model's own error"),
-    ],
+    [*((at, return_nan, ValueError, NAN) for at in (1, 60, 400)), (250, fail, LookupError, "the model's own error")],
     ids=["nan 1", "nan 60", "nan 400", "error 250"],
 )
 def test_a_fit_whose_model_fails_resumes_without_loss(undisturbed, at, act, error, message, tmp_path):
@@ -175,6 +173,13 @@ def test_a_state_far_out_may_overflow_the_network():
 
 
 # Files.
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills with SIGKILL, which Windows does not have")
+def test_killed_fits_leave_whole_files_and_end_like_an_undisturbed_one(tmp_path):
+    """`python -m benchmarks.kill_fit` kills more fits and keeps the record."""
+    record = kill_fits(2, 1, tmp_path)
+    assert len(record["runs"]) == 2 and record["finished"] >= 1
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="Windows has no limit of the file size")
