@@ -57,9 +57,9 @@ def module_name(folder: Path) -> str:
     return str(folder).replace(".", "_x_")
 
 
-def load_custom_node(folder: Path) -> ModuleType:
+def load_custom_node(folder: Path, name: str | None = None) -> ModuleType:
     """Loads a folder as ComfyUI's nodes.py does, which logs exceptions and leaves the pack out."""
-    spec = spec_from_file_location(module_name(folder), folder / "__init__.py")
+    spec = spec_from_file_location(name or module_name(folder), folder / "__init__.py")
     module = sys.modules[spec.name] = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -83,12 +83,10 @@ def test_without_comfyui_the_folder_loads_and_has_no_nodes(pack, monkeypatch):
     assert f"{module.__name__}.nodes" not in sys.modules
 
 
-def test_the_root_outside_a_package_has_no_nodes(pack):
+def test_the_root_outside_a_package_has_no_nodes(pack, monkeypatch):
     # pytest in a hyphenated folder imports the root's __init__.py as a plain module, even if ComfyUI is importable.
-    spec = spec_from_file_location("__init__", pack / "__init__.py")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.NODE_CLASS_MAPPINGS == {}
+    monkeypatch.delitem(sys.modules, "__init__", raising=False)
+    assert load_custom_node(pack, "__init__").NODE_CLASS_MAPPINGS == {}
 
 
 def test_an_error_inside_the_nodes_reaches_comfyui(pack):
@@ -197,9 +195,8 @@ def test_the_registrys_archive_has_the_pack_and_its_pictures_and_is_small():
 def test_the_registrys_entry_is_complete():
     comfy, project = PROJECT["tool"]["comfy"], PROJECT["project"]
     assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", comfy["PublisherId"])
-    assert comfy["DisplayName"] == "Learned Solvers" and comfy["includes"] == []
     assert re.fullmatch(r">=\d+\.\d+\.\d+", comfy["requires-comfyui"])
-    assert "comfyui" not in project["name"].lower() and project["urls"].keys() >= {"Repository", "Issues"}
+    assert "comfyui" not in project["name"].lower()
     repository = project["urls"]["Repository"].removeprefix("https://github.com/")
     icon = comfy["Icon"].removeprefix(f"https://raw.githubusercontent.com/{repository}/main/")
     assert (ROOT / icon).is_file()

@@ -5,52 +5,24 @@ from __future__ import annotations
 import ast
 import json
 import shutil
+import sys
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
-from comfy_host import python_of
+import torch
+from comfy_host import HOSTS, python_of
 from learned_solvers.samplers.families import FAMILIES
+from oracles import curved, start
 from repository import ROOT, run_python
 
-CODE = """
-import json, sys, torch
-from pathlib import Path
-from learned_solvers import samplers
-from learned_solvers.samplers import FlowNoise, Grid, Solver, load_solver, sample_table
-from learned_solvers.samplers.files.card import Card, StepCard
-from learned_solvers.training import fit_solver
-
-def model(x, sigma):  # two attractors whose pull fades with the noise
-    sigma = sigma.view(-1, 1)
-    return torch.tanh(2 * x / (0.3 + sigma)) / (1 + sigma)
-
-root, noise, steps = Path(sys.argv[1]), FlowNoise(), {3: StepCard(grid=Grid("flow_shift", {"shift": 1.0}))}
-card = Card("blend", "flow", architecture="Test", checkpoint="test", steps=steps)
-blend = {"blend": torch.tensor([[0.5, 0.25]], dtype=torch.float64)}
-solver = load_solver(Solver("blend_test", card, {3: blend}).save(root / "blend_test.safetensors"))
-x, table = torch.randn(32, 4, generator=torch.Generator().manual_seed(0)), solver.table(3, noise)
-sampled = samplers.sample_blended(model, x, torch.linspace(1, 0, 4), solver=solver, noise=noise)
-first = fit_solver(model, x, noise=noise, family="blend", steps=(3,), teacher_steps=20)
-second = fit_solver(model, x, noise=noise, family="blend", steps=(5,), teacher_steps=20, initial=first.solver)
-fitted = load_solver(first.solver.save(root / "blend_fitted.safetensors"))
-print(json.dumps({
-    "coeffs": table.coeffs.tolist(),
-    "difference": float((sampled - sample_table(model, x, table, disable=True)).abs().max()),
-    "errors": [first.report[3].error_before, first.report[3].error_after],
-    "start": second.report[5].start,
-    "fitted": [fitted.family, list(fitted.steps)],
-}))
-"""
 HOST_CODE = """
-import sys
-comfy, root, model = sys.argv[1:4]
-sys.argv = [sys.argv[0], "--cpu"]
-sys.path.insert(0, comfy)
-import comfy.options
-comfy.options.enable_args_parsing()
+from comfy_on_cpu import ARGUMENTS
 import utils.extra_config
-import folder_paths, server, nodes, comfy.sd, comfy.samplers, json, shutil, torch
+import folder_paths, server, nodes, comfy.sd, comfy.samplers, json, shutil, sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+root, model = ARGUMENTS
 folder_paths.models_dir = str(Path(root) / "models")
 folder = Path(folder_paths.models_dir) / "solver_weights"
 folder.mkdir(parents=True)
@@ -90,29 +62,55 @@ def package(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def results(package):
-    return json.loads(run_python("-c", CODE, package, cwd=package.parent))
+def third(package):
+    """Imports modules of the copy."""
+    spec = spec_from_file_location("third_family", package / "__init__.py")
+    sys.modules[spec.name] = module_from_spec(spec)
+    yield lambda name: import_module(f"{spec.name}.{name}")
+    for name in [name for name in sys.modules if name.partition(".")[0] == spec.name]:
+        del sys.modules[name]
 
 
-def test_a_third_familys_file_becomes_its_table_and_samples(results):
-    step = -1 / 3  # coefficients on an even grid of flow time, b_1 = 1/2, b_2 = 1/4
+@pytest.fixture(scope="module")
+def solver(third, package):
+    """A solver of the third family, from its file."""
+    samplers = third("samplers")
+    steps = {3: samplers.StepCard(grid=samplers.Grid("flow_shift", {"shift": 1.0}))}
+    card = samplers.Card("blend", "flow", architecture="Test", checkpoint="test", steps=steps)
+    made = samplers.Solver("blend_test", card, {3: {"blend": torch.tensor([[0.5, 0.25]]).double()}})
+    return samplers.load_solver(made.save(package / "blend_test.safetensors"))
+
+
+def test_a_third_familys_file_becomes_its_table_and_samples(third, solver):
+    samplers, x = third("samplers"), start(1.0, 32, 4)
+    noise = samplers.FlowNoise()
+    table, step = solver.table(3, noise), -1 / 3  # an even grid of flow time; b_1 = 1/2, b_2 = 1/4
     expected = [[step, 0, 0], [-step / 2, step * 3 / 2, 0], [0, -step / 4, step * 5 / 4]]
-    assert [[pytest.approx(value) for value in row] for row in expected] == results["coeffs"]
-    assert results["difference"] == 0  # of its k-diffusion function
+    torch.testing.assert_close(table.coeffs, torch.tensor(expected, dtype=torch.float64))
+    sampled = samplers.sample_blended(curved, x, torch.linspace(1, 0, 4), solver=solver, noise=noise)
+    assert torch.equal(sampled, samplers.sample_table(curved, x, table, disable=True))
 
 
-def test_a_third_family_can_be_fitted_and_resampled(results, package):
-    before, after = results["errors"]
-    assert after < before
-    assert results["start"] == "blend_fitted at 3 steps" and results["fitted"] == ["blend", [3]]
+def test_a_third_family_can_be_fitted_and_resampled(third, package):
+    samplers, x = third("samplers"), start(1.0, 32, 4)
+
+    def fit(steps, **more):
+        settings = {"noise": samplers.FlowNoise(), "family": "blend", "teacher_steps": 20, **more}
+        return third("training").fit_solver(curved, x, steps=(steps,), **settings)
+
+    first = fit(3)
+    assert first.report[3].error_after < first.report[3].error_before
+    assert fit(5, initial=first.solver).report[5].start == "blend_fitted at 3 steps"
+    fitted = samplers.load_solver(first.solver.save(package / "blend_fitted.safetensors"))
+    assert (fitted.family, fitted.steps) == ("blend", (3,))
     assert "--family {dyweight,ds,blend}" in run_python("training/fit_weights.py", "--help", cwd=package)
 
 
 @pytest.mark.comfy
-def test_a_third_family_is_in_the_nodes(results, package, server):
+def test_a_third_family_is_in_the_nodes(solver, package, server):
     flux = next(path for path in server.base.rglob("tiny_flux*") if path.suffix in (".pth", ".safetensors"))
     arguments = ("-c", HOST_CODE, server.checkout, package, flux)
-    output = run_python(*arguments, cwd=package.parent, python=python_of(server.checkout))
+    output = run_python(*arguments, cwd=package.parent, python=python_of(server.checkout), PYTHONPATH=str(HOSTS))
     node = json.loads(output.splitlines()[-1])
     assert node["sigmas"] == pytest.approx([1, 2 / 3, 1 / 3, 0])
     assert "blended" in node["samplers"] and node["function"] and node["families"] == ["dyweight", "ds", "blend"]
