@@ -47,9 +47,6 @@ def test_among_equals_the_first_is_chosen(order):
     assert choose_solver(solvers, NOISES["flow"], 5, architecture="Flux") is solvers[0]
 
 
-# Refusals.
-
-
 def refusal(solvers: list[Solver], prediction: str, steps: int, **options: str | None) -> str:
     with pytest.raises(ValueError) as refused:
         choose_solver(solvers, NOISES[prediction], steps, **options)
@@ -88,9 +85,6 @@ def test_a_name_in_a_refusal_is_printable_and_cut():
     message = refusal([solver], "flow", 8, architecture="Flux")
     assert r": a\udce9\nbccc" in message and " ... (5 steps)" in message
     assert message.isprintable() and len(message) < 300
-
-
-# Solvers whose learned steps lead below 0 on a schedule.
 
 
 def test_a_solver_without_a_valid_table_is_neither_chosen_nor_offered(caplog):

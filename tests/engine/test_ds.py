@@ -16,9 +16,6 @@ SD = VPNoise.stable_diffusion()
 both_schedules = pytest.mark.parametrize("schedule", [SD, VPNoise.linear_beta()], ids=["table", "continuous"])
 
 
-# Flow models.
-
-
 @pytest.mark.parametrize("steps", [1, 4, 5])
 def test_no_coefficients_are_euler_on_the_learned_levels(steps):
     deltas = DELTAS[:steps] / DELTAS[:steps].sum()
@@ -51,9 +48,6 @@ def test_a_flow_step_is_the_papers_formula():
     assert_close(run(model, x, table), expected, rtol=1e-6, atol=1e-6)
 
 
-# VP models.
-
-
 @both_schedules
 def test_no_coefficients_are_the_first_order_exponential_step(schedule):
     times = (0.999 - torch.cat([f64(0), DELTAS.cumsum(0)])).clamp(min=1e-3)
@@ -79,9 +73,6 @@ def test_vp_rows_are_the_coefficients_in_units_of_the_step_and_approach_a_consta
     x = start(table.sigma_start)
     expected = Constant().path(x, table.sigma_start, table.sigma_end)
     assert_close(run(Constant(), x, table), expected, rtol=1e-9, atol=1e-9)
-
-
-# The family.
 
 
 @pytest.mark.parametrize(

@@ -75,17 +75,11 @@ def test_parameters_that_do_not_match_are_refused(weights, t_scale, grid, diviso
         dyweight_table(weights, t_scale, grid, divisor=divisor)
 
 
-# The analytic first step.
-
-
 def test_an_analytic_first_step_costs_no_call_and_has_no_time_scale():
     weights, t_scale = learned(6)
     table = dyweight_table(weights, t_scale[1:], GRID, analytic_first=True)
     assert (table.analytic_first, table.steps, table.nfe) == (True, 6, 5)
     assert_close(table.sigmas, torch.cat([GRID[:1], t_scale[1:] * table.levels[1:-1]]))
-
-
-# The family.
 
 
 @pytest.mark.parametrize(

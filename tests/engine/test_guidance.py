@@ -12,9 +12,6 @@ from torch.testing import assert_close
 FULL = Guidance("embedded", (2, 5), usual=4, cfg=1)
 
 
-# The record.
-
-
 @pytest.mark.parametrize(
     ("guidance", "text", "default", "plain"),
     [
@@ -60,9 +57,6 @@ def test_a_runs_value_is_used_if_its_kind_is_the_fits(run, value):
     assert CFG.value_of(run) == value
 
 
-# Parameters between knots.
-
-
 @pytest.mark.parametrize(
     ("guidance", "expected"),
     [
@@ -86,9 +80,6 @@ def test_parameters_are_linear_in_log_guidance_and_constant_outside_the_knots(gu
 def test_one_set_of_parameters_is_used_at_every_guidance(knots, guidance):
     stack = torch.rand(1, 3, 3, dtype=torch.float64)
     assert torch.equal(at_guidance(stack, knots, guidance), stack[0])
-
-
-# Ranges and samples.
 
 
 @pytest.mark.parametrize(

@@ -175,9 +175,6 @@ def test_complex_numbers_are_refused(tmp_path):
     assert "weights must hold floating-point" in refusal(load_solver, tmp_path / "solver.safetensors", raw)
 
 
-# Names and links.
-
-
 @pytest.mark.parametrize(
     "name", ["a\0b.safetensors", "x" * 5000 + ".safetensors", "/" * 100 + "x.safetensors", "\udcff"]
 )

@@ -39,9 +39,6 @@ def levels_of(recorder: Recorder) -> Tensor:
     return torch.stack(recorder.sigma)[:, 0].double()
 
 
-# The signature.
-
-
 @each_sampler
 def test_the_signature_starts_as_k_diffusions_and_the_rest_is_optional(sampler):
     parameters = list(inspect.signature(sampler).parameters.values())
@@ -55,9 +52,6 @@ def test_the_signature_starts_as_k_diffusions_and_the_rest_is_optional(sampler):
 def test_fewer_than_two_levels_leave_the_state_unchanged(sampler, sigmas):
     x = start()
     assert sampler(never, x, sigmas) is x
-
-
-# The solver and its grid.
 
 
 @pytest.mark.parametrize(
@@ -91,15 +85,16 @@ def test_the_default_is_the_transferable_solver_for_the_prediction_type(sampler,
     assert_close(result, run(model, x, load_solver(name).table(7, noise)), rtol=0, atol=0)
 
 
-def test_extra_arguments_callback_and_progress_are_passed_on_without_a_graph(capsys):
+@pytest.mark.parametrize("disable", [True, False])
+def test_extra_arguments_callback_and_progress_are_passed_on_without_a_graph(capsys, disable):
     recorder, steps = Recorder(lambda x, sigma, cond: x * cond), Steps()
     x = start().requires_grad_()
     result = sample_solver(
-        recorder, x, host_sigmas(1.0, 0.0, 5), {"cond": 0.5}, steps, False, solver=ds_solver(5), noise=FLOW
+        recorder, x, host_sigmas(1.0, 0.0, 5), {"cond": 0.5}, steps, disable, solver=ds_solver(5), noise=FLOW
     )
     assert recorder.extra_args == [{"cond": 0.5}] * 5
     assert [call["i"] for call in steps.calls] == [0, 1, 2, 3, 4]
-    assert "5/5" in capsys.readouterr().err
+    assert ("5/5" in capsys.readouterr().err) != disable
     assert not result.requires_grad
 
 
@@ -127,9 +122,6 @@ def test_a_solver_or_grid_that_does_not_match_is_refused_before_the_first_call(s
         sampler(never, start(), **{"sigmas": host_sigmas(1.0, 0.0, 6), **options})
 
 
-# The model's schedule.
-
-
 @pytest.mark.parametrize("given", [None, VPNoise.linear_beta()])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_schedule_is_the_given_one_or_read_from_the_models_own_table(dtype, given):
@@ -155,9 +147,6 @@ def test_a_real_k_diffusion_wrapper_needs_no_schedule():
     assert_close(result, run(gaussian, x, load_solver("ds_vp-dit").table(10, SD)), rtol=1e-3, atol=1e-3)
 
 
-# Part of the grid.
-
-
 @pytest.mark.parametrize(("first", "last"), [(7.0, 0.0), (14.6, 1.0), (7.0, 1.0), (0.5, 0.0)])
 @pytest.mark.parametrize("name", ["dyweight_sd15", "ds_vp-dit"])
 def test_image_to_image_runs_the_part_between_the_hosts_first_and_last_level(name, first, last):
@@ -166,9 +155,6 @@ def test_image_to_image_runs_the_part_between_the_hosts_first_and_last_level(nam
     part = part_of_table(load_solver(name).table(6, SD), float(torch.tensor(first)), last)
     assert_close(result, run(GaussianVE(), x, part), rtol=1e-5, atol=1e-5)
     assert_close(levels_of(model), part.sigmas, rtol=1e-5, atol=0)
-
-
-# Guidance.
 
 
 @pytest.mark.parametrize(

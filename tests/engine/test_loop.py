@@ -104,14 +104,6 @@ def test_a_state_that_is_not_floating_point_or_has_no_batch_is_refused(x):
         run(GaussianVE(), x, euler(LEVELS))
 
 
-@pytest.mark.parametrize("disable", [True, False])
-def test_progress_is_shown_unless_disabled_and_extra_arguments_reach_the_model(capsys, disable):
-    recorder = Recorder(lambda x, sigma, cond: x * cond)
-    sample_table(recorder, start(), euler(LEVELS), {"cond": 0.5}, disable=disable)
-    assert recorder.extra_args == [{"cond": 0.5}] * 5
-    assert ("5/5" in capsys.readouterr().err) != disable
-
-
 # Continued runs.
 
 

@@ -171,20 +171,18 @@ def test_an_end_just_above_0_costs_a_table_that_ends_at_0_no_row(name, last):
     assert_close(result, whole, rtol=0, atol=2 * last)
 
 
-@pytest.mark.parametrize(("first", "last"), [(2.0, 1.9), (9.0, 8.0), (0.12, 0.11), (5.0, 4.9)])
-def test_a_part_between_two_close_levels_is_one_step(first, last):
-    part = part_of_table(learned(), first, last)
-    assert (part.steps, part.sigma_start, part.sigma_end) == (1, first, last)
-
-
 @pytest.mark.parametrize(
     ("first", "last", "steps"),
-    [(10.0, 0.5, 4), (9.0, 0.0, 5), (11.0, 0.0, 5), (3.0, 0.0, 3), (9.0, 8.5, 1), (learned().levels[2].item(), 0, 3)],
+    [
+        *((10.0, 0.5, 4), (9.0, 0.0, 5), (11.0, 0.0, 5), (3.0, 0.0, 3), (9.0, 8.5, 1), (0.12, 0.11, 1)),
+        (learned().levels[2].item(), 0, 3),
+    ],
 )
 def test_an_analytic_first_step_is_a_call_unless_the_part_starts_at_the_tables_start(first, last, steps):
     recorder, part = Recorder(GaussianVE()), part_of_table(learned(analytic_first=True), first, last)
     run(recorder, start(first), part)
-    assert (part.steps, part.analytic_first) == (steps, first == 10)
+    assert (part.steps, part.analytic_first, part.sigma_start) == (steps, first == 10, first)
+    assert part.sigma_end == max(last, 0.1)
     assert len(recorder.sigma) == part.nfe == steps - (first == 10)
 
 

@@ -49,19 +49,13 @@ def test_the_scaled_linear_schedule_is_latent_diffusions(start, end):
     assert_close(noise.sigma_at(torch.from_numpy(TIMES)), interpolated(sd_sigmas(start, end).numpy(), TIMES))
 
 
-@pytest.mark.parametrize("length", [2, 50, 1000])
-def test_entry_n_of_a_models_table_is_at_time_n_plus_1(length):
-    sigmas = torch.linspace(0.01, 20, length, dtype=torch.float64)
-    times = torch.arange(1, length + 1, dtype=torch.float64) / length
-    assert_close(VPNoise.from_sigmas(sigmas).sigma_at(times), sigmas)
-
-
-def test_a_models_table_is_read_by_index():
-    index = np.array([0.0, 1.0, 499.0, 998.0, 999.0, 12.25, 700.9])
-    noise = VPNoise.from_sigmas(sd_sigmas())
-    levels = noise.sigma_at_index(torch.from_numpy(index))
-    assert_close(levels, interpolated(sd_sigmas().numpy(), (index + 1) / 1000))
-    assert_close(noise.index_at(levels[1:]), index[1:])
+@pytest.mark.parametrize("sigmas", [torch.linspace(0.01, 20, 2), torch.linspace(0.01, 20, 50), sd_sigmas()], ids=len)
+def test_entry_n_of_a_models_table_is_at_time_n_plus_1_and_index_times_are_thousandths(sigmas):
+    times = np.append(np.arange(1, len(sigmas) + 1), [1.3, len(sigmas) - 0.1]) / len(sigmas)
+    noise, expected = VPNoise.from_sigmas(sigmas), interpolated(sigmas.double().numpy(), times)
+    assert_close(noise.sigma_at(torch.from_numpy(times)), expected)
+    assert_close(noise.sigma_at_index(torch.from_numpy(1000 * times - 1)), expected)
+    assert_close(noise.index_at(noise.sigma_at(torch.from_numpy(times[1:]))), 1000 * times[1:] - 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
@@ -155,11 +149,7 @@ def test_the_polynomial_and_karras_grids_are_k_diffusions(steps, rho, noise):
 
 @pytest.mark.parametrize(
     ("rule", "name", "value", "noise"),
-    [
-        ("polynomial", "rho", 7.0, EDMNoise()),
-        ("karras", "rho", 5.0, SD),
-        ("flow_shift", "shift", 3.0, FlowNoise()),
-    ],
+    [("polynomial", "rho", 7.0, EDMNoise()), ("karras", "rho", 5.0, SD), ("flow_shift", "shift", 3.0, FlowNoise())],
 )
 def test_a_grid_is_reshaped_by_its_one_parameter_with_a_gradient(rule, name, value, noise):
     grid, parameter = Grid(rule, {name: 1.0}), torch.tensor(value, dtype=torch.float64, requires_grad=True)

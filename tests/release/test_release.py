@@ -38,9 +38,6 @@ def test_the_runtime_requirements_are_in_every_host():
     assert sorted(names) == ["filelock", "numpy", "safetensors", "torch", "tqdm"]
 
 
-# ---- the repository
-
-
 @needs_git
 def test_tracked_files_are_small_and_no_pickles():
     files = [ROOT / name for name in git_files()]
@@ -70,9 +67,6 @@ def test_pytest_starts_from_anywhere(tmp_path, start, argument):
     environment = {"PYTHONPATH": str(tmp_path), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", argument.format(copy=copy))
     assert "1 passed" in run_python(*command, cwd=copy / start, **environment)
-
-
-# ---- CI
 
 
 def test_pre_commit_runs_the_checks_of_ci():
