@@ -1,9 +1,8 @@
 """Kills a fit with SIGKILL at random moments, restarts it, and checks the files each time.
 
-A fit here does what training/fit_weights.py does with a loaded model: claim the output, fit with a journal and the
-teacher's cache, write the files, deliver them. Kills alternate between a random moment and a file operation. After each
-kill all files must be whole; a finished fit must have delivered the bytes of an undisturbed one and nothing else.
-test_comfy_commands.py kills a real ComfyUI's fit. Windows has no SIGKILL.
+A fit here does what training/fit_weights.py does with a loaded model. Kills alternate between a random moment and a
+file operation. After each kill all files must be whole; a finished fit must have delivered the bytes of an undisturbed
+one and nothing else. test_comfy_commands.py kills a real ComfyUI's fit. Windows has no SIGKILL.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from random import Random
 from threading import RLock
@@ -41,13 +41,11 @@ fit(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "True")
 
 def fit(solver: Path, kill_at: int = 0, overwrite: bool = False) -> None:
     """Fits, delivers and prints the number of file operations; the process kills itself at number `kill_at`."""
-    operations = 0
+    numbers = count(1)
 
     def counted(operation: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            nonlocal operations
-            operations += 1
-            if operations == kill_at:
+            if next(numbers) == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             return operation(*arguments, **options)
 
@@ -74,41 +72,42 @@ def fit(solver: Path, kill_at: int = 0, overwrite: bool = False) -> None:
         report.write_text("report\n" * 1000)
         picture.write_bytes(b"picture\n" * 10_000)
         output.deliver()
-    print(operations)
+    print(next(numbers) - 1)
 
 
-def _start(solver: Path, kill_at: int = 0, overwrite: bool = False) -> subprocess.Popen[str]:
+def _start(*arguments: object) -> subprocess.Popen[str]:
     """A process of `fit` that has started to fit."""
-    command = [sys.executable, "-c", _CHILD, str(solver), str(kill_at), str(overwrite)]
+    command = [sys.executable, "-c", _CHILD, *map(str, arguments)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "started\n", "a fit does not start"
     return process
 
 
-def _finish(solver: Path, reference: dict[str, bytes]) -> None:
-    """Runs a fit to its end, then compares and removes its files."""
-    delivered = solver.exists()  # perhaps without emptying the folder
-    if not delivered or solver.with_suffix(".fit").exists():
-        assert _start(solver, 0, delivered).wait(_TIMEOUT) == 0, "a killed fit does not resume or start again"
-    for path in [*solver.parent.glob("*.lock"), *(solver.parent / name for name in reference)]:
-        assert path.suffix == ".lock" or path.read_bytes() == reference[path.name], f"{path.name} differs"
-        path.unlink()
-    assert not [*solver.parent.iterdir()], f"unexpected: {[*solver.parent.iterdir()]}"
-
-
 def _state_of(solver: Path, reference: dict[str, bytes]) -> str:
     """The progress of a fit; AssertionError if a file is not whole."""
     folder = solver.with_suffix(".fit")
-    names = {path.name for path in solver.parent.iterdir()} - {folder.name, f"{folder.name}.lock"}
-    assert names <= set(reference), f"unexpected: {names - set(reference)}"
-    for name in names:
-        assert (solver.parent / name).read_bytes() == reference[name], f"{name} is not whole"
+    files = {path.name: path for path in solver.parent.iterdir() if path.name.removesuffix(".lock") != folder.name}
+    assert files.keys() <= reference.keys(), f"unexpected: {files}"
+    for name, path in files.items():
+        assert path.read_bytes() == reference[name], f"{name} is not whole"
     journal = folder / _WORK / "journal.safetensors"
-    if names or not journal.exists():
-        delivery = "delivered" if solver.name in names else "delivering"
-        return delivery if names else "begun" if folder.exists() else "nothing yet"
+    if files:
+        return "delivered" if solver.name in files else "delivering"
+    if not journal.exists():
+        return "begun" if folder.exists() else "nothing yet"
     with safe_open(journal, framework="pt") as file:
         return f"{len({key.rpartition('|')[0] for key in file.keys()})} records"  # noqa: SIM118 - not a dict
+
+
+def _finish(solver: Path, reference: dict[str, bytes]) -> None:
+    """Runs a fit to its end, then compares and removes its files."""
+    delivered, folder = solver.exists(), solver.with_suffix(".fit")  # perhaps without emptying the folder
+    if not delivered or folder.exists():
+        assert _start(solver, 0, delivered).wait(_TIMEOUT) == 0, "a killed fit does not resume or start again"
+    _state_of(solver, reference)
+    assert not folder.exists() and all((solver.parent / name).exists() for name in reference), "files are missing"
+    for path in solver.parent.iterdir():
+        path.unlink()
 
 
 def kill_fits(kills: int, seed: int, folder: Path) -> dict[str, Any]:
@@ -116,7 +115,7 @@ def kill_fits(kills: int, seed: int, folder: Path) -> dict[str, Any]:
     random, runs, finished = Random(seed), [], 0
     whole, killed = folder / "whole" / "a.safetensors", folder / "killed" / "a.safetensors"
     killed.parent.mkdir()
-    process, start = _start(whole), time.monotonic()
+    process, start = _start(whole, 0, False), time.monotonic()
     operations, seconds = int(process.communicate(timeout=_TIMEOUT)[0]), time.monotonic() - start
     reference = {path.name: path.read_bytes() for path in whole.parent.iterdir()}
     assert sorted(reference) == ["a.md", "a.png", "a.safetensors"], sorted(reference)
@@ -124,7 +123,7 @@ def kill_fits(kills: int, seed: int, folder: Path) -> dict[str, Any]:
         latest = _RESUMED_OPERATIONS if killed.with_suffix(".fit").exists() else operations
         kill_at = random.randint(1, latest) if len(runs) % 2 else 0
         delay = random.uniform(0, seconds)
-        process = _start(killed, kill_at)
+        process = _start(killed, kill_at, False)
         if not kill_at:
             time.sleep(delay)
             process.kill()
@@ -136,7 +135,5 @@ def kill_fits(kills: int, seed: int, folder: Path) -> dict[str, Any]:
         if state == "delivered" or len(runs) == kills:
             finished += 1
             _finish(killed, reference)
-    return {
-        "kills": kills, "finished": finished, "seconds_of_a_fit": round(seconds, 2), "operations": operations,
-        "runs": runs,
-    }  # fmt: skip
+    record = {"kills": kills, "finished": finished, "seconds_of_a_fit": round(seconds, 2), "operations": operations}
+    return {**record, "runs": runs}
