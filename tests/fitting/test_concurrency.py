@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
@@ -56,12 +57,12 @@ def write_in_turn(path: Path, overwrite: bool) -> None:
 def test_a_file_that_is_replaced_or_appears_continually_is_never_read_torn(pool, tmp_path, overwrite):
     path, reads = FEW.save(tmp_path / "shared.safetensors"), Counter()
     writer = pool.submit(write_in_turn, path, overwrite)
-    while min(reads[FEW.steps], reads[MANY.steps]) < 50 and not writer.done():
-        try:
-            reads[load_solver(path).steps] += 1
-        except FileNotFoundError:
-            assert not overwrite
-    path.with_name("stop").touch()
+    try:
+        while min(reads[FEW.steps], reads[MANY.steps]) < 50 and not writer.done():
+            with suppress(() if overwrite else FileNotFoundError):
+                reads[load_solver(path).steps] += 1
+    finally:
+        path.with_name("stop").touch()
     writer.result()
     assert set(reads) == {FEW.steps, MANY.steps} and min(reads.values()) >= 50
 
