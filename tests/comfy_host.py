@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 import urllib.error
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,10 @@ class Server(HostServer):
     def environment(self) -> dict[str, str]:
         return {"LEARNED_SOLVERS_FIGURES": str(ROOT / "tests" / "data"), "OMP_NUM_THREADS": "1"}
 
+    @property
+    def solvers(self) -> Path:
+        return self.base / "models" / "solver_weights"
+
     def post(self, path: str, content: dict[str, Any]) -> Any:
         """The decoded answer, None for an empty one, {"refused": ...} for an HTTP error."""
         try:
@@ -80,6 +86,27 @@ class Server(HostServer):
             time.sleep(0.05)
         raise TimeoutError(f"{key} did not finish:\n{self.log[-3000:]}")
 
+    @contextmanager
+    def messages(self) -> Iterator[Iterator[tuple[str, Any]]]:
+        """Yields what the server sends to its page until the end of a prompt: "text", "preview", or JSON's types."""
+        import websocket
+
+        self.client = uuid.uuid4().hex  # the host closes an old socket of the same client late
+        socket = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}", timeout=60)
+
+        def read() -> Iterator[tuple[str, Any]]:
+            kind, data = "", {}
+            while kind != "executing" or data["node"] is not None:
+                message = socket.recv()
+                if isinstance(message, bytes):
+                    kind, data = ("text", message[8:].decode()) if message[:4] == b"\0\0\0\3" else ("preview", message)
+                else:
+                    kind, data = itemgetter("type", "data")(json.loads(message))
+                yield kind, data
+
+        yield read()
+        socket.close()
+
 
 def run_script(checkout: Path, name: str, *arguments: object) -> str:
     """What a script of tests/hosts prints in a checkout's Python, where it can import ComfyUI."""
@@ -89,28 +116,9 @@ def run_script(checkout: Path, name: str, *arguments: object) -> str:
     return completed.stdout
 
 
-def error_of(history: dict[str, Any]) -> str:
-    """The message of the exception that ended a prompt."""
-    return next(m[1]["exception_message"] for m in history["status"]["messages"] if m[0] == "execution_error")
-
-
-def succeeded(history: dict[str, Any]) -> dict[str, Any]:
-    """The history of a prompt, which must have run to its end."""
-    assert "refused" not in history, history
-    assert history["status"]["status_str"] == "success", error_of(history)
-    return history
-
-
 def make_base(checkout: Path, base: Path) -> None:
     """Fills a base folder: tiny models, the test pack, and this checkout under a hyphenated name."""
     pack = shutil.copytree(HOSTS / "tiny_pack", base / "custom_nodes" / "tiny-pack")
     shutil.copy(HOSTS / "scene.py", pack)
     (base / "custom_nodes" / "learned-solvers").symlink_to(ROOT, target_is_directory=True)
     run_script(checkout, "make_models.py", base / "models")
-
-
-if __name__ == "__main__":  # python tests/comfy_host.py CHECKOUT BASE: a server to look at by hand
-    checkout, base = (Path(p).resolve() for p in sys.argv[1:])
-    make_base(checkout, base)
-    with Server(checkout, base) as server:
-        input(f"{server.url} - press Enter to stop")

@@ -25,7 +25,7 @@ sys.path.append(str(ROOT))  # for benchmarks; last, as nodes/ would shadow a hos
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Groups tests for `pytest -n 2 --dist loadgroup`: all tests of a host, else all of a file, on one worker.
+    """Marks the tests of hosts; groups tests for `pytest -n 2 --dist loadgroup`: of a host, else of a file, together.
 
     The slowest file comes first, so that it does not keep one worker busy after the other has finished.
     """
@@ -33,8 +33,11 @@ def pytest_collection_modifyitems(items):
     for item in items:
         parameters = getattr(item, "callspec", None)
         server = set() if parameters is None else set(parameters._idlist)
-        group = next(iter(server & hosts), "forge" if item.get_closest_marker("forge") else item.path.name)
+        group = next(iter(server & hosts), "forge" if "forge" in item.fixturenames else item.path.name)
         item.add_marker(pytest.mark.xdist_group(group))
+        for fixture, marker in (("server", "comfy"), ("forge", "forge"), ("browser", "browser")):
+            if fixture in item.fixturenames:
+                item.add_marker(marker)
     items.sort(key=lambda item: item.path.name != "test_fit_digits.py")
 
 
@@ -51,7 +54,7 @@ torch.set_num_threads(1)  # more threads only wait for each other on tiny tensor
 
 @pytest.fixture(scope="session", params=EACH_CHECKOUT)
 def server(request, tmp_path_factory):
-    """A running ComfyUI with the tiny models, for each checkout. A test that adds files to it removes them again."""
+    """A running ComfyUI with the tiny models, for each checkout."""
     base = tmp_path_factory.mktemp("comfy") / "base"
     make_base(request.param, base)
     with Server(request.param, base) as running:
@@ -69,6 +72,17 @@ def forge(tmp_path_factory):
     make_base(place, base)
     with ForgeServer(place, base) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def solvers_as_found(request):
+    """Removes the solver files that a test adds to a host: `auto` would choose them in the tests of all modules."""
+    hosts = [request.getfixturevalue(name) for name in ("server", "forge") if name in request.fixturenames]
+    before = {path for host in hosts for path in host.solvers.rglob("*")}
+    yield
+    for path in {path for host in hosts for path in host.solvers.rglob("*")} - before:
+        if path.is_symlink() or path.is_file():
+            path.unlink()
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,10 @@ def free_port() -> int:
 
 @dataclass
 class HostServer:
-    """A server of a checkout that writes into the folder `base` only; as a context manager it starts and stops."""
+    """A server of a checkout that writes into the folder `base` only; as a context manager it starts and stops.
+
+    A subclass has `command()`, `environment()`, and `solvers`, the folder of the user's solver files.
+    """
 
     checkout: Path
     base: Path
@@ -52,11 +55,11 @@ class HostServer:
     title: ClassVar[str]
     ready_path: ClassVar[str]  # answers once everything is loaded
 
-    def command(self) -> list[str]:
-        raise NotImplementedError
-
-    def environment(self) -> dict[str, str]:
-        raise NotImplementedError
+    def solver(self, name: str) -> Path:
+        """The path of a solver file, in a folder that exists."""
+        path = self.solvers / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
     @property
     def url(self) -> str:

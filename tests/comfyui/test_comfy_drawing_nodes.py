@@ -7,12 +7,9 @@ import re
 
 import numpy as np
 import pytest
-from comfy_prompts import WIRES, Graph, ksampler
+from comfy_graphs import WIRES, Graph, ksampler
 from learned_solvers.samplers import load_solver
 from oracles import knotted_solver
-from PIL import Image
-
-pytestmark = pytest.mark.comfy
 
 
 def draw(graph: Graph, key: str, kind: str, **inputs: object) -> None:
@@ -22,20 +19,23 @@ def draw(graph: Graph, key: str, kind: str, **inputs: object) -> None:
     graph.show(f"{key}text", [f"{key}node", 1])
 
 
-def picture(graph: Graph, key: str) -> np.ndarray:
-    entry = graph.history["outputs"][key]["images"][0]
-    with Image.open(graph.server.base / "output" / entry["filename"]) as image:
-        return np.asarray(image.convert("RGB")).copy()
-
-
-def comparison(server, watch: str = "compared", **widgets: object) -> Graph:
-    """A small comparison; `watch` names the record of its model calls."""
+def comparison(server, **widgets: object) -> Graph:
+    """A small comparison; the record of its model calls has the name of its widgets."""
     graph = Graph.of(server, "sd15")
-    graph.model = graph.add("watched", "TinyWatch", model=graph.model, name=watch)
+    graph.model = graph.add("watched", "TinyWatch", model=graph.model, name=str(widgets))
     settings = {"seed": 7, "cfg": 2.0, "solver": "auto", "steps": "6", "samplers": "euler", "scheduler": "simple"}
     settings |= {"teacher": "heun", "teacher_steps": 4, **widgets}
     draw(graph, "comparison", "CompareSamplers", **WIRES | {"model": graph.model}, **settings)
     return graph
+
+
+def calls_of(graph: Graph) -> list[float]:
+    """The levels of all model calls of a comparison so far."""
+    seen = Graph.of(graph.server, "sd15")
+    name = graph.prompt["watched"]["inputs"]["name"]
+    seen.show("calls", seen.add("seen", "TinySeen", latent=seen.latent, name=name))
+    seen.submit()
+    return json.loads(seen.text("calls"))["sigma"]
 
 
 def test_the_errors_are_those_of_the_saved_latents(server):
@@ -54,7 +54,8 @@ def test_the_errors_are_those_of_the_saved_latents(server):
     assert rows[6, "heun/simple"][0] == "5" and rows[6, "euler/simple"][0] == "6"  # one more step of heun: 7 calls
     assert "4, 6, 8 and 10 steps" in rows[5, "dyweight_sd15"][1]
     assert "dyweight_sd15" in next(line for line in lines if line.startswith("| 6 | **auto**"))
-    grid = picture(graph, "comparison")
+    assert len(calls_of(graph)) >= 5 + 6 + 12
+    grid = graph.picture("comparison")
     assert grid.shape[0] > 300 and grid.shape[1] > 800 and (grid[:8, :8] == 255).all() and grid.std() > 20
 
 
@@ -64,13 +65,12 @@ def test_a_sampler_that_cannot_run_has_its_reason_in_the_table(server):
     graph.submit()
     table = graph.text("comparisontext")
     for row in (
-        *(
-            r"5 \| euler/simple \| 5 \| \d",
-            r"5 \| dyweight/karras \| 0 \| .*5 steps",
-            r"5 \| ds_solver/karras \| 5 \| \d",
-        ),
-        *(r"6 \| dyweight/karras \| 6 \| \d", r"6 \| ds_solver/karras \| 6 \| \d"),
-        *(r"6 \| dpm_adaptive/simple \| 0 \| cannot sample in 6 model calls", r"6 \| dpm_fast/simple \| [1-6] \| \d"),
+        r"5 \| euler/simple \| 5 \| \d",
+        r"5 \| dyweight/karras \| 0 \| .*5 steps",
+        *(rf"{steps} \| ds_solver/karras \| {steps} \| \d" for steps in (5, 6)),
+        r"6 \| dyweight/karras \| 6 \| \d",
+        r"6 \| dpm_adaptive/simple \| 0 \| cannot sample in 6 model calls",
+        r"6 \| dpm_fast/simple \| [1-6] \| \d",
     ):
         assert re.search(rf"\| {row}", table), row
 
@@ -87,40 +87,31 @@ def test_a_sampler_that_cannot_run_has_its_reason_in_the_table(server):
     ],
 )
 def test_an_impossible_comparison_is_refused_before_it_samples(server, widgets, message):
-    assert message in comparison(server, watch="refused", **widgets).error()
-    graph = Graph.of(server, "sd15")
-    graph.show("calls", graph.add("seen", "TinySeen", latent=graph.latent, name="refused"))
-    graph.submit()
-    assert json.loads(graph.text("calls"))["sigma"] == []
+    graph = comparison(server, **widgets)
+    assert message in graph.error()
+    assert calls_of(graph) == []
 
 
-@pytest.mark.parametrize(
-    "name", ["dyweight_sd15", "ds_flow-sit", "dyweight_cifar10", "dyweight_flux1-dev", "ds_vp-dit"]
-)
+KNOTS = "knots.safetensors"
+NAMES = ["dyweight_sd15", "ds_flow-sit", "dyweight_cifar10", "dyweight_flux1-dev", "ds_vp-dit", KNOTS]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_info_draws_every_step_count_and_reads_the_card(server, name):
-    graph, solver = Graph(server, {}), load_solver(name)
+    knots = knotted_solver((5.0, 10.0))
+    knots.save(server.solver("knots"))
+    graph, solver = Graph(server, {}), knots if name == KNOTS else load_solver(name)
     draw(graph, "info", "LearnedSolverInfo", solver=name, steps=0, scheduler="simple")
     graph.submit()
-    drawn, card = picture(graph, "info"), graph.text("infotext")
+    drawn, card = graph.picture("info"), graph.text("infotext")
     assert 1000 < drawn.shape[1] < 1600
     assert 350 * len(solver.steps) < drawn.shape[0] < 500 * len(solver.steps) + 100
     assert len({tuple(pixel) for pixel in drawn[::7, ::7].reshape(-1, 3)}) > 10
     assert f"guidance: {solver.card.guidance}" in card or solver.card.guidance is None
+    assert name != KNOTS or {"guidance: CFG 5, 10", "2 steps: parameters at guidance 5, 10"} <= {*card.splitlines()}
     assert f"steps: {', '.join(map(str, solver.steps))}" in card and solver.card.checkpoint in card
     options = [option for step in solver.card.steps.values() for option in step.options.items()]
     assert all(f"{option} {value}" in card for option, value in options)
-
-
-def test_info_lists_the_guidance_of_a_solvers_parameters(server):
-    path = server.base / "models" / "solver_weights" / "knots.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    knotted_solver((5.0, 10.0)).save(path)
-    graph = Graph(server, {})
-    draw(graph, "info", "LearnedSolverInfo", solver=path.name, steps=2, scheduler="simple")
-    graph.submit()
-    path.unlink()
-    lines = graph.text("infotext").splitlines()
-    assert "guidance: CFG 5, 10" in lines and "2 steps: parameters at guidance 5, 10" in lines
 
 
 def test_info_shows_the_grid_on_the_connected_model_and_latent(server):
@@ -133,7 +124,7 @@ def test_info_shows_the_grid_on_the_connected_model_and_latent(server):
     for name, inputs in wires.items():
         draw(graph, f"{name}info", "LearnedSolverInfo", **widgets, **inputs)
     graph.submit()
-    plain, *others = (picture(graph, f"{name}info") for name in wires)
+    plain, *others = (graph.picture(f"{name}info") for name in wires)
     assert [np.array_equal(other, plain) for other in others] == [True, False, False]
     assert all(other.shape == plain.shape for other in others)
     widgets |= {"solver": "dyweight_sd15", "steps": 4}

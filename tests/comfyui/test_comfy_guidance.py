@@ -8,12 +8,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from comfy_prompts import Graph, ksampler, node, one_node
-from comfy_situations import Situation, assert_same, differs, solver_path
+from comfy_graphs import Graph, Situation, assert_same, differs, ksampler, node, one_node
 from learned_solvers.samplers import Solver, load_solver
 from oracles import knotted_solver
 
-pytestmark = pytest.mark.comfy
 STEPS = 2
 KNOTS = "knots.safetensors"
 
@@ -28,17 +26,12 @@ def solver_at(guidance):
     return Solver("single", card, {STEPS: {"timedeltas": torch.cat([first, 1 - first], 1), "coeffs": coeffs}})
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def files(server):
     """Solver files: with knots at CFG or embedded guidance 2 and 8, usually 8; and what they are at 2, 3.5, 4 and 8."""
     solvers = {"knots": knotted_solver(), "embedded": knotted_solver(kind="embedded")}
-    solvers |= {f"at{guidance:g}": solver_at(guidance) for guidance in (2, 3.5, 4, 8)}
-    paths = [solver_path(server, name) for name in solvers]
-    for path, solver in zip(paths, solvers.values(), strict=True):
-        solver.save(path)
-    yield
-    for path in paths:
-        path.unlink()
+    for name, solver in (solvers | {f"at{guidance:g}": solver_at(guidance) for guidance in (2, 3.5, 4, 8)}).items():
+        solver.save(server.solver(name))
 
 
 def sample_solvers(graph, *names):

@@ -5,35 +5,26 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import subprocess
-import urllib.request
 
 import pytest
 import torch
-from comfy_host import python_of, run_script
-from comfy_prompts import WIRES, Graph, ksampler, node, one_node, options
-from comfy_situations import assert_same, differs
+from comfy_graphs import WIRES, Graph, assert_same, differs, ksampler, node, one_node, options
+from comfy_host import run_script
 
-pytestmark = pytest.mark.comfy
 NAMES = ["dyweight", "ds_solver"]
 
 # ---- what loading the pack does
 
 
-def lists_without_packs(checkout):
-    """The host's samplers and schedulers, without any pack."""
-    code = """if True:
-        import sys; sys.argv = ["main.py", "--cpu"]
-        import comfy.options; comfy.options.enable_args_parsing()
-        import json, comfy.samplers
-        print(json.dumps([list(comfy.samplers.SAMPLER_NAMES), list(comfy.samplers.SCHEDULER_NAMES)]))"""
-    command = [str(python_of(checkout)), "-B", "-c", code]
-    ran = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
-    return json.loads(ran.stdout.splitlines()[-1])
+@pytest.fixture(scope="module")
+def imported(server):
+    """What importing the pack does, in a process of its own, and the host's lists before."""
+    pack = server.base / "custom_nodes" / "learned-solvers"
+    return json.loads(run_script(server.checkout, "import_pack.py", pack).splitlines()[-1])
 
 
-def test_stock_drop_downs_end_with_our_names_and_are_otherwise_the_hosts_own(server):
-    samplers, schedulers = lists_without_packs(server.checkout)
+def test_stock_drop_downs_end_with_our_names_and_are_otherwise_the_hosts_own(server, imported):
+    samplers, schedulers = imported["samplers"], imported["schedulers"]
     for kind in ("KSampler", "KSamplerAdvanced", "KSamplerSelect"):
         assert options(server, kind, "sampler_name") == [*samplers, *NAMES]
     for kind in ("KSampler", "KSamplerAdvanced", "BasicScheduler"):
@@ -52,16 +43,15 @@ def test_reloading_and_registering_again_change_nothing(server):
     assert all(torch.isfinite(latent).all() for latent in graph.submit("run"))
 
 
-def test_importing_the_pack_loads_no_package_and_touches_no_file_and_no_network(server):
+def test_importing_the_pack_loads_no_package_and_touches_no_file_and_no_network(server, imported):
+    assert imported["nodes"] > 0
+    assert imported["written"] == imported["read"] == imported["network"] == []
     pack = server.base / "custom_nodes" / "learned-solvers"
-    seen = json.loads(run_script(server.checkout, "import_pack.py", pack).splitlines()[-1])
-    assert seen["nodes"] > 0
-    assert seen["written"] == [] and seen["read"] == [] and seen["network"] == []
     folders = [pack, pack / "nodes", pack / "samplers", *(pack / "samplers").iterdir()]
-    assert {*seen["listed"]} <= {str(folder) for folder in folders}  # where Python looks
-    assert seen["foreign"] == []  # the host has all that it needs
+    assert {*imported["listed"]} <= {str(folder) for folder in folders}  # where Python looks
+    assert imported["foreign"] == []  # the host has all that it needs
     # A server that only samples does not load the code that fits a solver.
-    assert seen["own"] and {name.split(".")[1] for name in seen["own"]} == {"nodes", "samplers"}
+    assert imported["own"] and {name.split(".")[1] for name in imported["own"]} == {"nodes", "samplers"}
 
 
 # ---- samplers and scheduler in stock nodes
@@ -90,14 +80,11 @@ def test_ksampler_equals_the_learned_solver_node_and_the_one_node(server, model,
 def test_set_learned_solver_names_the_file_and_leaves_stock_samplers_alone(server):
     graph = Graph.of(server, "sd3")
     model = graph.add("set", "SetLearnedSolver", model=["1", 0], solver="ds_flow-flowdcn", steps=0)
-    graph.save(
-        named=ksampler("ds_solver", 6, model=model),
-        same=one_node("ds_flow-flowdcn", 6),
-        auto=ksampler("ds_solver", 6),
-        euler=ksampler("euler", 6),
-        patched=ksampler("euler", 6, model=model),
-    )
-    named, same, auto, euler, patched_euler = graph.submit("named", "same", "auto", "euler", "patched")
+    graph.save(same=one_node("ds_flow-flowdcn", 6))
+    for name in ("ds_solver", "euler"):
+        graph.save(**{name: ksampler(name, 6), f"patched {name}": ksampler(name, 6, model=model)})
+    runs = ("patched ds_solver", "same", "ds_solver", "euler", "patched euler")
+    named, same, auto, euler, patched_euler = graph.submit(*runs)
     assert torch.equal(named, same) and torch.equal(euler, patched_euler)
     assert differs(named, auto)
 
@@ -125,12 +112,8 @@ def test_set_learned_solver_names_the_steps_for_a_part_of_the_grid(server):
 
 def test_the_log_says_how_much_of_the_grid_ran(server):
     graph = Graph.of(server, "sd15")
-    graph.save(
-        half=ksampler("dyweight", 6, denoise=0.5),
-        one=one_node("dyweight_sd15", 6, denoise=0.5),
-        last=ksampler("dyweight", 4, denoise=0.1),
-        whole=ksampler("dyweight", 10),
-    )
+    graph.save(half=ksampler("dyweight", 6, denoise=0.5), one=one_node("dyweight_sd15", 6, denoise=0.5))
+    graph.save(last=ksampler("dyweight", 4, denoise=0.1), whole=ksampler("dyweight", 10))
     graph.show("info", ["one", 1])
     before = len(server.log)
     half, one = graph.submit("half", "one")
@@ -172,8 +155,7 @@ def test_every_node_and_every_input_is_explained(server):
         assert "learned-solvers" in entry["python_module"]
         assert entry["description"] and entry["display_name"] != name
         assert len(entry["output_tooltips"]) == len(entry["output"])
-        with urllib.request.urlopen(f"{server.url}/extensions/learned-solvers/docs/{name}.md", timeout=60) as answer:
-            page = answer.read().decode()
+        page = server.request(f"/extensions/learned-solvers/docs/{name}.md").decode()
         assert page.startswith(f"# {entry['display_name']}\n")
         inputs = {**entry["input"].get("required", {}), **entry["input"].get("optional", {})}
         assert [key for key, value in inputs.items() if not value[1].get("tooltip")] == []

@@ -3,128 +3,106 @@
 from __future__ import annotations
 
 import pytest
-from comfy_prompts import Graph, ksampler, model_nodes, options
-
-pytestmark = pytest.mark.comfy
+from comfy_graphs import MODELS, Graph, ksampler, node, options
 
 
-def use_another_model(graph):
-    """The node knows SD 1.5, the sampler gets SD3."""
-    graph.prompt |= {f"sd3-{key}": entry for key, entry in model_nodes(graph.server, "sd3").items()}
-    wires = {"model": ["sd3-1", 0], "positive": ["sd3-2", 0], "negative": ["sd3-3", 0]}
-    graph.prompt["runguider"]["inputs"] |= wires
-    graph.prompt["run"]["inputs"]["latent_image"] = ["sd3-4", 0]
+def learned(solver, steps, nodes=None, **inputs):
+    """Samples with Learned Solver as "run", then adds nodes and changes inputs of "run", "runguider", "runsolver"."""
+
+    def build(graph):
+        graph.sample_learned("run", solver, steps)
+        graph.prompt |= nodes or {}
+        for key, changed in inputs.items():
+            graph.prompt[key]["inputs"] |= changed
+
+    return build
 
 
-def patch(kind, after_the_node=False, **inputs):
-    """Patches the model, for the node and the sampler or for the sampler alone."""
-
-    def change(graph):
-        name = next(iter(inputs))
-        if inputs[name] not in options(graph.server, kind, name):
-            pytest.skip(f"this ComfyUI's {kind} has no {inputs[name]}: set COMFYUI_PATH to a newer one")
-        wire = graph.add("patch", kind, model=["1", 0], **inputs)
-        graph.prompt["runguider"]["inputs"]["model"] = wire
-        if not after_the_node:
-            graph.prompt["runsolver"]["inputs"]["model"] = wire
-
-    return change
+def sd15(nodes=None, **inputs):
+    return learned("dyweight_sd15", 4, nodes, **inputs)
 
 
-def flip_sigmas(graph):
-    graph.prompt["run"]["inputs"]["sigmas"] = graph.add("flip", "FlipSigmas", sigmas=["runsolver", 1])
+def sd3(nodes=None, **inputs):
+    return learned("ds_flow-sit", 5, nodes, **inputs)
 
 
-def use_the_last_stock_step(graph):
-    """The part of a stock schedule that starts where dyweight_sd15 ends, at the model's lowest level."""
-    schedule = {"model": ["1", 0], "scheduler": "karras", "steps": 4, "denoise": 1.0}
-    graph.add("split", "SplitSigmas", sigmas=graph.add("schedule", "BasicScheduler", **schedule), step=3)
-    graph.prompt["run"]["inputs"]["sigmas"] = ["split", 1]
+def stock(sampler, steps, solver=None):
+    """Samples with a sampler of the drop-down, perhaps after Set Learned Solver."""
+
+    def build(graph):
+        if solver is not None:
+            graph.model = graph.add("set", "SetLearnedSolver", model=["1", 0], solver=solver, steps=0)
+        graph.save(run=ksampler(sampler, steps, model=graph.model))
+
+    return build
 
 
-def connect(kind, value, name):
-    """A number from a node: the host validates typed values only."""
-
-    def change(graph):
-        graph.prompt["runsolver"]["inputs"][name] = graph.add("number", kind, value=value)
-
-    return change
+def schedule_of_edm(graph):
+    edm = {"sampling": "edm", "sigma_max": 80.0, "sigma_min": 0.002}
+    graph.model = graph.add("edm", "ModelSamplingContinuousEDM", model=["1", 0], **edm)
+    schedule = {"model": graph.model, "scheduler": "learned", "steps": 6, "denoise": 1.0}
+    graph.show("sigmas", graph.add("schedule", "BasicScheduler", **schedule))
 
 
-def type_nan(graph):  # of NaN the host validates nothing
-    graph.prompt["runsolver"]["inputs"]["denoise"] = float("nan")
-
-
-SD15, SD3 = ("sd15", "dyweight_sd15", 4), ("sd3", "ds_flow-sit", 5)
-OTHER_ODES = {kind: kind for kind in ("V_PREDICTION_DDPM", "IMG_TO_IMG", "IMG_TO_IMG_FLOW")}
-OTHER_ODES |= {"STABLE_CASCADE": "StableCascadeSampling"}
-REFUSALS = {  # model, solver and steps, a change to the graph, and the facts
-    "vp solver": (("sd3", "dyweight_sd15", 6), None, ["dyweight_sd15", "vp", "flow"]),
-    "flow solver": (("sd15", "ds_flow-sit", 6), None, ["ds_flow-sit", "flow", "vp"]),
-    "another model than the node's": (SD15, use_another_model, ["dyweight_sd15", "vp", "flow"]),
-    "steps": (("sd15", "dyweight_sd15", 5), None, ["dyweight_sd15", "4, 6, 8 and 10 steps", " 5"]),
-    "steps of auto": (("sd15", "auto", 3), None, ["SD15", "3 steps", "dyweight_sd15 (4, 6, 8, 10"]),
-    "ascending sigmas": (SD3, flip_sigmas, ["descending"]),
-    "below the solver's end": (SD15, use_the_last_stock_step, ["0.02"]),
-    "denoise of NaN": (SD3, type_nan, ["denoise must be from 0.01 to 1, got nan"]),
+OTHER = {  # the node knows SD 1.5, the sampler gets SD3
+    "other": node("UNETLoader", unet_name="tiny_sd3.safetensors", weight_dtype="default"),
+    "cond": node("TinyConditioning", **MODELS["sd3"][2], seed=1),
+    "latent": node("EmptySD3LatentImage", width=64, height=64, batch_size=1),
 }
-for value in (-1.0, 0.0, 2.0):
-    REFUSALS[f"denoise {value}"] = (SD3, connect("PrimitiveFloat", value, "denoise"), ["denoise", f"got {value:g}"])
-for value in (10**9, -5, 0):
-    facts = ["5, 6, 7, 8, 9 and 10 steps", f" {value}"]
-    REFUSALS[f"{value} steps"] = (SD3, connect("PrimitiveInt", value, "steps"), facts)
-for kind, name in OTHER_ODES.items():
-    facts = [name, "stock sampler"]
-    REFUSALS[kind] = (SD15, patch("TinySampling", prediction=kind), facts)
-    REFUSALS[f"auto, {kind}"] = (("sd15", "auto", 4), patch("TinySampling", prediction=kind), facts)
-    REFUSALS[f"{kind} after the node"] = (SD15, patch("TinySampling", after_the_node=True, prediction=kind), facts)
-for kind, zsnr, facts in (
-    ("img_to_img", False, ["stock sampler"]),
-    ("lcm", False, ["stock sampler"]),
-    ("v_prediction", True, ["noise schedule", "sigma 4"]),
+TO_OTHER = {"runguider": {"model": ["other", 0], "positive": ["cond", 0], "negative": ["cond", 0]}}
+TO_OTHER["run"] = {"latent_image": ["latent", 0]}
+KARRAS = node("BasicScheduler", model=["1", 0], scheduler="karras", steps=4, denoise=1.0)
+# The part of a stock schedule that starts where dyweight_sd15 ends, at the model's lowest level.
+LAST_STEP = {"karras": KARRAS, "split": node("SplitSigmas", sigmas=["karras", 0], step=3)}
+FLIPPED = {"flip": node("FlipSigmas", sigmas=["runsolver", 1])}
+SD15_STEPS, SIT_STEPS = "dyweight_sd15 (4, 6, 8, 10 steps)", "ds_flow-sit (5, 6, 7, 8, 9, 10 steps)"
+OTHER_FAMILY = ["ds_flow-sit is a DS-Solver file", "ds_solver", "the sampler dyweight"]
+REFUSALS = {  # model, what samples, and the facts
+    "vp solver": ("sd3", learned("dyweight_sd15", 6), ["dyweight_sd15", "vp", "flow"]),
+    "flow solver": ("sd15", learned("ds_flow-sit", 6), ["ds_flow-sit", "flow", "vp"]),
+    "another model than the node's": ("sd15", sd15(OTHER, **TO_OTHER), ["dyweight_sd15", "vp", "flow"]),
+    "steps": ("sd15", learned("dyweight_sd15", 5), ["dyweight_sd15", "4, 6, 8 and 10 steps", " 5"]),
+    "steps of auto": ("sd15", learned("auto", 3), ["SD15", "3 steps", "dyweight_sd15 (4, 6, 8, 10"]),
+    "ascending sigmas": ("sd3", sd3(FLIPPED, run={"sigmas": ["flip", 0]}), ["descending"]),
+    "below the solver's end": ("sd15", sd15(LAST_STEP, run={"sigmas": ["split", 1]}), ["0.02"]),
+    # Of NaN the host validates nothing.
+    "NaN": ("sd3", sd3(runsolver={"denoise": float("nan")}), ["denoise must be from 0.01 to 1, got nan"]),
+    "dyweight": ("sd15", stock("dyweight", 7), [SD15_STEPS, "sampler ds_solver (ds_vp-dit)", "(7 for 6)"]),
+    "ds_solver": ("sd3", stock("ds_solver", 20), [SIT_STEPS, "ddim_uniform may produce one step more"]),
+    "no dyweight file": ("sd3", stock("dyweight", 6), ["in Set Learned Solver"]),
+    "the other family's sampler": ("sd3", stock("dyweight", 6, "ds_flow-sit"), OTHER_FAMILY),
+    "learned schedule of an EDM model": ("sd15", schedule_of_edm, ["edm", "Choose another scheduler"]),
+}
+for kind, name, value, facts in (  # a number from a node: the host validates typed values only
+    *(("PrimitiveFloat", "denoise", value, ["denoise", f"got {value:g}"]) for value in (-1.0, 0.0, 2.0)),
+    *(("PrimitiveInt", "steps", n, ["5, 6, 7, 8, 9 and 10 steps", f" {n}"]) for n in (10**9, -5, 0)),
 ):
-    REFUSALS[f"{kind} of a stock node"] = (SD15, patch("ModelSamplingDiscrete", sampling=kind, zsnr=zsnr), facts)
+    numbers = {"number": node(kind, value=value)}
+    REFUSALS[f"{name} {value}"] = ("sd3", sd3(numbers, runsolver={name: ["number", 0]}), facts)
+PATCHED = {"model": ["patch", 0]}
+for kind in ("V_PREDICTION_DDPM", "IMG_TO_IMG", "IMG_TO_IMG_FLOW", "STABLE_CASCADE"):
+    patch = {"patch": node("TinySampling", prediction=kind, model=["1", 0])}
+    facts = [{"STABLE_CASCADE": "StableCascadeSampling"}.get(kind, kind), "stock sampler"]
+    REFUSALS[kind] = ("sd15", sd15(patch, runguider=PATCHED, runsolver=PATCHED), facts)
+    REFUSALS[f"auto, {kind}"] = ("sd15", learned("auto", 4, patch, runguider=PATCHED, runsolver=PATCHED), facts)
+    REFUSALS[f"{kind} after the node"] = ("sd15", sd15(patch, runguider=PATCHED), facts)
+for kind, facts in (
+    ("img_to_img", ["stock sampler"]),
+    ("lcm", ["stock sampler"]),
+    ("v_prediction", ["noise schedule", "sigma 4"]),
+):
+    patch = {"patch": node("ModelSamplingDiscrete", sampling=kind, zsnr=kind == "v_prediction", model=["1", 0])}
+    REFUSALS[f"{kind} of a stock node"] = ("sd15", sd15(patch, runguider=PATCHED, runsolver=PATCHED), facts)
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_learned_solver_is_refused_with_the_facts(server, case):
-    (model, solver, steps), change, facts = REFUSALS[case]
+def test_a_prompt_is_refused_with_the_facts(server, case):
+    model, build, facts = REFUSALS[case]
     graph = Graph.of(server, model)
-    graph.sample_learned("run", solver, steps)
-    if change is not None:
-        change(graph)
-    assert_facts(graph.error(), facts)
-
-
-def assert_facts(message, facts):
+    build(graph)
+    if "patch" in graph.prompt:
+        kind, (name, value) = graph.prompt["patch"]["class_type"], next(iter(graph.prompt["patch"]["inputs"].items()))
+        if value not in options(server, kind, name):
+            pytest.skip(f"this ComfyUI's {kind} has no {value}: set COMFYUI_PATH to a newer one")
+    message = graph.error()
     assert [fact for fact in facts if fact not in message] == [], message
-
-
-@pytest.mark.parametrize(
-    ("model", "sampler", "steps", "facts"),
-    [
-        ("sd15", "dyweight", 7, ["dyweight_sd15 (4, 6, 8, 10 steps)", "sampler ds_solver (ds_vp-dit)", "(7 for 6)"]),
-        ("sd3", "ds_solver", 20, ["ds_flow-sit (5, 6, 7, 8, 9, 10 steps)", "ddim_uniform may produce one step more"]),
-        ("sd3", "dyweight", 6, ["in Set Learned Solver"]),
-    ],
-)
-def test_a_sampler_of_the_drop_down_is_refused_with_the_facts(server, model, sampler, steps, facts):
-    graph = Graph.of(server, model)
-    graph.save(run=ksampler(sampler, steps))
-    assert_facts(graph.error(), facts)
-
-
-def test_set_learned_solver_refuses_the_other_familys_sampler(server):
-    graph = Graph.of(server, "sd3")
-    model = graph.add("set", "SetLearnedSolver", model=["1", 0], solver="ds_flow-sit", steps=0)
-    graph.save(run=ksampler("dyweight", 6, model=model))
-    assert_facts(graph.error(), ["ds_flow-sit is a DS-Solver file", "ds_solver", "the sampler dyweight"])
-
-
-def test_there_is_no_learned_schedule_for_an_edm_model(server):
-    graph = Graph.of(server, "sd15")
-    edm = {"sampling": "edm", "sigma_max": 80.0, "sigma_min": 0.002}
-    model = graph.add("edm", "ModelSamplingContinuousEDM", model=["1", 0], **edm)
-    schedule = {"model": model, "scheduler": "learned", "steps": 6, "denoise": 1.0}
-    graph.show("sigmas", graph.add("schedule", "BasicScheduler", **schedule))
-    assert_facts(graph.error(), ["edm", "Choose another scheduler"])

@@ -6,20 +6,14 @@ import json
 import os
 import shutil
 import time
-from contextlib import contextmanager
-from dataclasses import replace
 
 import pytest
 import torch
-from comfy_prompts import Graph, options
-from comfy_situations import DS_VP, Oracle, Situation, assert_same, skip_wide, solver_path
+from comfy_graphs import DS_VP, Graph, Oracle, Situation, assert_same, options
 from learned_solvers.samplers import VPNoise, load_solver
 from learned_solvers.samplers.files.solver import BUNDLED
-from oracles import sd_sigmas
+from oracles import ds_solver, sd_sigmas
 from torch.testing import assert_close
-
-pytestmark = pytest.mark.comfy
-
 
 PUBLISHED = [  # every table on one model, and each family of grids on the other kinds of models
     *[("sd15", Oracle("dyweight_sd15", n, f"000{36 + i}-mscoco-nfe{2 * n}")) for i, n in enumerate((4, 6, 8, 10))],
@@ -36,19 +30,15 @@ PUBLISHED = [  # every table on one model, and each family of grids on the other
 @pytest.mark.parametrize(("model", "oracle"), PUBLISHED, ids=lambda value: getattr(value, "table", value))
 def test_the_result_equals_the_published_formula_by_hand(server, model, oracle):
     # TinyPublished is written out from the papers' figures and shares nothing with this package.
-    if oracle.steps > 3:
-        skip_wide(server, model)
     learned, expected = Situation.of(server, model, oracle).pair()
     assert learned.ndim == (5 if model == "wan" else 4)
     assert_same(learned, expected, 1e-4)
 
 
-EDM = {"sampling": "edm", "sigma_max": 80.0, "sigma_min": 0.002}
+EDM = ("ModelSamplingContinuousEDM", {"sampling": "edm", "sigma_max": 80.0, "sigma_min": 0.002})
 
 
-@pytest.mark.parametrize(
-    ("kind", "inputs"), [("ModelSamplingContinuousEDM", EDM), ("TinySampling", {"prediction": "FLOW_COSMOS"})]
-)
+@pytest.mark.parametrize(("kind", "inputs"), [EDM, ("TinySampling", {"prediction": "FLOW_COSMOS"})])
 def test_an_edm_model_has_its_own_solvers(server, kind, inputs):
     if kind == "TinySampling" and "FLOW_COSMOS" not in options(server, kind, "prediction"):
         pytest.skip("this ComfyUI has no Cosmos Predict2: set COMFYUI_PATH to a newer one")
@@ -85,17 +75,19 @@ def test_the_model_gets_the_learned_level_and_its_network_the_nearest_index(serv
     [
         ("sd15", {6: "dyweight_sd15", 7: "ds_vp-dit"}),
         ("flux", {5: "dyweight_flux1-dev", 6: "ds_flow-sit"}),
-        ("sd3", {5: "ds_flow-sit"}),
+        ("sd3", {5: "ds_flow-sit", 6: "own.safetensors"}),
     ],
 )
-def test_auto_takes_the_models_own_solver_then_a_transferable_one(server, model, choices):
+def test_auto_takes_the_users_file_or_the_models_own_solver_or_else_a_transferable_one(server, model, choices):
+    if model == "sd3":
+        ds_solver(6, architecture="SD3").save(server.solver("own"))
     graph = Graph.of(server, model)
     for steps in choices:
         graph.learn(f"{steps}", "auto", steps)
     graph.submit()
     for steps, solver in choices.items():
-        info = graph.text(f"{steps}info")
-        assert info.splitlines()[0] == f"{solver} (bundled): {steps} steps, {steps} model calls"
+        info, place = graph.text(f"{steps}info"), "models/solver_weights" if solver[:3] == "own" else "bundled"
+        assert info.splitlines()[0] == f"{solver} ({place}): {steps} steps, {steps} model calls"
         assert ("(transfer)" in info) == solver.startswith("ds_")
 
 
@@ -110,7 +102,7 @@ def test_the_grid_follows_the_size_that_is_sampled(server):
 
 
 def test_new_files_appear_and_changed_files_run_again_without_a_restart(server):
-    path = solver_path(server, "mine/my-sd15")
+    path = server.solver("mine/my-sd15")
     entry = f"mine/{path.name}"
 
     def sample():
@@ -120,7 +112,6 @@ def test_new_files_appear_and_changed_files_run_again_without_a_restart(server):
         cached = next(m[1]["nodes"] for m in graph.history["status"]["messages"] if m[0] == "execution_cached")
         return latent, "runsolver" not in cached
 
-    path.parent.mkdir(exist_ok=True)
     shutil.copyfile(BUNDLED / "ds_vp-dit.safetensors", path)
     assert entry in options(server, "LearnedSolver", "solver")
     (first, first_ran), (_, again_ran) = sample(), sample()
@@ -133,54 +124,27 @@ def test_new_files_appear_and_changed_files_run_again_without_a_restart(server):
     graph = Graph.of(server, "sd15")
     graph.learn("run", entry, 6)
     assert "my-sd15.safetensors: " in graph.error()
-    path.unlink()
-
-
-def test_auto_prefers_the_users_own_file_for_the_architecture(server):
-    path, published = solver_path(server, "own"), load_solver("ds_flow-sit")
-    replace(published, card=replace(published.card, architecture="SD3")).save(path)
-    graph = Graph.of(server, "sd3")
-    graph.learn("run", "auto", 6)
-    graph.submit()
-    assert graph.text("runinfo").startswith("own.safetensors (models/solver_weights): 6 steps, 6 model calls\n")
-    path.unlink()
-
-
-@contextmanager
-def messages_of(graph):
-    """Queues a prompt, and yields the server's messages to its page: bytes of previews, or what JSON holds."""
-    import websocket
-
-    address = f"ws://127.0.0.1:{graph.server.port}/ws?clientId={graph.server.client}"
-    socket = websocket.create_connection(address, timeout=60)
-    graph.server.post("/prompt", {"prompt": graph.prompt, "client_id": graph.server.client})
-    yield (message if isinstance(message, bytes) else json.loads(message) for message in iter(socket.recv, None))
-    socket.close()
 
 
 def test_progress_and_previews_come_with_every_step(server):
     graph = Graph.of(server, "sd15", width=128)
     graph.prompt["5"]["inputs"]["noise_seed"] = 99  # not cached
     graph.sample_learned("run", "dyweight_sd15", 8)
-    values, previews = set(), 0
-    with messages_of(graph) as messages:
-        for message in messages:
-            if isinstance(message, bytes):
-                previews += 1
-            elif message["type"] == "progress" and message["data"]["node"] == "run":
-                values.add((message["data"]["value"], message["data"]["max"]))
-            elif message["type"] == "executing" and message["data"]["node"] is None:
-                break
-    assert (8, 8) in values and all(highest == 8 for _, highest in values)
-    assert previews >= 8
+    with server.messages() as messages:
+        graph.submit()
+        seen = list(messages)
+    progress = [data for kind, data in seen if kind == "progress" and data["node"] == "run"]
+    assert progress[-1]["value"] == 8 and {data["max"] for data in progress} == {8}
+    assert [kind for kind, _ in seen].count("preview") >= 8
 
 
 def test_interrupt_stops_between_model_calls(server):
     graph = Graph.of(server, "sd15", width=256, height=256, batch=4)
     graph.prompt["5"]["inputs"]["noise_seed"] = 123
     graph.sample_learned("run", "ds_vp-dit", 10)
-    with messages_of(graph) as messages:
-        kinds = (message["type"] for message in messages if not isinstance(message, bytes))
+    with server.messages() as messages:
+        server.post("/prompt", {"prompt": graph.prompt, "client_id": server.client})
+        kinds = (kind for kind, _ in messages)
         assert "progress" in kinds  # reads that far
         server.post("/interrupt", {})
         assert "execution_interrupted" in kinds

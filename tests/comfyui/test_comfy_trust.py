@@ -7,31 +7,26 @@ import shutil
 import urllib.error
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
-from comfy_fits import fit, folder, written
-from comfy_host import ROOT, Server, error_of, succeeded
-from comfy_prompts import Graph, node, options
+from comfy_graphs import Graph, fit, node, options
+from comfy_host import ROOT, Server
 
-pytestmark = pytest.mark.comfy
 BUNDLED = "ds_flow-sit"
 
 
 @pytest.fixture(autouse=True)
-def left_as_found(server):
-    """Asserts that nothing is written outside the folder of solvers, and removes what is written there."""
-    folder(server).mkdir(parents=True, exist_ok=True)
+def nothing_outside(server):
+    """Asserts that nothing is written outside the folder of solvers."""
+    server.solvers.mkdir(parents=True, exist_ok=True)
 
     def outside():
         hosts = {server.base / name for name in ("output", "temp", "user", "server.log", "custom_nodes")}
-        return {path for path in server.base.rglob("*") if not {path, *path.parents} & {*hosts, folder(server)}}
+        return {path for path in server.base.rglob("*") if not {path, *path.parents} & {*hosts, server.solvers}}
 
-    before, files = outside(), written(server)
+    before = outside()
     yield
     assert outside() == before
-    for path in written(server) - files:
-        path.unlink()
 
 
 def get_steps(server, name):
@@ -70,11 +65,16 @@ def test_a_name_that_is_not_in_the_drop_down_is_no_solver(server):
         assert "refused" in server.submit({"1": info, "2": node("PreviewImage", images=["1", 0])}), name
 
 
-def test_a_hostile_file_in_the_folder_is_named_and_hides_no_other(server):
-    bomb, circle = folder(server) / "bomb.safetensors", folder(server) / "circle.safetensors"
+def test_a_hostile_file_in_the_folder_is_named_once_and_hides_no_other(server):
+    bomb, circle = map(server.solver, ("bomb", "circle"))
     bomb.write_bytes(b"\xff" * 7 + b"\x7f" + b"{}" * 46)
     circle.symlink_to(circle)
-    (folder(server) / "secret.safetensors").symlink_to("/etc/passwd")
+    server.solver("secret").symlink_to("/etc/passwd")
+    latin = os.fsdecode(os.fsencode(server.solvers) + b"/caf\xe9.safetensors")
+    shutil.copy(ROOT / "solver_weights" / f"{BUNDLED}.safetensors", latin)
+    names = options(server, "LearnedSolver", "solver")
+    assert BUNDLED in names and not any("caf" in name for name in names)
+    assert get_steps(server, "caf\udce9.safetensors")[0] == 404
     for name in ("bomb", "secret"):
         status, answer = get_steps(server, f"{name}.safetensors")
         assert status == 404 and "not a safetensors file" in answer
@@ -87,19 +87,11 @@ def test_a_hostile_file_in_the_folder_is_named_and_hides_no_other(server):
         graph.submit()
         assert BUNDLED in graph.text("runinfo")
         assert server.log.count(message) == count
-    circle.unlink()
-
-
-def test_a_name_that_is_not_utf8_ends_no_run_and_is_named_in_the_log(server):
-    path = Path(os.fsdecode(os.fsencode(folder(server)) + b"/caf\xe9.safetensors"))
-    shutil.copy(ROOT / "solver_weights" / f"{BUNDLED}.safetensors", path)
-    names = options(server, "LearnedSolver", "solver")
-    assert BUNDLED in names and not any("caf" in name for name in names)
-    assert get_steps(server, "caf\udce9.safetensors")[0] == 404
     assert "no solver for SD3 (flow) has 20 steps" in auto(server, 20).error()
-    auto(server, 5).submit()
-    message = r"the name of 'caf\udce9.safetensors' in models/solver_weights is not UTF-8"
-    assert server.log.count(message) == 1
+    assert server.log.count(r"the name of 'caf\udce9.safetensors' in models/solver_weights is not UTF-8") == 1
+
+
+OUTSIDE = ("/outside/name", "a/../../outside", "C:outside", "a\0b", "x" * 300, "é" * 120, "a\nb", "..")
 
 
 @pytest.mark.parametrize(
@@ -108,36 +100,31 @@ def test_a_name_that_is_not_utf8_ends_no_run_and_is_named_in_the_log(server):
         ({"samples": ["number", 0]}, "samples must be from 2 to 4096, got 1e+09"),
         ({"teacher_steps": ["number", 0]}, "teacher_steps must be from 2 to 1000, got 1e+09"),
         ({"cfg": float("nan")}, "cfg must be from 0 to 100, got nan"),
-        *(
-            ({"file_name": name}, "file_name must be a name within models/solver_weights")
-            for name in ("/outside/name", "a/../../outside", "C:outside", "a\0b", "x" * 300, "é" * 120, "a\nb", "..")
-        ),
+        *(({"file_name": name}, "file_name must be a name within models/solver_weights") for name in OUTSIDE),
     ],
 )
 def test_a_fit_without_end_or_outside_the_folder_is_refused(server, widgets, fact):
-    prompt = {**fit(server, "sd3", name="refused", **widgets), "number": node("PrimitiveInt", value=10**9)}
-    assert fact in error_of(server.submit(prompt))
+    graph = fit(server, "sd3", name="refused", **widgets)
+    graph.add("number", "PrimitiveInt", value=10**9)
+    assert fact in graph.error()
 
 
 def test_a_fit_is_not_written_through_a_link_that_leads_out(server, tmp_path):
-    (folder(server) / "link").symlink_to(tmp_path, target_is_directory=True)
-    message = error_of(server.submit(fit(server, "sd3", name="link/x")))
+    (server.solvers / "link").symlink_to(tmp_path, target_is_directory=True)
+    message = fit(server, "sd3", name="link/x").error()
     assert "is a link" in message and "models/solver_weights" in message
     assert list(tmp_path.iterdir()) == []
-    (folder(server) / "link").unlink()
 
 
 @pytest.mark.slow
 def test_two_servers_share_a_folder(server):
     small = {"samples": 2, "teacher_steps": 4}
     with Server(server.checkout, server.base) as other:
-        succeeded(server.submit(fit(server, "sd3", name="shared", **small)))
+        fit(server, "sd3", name="shared", **small).submit()
         assert get_steps(other, "shared.safetensors") == (200, {"steps": [2]})
         # Both at once to one name: one is written, the other gets an error.
         with ThreadPoolExecutor(2) as pool:
-            histories = list(pool.map(lambda s: s.submit(fit(s, "sd3", name="race", **small)), (server, other)))
-    failed = [history for history in histories if history["status"]["status_str"] == "error"]
-    assert len(failed) == 1, histories
-    message = error_of(failed[0])
+            race = (fit(host, "sd3", name="race", **small) for host in (server, other))
+            (message,) = filter(None, pool.map(Graph.outcome, race))
     assert "race.safetensors" in message and ("another process" in message or "already exists" in message)
-    assert not list(folder(server).glob("*.fit")) and not list(folder(server).glob(".*"))
+    assert not list(server.solvers.glob("*.fit")) and not list(server.solvers.glob(".*"))

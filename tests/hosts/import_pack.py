@@ -1,4 +1,4 @@
-"""Prints what importing the pack does inside ComfyUI, as JSON: modules, files, network events, nodes.
+"""Prints what importing the pack does inside ComfyUI, as JSON: modules, files, network events, nodes; and host's lists.
 
     <ComfyUI's python> import_pack.py COMFYUI_PATH PACK_FOLDER
 
@@ -18,13 +18,16 @@ from comfy_on_cpu import ARGUMENTS
 import utils.extra_config  # noqa: F401 - first, as in main.py: another module called utils would hide the package
 
 # isort: split
+import comfy.samplers
 import server  # noqa: F401
 
 import nodes  # noqa: F401
 
 pack = Path(ARGUMENTS[0])
 seen = {kind: [] for kind in ("written", "read", "listed", "network")}
-CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate", "shutil.copyfile"}
+seen |= {"samplers": [*comfy.samplers.SAMPLER_NAMES], "schedulers": [*comfy.samplers.SCHEDULER_NAMES]}
+CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate", "shutil.copyfile")
+KINDS = {**dict.fromkeys(CHANGES, "written"), **dict.fromkeys(("os.listdir", "os.scandir"), "listed")}
 
 
 def watch(event, arguments):
@@ -36,12 +39,8 @@ def watch(event, arguments):
             seen["written"].append(str(path))
         elif Path(os.fsdecode(path)).suffix != ".py":
             seen["read"].append(str(path))
-    elif event in ("os.listdir", "os.scandir"):
-        seen["listed"].append(str(arguments[0]))
-    elif event in CHANGES:
-        seen["written"].append(f"{event} {arguments}")
-    elif event.startswith(("socket.", "urllib.", "http.")):
-        seen["network"].append(event)
+    elif kind := KINDS.get(event, "network" if event.startswith(("socket.", "urllib.", "http.")) else None):
+        seen[kind].append(str(arguments[0]))
 
 
 sys.addaudithook(watch)

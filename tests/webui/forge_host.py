@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +45,10 @@ class ForgeServer(HostServer):
 
     title = "Forge"
     ready_path = "/probe"  # extensions' routes are the last to be added
+
+    @property
+    def solvers(self) -> Path:
+        return self.base / "data" / "models" / "solver_weights"
 
     def command(self) -> list[str]:
         data = self.base / "data"
@@ -120,25 +123,13 @@ def make_base(checkout: Path, base: Path) -> None:
         if not (webui / "repositories" / entry.name).exists():
             (webui / "repositories" / entry.name).symlink_to(entry)
     for extension, packages in CLASHES.items():
-        for package in packages:
-            write(extensions / extension / package / "__init__.py", f"OWNER = {extension!r}\n")
-        write(extensions / extension / "scripts" / "clash.py", f"import {', '.join(packages)}\n")
+        files = {f"{package}/__init__.py": f"OWNER = {extension!r}\n" for package in packages}
+        for name, text in {**files, "scripts/clash.py": f"import {', '.join(packages)}\n"}.items():
+            (extensions / extension / name).parent.mkdir(parents=True)
+            (extensions / extension / name).write_text(text)
     (extensions / "probe").symlink_to(TINY / "probe")
     (extensions / "learned-solvers").symlink_to(ROOT, target_is_directory=True)
     models.mkdir(parents=True)
     for i, name in enumerate(MODELS):
         save_file({"weight": torch.tensor([float(i)])}, models / f"{name}.safetensors")
-    write(base / "data" / "config.json", json.dumps(SETTINGS))
-
-
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-if __name__ == "__main__":  # PYTHONPATH=tests python tests/webui/forge_host.py BASE: a Forge to look at by hand
-    place, folder = checkout(), Path(sys.argv[1]).resolve()
-    assert place is not None, NO_FORGE
-    make_base(place, folder)
-    with ForgeServer(place, folder) as server:
-        input(f"{server.url} - press Enter to stop")
+    (base / "data" / "config.json").write_text(json.dumps(SETTINGS))
