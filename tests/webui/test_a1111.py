@@ -15,7 +15,7 @@ from forge_host import FIELDS
 from host_server import HOSTS, ROOT, find_checkouts
 from learned_solvers.samplers import load_solver
 from safetensors.torch import load_file, save_file
-from webui_oracle import PICTURE, SD, SHADE, close, edm, from_noise, from_picture, guided, second_pass
+from webui_oracle import PICTURE, SD, SHADE, close, edm, from_first, from_noise, from_picture, guided
 
 pytestmark = pytest.mark.a1111
 NO_A1111 = (
@@ -120,7 +120,7 @@ def test_image_to_image_and_inpainting_run_the_end_of_the_grid(a1111):
 
 def test_hires_fix_runs_the_end_of_the_nearest_grid(a1111):
     job, first = a1111["jobs"]["hires"], from_noise(DYWEIGHT.table(6, SD), CAT)
-    close(job["latents"][-1], second_pass(DYWEIGHT.table(10, SD), first, CAT, 5))
+    close(job["latents"][-1], from_first(DYWEIGHT.table(10, SD), first, CAT, 5))
     assert "Hires learned solver calls: 5 of 10" in job["infotext"]
     assert "instead of the last 6 of 12 steps" in job["comments"]
 

@@ -1,27 +1,27 @@
-"""The WebUI extension in a real Forge: its loader, API, samplers and files; only the networks are closed forms."""
+"""The WebUI extension in a real Forge: its loader, API, samplers, passes and files; only networks are closed forms."""
 
 from __future__ import annotations
 
+import base64
+import io
+import os
 import re
 import shutil
 import time
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from host_server import ROOT
-from learned_solvers.samplers import EDMNoise, FlowNoise, VPNoise, list_solvers, load_solver
+from learned_solvers.samplers import FlowNoise, VPNoise, list_solvers, load_solver
 from learned_solvers.samplers.files.card import VERSION
-from webui_oracle import REFINED_MEAN, SD, SIGMAS, close, discrete, edm, flow, from_noise, guided
+from oracles import knotted_solver, sd_sigmas
+from PIL import Image
+from webui_oracle import MODELS, PICTURE, SD, SHADE, close, discrete, flow, from_first, from_noise, from_picture, guided
 
-pytestmark = pytest.mark.forge
 CAT = guided(discrete)
-MODELS = {
-    "eps": (discrete, SD, 4, "SD15"),
-    "v": (partial(discrete, v=True), SD, 4, "SD20"),
-    "flux": (flow, FlowNoise(tokens=4 * 7), 16, "Flux"),
-    "edm": (edm, EDMNoise(0.002, 120.0), 4, "SDXL"),
-}
+DYWEIGHT = load_solver("dyweight_sd15")
 
 
 @pytest.mark.parametrize(
@@ -57,25 +57,28 @@ def test_txt2img_equals_the_table_by_hand(forge, model, sampler, file, steps):
 def test_each_picture_of_a_batch_has_its_own_seed_and_without_a_mismatch_no_comment(forge):
     fields = {"batch_size": 2, "n_iter": 2, "width": 512, "height": 512, "cfg_scale": 7.5}
     job = forge.run("txt2img", steps=4, **fields)
-    table = load_solver("dyweight_sd15").table(4, SD)
+    table = DYWEIGHT.table(4, SD)
     expected = from_noise(table, guided(discrete, 7.5), 1, 2, 3, 4, width=512, height=512)
     close(torch.cat(job.latents), expected)
     assert len(job.infotexts) == 4 and len(job.calls) == 8 and job.seen["comments"] == ""
 
 
 @pytest.mark.parametrize(
-    ("model", "sampler", "file", "steps", "words"),
+    ("fields", "words"),
     [
-        ("eps", "DyWeight", "dyweight_sd15", 7, ("dyweight_sd15", "4, 6, 8 and 10 steps")),
-        ("eps", "DyWeight", "auto", 7, ("has 7 steps", "dyweight_sd15 (4, 6, 8, 10 steps)")),
-        ("flux", "DyWeight", "dyweight_sd15", 6, ("vp models", "flow")),
-        ("eps", "DS-Solver", "dyweight_sd15", 6, ("DyWeight file", "sampler DyWeight")),
-        ("eps", "DyWeight", "../my.safetensors", 6, ("'../my.safetensors'", "choose one of ds_flow-")),
-        ("v", "DyWeight", "auto", 6, ("SD20 (vp)", "has 6 steps")),
+        ({"file": "dyweight_sd15", "steps": 7}, ("dyweight_sd15", "4, 6, 8 and 10 steps")),
+        ({"file": "auto", "steps": 7}, ("has 7 steps", "dyweight_sd15 (4, 6, 8, 10 steps)")),
+        ({"file": "dyweight_sd15", "model": "flux"}, ("vp models", "flow")),
+        ({"file": "dyweight_sd15", "sampler_name": "DS-Solver"}, ("DyWeight file", "sampler DyWeight")),
+        ({"file": "../my.safetensors"}, ("'../my.safetensors'", "choose one of ds_flow-")),
+        ({"file": "auto", "model": "v"}, ("SD20 (vp)", "has 6 steps")),
+        # The API accepts these, the page's slider does not.
+        *(({"denoising_strength": strength}, (f"from 0 to 1, got {strength}",)) for strength in (1.5, -0.25)),
     ],
 )
-def test_a_solver_that_cannot_run_the_job_is_refused(forge, model, sampler, file, steps, words):
-    error = forge.run("txt2img", model=model, file=file, sampler_name=sampler, steps=steps).error
+def test_a_job_that_cannot_run_is_refused(forge, fields, words):
+    tab = {"init_images": [encoded(SHADE)]} if "denoising_strength" in fields else {}
+    error = forge.run("img2img" if tab else "txt2img", **{"steps": 6, **tab, **fields}).error
     assert all(word in error for word in words), error
 
 
@@ -119,13 +122,13 @@ def test_the_xyz_plot_has_an_axis_over_solver_files(forge):
 def test_the_refiner_takes_over_at_its_share_of_the_calls(forge):
     job = forge.run("txt2img", steps=6, refiner_checkpoint="refiner.safetensors", refiner_switch_at=0.5)
     assert [call["model"] for call in job.calls] == 3 * ["eps"] + 3 * ["refiner"]
-    denoisers = 3 * [CAT] + 3 * [guided(discrete, mean=REFINED_MEAN)]
-    close(job.latents[0], from_noise(load_solver("dyweight_sd15").table(6, SD), denoisers))
+    denoisers = 3 * [CAT] + 3 * [guided(discrete, mean=-0.5)]
+    close(job.latents[0], from_noise(DYWEIGHT.table(6, SD), denoisers))
 
 
 def zero_snr_products():
     """Cumulative alphas of arXiv 2305.08891, algorithm 1, with Forge's last value instead of 0."""
-    roots = (1 / (SIGMAS.float() ** 2 + 1)).sqrt().double()
+    roots = (1 / (sd_sigmas().float() ** 2 + 1)).sqrt().double()
     roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
     return torch.cat([roots[:-1] ** 2, torch.tensor([4.8973451890853435e-08], dtype=torch.float64)])
 
@@ -139,6 +142,130 @@ def test_zero_terminal_snr_gets_its_own_levels_and_a_remark(forge):
     assert table.sigma_start == pytest.approx(4518.76, rel=1e-4)
     close(job.latents[0], from_noise(table, guided(partial(discrete, v=True, table=sigmas))), 1e-3)
     assert "this model's noise starts at sigma 4519, but Stable Diffusion's at 14.61" in job.seen["comments"]
+
+
+# ---- image to image
+
+
+def encoded(shade, right_half=None):
+    """A grey picture as the API takes it, its right half of another shade."""
+    picture, buffer = Image.new("RGB", (64, 64), 3 * (shade,)), io.BytesIO()
+    if right_half is not None:
+        picture.paste(3 * (right_half,), (32, 0, 64, 64))
+    picture.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def image_to_image(forge, steps, strength, **fields):
+    return forge.run("img2img", init_images=[encoded(SHADE)], steps=steps, denoising_strength=strength, **fields)
+
+
+@pytest.mark.parametrize(
+    ("steps", "strength", "fields", "whole", "calls"),
+    [
+        *((6, 0.75, {}, 6, 5), (6, 1.0, {}, 6, 6), (4, 0.3, {}, 4, 2), (10, 0.5, {}, 10, 6)),
+        (7, 0.6, {"model": "flux", "cfg_scale": 1.0}, 7, 5),
+        # Forge requests exactly 5 steps, the last of 9: the nearest grid runs.
+        (5, 0.55, {"override_settings": {"img2img_fix_steps": True}}, 10, 6),
+    ],
+)
+def test_image_to_image_runs_the_end_of_the_grid(forge, steps, strength, fields, whole, calls):
+    job, flux = image_to_image(forge, steps, strength, **fields), "model" in fields
+    solver, schedule, denoiser = DYWEIGHT, SD, CAT
+    if flux:
+        solver, schedule, denoiser = load_solver("dyweight_flux1-dev"), FlowNoise(tokens=16), guided(flow, 1.0)
+    close(job.latents[-1], from_picture(solver.table(whole, schedule), denoiser, whole - calls, flux))
+    assert len(job.calls) == calls and job.seen["sampling_steps"] == calls
+    assert job.info["Learned solver calls"] == (str(steps) if calls == steps else f"{calls} of {whole}")
+    remark = "9 steps: ran 6 of 10 instead of the last 5 of 9 steps (denoising strength 0.55)"
+    assert (remark in job.seen["comments"]) == (steps == 5)
+
+
+def test_inpainting_keeps_the_unmasked_half_and_samples_the_other(forge):
+    mask = {"mask": encoded(255, 0), "mask_blur": 0, "inpainting_fill": 1, "inpaint_full_res": False}
+    latent = image_to_image(forge, 8, 0.7, **mask).latents[-1]
+    close(latent[..., :4], from_picture(DYWEIGHT.table(8, SD), CAT, 2)[..., :4])  # the networks answer per pixel
+    close(latent[..., 4:], PICTURE[..., 4:])
+
+
+# ---- hires fix
+
+
+def hires(forge, steps, **fields):
+    second = {"enable_hr": True, "hr_scale": 2.0, "hr_upscaler": "Latent", "hr_cfg": 3.0, "denoising_strength": 0.5}
+    second["hr_additional_modules"] = ["Use same choices"]
+    return forge.run("txt2img", steps=steps, **{**second, **fields})
+
+
+@pytest.mark.parametrize(("steps", "whole", "calls"), [(4, 8, 4), (6, 10, 5)])
+def test_hires_fix_runs_the_end_of_the_grid_that_forge_derives_or_of_the_nearest(forge, steps, whole, calls):
+    job = hires(forge, steps)
+    first = from_noise(DYWEIGHT.table(steps, SD), CAT)
+    close(job.latents[-1], from_first(DYWEIGHT.table(whole, SD), first, CAT, whole - calls))
+    assert len(job.calls) == steps + calls and job.seen["sampling_steps"] == calls
+    assert job.info["Hires learned solver"] == "dyweight_sd15" and job.info["Learned solver calls"] == str(steps)
+    assert job.info["Hires learned solver calls"] == f"{calls} of {whole}"
+    assert ("instead of the last 6 of 12 steps" in job.seen["comments"]) == (steps == 6)
+    assert "Schedule type" not in job.info and "Hires schedule type" not in job.info
+
+
+def test_auto_takes_the_users_own_file_first_and_hires_fix_keeps_it(forge):
+    def solver(*counts):
+        card = replace(DYWEIGHT.card, steps={n: DYWEIGHT.card.steps[n] for n in counts})
+        return replace(DYWEIGHT, card=card, parameters={n: DYWEIGHT.parameters[n] for n in counts})
+
+    folder = forge.solver("mine/fitted").parent
+    solver(4, 6).save(folder / "fitted.safetensors")
+    solver(6).save(folder / "another.safetensors")
+    (folder / "broken.safetensors").write_bytes(b"no such thing")
+    (folder / os.fsdecode(b"caf\xe9.safetensors")).write_bytes(b"a name that is not UTF-8")
+    job = hires(forge, 4)
+    assert job.info["Learned solver"] == job.info["Hires learned solver"] == "mine/fitted.safetensors"
+    assert job.info["Hires learned solver calls"] == "3 of 6"  # the bundled file has the 8 steps that Forge derives
+    assert re.search("skipped in automatic selection: .*broken.safetensors: ", forge.log)
+    assert forge.log.count(r"the name of 'mine/caf\udce9.safetensors' in ") == 1
+
+
+def test_one_pass_of_hires_fix_may_have_a_stock_sampler_and_schedule(forge):
+    stock = {"sampler_name": "Euler", "scheduler": "Karras"}
+    job = hires(forge, 8, **stock, hr_sampler_name="DS-Solver", hr_second_pass_steps=6)
+    infos = {"Sampler": "Euler", "Schedule type": "Karras", "Hires learned solver": "ds_vp-dit"}
+    assert job.info.items() >= {**infos, "Hires learned solver calls": "5 of 10"}.items()
+    assert "Learned solver" not in job.info and len(job.calls) == 13
+    job = hires(forge, 6, hr_sampler_name="Euler", hr_scheduler="Karras", hr_second_pass_steps=3)
+    infos = {"Learned solver calls": "6", "Hires sampler": "Euler", "Hires schedule type": "Karras"}
+    assert job.info.items() >= infos.items() and "Hires learned solver" not in job.info
+
+
+# ---- guidance
+
+
+@pytest.fixture
+def knots(forge):
+    """Solvers with parameters for guidance 2 and 8, as files: at CFG for eps and flow models, embedded for FLUX."""
+    solvers = {"embedded": knotted_solver(kind="embedded"), "flow": knotted_solver()}
+    solvers["vp"] = replace(solvers["flow"], card=replace(solvers["flow"].card, prediction="vp"))
+    for name, solver in solvers.items():
+        solver.save(forge.solver(name))
+    return solvers
+
+
+def test_each_pass_uses_the_parameters_for_its_own_cfg(forge, knots):
+    job = hires(forge, 2, cfg_scale=4.0, hr_cfg=12.0, sampler_name="DS-Solver", file="vp.safetensors")
+    first = from_noise(knots["vp"].table(2, SD, 4), guided(discrete, 4.0))
+    close(job.latents[-1], from_first(knots["vp"].table(2, SD, 8), first, guided(discrete, 12.0), 1))
+    assert "this run uses CFG 12: the parameters for 8 are used" in job.seen["comments"]
+    assert job.seen["comments"].count("fitted at") == 1  # the first pass is within the fitted range
+
+
+@pytest.mark.parametrize(("file", "guidance"), [("embedded", 4.0), ("flow", None)])
+def test_a_distilled_cfg_is_an_embedded_guidance(forge, knots, file, guidance):
+    fields = {"cfg_scale": 1.0, "distilled_cfg_scale": 4.0, "sampler_name": "DS-Solver"}
+    job = forge.run("txt2img", model="flux", steps=2, file=f"{file}.safetensors", **fields)
+    table = knots[file].table(2, FlowNoise(tokens=16), guidance)
+    close(job.latents[0], from_noise(table, guided(flow, 1.0), channels=16))
+    remark = "flow.safetensors: fitted at CFG 2, 8, but this run uses embedded guidance 4, CFG 1: the usual"
+    assert (remark in job.seen["comments"]) == ("fitted at" in job.seen["comments"]) == (file == "flow")
 
 
 # ---- the loader
@@ -178,4 +305,4 @@ def test_reload_ui_registers_anew_and_a_second_copy_is_refused_in_one_line(forge
     (line,) = re.findall("^Learned Solvers is not available .*", forge.log, re.MULTILINE)
     assert f"({other.resolve()}): another copy is loaded from {ROOT}" in line
     job = forge.run("txt2img", steps=4)
-    close(job.latents[0], from_noise(load_solver("dyweight_sd15").table(4, SD), CAT))
+    close(job.latents[0], from_noise(DYWEIGHT.table(4, SD), CAT))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import io
-import shutil
 
 import pytest
 from browser_host import keep_shot
 from learned_solvers.samplers import load_solver
 from PIL import Image
 
-pytestmark = [pytest.mark.forge, pytest.mark.browser]
 ACCORDION = "#script_txt2img_learned_solvers"
 FILE, ABOUT = f"{ACCORDION}_file", f"{ACCORDION}_about"
 
@@ -87,15 +85,11 @@ def test_missing_steps_are_an_error_below_the_picture_that_lists_the_available_o
 
 
 def test_a_new_file_appears_after_refresh_with_a_description(forge, page):
-    folder = forge.base / "data" / "models" / "solver_weights"
-    load_solver("ds_vp-dit").save(folder / "new.safetensors")
-    try:
-        page.click(f"{ACCORDION}_refresh")
-        page.wait_for_timeout(500)
-        choose(page, FILE, "new.safetensors")
-        page.wait_for_selector(f"{ABOUT}:has-text('DS-Solver for DiT (DiT-XL/2 256x256, vp prediction')")
-    finally:
-        shutil.rmtree(folder)
+    load_solver("ds_vp-dit").save(forge.solver("new"))
+    page.click(f"{ACCORDION}_refresh")
+    page.wait_for_timeout(500)
+    choose(page, FILE, "new.safetensors")
+    page.wait_for_selector(f"{ABOUT}:has-text('DS-Solver for DiT (DiT-XL/2 256x256, vp prediction')")
 
 
 def test_the_settings_page_has_file_and_nearest(page):

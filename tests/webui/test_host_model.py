@@ -23,27 +23,26 @@ def host_model():
 
 
 @pytest.mark.parametrize(
-    ("job", "distilled", "guidance"),
+    ("cfg", "distilled", "first", "second"),
     [
-        ({"cfg_scale": 7, "is_hr_pass": False}, None, Guidance("cfg", (7,))),
-        ({"cfg_scale": 7, "is_hr_pass": True}, None, Guidance("cfg", (7,))),
-        ({"cfg_scale": 7, "is_hr_pass": False, **FORGE}, False, Guidance("cfg", (7,))),
-        ({"cfg_scale": 7, "is_hr_pass": True, **FORGE}, False, Guidance("cfg", (3,))),
-        ({"cfg_scale": 1, "is_hr_pass": False, **FORGE}, True, Guidance("embedded", (3.5,), cfg=1)),
-        ({"cfg_scale": 1, "is_hr_pass": True, **FORGE}, True, Guidance("embedded", (2.5,), cfg=3)),
-        ({"cfg_scale": -1, "is_hr_pass": False}, None, None),
-        ({"cfg_scale": float("nan"), "is_hr_pass": False}, None, None),
+        (7, None, Guidance("cfg", (7,)), Guidance("cfg", (7,))),
+        (7, False, Guidance("cfg", (7,)), Guidance("cfg", (3,))),
+        (1, True, Guidance("embedded", (3.5,), cfg=1), Guidance("embedded", (2.5,), cfg=3)),
+        (-1, None, None, None),
+        (float("nan"), None, None, None),
     ],
 )
-def test_the_guidance_of_a_pass(host_model, job, distilled, guidance):
-    model = {} if distilled is None else {"use_distilled_cfg_scale": distilled}
-    assert host_model.guidance_of(SimpleNamespace(**job), SimpleNamespace(**model)) == guidance
+def test_the_guidance_of_a_pass(host_model, cfg, distilled, first, second):
+    job = {"cfg_scale": cfg} | ({} if distilled is None else FORGE)
+    model = SimpleNamespace(**({} if distilled is None else {"use_distilled_cfg_scale": distilled}))
+    for is_second, guidance in ((False, first), (True, second)):
+        assert host_model.guidance_of(SimpleNamespace(**job, is_hr_pass=is_second), model) == guidance
 
 
 def forge_model(*classes):
     """A model of Forge, by its architecture's class and base classes."""
-    config = type("BASE", (), {"__module__": "huggingface_guess.model_list"})
-    for name in reversed(classes):
+    config = object
+    for name in ("BASE", *classes[::-1]):
         config = type(name, (config,), {"__module__": "huggingface_guess.model_list"})
     return SimpleNamespace(model_config=config())
 

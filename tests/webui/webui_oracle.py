@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
-from learned_solvers.samplers import SolverTable, VPNoise
+from learned_solvers.samplers import EDMNoise, FlowNoise, SolverTable, VPNoise
 from oracles import sd_sigmas
 from torch import Tensor
 from torch.testing import assert_close
 
-MEAN, REFINED_MEAN, VARIANCE, GUIDES = 0.3, -0.5, 0.7**2, 5.0  # of tiny_engine.py and tiny_a1111/run.py
+MEAN, VARIANCE, GUIDES = 0.3, 0.7**2, 5.0  # of tiny_engine.py and tiny_a1111/run.py
 SIGMAS = sd_sigmas()
 SD = VPNoise.from_sigmas(SIGMAS.float())  # in float32, as in the hosts
 SHADE = 200  # of the grey picture from which image-to-image starts
@@ -50,6 +51,14 @@ def flow(x: Tensor, sigma: float, mean: float) -> Tensor:
 def edm(x: Tensor, sigma: float, mean: float) -> Tensor:
     """The exact denoised state: of Forge's EDM networks, and of k-diffusion, which uses fractional timesteps."""
     return (VARIANCE * x + sigma**2 * mean) / (VARIANCE + sigma**2)
+
+
+MODELS = {  # a Forge model's answer, schedule for 104 x 64 pixels, channels, architecture
+    "eps": (discrete, SD, 4, "SD15"),
+    "v": (partial(discrete, v=True), SD, 4, "SD20"),
+    "flux": (flow, FlowNoise(tokens=4 * 7), 16, "Flux"),
+    "edm": (edm, EDMNoise(0.002, 120.0), 4, "SDXL"),
+}
 
 
 def guided(answer: Answer, scale: float = 3.0, mean: float = MEAN, prompt: str = "a cat") -> Denoiser:
@@ -90,12 +99,14 @@ def from_noise(table: SolverTable, denoisers: Denoiser | Sequence[Denoiser], *se
     return by_hand(table, noise(seeds or (1,), **size) * table.sigma_start, denoisers)
 
 
-def from_picture(table: SolverTable, denoiser: Denoiser, start: int) -> Tensor:
-    """The latent of image-to-image from the grey picture, for models whose noise is added."""
-    return by_hand(table, PICTURE + noise() * float(table.levels[start]), denoiser, start)
+def from_picture(table: SolverTable, denoiser: Denoiser, start: int, flux: bool = False) -> Tensor:
+    """The latent of image-to-image from the grey picture: noise is added to it, for FLUX to (1 - sigma) of it."""
+    sigma, channels = float(table.levels[start]), 16 if flux else 4
+    picture = (1 - sigma if flux else 1) * PICTURE[:, :1]
+    return by_hand(table, picture + sigma * noise(channels=channels), denoiser, start)
 
 
-def second_pass(table: SolverTable, first: Tensor, denoiser: Denoiser, start: int) -> Tensor:
+def from_first(table: SolverTable, first: Tensor, denoiser: Denoiser, start: int) -> Tensor:
     """The latent of hires fix from the first pass's, enlarged twofold."""
     upscaled = torch.nn.functional.interpolate(first, size=(16, 16), mode="bilinear", antialias=False)
     return by_hand(table, upscaled + noise(height=128, width=128) * float(table.levels[start]), denoiser, start)
