@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 
 import numpy as np
@@ -57,15 +58,10 @@ def curved(x: Tensor, sigma: Tensor, shift: Tensor | None = None) -> Tensor:
     return pull if shift is None else pull + 0.2 * append_dims(shift, x.ndim)
 
 
-def sd_alphas(beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
-    """Cumulative products of 1 - beta as in Stable Diffusion's own code: the square roots of the betas are linear."""
-    betas = np.linspace(beta_start**0.5, beta_end**0.5, 1000) ** 2
-    return torch.from_numpy(np.cumprod(1 - betas))
-
-
 def sd_sigmas(beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
-    """Noise levels of `sd_alphas`, ascending."""
-    alphas = sd_alphas(beta_start, beta_end)
+    """Ascending noise levels as in Stable Diffusion's own code: the square roots of the betas are linear."""
+    betas = np.linspace(beta_start**0.5, beta_end**0.5, 1000) ** 2
+    alphas = torch.from_numpy(np.cumprod(1 - betas))
     return ((1 - alphas) / alphas).sqrt()
 
 
@@ -101,21 +97,18 @@ class GaussianFlow(GaussianVE):
         return 1 - sigma
 
 
+Constant = partial(GaussianVE, 0.75, 0.0)
+"""A denoiser that always predicts the same picture; its paths are straight lines."""
+
+
 @dataclass(frozen=True)
 class Mixture:
-    """The golden files' isotropic Gaussian mixture over the flattened state (tests/data/golden/README.md).
+    """The golden files' isotropic Gaussian mixture over the flattened state (tests/data/golden/README.md)."""
 
-    Args:
-        mean: Means, shape [K, n].
-        std: Standard deviations, shape [K].
-        logw: Logarithms of the component weights, shape [K].
-        flow: alpha = 1 - sigma (flow coordinates) instead of 1 (VE coordinates).
-    """
-
-    mean: Tensor
-    std: Tensor
-    logw: Tensor
-    flow: bool = False
+    mean: Tensor  # [K, n]
+    std: Tensor  # [K]
+    logw: Tensor  # logarithms of the weights, [K]
+    flow: bool = False  # alpha = 1 - sigma instead of 1
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """E[x0 | x]."""
@@ -132,20 +125,6 @@ class Mixture:
 def mixture(flow: bool = False) -> Mixture:
     """A mixture of two Gaussians over three numbers."""
     return Mixture(f64(1, -0.5, 0.3, -0.8, 0.6, -1).reshape(2, 3), f64(0.3, 0.5), f64(0.1, -0.1), flow)
-
-
-@dataclass(frozen=True)
-class Constant:
-    """A denoiser that always predicts the same picture; its paths are straight lines."""
-
-    value: float = 0.75
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return torch.full_like(x, self.value)
-
-    def path(self, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
-        """The exact state at `sigma_next` on the path through x at `sigma`."""
-        return sigma_next / sigma * x + (1 - sigma_next / sigma) * self.value
 
 
 @dataclass
@@ -166,7 +145,7 @@ class Recorder:
     @property
     def sigmas(self) -> Tensor:
         """Noise levels of the calls, shape [calls, B]."""
-        return torch.stack(self.sigma) if self.sigma else torch.empty(0, 0)
+        return torch.stack(self.sigma)
 
 
 @dataclass
@@ -183,17 +162,18 @@ class Steps:
         return torch.stack([*(call["x"] for call in self.calls), result])
 
 
+def _solver(family: str, name: str, step: StepCard, tensors: dict[int, tuple[Tensor, ...]], card: dict) -> Solver:
+    """A solver of the same `step` at each count, with the family's two parameters."""
+    names = ("timedeltas", "coeffs") if family == "ds" else ("t_scale", "weights")
+    parameters = {n: {k: tensor.double()[None] for k, tensor in zip(names, tensors[n], strict=True)} for n in tensors}
+    facts = {"architecture": "Test", "checkpoint": "test", "steps": dict.fromkeys(tensors, step), **card}
+    return Solver(name, Card(family=family, **facts), parameters)
+
+
 def ds_solver(*steps: int, name: str = "ds_test", **card: object) -> Solver:
     """A DS solver whose coefficients differ between step counts, for flow models by default."""
-    parameters = {
-        n: {
-            "timedeltas": torch.full((1, n), 1 / n).double(),
-            "coeffs": torch.full((1, n, n), -0.1 / n).double().tril(-1),
-        }
-        for n in steps
-    }
-    facts = {"prediction": "flow", "architecture": "Test", "checkpoint": "test", **card}
-    return Solver(name, Card(family="ds", steps={n: StepCard() for n in steps}, **facts), parameters)
+    tensors = {n: (torch.full((n,), 1 / n), torch.full((n, n), -0.1 / n).tril(-1)) for n in steps}
+    return _solver("ds", name, StepCard(), tensors, {"prediction": "flow", **card})
 
 
 def knotted_solver(knots: tuple[float, ...] = (2.0, 8.0), kind: str = "cfg", name: str = "knotted") -> Solver:
@@ -202,8 +182,7 @@ def knotted_solver(knots: tuple[float, ...] = (2.0, 8.0), kind: str = "cfg", nam
     The usual guidance is the last knot; an embedded guidance has CFG 1.
     """
     first = torch.linspace(0.3, 0.5, len(knots), dtype=torch.float64)
-    coeffs = torch.zeros(len(knots), 2, 2, dtype=torch.float64)
-    coeffs[:, 1, 0] = torch.linspace(-0.2, -0.6, len(knots))
+    coeffs = torch.linspace(-0.2, -0.6, len(knots)).double()[:, None, None] * f64(0, 0, 1, 0).reshape(2, 2)
     guidance = Guidance(kind, tuple(knots), usual=knots[-1], cfg=1 if kind == "embedded" else None)
     steps = {2: StepCard(knots=tuple(knots))}
     card = Card("ds", "flow", architecture="Test", checkpoint="test", steps=steps, guidance=guidance)
@@ -214,15 +193,8 @@ def dyweight_solver(*steps: int, name: str = "dyweight_test", **card: object) ->
     """A DyWeight solver, by default for EDM models and on EDM's grid."""
     flow = card.get("prediction") == "flow"
     step = StepCard(grid=Grid("flow_shift", {"shift": 1.0}) if flow else Grid("polynomial", {"rho": 7.0}))
-    parameters = {
-        n: {
-            "weights": torch.eye(n).double()[None] + torch.full((1, n, n), -0.1 / n).double().tril(-1),
-            "t_scale": torch.linspace(0.9, 1.05, n, dtype=torch.float64)[None],
-        }
-        for n in steps
-    }
-    facts = {"prediction": "edm", "architecture": "Test", "checkpoint": "test", **card}
-    return Solver(name, Card(family="dyweight", steps=dict.fromkeys(steps, step), **facts), parameters)
+    tensors = {n: (torch.linspace(0.9, 1.05, n), torch.eye(n) - torch.full((n, n), 0.1 / n).tril(-1)) for n in steps}
+    return _solver("dyweight", name, step, tensors, {"prediction": "edm", **card})
 
 
 def k_diffusion_module(name: str) -> ModuleType:

@@ -40,18 +40,13 @@ def levels_of(recorder: Recorder) -> Tensor:
 
 
 @each_sampler
-def test_the_signature_starts_as_k_diffusions_and_the_rest_is_optional(sampler):
+def test_the_signature_starts_as_k_diffusions_and_a_run_of_no_steps_returns_the_state(sampler):
     parameters = list(inspect.signature(sampler).parameters.values())
     assert [p.name for p in parameters[:6]] == ["model", "x", "sigmas", "extra_args", "callback", "disable"]
     assert {p.kind for p in parameters[6:]} == {inspect.Parameter.KEYWORD_ONLY}
     assert {p.default for p in parameters[3:]} == {None}
-
-
-@each_sampler
-@pytest.mark.parametrize("sigmas", [torch.tensor([14.6]), torch.tensor([])])
-def test_fewer_than_two_levels_leave_the_state_unchanged(sampler, sigmas):
     x = start()
-    assert sampler(never, x, sigmas) is x
+    assert all(sampler(never, x, torch.tensor(sigmas)) is x for sigmas in ([14.6], []))
 
 
 @pytest.mark.parametrize(
@@ -64,34 +59,25 @@ def test_fewer_than_two_levels_leave_the_state_unchanged(sampler, sigmas):
         (sample_ds_solver, "ds_vp-dit", 6, SD, GaussianVE()),
     ],
 )
-def test_a_solver_by_name_path_or_object_runs_on_its_own_grid(sampler, solver, steps, noise, model):
+def test_a_solver_by_name_path_object_or_default_runs_on_its_own_grid(sampler, solver, steps, noise, model):
     path = BUNDLED / f"{solver}.safetensors"
     x, sigmas = start(noise.sigma_max), host_sigmas(noise.sigma_max, 0.0, steps)
     expected = run(model, x, load_solver(solver).table(steps, noise))
-    for either in (solver, str(path), path, load_solver(solver)):
-        recorder = Recorder(model)
-        result = sampler(recorder, x, sigmas, solver=either, noise=noise, disable=True)
-        assert_close(result, expected, rtol=0, atol=0)
-        assert len(recorder.sigma) == steps
-
-
-@pytest.mark.parametrize("sampler", [sample_solver, sample_ds_solver])
-@pytest.mark.parametrize(
-    ("noise", "model", "name"), [(FLOW, GaussianFlow(), "ds_flow-sit"), (SD, GaussianVE(), "ds_vp-dit")]
-)
-def test_the_default_is_the_transferable_solver_for_the_prediction_type(sampler, noise, model, name):
-    x = start(noise.sigma_max)
-    result = sampler(model, x, host_sigmas(noise.sigma_max, 0.0, 7), noise=noise, disable=True)
-    assert_close(result, run(model, x, load_solver(name).table(7, noise)), rtol=0, atol=0)
+    default = [None] * solver.startswith("ds_")  # the transferable solver for the prediction type
+    for either in (solver, str(path), path, load_solver(solver), *default):
+        for function in (sampler, sample_solver):
+            recorder = Recorder(model)
+            result = function(recorder, x, sigmas, solver=either, noise=noise, disable=True)
+            assert_close(result, expected, rtol=0, atol=0)
+            assert len(recorder.sigma) == steps
 
 
 @pytest.mark.parametrize("disable", [True, False])
 def test_extra_arguments_callback_and_progress_are_passed_on_without_a_graph(capsys, disable):
     recorder, steps = Recorder(lambda x, sigma, cond: x * cond), Steps()
-    x = start().requires_grad_()
-    result = sample_solver(
-        recorder, x, host_sigmas(1.0, 0.0, 5), {"cond": 0.5}, steps, disable, solver=ds_solver(5), noise=FLOW
-    )
+    options = {"solver": ds_solver(5), "noise": FLOW}
+    x, sigmas = start().requires_grad_(), host_sigmas(1.0, 0.0, 5)
+    result = sample_solver(recorder, x, sigmas, {"cond": 0.5}, steps, disable, **options)
     assert recorder.extra_args == [{"cond": 0.5}] * 5
     assert [call["i"] for call in steps.calls] == [0, 1, 2, 3, 4]
     assert ("5/5" in capsys.readouterr().err) != disable
@@ -170,8 +156,6 @@ def test_image_to_image_runs_the_part_between_the_hosts_first_and_last_level(nam
 )
 def test_the_runs_guidance_selects_between_the_knots(kind, options, cond_scale, guidance):
     solver, recorder = knotted_solver(kind=kind), Recorder(lambda x, sigma, **_: GaussianFlow()(x, sigma))
-    extra_args = {"cond_scale": cond_scale}
-    sample_ds_solver(
-        recorder, start(), torch.linspace(1, 0, 3), extra_args, disable=True, solver=solver, noise=FLOW, **options
-    )
+    options = {"solver": solver, "noise": FLOW, "disable": True, **options}
+    sample_ds_solver(recorder, start(), torch.linspace(1, 0, 3), {"cond_scale": cond_scale}, **options)
     assert_close(levels_of(recorder), solver.table(2, FLOW, guidance).sigmas, rtol=1e-6, atol=0)

@@ -72,11 +72,8 @@ def test_the_first_part_of_any_method_is_the_beginning_of_the_whole(table, cut):
 VE_ENDS = [(10, 0.1), (4.2, 0.1), (10, 0.9), (4.2, 0.9), (2.0, 1.9), (0.3, 0.2)]
 FLOW_ENDS = [(1.0, 0.0), (0.73, 0.0), (1.0, 0.155), (0.73, 0.155), (0.5, 0.49)]
 VE_METHODS = [euler(FINE), adams_bashforth(FINE, 2), dpmpp_2m(FINE)]
-FLOW_METHODS = [
-    adams_bashforth(FLOW_FINE, 2),
-    ds_flow_table(torch.full((100,), 0.01), torch.zeros(100, 100)),
-    dpmpp_2m(FLOW_FINE),
-]
+EVEN_DS = ds_flow_table(torch.full((100,), 0.01), torch.zeros(100, 100))
+FLOW_METHODS = [adams_bashforth(FLOW_FINE, 2), EVEN_DS, dpmpp_2m(FLOW_FINE)]
 
 
 @pytest.mark.parametrize(
@@ -124,17 +121,14 @@ def test_the_lost_coefficients_go_to_the_oldest_entry_that_remains():
     assert_close(part.coeffs[:, 1:], table.coeffs[2:, 3:], rtol=0, atol=0)
 
 
-def test_a_stretched_first_row_keeps_a_straight_path_and_the_factor_of_its_call():
+def test_a_stretched_row_keeps_a_straight_path_and_the_factor_or_level_of_its_call():
     table, x, steps, recorder = learned(), start(5.0), Steps(), Recorder(Constant())
     states = steps.trajectory(sample_table(recorder, x, part_of_table(table, 5.0, 0.1), {}, steps, True))
     assert_close(states[1], Constant().path(x, 5.0, table.levels[2].item()), rtol=1e-9, atol=1e-9)
     expected = torch.cat([5.0 * table.sigmas[1:2] / table.levels[1], table.sigmas[2:]])
     assert_close(recorder.sigmas[:, 0], expected)
-
-
-def test_a_stretched_last_row_calls_the_model_at_the_same_level():
-    part = part_of_table(learned(), 10.0, 0.8)
-    assert_close(part.sigmas, learned().sigmas[: part.steps], rtol=0, atol=0)
+    until = part_of_table(table, 10.0, 0.8)
+    assert_close(until.sigmas, table.sigmas[: until.steps], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -187,9 +181,8 @@ def test_an_analytic_first_step_is_a_call_unless_the_part_starts_at_the_tables_s
 
 
 def test_an_analytic_first_step_alone_is_stretched_to_the_end():
-    part = part_of_table(learned(analytic_first=True), 10.0, 8.0)
+    part, x = part_of_table(learned(analytic_first=True), 10.0, 8.0), start(10.0)
     assert (part.steps, part.nfe, part.sigma_end) == (1, 0, 8.0)
-    x = start(10.0)
     assert_close(run(GaussianVE(), x, part), x + part.coeffs[0, 0] * x / math.sqrt(101))
 
 
@@ -205,13 +198,8 @@ def test_gradients_reach_the_parameters_through_a_part_and_the_table_is_not_modi
     ("first", "last", "message"),
     [
         (1.0, 2.0, "must descend from a finite level to 0 or above, got 1.0 -> 2.0"),
-        (2.0, 2.0, "must descend"),
-        (2.0, -0.1, "must descend"),
-        (math.inf, 0.0, "must descend"),
-        (math.nan, 0.0, "must descend"),
-        (2.0, math.nan, "must descend"),
-        (0.1, 0.0, "0.1, is not above the solver's last noise level, 0.1"),
-        (0.05, 0.0, "0.05, is not above the solver's last noise level, 0.1"),
+        *((*ends, "must descend") for ends in ((2, 2), (2, -0.1), (math.inf, 0), (math.nan, 0), (2, math.nan))),
+        *((first, 0.0, f"{first}, is not above the solver's last noise level, 0.1") for first in (0.1, 0.05)),
     ],
 )
 def test_an_invalid_part_is_refused(first, last, message):

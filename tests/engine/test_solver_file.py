@@ -23,9 +23,6 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "solver.safetensors"
 
 
-# Writing and reading.
-
-
 @pytest.mark.parametrize("solver", [dyweight_solver(5, 3), ds_solver(5, 8)], ids=["dyweight", "ds"])
 def test_a_loaded_solver_is_the_saved_one(solver, path):
     loaded = load_solver(solver.save(path))
@@ -35,27 +32,18 @@ def test_a_loaded_solver_is_the_saved_one(solver, path):
 
 
 def test_every_entry_of_a_card_is_kept(path):
-    texts = ("teacher", "loss", "source_table", "best_peer", "note")
-    counts = {"history": 3, "teacher_steps": 60, "network_calls": 12000}
-    errors = {"error_before": 0.25, "error_after": 0.125, "error_best_peer": 0.1875}
-    step = StepCard(
-        grid=Grid("flux_shift", {"base_tokens": 256, "base_mu": 0.5, "max_tokens": 4096, "max_mu": 1.15}),
-        options={"analytic_first": True, "divisor": "call"},
-        knots=(2, 3.5),
-        **{name: f'{name}: "quotes", umlauts ü, a line\nbreak' for name in texts},
-        **counts,
-        **errors,
-    )
+    facts = {
+        **{"options": {"analytic_first": True, "divisor": "call"}, "knots": (2, 3.5)},
+        **{"history": 3, "teacher_steps": 60, "network_calls": 12000},
+        **{"error_before": 0.25, "error_after": 0.125, "error_best_peer": 0.1875},
+        "grid": Grid("flux_shift", {"base_tokens": 256, "base_mu": 0.5, "max_tokens": 4096, "max_mu": 1.15}),
+    }
+    texts = {field.name for field in fields(StepCard)} - facts.keys()
+    step = StepCard(**facts, **{name: f'{name}: "quotes", umlauts ü, a line\nbreak' for name in texts})
     assert all(getattr(step, field.name) != getattr(StepCard(), field.name) for field in fields(StepCard))
-    names = ("architecture", "checkpoint", "resolution", "source", "citation", "licence", "date", "package_version")
-    card = Card(
-        family="dyweight",
-        prediction="flow",
-        steps={2: step},
-        guidance=Guidance("embedded", (2, 3.5), usual=3.5, cfg=1),
-        transferable=True,
-        **{name: f"{name} ü" for name in (*names, "note")},
-    )
+    facts = {"family": "dyweight", "prediction": "flow", "steps": {2: step}, "transferable": True}
+    facts["guidance"] = Guidance("embedded", (2, 3.5), usual=3.5, cfg=1)
+    card = Card(**facts, **{field.name: f"{field.name} ü" for field in fields(Card) if field.name not in facts})
     solver = Solver("full", card, {2: {"weights": torch.eye(3).expand(2, 3, 3), "t_scale": torch.ones(2, 2)}})
     assert load_solver(solver.save(path)).card == card
 
@@ -73,16 +61,12 @@ def test_parameters_in_float32_with_gradients_that_share_memory_are_saved_exactl
         assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float64}  # noqa: SIM118
 
 
-def test_equal_solvers_are_equal_bytes(tmp_path):
-    first = ds_solver(5, 6, 8).save(tmp_path / "a.safetensors")
-    others = [ds_solver(8, 6, 5).save(tmp_path / "b.safetensors"), load_solver(first).save(tmp_path / "c.safetensors")]
-    assert {path.read_bytes() for path in others} == {first.read_bytes()}
-
-
-def test_saving_creates_the_folders_of_a_file_readable_by_all(tmp_path):
-    path = tmp_path / "new" / "folder" / "solver.safetensors"
-    assert ds_solver(5).save(str(path)) == path
-    assert os.name == "nt" or stat.S_IMODE(path.stat().st_mode) == 0o644
+def test_equal_solvers_are_equal_bytes_in_new_folders_readable_by_all(tmp_path):
+    a, b, c = (tmp_path / "new" / "folder" / f"{name}.safetensors" for name in "abc")
+    assert ds_solver(5, 6, 8).save(str(a)) == a
+    assert os.name == "nt" or stat.S_IMODE(a.stat().st_mode) == 0o644
+    ds_solver(8, 6, 5).save(b), load_solver(a).save(c)
+    assert a.read_bytes() == b.read_bytes() == c.read_bytes()
 
 
 @pytest.mark.parametrize("link", [False, True])
@@ -130,9 +114,6 @@ def test_a_solver_can_be_copied_and_pickled(duplicate):
         solver.card.steps[7] = StepCard()
 
 
-# Names and paths.
-
-
 UNKNOWN = ["nothing", "", "../solver_weights/ds_flow-sit", "/etc/hostname", "ds_flow-sit.bin", "ds_flow-sit/", __file__]
 UNKNOWN += ["..\\solver_weights\\ds_flow-sit", "C:\\ds_flow-sit", "\\\\host\\share\\a", "./ds_flow-sit", "DS_FLOW-SIT"]
 
@@ -144,12 +125,9 @@ def test_an_unknown_name_is_refused_with_the_known_ones(name):
     assert repr(name) in str(refused.value)
 
 
-def test_a_misspelt_name_is_refused_with_the_closest_one():
+def test_a_misspelt_name_or_path_is_refused_with_what_was_meant(tmp_path, path):
     with pytest.raises(ValueError, match=r"named 'dyweight_sd1\.5' \(did you mean 'dyweight_sd15'\?\): choose"):
         load_solver("dyweight_sd1.5")
-
-
-def test_a_path_without_a_solver_file_is_refused(tmp_path, path):
     with pytest.raises(FileNotFoundError, match=rf"{path} does not exist: pass the path"):
         load_solver(path)
     with pytest.raises(FileNotFoundError, match=r"a bundled solver's name, such as 'dyweight_sd15'"):
@@ -157,9 +135,6 @@ def test_a_path_without_a_solver_file_is_refused(tmp_path, path):
     path.mkdir()
     with pytest.raises(ValueError, match=r"solver\.safetensors is a folder"):
         load_solver(path)
-
-
-# The solver itself.
 
 
 @pytest.mark.parametrize(
@@ -176,9 +151,6 @@ def test_a_path_without_a_solver_file_is_refused(tmp_path, path):
 def test_a_table_that_does_not_exist_is_refused(solver, steps, noise, error, reason):
     with pytest.raises(error, match=reason):
         solver.table(steps, noise)
-
-
-# Guidance knots.
 
 
 @pytest.mark.parametrize(
