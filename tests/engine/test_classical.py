@@ -35,9 +35,7 @@ def alternating(steps: int) -> Tensor:
     return 10 - 9 * torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]) / lengths.sum()
 
 
-# Order of convergence.
-
-GRIDS = {  # by name: the grid of n steps, and the smaller of the two step counts
+GRIDS = {  # for orders of convergence, by name: the grid of n steps, and the smaller of the two step counts
     "polynomial": (lambda n: polynomial(40, 0.5, n), 80),
     "steep": (lambda n: polynomial(40, 0.1, n, rho=7), 80),
     "even": (lambda n: even(10, 1, n), 80),
@@ -97,9 +95,6 @@ def test_uni_pc_has_nearly_order_3_before_its_last_two_steps(variant):
         return SolverTable(sigmas, sigmas[:-1], table.scale[:k], table.coeffs[:k, :k], "denoised")
 
     assert order_of(beginning, "polynomial") > 2.8
-
-
-# Other implementations.
 
 
 @pytest.mark.parametrize(
@@ -181,8 +176,6 @@ def test_an_euler_end_is_the_last_picture_and_changes_nothing_else():
     assert_close(result, model.model(model.x[-1], model.sigma[-1]), rtol=1e-12, atol=1e-12)
     assert euler_end(ipndm(UNEVEN, 4)).coeffs.equal(ipndm(UNEVEN, 4).coeffs)
 
-
-# Every method.
 
 METHODS = {
     "euler": euler,

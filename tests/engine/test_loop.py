@@ -104,9 +104,6 @@ def test_a_state_that_is_not_floating_point_or_has_no_batch_is_refused(x):
         run(GaussianVE(), x, euler(LEVELS))
 
 
-# Continued runs.
-
-
 @pytest.mark.parametrize("known", [0, 1], ids=["", "its entry known"])
 @pytest.mark.parametrize("first", [0, 1, 4])
 @each_table
@@ -124,8 +121,6 @@ def test_a_run_continues_from_any_step_and_does_not_repeat_a_known_call(first, k
     assert len(recorder.sigma) == len(later.calls) - (table.analytic_first and first + known == 0)
     assert set(history) == set(range(first + known))  # not modified
 
-
-# Memory.
 
 UNUSUAL = (2, 3, 5, 7)  # a shape that no other tensor has
 
@@ -171,9 +166,6 @@ def test_an_entry_lives_until_its_last_use():
     assert most_states_alive(unused) <= most_states_alive(banded(1, "derivative"))
 
 
-# Gradients.
-
-
 def parameter(*shape: int, low: float, high: float) -> Tensor:
     values = torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return (low + (high - low) * values).requires_grad_()
@@ -213,13 +205,10 @@ def test_gradients_reach_every_ds_parameter(kind):
     assert bool((coeffs.grad[torch.ones(3, 3).tril(-1).bool()] != 0).all())
 
 
-def test_gradients_reach_the_start():
-    table = ds_flow_table(torch.full((4,), 0.25), torch.zeros(4, 4))
-    assert torch.autograd.gradcheck(lambda x: run(mixture(flow=True), x, table), start(1.0, 1, 3).requires_grad_())
-
-
 @each_table
-def test_a_table_with_gradients_gives_the_same_samples(table):
+def test_gradients_reach_the_start_and_a_table_with_gradients_gives_the_same_samples(table):
+    x = start(10.0, 1, 3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: run(mixture(), x, table), x)
     learned = (t.clone().requires_grad_() for t in (table.sigmas, table.scale, table.coeffs))
     with_gradients = SolverTable(table.levels, *learned, table.entry, table.analytic_first)
     result = run(GaussianVE(), start(10.0), with_gradients)

@@ -14,11 +14,8 @@ from torch import Tensor
 TIMES = np.array([1e-3, 0.00175, 0.0123, 0.1, 0.2505, 0.5, 0.7777, 0.999, 0.99983, 1.0])
 FLUX = {"base_tokens": 256, "base_mu": 0.5, "max_tokens": 4096, "max_mu": 1.15}
 SD, LINEAR_BETA = VPNoise.stable_diffusion(), VPNoise.linear_beta()
-SCHEDULES = {
-    "stable_diffusion": SD,
-    "from_sigmas": VPNoise.from_sigmas(torch.linspace(0.05, 3, 40) ** 3),
-    "linear_beta": LINEAR_BETA,
-}
+CUBIC = VPNoise.from_sigmas(torch.linspace(0.05, 3, 40) ** 3)
+SCHEDULES = {"stable_diffusion": SD, "from_sigmas": CUBIC, "linear_beta": LINEAR_BETA}
 each_schedule = pytest.mark.parametrize("noise", SCHEDULES.values(), ids=SCHEDULES)
 
 
@@ -38,9 +35,6 @@ def linear_beta_sigma(times: np.ndarray, beta_0: float = 0.1, beta_1: float = 20
 
 def assert_close(levels: Tensor, expected: np.ndarray | Tensor, rtol: float = 1e-9) -> None:
     torch.testing.assert_close(levels, torch.as_tensor(expected), rtol=rtol, atol=0)
-
-
-# VP models.
 
 
 @pytest.mark.parametrize(("start", "end"), [(0.00085, 0.012), (0.0015, 0.0195)])
@@ -74,25 +68,17 @@ def test_the_continuous_schedule_follows_its_closed_form(betas):
 
 
 @each_schedule
-def test_times_are_limited_to_those_of_the_schedule(noise):
+def test_times_are_limited_to_those_of_the_schedule_and_inverse_to_levels(noise):
     levels = noise.sigma_at(torch.tensor([-1.0, 0.0, 1.5]))
     assert_close(levels, f64(noise.sigma_min, noise.sigma_min, noise.sigma_max))
     assert_close(levels[1:], noise.sigma_at(f64(noise.times[0], 1.0)))
-
-
-@each_schedule
-def test_times_and_levels_are_inverse(noise):
     times = torch.linspace(float(noise.times[0]), 1, 333, dtype=torch.float64)
     torch.testing.assert_close(noise.time_at(noise.sigma_at(times)), times, rtol=1e-9, atol=1e-12)
     sigmas = torch.linspace(noise.sigma_min, noise.sigma_max, 333, dtype=torch.float64)
     assert_close(noise.sigma_at(noise.time_at(sigmas)), sigmas)
-
-
-@each_schedule
-@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
-def test_levels_have_the_shape_of_the_times(noise, shape):
-    times = torch.full(shape, 0.5)
-    assert noise.sigma_at(times).shape == noise.time_at(times).shape == noise.sigma_at_index(times).shape == shape
+    for values in (torch.tensor(0.5), torch.full((3,), 0.5), torch.full((2, 3), 0.5)):
+        shapes = {f(values).shape for f in (noise.sigma_at, noise.time_at, noise.sigma_at_index)}
+        assert shapes == {values.shape}
 
 
 @each_schedule
@@ -106,26 +92,18 @@ def test_gradients_are_finite_differences(noise, function, points):
 @pytest.mark.parametrize(
     ("schedule", "arguments", "message"),
     [
-        (VPNoise.from_sigmas, [torch.ones(2, 2)], r"at least two positive finite levels, got shape \[2, 2\]"),
-        (VPNoise.from_sigmas, [f64(1)], r"at least two positive finite levels, got shape \[1\]"),
-        (VPNoise.from_sigmas, [f64(0, 1)], "at least two positive finite levels"),
-        (VPNoise.from_sigmas, [f64(1, math.inf)], "at least two positive finite levels"),
-        (VPNoise.from_sigmas, [f64(3, 2, 1)], "must ascend"),
-        (VPNoise.from_sigmas, [f64(1, 2, 2)], "must ascend"),
+        *((VPNoise.from_sigmas, [torch.ones(*s)], rf"at least two .*, got shape \[{s[0]}") for s in ((2, 2), (1,))),
+        *((VPNoise.from_sigmas, [f64(*ends)], "two positive finite levels") for ends in ((0, 1), (1, math.inf))),
+        *((VPNoise.from_sigmas, [f64(*levels)], "must ascend") for levels in ((3, 2, 1), (1, 2, 2))),
         (VPNoise.linear_beta, [20.0, 20.0], "beta_0 must be below beta_1 .*, got 20 and 20"),
         (FlowNoise, [0], "tokens must be at least 1 .*, got 0"),
-        (EDMNoise, [0, 80], "0 < sigma_min < sigma_max must hold, got"),
-        (EDMNoise, [1, 1], "0 < sigma_min < sigma_max must hold, got"),
-        (EDMNoise, [0.002, math.inf], "0 < sigma_min < sigma_max must hold, got"),
-        (EDMNoise, [math.nan, 80], "0 < sigma_min < sigma_max must hold, got"),
+        *((EDMNoise, ends, "0 < sigma_min < sigma_max must hold, got") for ends in ([0, 80], [1, 1])),
+        *((EDMNoise, ends, "sigma_max must hold, got") for ends in ([0.002, math.inf], [math.nan, 80])),
     ],
 )
 def test_an_invalid_schedule_is_refused(schedule, arguments, message):
     with pytest.raises(ValueError, match=message):
         schedule(*arguments)
-
-
-# Grids.
 
 
 def karras_levels(steps: int, noise: EDMNoise | VPNoise, rho: float) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from learned_solvers.samplers import EDMNoise, FlowNoise, Grid, Guidance, Solver, VPNoise, load_solver
 from learned_solvers.samplers.files.card import Card, StepCard
 from learned_solvers.samplers.files.solver import MissingSteps
-from oracles import ds_solver, dyweight_solver, knotted_solver
+from oracles import ds_solver, dyweight_solver, f64, knotted_solver
 from safetensors import safe_open
 
 
@@ -154,16 +154,12 @@ def test_a_table_that_does_not_exist_is_refused(solver, steps, noise, error, rea
 
 
 @pytest.mark.parametrize(
-    ("guidance", "part"),  # of the way from the first knot to the last, in log(guidance)
-    [(2, 0), (4, 0.5), (8, 1), (2 * 4**0.25, 0.25), (1, 0), (0, 0), (-3, 0), (20, 1), (None, 1)],
+    ("guidance", "first", "coeff"), [(-3, 0.3, -0.2), (4, 0.4, -0.4), (2 * 4**0.25, 0.35, -0.3), (None, 0.5, -0.6)]
 )
-def test_parameters_are_linear_in_log_guidance_between_the_knots_and_constant_outside(guidance, part, path):
-    table = load_solver(knotted_solver().save(path)).table(2, FlowNoise(), guidance)
-    first, coeff = 0.3 + 0.2 * part, -0.2 - 0.4 * part
-    last = -(1 - first)
-    expected = torch.tensor([[-first, 0], [last * coeff, last * (1 - coeff)]], dtype=torch.float64)
-    torch.testing.assert_close(table.levels, torch.tensor([1, 1 - first, 0], dtype=torch.float64))
-    torch.testing.assert_close(table.coeffs, expected)
+def test_a_table_has_the_parameters_of_its_guidance_linear_in_its_logarithm(guidance, first, coeff, path):
+    table, last = load_solver(knotted_solver().save(path)).table(2, FlowNoise(), guidance), first - 1
+    torch.testing.assert_close(table.levels, f64(1, 1 - first, 0))
+    torch.testing.assert_close(table.coeffs, f64(-first, 0, last * coeff, last * (1 - coeff)).reshape(2, 2))
 
 
 @pytest.mark.parametrize(

@@ -51,9 +51,6 @@ def undisturbed() -> Tensor:
     return weights
 
 
-# Memory.
-
-
 def hungry(most: int):
     """A denoiser that really requests terabytes when a call has more than `most` samples."""
 
@@ -135,9 +132,6 @@ def test_a_second_failure_of_a_size_limits_it_although_other_work_fits():
     assert limit.limit == 8 and failures == [64, 32, 16, 64, 32, 16]
 
 
-# The network.
-
-
 def return_nan(denoised: Tensor) -> Tensor:
     return denoised * float("nan")
 
@@ -170,9 +164,6 @@ def test_a_state_far_out_may_overflow_the_network():
     message = r"network call 2 \(sigma 0\.5\) returned 4 non-finite values out of 4 .*: run the model in bfloat16"
     with pytest.raises(ValueError, match=message):
         CountedDenoiser(lambda x, sigma: x / 0, torch.float32)(torch.ones(2, 2), 0.5 * torch.ones(2))
-
-
-# Files.
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills with SIGKILL, which Windows does not have")

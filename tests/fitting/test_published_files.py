@@ -21,8 +21,6 @@ from learned_solvers.training.published.inert_pickle import load_inert_pickle
 from learned_solvers.training.published.read import read_tables
 from watch import refusal
 
-# Opcodes of pickles.
-
 PERSISTENT = b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n"
 
 

@@ -171,19 +171,18 @@ def test_a_measurement_replaces_only_its_own_record_and_solvers(results, tmp_pat
         record.save("part", name, {"about": {"command": command}, "record": value}, ["a", "b", "c"], made)
         (results / "solvers" / "two.safetensors").write_text("other")
     stored = json.loads((results / "part.json").read_text())
-    assert [(name, entry["record"], entry["about"]["command"]) for name, entry in stored.items()] == [
-        ("a", {"x": 5}, "again"), ("c", 3, "first"), ("older", 4, "first"),
-    ]  # fmt: skip
+    commands = [(name, entry["about"]["command"]) for name, entry in stored.items()]
+    assert commands == [("a", "again"), ("c", "first"), ("older", "first")]
     assert record.read_records("part") == {"a": {"x": 5}, "c": 3, "older": 4}
     solvers = {file.stem: file.read_text() for file in (results / "solvers").iterdir()}
     assert solvers == {"one": "again", "two": "other"}
 
 
-@pytest.mark.parametrize(("content", "message"), [('{"savings-digits-3.0": ', "is broken"), ("[]", "no measurements")])
-def test_a_broken_results_file_is_refused_before_anything_is_measured(results, content, message):
-    (results / "savings.json").write_text(content)
-    with pytest.raises(ValueError, match=rf"savings\.json .*{message}"):
-        record.check_part("savings")
+def test_a_broken_results_file_is_refused_before_anything_is_measured(results):
+    for content, message in (('{"savings-digits-3.0": ', "is broken"), ("[]", "no measurements")):
+        (results / "savings.json").write_text(content)
+        with pytest.raises(ValueError, match=rf"savings\.json .*{message}"):
+            record.check_part("savings")
     record.check_part("fidelity")  # has no file
 
 

@@ -26,8 +26,6 @@ RELEASED_NODES = {  # in saved workflows: never renamed, never removed
     *("FitLearnedSolver", "CompareSamplers", "LearnedSolverInfo"),
 }
 
-# ---- loading
-
 
 class StubHost:
     """An import finder for which every module of ComfyUI exists, with every attribute a mock."""
@@ -49,17 +47,13 @@ def pack(tmp_path, monkeypatch):
     before, folder = set(sys.modules), tmp_path / "custom_nodes" / "learned-solvers-0.1"
     yield shutil.copytree(ROOT, folder, ignore=NOT_SOURCE)
     for name in set(sys.modules) - before:
-        if name.partition(".")[0] in COMFY_MODULES or name.startswith(module_name(folder)):
+        if name.partition(".")[0] in COMFY_MODULES or "learned-solvers-0_x_1" in name:
             del sys.modules[name]
-
-
-def module_name(folder: Path) -> str:
-    return str(folder).replace(".", "_x_")
 
 
 def load_custom_node(folder: Path, name: str | None = None) -> ModuleType:
     """Loads a folder as ComfyUI's nodes.py does, which logs exceptions and leaves the pack out."""
-    spec = spec_from_file_location(name or module_name(folder), folder / "__init__.py")
+    spec = spec_from_file_location(name or str(folder).replace(".", "_x_"), folder / "__init__.py")
     module = sys.modules[spec.name] = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -76,17 +70,14 @@ def test_comfyui_finds_nodes_and_bundled_solvers_in_a_hyphenated_folder(pack):
     assert engine.load_solver("ds_flow-sit").steps and engine.files.solver.BUNDLED.parent == pack
 
 
-def test_without_comfyui_the_folder_loads_and_has_no_nodes(pack, monkeypatch):
+def test_outside_a_package_or_without_comfyui_the_folder_loads_and_has_no_nodes(pack, monkeypatch):
+    # pytest in a hyphenated folder imports the root's __init__.py as a plain module, even if ComfyUI is importable.
+    monkeypatch.delitem(sys.modules, "__init__", raising=False)
+    assert load_custom_node(pack, "__init__").NODE_CLASS_MAPPINGS == {}
     monkeypatch.setitem(sys.modules, "comfy", None)  # not importable
     module = load_custom_node(pack)
     assert module.NODE_CLASS_MAPPINGS == {} and module.NODE_DISPLAY_NAME_MAPPINGS == {}
     assert f"{module.__name__}.nodes" not in sys.modules
-
-
-def test_the_root_outside_a_package_has_no_nodes(pack, monkeypatch):
-    # pytest in a hyphenated folder imports the root's __init__.py as a plain module, even if ComfyUI is importable.
-    monkeypatch.delitem(sys.modules, "__init__", raising=False)
-    assert load_custom_node(pack, "__init__").NODE_CLASS_MAPPINGS == {}
 
 
 def test_an_error_inside_the_nodes_reaches_comfyui(pack):
@@ -131,9 +122,6 @@ def test_importing_the_engine_opens_no_socket_writes_no_file_and_needs_no_other_
     events, modules = json.loads(run_python("-c", WATCHED_IMPORT, cwd=tmp_path))
     assert events == [] and "torch" in modules
     assert set(modules) & {"matplotlib", "scipy", "PIL", "sklearn", "torchvision", "comfy", "modules"} == set()
-
-
-# ---- archives
 
 
 @pytest.mark.slow

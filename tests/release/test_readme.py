@@ -39,9 +39,6 @@ def commands() -> list[list[str]]:
     return [command for command in words if command]
 
 
-# ---- commands
-
-
 @pytest.mark.parametrize("command", commands(), ids=lambda command: " ".join(command)[:70])
 def test_every_command_exists(command, monkeypatch):
     """A command that no branch here knows fails: add a branch that checks it."""
@@ -85,9 +82,6 @@ def test_compare_runs_as_a_script():  # as the others do in test_third_family an
     assert run_python("training/compare.py", "--help").startswith("usage: compare.py")
 
 
-# ---- Python
-
-
 def test_the_first_block_fits_and_samples(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "block.py").write_text(blocks("python")[0].replace("64", "16").replace("(3, 5)", "(5,)"))
@@ -116,9 +110,6 @@ def test_the_third_block_makes_a_solver_with_knots():
     solver, noise = values["solver"], FlowNoise()
     assert float(solver.table(6, noise, 16).coeffs[0, 0]) == pytest.approx(-1.1 / 6)
     assert float(solver.table(6, noise).coeffs[0, 0]) == pytest.approx(-1 / 6)
-
-
-# ---- links
 
 
 def links(text: str) -> list[str]:
