@@ -55,27 +55,14 @@ def snapshot_bytes(source: str = "", **changed: object) -> bytes:
 
     parameters = {"hybrid_weights": torch.nn.Parameter(WEIGHTS), "t_scale": torch.nn.Parameter(T_SCALE)}
     predictor = {
-        "training": False,
-        "_parameters": OrderedDict(parameters),
-        "_buffers": OrderedDict(mask=MASK),
-        "_non_persistent_buffers_set": set(),
-        "_backward_hooks": OrderedDict(),
-        "_is_full_backward_hook": None,
-        "num_steps": 5,
-        "max_history_steps": 3,
-        "afs": True,
-        "guidance_type": None,
-        "_init_args": (),
-        "_init_kwargs": {"num_steps": 5},
+        **{"training": False, "_parameters": OrderedDict(parameters), "_buffers": OrderedDict(mask=MASK)},
+        **{"_non_persistent_buffers_set": set(), "_backward_hooks": OrderedDict(), "_is_full_backward_hook": None},
+        **{"num_steps": 5, "max_history_steps": 3, "afs": True, "guidance_type": None},
+        **{"_init_args": (), "_init_kwargs": {"num_steps": 5}},
     }
     fit = {
-        "solver_stu": student,
-        "solver_tea": teacher,
-        "teacher_steps": 35,
-        "schedule_type": "polynomial",
-        "schedule_rho": 7.0,
-        "loss_type": "inception",
-        "dataset_name": "cifar10",
+        **{"solver_stu": student, "solver_tea": teacher, "teacher_steps": 35},
+        **{"schedule_type": "polynomial", "schedule_rho": 7.0, "loss_type": "inception", "dataset_name": "cifar10"},
     }
     states = [{key: changed.get(key, value) for key, value in state.items()} for state in (predictor, fit)]
     content = {"predictor": persistent("Predictor", states[0]), "loss_fn": persistent("Loss", states[1])}

@@ -100,9 +100,7 @@ def test_the_cost_is_printed_first_and_bounds_the_calls(capsys, tmp_path):
 def test_the_plot_has_all_learned_solvers_and_the_best_peer_of_each_number_of_calls():
     # Best on average: a, b, c, d, e; z is best at 5 calls only.
     ranks = {3: "abcdefz", 4: "abcdefz", 5: "zabcdef", 6: "abcdefz"}
-    rows = [
-        Result(n, n, name, "g", errors=(0.1 + i / 100,)) for n, names in ranks.items() for i, name in enumerate(names)
-    ]
+    rows = [Result(n, n, m, "g", errors=(0.1 + i / 100,)) for n, names in ranks.items() for i, m in enumerate(names)]
     rows += [Result(n, n, name, "", learned=True, errors=(0.01,)) for n in (3, 5) for name in ("one", "two")]
     assert set(select_lines(rows)) == {"a", "b", "c", "z", "one", "two"}
 

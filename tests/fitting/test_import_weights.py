@@ -36,13 +36,6 @@ def snapshot(tmp_path):
     return write
 
 
-@pytest.fixture
-def checkpoint(tmp_path):
-    path = tmp_path / "dyweight_nfe3.pt"
-    path.write_bytes(checkpoint_bytes())
-    return path
-
-
 def assert_parameters(solver, weights, t_scale):
     assert solver.steps == (3,)
     expected = {"weights": weights.double()[None], "t_scale": t_scale.double()[None]}
@@ -58,21 +51,23 @@ def test_the_authors_pickle_gives_its_parameters_and_card_and_runs_nothing(snaps
     assert (step.options, step.history) == ({"analytic_first": True}, 3)
     assert (step.teacher, step.teacher_steps, step.loss, step.note) == ("heun", 35, "inception", None)
     assert not (tmp_path / "proof").exists()
-
-
-def test_another_loss_is_noted_and_another_folder_is_not_the_tables_name(snapshot):
     (solver,) = read_tables(snapshot("somewhere", loss_type="piecewise"))
     assert solver.card.steps[3].source_table == "network-snapshot-000010"
     assert solver.card.steps[3].note == 'Fitted with the loss "piecewise", which the released code lacks.'
 
 
-def test_a_flux_checkpoint_gives_its_parameters_and_card(checkpoint):
+def test_a_flux_checkpoint_gives_its_parameters_and_card_and_the_command_its_file(snapshot, tmp_path):
+    checkpoint = tmp_path / "dyweight_nfe3.pt"
+    checkpoint.write_bytes(checkpoint_bytes())
     (solver,) = read_tables(checkpoint)
     weights, t_scale = [[0.9, 0, 0], [-0.1, 1.0, 0], [0, -0.2, 0.96]], [1.01, 0.98, 0.95]
     assert_parameters(solver, torch.tensor(weights), torch.tensor(t_scale))
     step = solver.card.steps[3]
     assert (solver.name, step.source_table) == ("dyweight_flux1-dev", "flux1-dev-nfe3")
     assert (step.grid.rule, step.options, step.history) == ("flux_shift", {"divisor": "call"}, 2)
+    main([str(snapshot()), str(checkpoint), "--output", str(tmp_path / "new")])
+    for name in ("dyweight_cifar10", "dyweight_flux1-dev"):
+        assert load_solver(tmp_path / "new" / f"{name}.safetensors").steps == (3,)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -93,12 +88,6 @@ def test_the_command_writes_the_bundled_files_byte_for_byte(tmp_path):
     assert f"{Path('new', 'ds_flow-sit.safetensors')}: 5, 6, 7, 8, 9, 10 steps" in ran.stdout.splitlines()
 
 
-def test_the_command_reads_the_authors_own_files(tmp_path, snapshot, checkpoint):
-    main([str(snapshot()), str(checkpoint), "--output", str(tmp_path / "new")])
-    for name in ("dyweight_cifar10", "dyweight_flux1-dev"):
-        assert load_solver(tmp_path / "new" / f"{name}.safetensors").steps == (3,)
-
-
 def test_the_command_overwrites_only_on_request(tmp_path, capsys):
     path = tmp_path / "ds_vp-dit.safetensors"
     path.write_bytes(b"another solver")
@@ -112,10 +101,7 @@ def test_the_command_overwrites_only_on_request(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [
-        (None, "No such file .*in.pkl"),
-        (pickle.dumps(Call(os.system, "echo")), r"in.pkl: rejected \(it refers to"),
-    ],
+    [(None, "No such file .*in.pkl"), (pickle.dumps(Call(os.system, "")), r"in.pkl: rejected \(it refers to")],
 )
 def test_the_command_refuses_a_file_in_one_line_and_writes_nothing(content, message, tmp_path, capsys):
     if content is not None:

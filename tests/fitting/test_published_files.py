@@ -12,6 +12,7 @@ import struct
 import zipfile
 from collections import OrderedDict
 from copy import copy
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -124,14 +125,6 @@ def sized_by(size: bytes) -> bytes:
     return b"\x80\x04}X\x01\0\0\0actorch._utils\n_rebuild_tensor_v2\n(NK\0" + size + b")\x89}tRs."
 
 
-def twice_in_itself(levels: int) -> list:
-    """A list of 2^levels leaves and one list per level."""
-    nested: list = []
-    for _ in range(levels):
-        nested = [nested, nested]
-    return nested
-
-
 def shared_record(count: int) -> bytes:
     """A zip whose `count` entries of 600 kB share their bytes."""
     target = io.BytesIO()
@@ -152,6 +145,7 @@ REFUSED_OPCODES = {
     **{"NEWOBJ": b"cbuiltins\nobject\n)\x81.", "NEWOBJ_EX": b"cbuiltins\nobject\n)}\x92."},
     **{"POP": b"N0.", "DUP": b"2.", "POP_MARK": b"(N1.", "FROZENSET": b"(\x91.", "NEXT_BUFFER": b"\x97."},
 }
+TWICE_IN_ITSELF = reduce(lambda nested, _: [nested, nested], range(30), [])  # a list of 2^30 leaves and 30 lists
 MODELS = ("nope", "../../outside", "/outside", "dyweight_cifar10/../../outside")
 MANY_DIMENSIONS = torch.ones(1).as_strided((1,) * 9000, (1,) * 9000)
 REFUSED = {  # name: (bytes, key words of the message)
@@ -195,7 +189,7 @@ REFUSED = {  # name: (bytes, key words of the message)
     "a hash without end, behind APPENDS.pkl": (nested_tuples(64, b"(e"), "reuses tuples"),
     "a hash that overflows the stack.pkl": (b"\x80\x04}N" + b"\x85" * 500_000 + b"Ns.", "more than 1000 tuples"),
     "a product of 400 MB.pkl": (sized_by(b"(C\x0a0123456789J\x00\x5a\x62\x02t"), "must be positive integers"),
-    "a rho whose text has no end.pkl": (snapshot_bytes(schedule_rho=twice_in_itself(30)), "rho must be a positive"),
+    "a rho whose text has no end.pkl": (snapshot_bytes(schedule_rho=TWICE_IN_ITSELF), "rho must be a positive"),
     "a text without end.pkl": (nested_lists(64), "reuses tuples more than 16 times"),
     "a name that is a list.pkl": (nested_lists(8), "a class name must be text"),
     "a memo of 2^31 entries.pkl": (b"\x80\x02}r\xff\xff\xff\x7f.", "memo index 2147483647"),

@@ -90,6 +90,6 @@ def test_the_workflow_is_valid_and_tests_the_versions_of_pyproject():
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
-@pytest.mark.parametrize("script", (ROOT / ".ci").iterdir(), ids=lambda script: script.name)
+@pytest.mark.parametrize("script", sorted((ROOT / ".ci").iterdir()), ids=lambda script: script.name)
 def test_scripts_of_ci_are_valid_shell(script):
     subprocess.run(["bash", "-n", script], check=True)
