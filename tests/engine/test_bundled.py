@@ -12,23 +12,15 @@ from learned_solvers.samplers import EDMNoise, FlowNoise, Solver, VPNoise, list_
 from oracles import GaussianFlow, GaussianVE, Recorder, run, start
 
 ROOT = Path(__file__).resolve().parents[2]
-DATASETS = {
-    "dyweight_afhqv2-64": "afhqv2",
-    "dyweight_cifar10": "cifar10",
-    "dyweight_ffhq64": "ffhq",
-    "dyweight_flux1-dev": "flux1-dev",
-    "dyweight_imagenet64": "imagenet64",
-    "dyweight_lsun-bedroom-ldm": "lsun_bedroom_ldm",
-    "dyweight_sd15": "ms_coco",
-}
+DATASETS = {f"dyweight_{name}": name for name in ("cifar10", "flux1-dev", "imagenet64")}
+DATASETS |= {"dyweight_afhqv2-64": "afhqv2", "dyweight_ffhq64": "ffhq", "dyweight_sd15": "ms_coco"}
+DATASETS |= {"dyweight_lsun-bedroom-ldm": "lsun_bedroom_ldm"}
 DS = {"ds_flow-flowdcn": "flow-flowdcn", "ds_flow-sit": "flow-sit", "ds_vp-dit": "vp-dit"}
 STEPS = {
     **dict.fromkeys(DATASETS, (3, 4, 5, 6, 7, 8, 9)),
-    "dyweight_flux1-dev": (3, 5, 7),
-    "dyweight_sd15": (4, 6, 8, 10),
+    **{"dyweight_flux1-dev": (3, 5, 7), "dyweight_sd15": (4, 6, 8, 10)},
+    **dict.fromkeys(DS, (5, 6, 7, 8, 9, 10)),
     "ds_flow-flowdcn": (5, 6, 7, 8, 9, 10, 15),
-    "ds_flow-sit": (5, 6, 7, 8, 9, 10),
-    "ds_vp-dit": (5, 6, 7, 8, 9, 10),
 }
 RIVAL = "00002-cifar-nfe4"  # a second table for 4 calls; the bundled one has a loss of the released code
 RULES = {"polynomial": "polynomial", "discrete": "uniform_time", "flux_shift": "flux_shift"}

@@ -64,8 +64,7 @@ def order_of(method, grid_name: str) -> float:
 @pytest.mark.parametrize(
     ("method", "options", "grid", "order", "tolerance"),
     [
-        (euler, (), "polynomial", 1, 0.15),
-        (euler, (), "flow to 0", 1, 0.15),
+        *((euler, (), grid, 1, 0.15) for grid in ("polynomial", "flow to 0")),
         *((adams_bashforth, (k,), "polynomial", k, 0.15) for k in (1, 2, 3, 4)),
         *((adams_bashforth, (k,), "alternating", k, 0.2) for k in (2, 3)),
         *((ipndm, (k,), "even", k, 0.3) for k in (1, 2, 3, 4)),
@@ -75,12 +74,9 @@ def order_of(method, grid_name: str) -> float:
         *((deis, (k, LINEAR_BETA), "linear beta", k, 0.2) for k in (1, 2, 3)),
         *((deis, (k, STABLE_DIFFUSION), "model's table", k, 0.2) for k in (1, 2)),
         *((deis_edm, (k,), "alternating, few", k, 0.2) for k in (1, 2, 3)),
-        (dpmpp_2m, (), "steep", 2, 0.15),
-        (dpmpp_2m, (), "flow", 2, 0.15),
-        (res_multistep, (), "steep", 2, 0.15),
-        (heun, (), "alternating", 2, 0.15),
-        (uni_pc, ("bh1",), "alternating", 2, 0.15),  # the order of its last step
-        (uni_pc, ("bh2",), "alternating", 2, 0.15),
+        *((dpmpp_2m, (), grid, 2, 0.15) for grid in ("steep", "flow")),
+        *((res_multistep, (), "steep", 2, 0.15), (heun, (), "alternating", 2, 0.15)),
+        *((uni_pc, (variant,), "alternating", 2, 0.15) for variant in ("bh1", "bh2")),  # the order of its last step
     ],
 )
 def test_a_method_has_its_order(method, options, grid, order, tolerance):
@@ -100,9 +96,7 @@ def test_uni_pc_has_nearly_order_3_before_its_last_two_steps(variant):
 @pytest.mark.parametrize(
     ("sampler", "options", "method", "tolerance"),
     [
-        ("sample_euler", {}, euler, 1e-10),
-        ("sample_heun", {}, heun, 1e-10),
-        ("sample_dpmpp_2m", {}, dpmpp_2m, 1e-10),
+        *((f"sample_{method.__name__}", {}, method, 1e-10) for method in (euler, heun, dpmpp_2m)),
         # k-diffusion integrates numerically.
         *(("sample_lms", {"order": k}, partial(adams_bashforth, order=k), 1e-4) for k in (1, 2, 3, 4)),
     ],
@@ -178,16 +172,10 @@ def test_an_euler_end_is_the_last_picture_and_changes_nothing_else():
 
 
 METHODS = {
-    "euler": euler,
-    "adams_bashforth": lambda s: adams_bashforth(s, 3),
-    "ipndm": lambda s: ipndm(s, 3),
-    "dpmpp_2m": dpmpp_2m,
-    "deis in time": lambda s: deis(s, 3, STABLE_DIFFUSION),
-    "deis in EDM's time": deis_edm,
-    "ipndm_v of order 3": lambda s: ipndm_v(s, 3),
-    "res_multistep": res_multistep,
-    "uni_pc": uni_pc,
-    "uni_pc bh2": lambda s: uni_pc(s, "bh2"),
+    **{"euler": euler, "dpmpp_2m": dpmpp_2m, "res_multistep": res_multistep, "deis in EDM's time": deis_edm},
+    **{"adams_bashforth": partial(adams_bashforth, order=3), "ipndm": partial(ipndm, order=3)},
+    **{"ipndm_v of order 3": partial(ipndm_v, order=3), "deis in time": lambda s: deis(s, 3, STABLE_DIFFUSION)},
+    **{"uni_pc": uni_pc, "uni_pc bh2": lambda s: uni_pc(s, "bh2")},
 }
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 

@@ -44,20 +44,13 @@ class Operations(TorchDispatchMode):
 
     def reads(self) -> list[str]:
         """Names of operations that return a value to Python or copy from a device to the CPU."""
-        return [
-            name
-            for name, inputs, outputs in self.seen
-            if name in READS
-            or ({t.device.type for t in inputs} - {"cpu"} and any(t.device.type == "cpu" for t in outputs))
-        ]
+        seen = [(name, *({t.device.type for t in part} for part in used)) for name, *used in self.seen]
+        return [name for name, before, after in seen if name in READS or (before - {"cpu"} and "cpu" in after)]
 
     def float64(self, device: str) -> list[str]:
         """Names of operations with a float64 tensor on a device."""
-        return [
-            name
-            for name, inputs, outputs in self.seen
-            if any(t.dtype is torch.float64 and t.device.type == device for t in inputs + outputs)
-        ]
+        wide = (torch.float64, device)
+        return [name for name, *used in self.seen if wide in {(t.dtype, t.device.type) for t in tensors(used)}]
 
 
 def tensors(value: object) -> list[Tensor]:
@@ -129,11 +122,7 @@ class Conversions(TorchFunctionMode):
         return result
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    [LevenbergMarquardt(iterations=2), GradientDescent("adam", epochs=1, batch=4)],
-    ids=["levenberg-marquardt", "adam"],
-)
+@pytest.mark.parametrize("optimizer", [LevenbergMarquardt(iterations=2), GradientDescent("adam", epochs=1, batch=4)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_fit_converts_to_float64_only_on_the_cpu(optimizer, dtype, tmp_path):
     def model(x: Tensor, sigma: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""DyWeight: time calibration, divisors, the analytic first step. test_hostile_files.py tests the family's check."""
+"""DyWeight: levels and time calibration. test_golden.py tests divisors and analytic first steps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from learned_solvers.samplers import EDMNoise, FlowNoise, Grid, VPNoise, ipndm
 from learned_solvers.samplers.families.dyweight import FAMILY, dyweight_table
 from learned_solvers.samplers.files.card import StepCard
-from oracles import IPNDM, GaussianFlow, GaussianVE, assert_same_table, f64, run, start
+from oracles import IPNDM, assert_same_table, f64
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -50,21 +50,9 @@ def test_the_row_sums_are_step_sizes_that_the_true_levels_follow(steps):
 
 
 @pytest.mark.parametrize(
-    ("divisor", "level", "model", "divided_by"),
-    [("state", 2.0, GaussianVE(), 2.0), ("call", 0.9, GaussianFlow(), 0.72)],
-)
-def test_the_loop_divides_by_the_level_of_the_state_or_of_the_call(divisor, level, model, divided_by):
-    table = dyweight_table(torch.ones(1, 1), torch.tensor([0.8]).double(), f64(level, 0.5), divisor=divisor)
-    x = start(level)
-    denoised = model(x, torch.full((2,), 0.8 * level).double())
-    assert_close(run(model, x, table), x + (0.5 - level) * (x - denoised) / divided_by)
-
-
-@pytest.mark.parametrize(
     ("weights", "t_scale", "grid", "divisor", "message"),
     [
-        (torch.eye(3), torch.ones(4), GRID[:4], "state", r"t_scale must have shape \[3\]"),
-        (torch.eye(3), torch.ones(2), GRID[:4], "state", r"t_scale must have shape \[3\]"),
+        *((torch.eye(3), torch.ones(n), GRID[:4], "state", r"t_scale must have shape \[3\]") for n in (2, 4)),
         (torch.eye(3), torch.ones(3), GRID[:5], "state", r"grid must have shape \[4\]"),
         (torch.ones(3, 2), torch.ones(3), GRID[:4], "state", r"weights must have shape \[3, 3\]"),
         (torch.eye(3), torch.ones(3), GRID[:4], "State", 'divisor must be "state" or "call"'),
@@ -75,21 +63,11 @@ def test_parameters_that_do_not_match_are_refused(weights, t_scale, grid, diviso
         dyweight_table(weights, t_scale, grid, divisor=divisor)
 
 
-def test_an_analytic_first_step_costs_no_call_and_has_no_time_scale():
-    weights, t_scale = learned(6)
-    table = dyweight_table(weights, t_scale[1:], GRID, analytic_first=True)
-    assert (table.analytic_first, table.steps, table.nfe) == (True, 6, 5)
-    assert_close(table.sigmas, torch.cat([GRID[:1], t_scale[1:] * table.levels[1:-1]]))
+GRIDS = [(POLYNOMIAL, EDMNoise()), (Grid("flow_shift", {"shift": 3.0}), FlowNoise())]
+GRIDS += [(Grid("uniform_time", {"end": 1e-3}), VPNoise.stable_diffusion())]
 
 
-@pytest.mark.parametrize(
-    ("grid", "schedule"),
-    [
-        (POLYNOMIAL, EDMNoise()),
-        (Grid("uniform_time", {"end": 1e-3}), VPNoise.stable_diffusion()),
-        (Grid("flow_shift", {"shift": 3.0}), FlowNoise()),
-    ],
-)
+@pytest.mark.parametrize(("grid", "schedule"), GRIDS)
 @pytest.mark.parametrize("options", [{}, {"divisor": "call"}, {"analytic_first": True}], ids=str)
 def test_the_family_puts_the_cards_grid_and_options_on_the_models_noise(grid, schedule, options):
     weights, t_scale = learned(4)

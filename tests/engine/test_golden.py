@@ -43,10 +43,8 @@ def table_of(name: str) -> SolverTable:
         return ds_flow_table(data["timedeltas"], data["coeffs"])
     if name in DS_VP:
         return ds_vp_table(data["timedeltas"], data["coeffs"], VPNoise.linear_beta(0.1, 20.0))
-    analytic_first, divisor = metadata.get("afs") == "true", "call" if name in FLUX else "state"
-    return dyweight_table(
-        data["weights"], data["t_scale"], data["grid"], analytic_first=analytic_first, divisor=divisor
-    )
+    options = {"analytic_first": metadata.get("afs") == "true", "divisor": "call" if name in FLUX else "state"}
+    return dyweight_table(data["weights"], data["t_scale"], data["grid"], **options)
 
 
 def reference_trajectory(name: str) -> Tensor:

@@ -60,14 +60,8 @@ def test_a_runs_value_is_used_if_its_kind_is_the_fits(run, value):
 @pytest.mark.parametrize(
     ("guidance", "expected"),
     [
-        (2, (1, 10)),
-        (4, (2, 20)),  # log 4 is halfway between log 2 and log 8
-        (8, (3, 30)),
+        *((2, (1, 10)), (4, (2, 20)), (8, (3, 30)), (16, (3.5, 25)), (32, (4, 20)), (0, (1, 10)), (100, (4, 20))),
         (2 ** (2 + 3 / 4), (2.75, 27.5)),  # 1 + 3/4 of the two octaves from 2 to 8
-        (16, (3.5, 25)),  # halfway from 8 to 32
-        (32, (4, 20)),
-        (0, (1, 10)),
-        (100, (4, 20)),
     ],
 )
 def test_parameters_are_linear_in_log_guidance_and_constant_outside_the_knots(guidance, expected):
@@ -85,13 +79,8 @@ def test_one_set_of_parameters_is_used_at_every_guidance(knots, guidance):
 @pytest.mark.parametrize(
     ("middle", "spread", "values"),
     [
-        (7.5, 1 / 3, (5, 7.5, 10)),
-        (7, 1 / 3, (4.67, 7, 9.33)),
-        (6, 0.5, (3, 6, 9)),
-        (1.2, 0.5, (1, 1.2, 1.8)),
-        (7.5, 0, (7.5,)),
-        (1, 0.5, (1,)),
-        (0.5, 0.5, (0.5,)),
+        *((7.5, 1 / 3, (5, 7.5, 10)), (7, 1 / 3, (4.67, 7, 9.33)), (6, 0.5, (3, 6, 9)), (1.2, 0.5, (1, 1.2, 1.8))),
+        *((7.5, 0, (7.5,)), (1, 0.5, (1,)), (0.5, 0.5, (0.5,))),
     ],
 )
 def test_a_range_is_around_its_middle_and_not_below_1(middle, spread, values):

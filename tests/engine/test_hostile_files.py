@@ -41,12 +41,8 @@ GUIDANCES = [
 KNOTS = [[0, 1], [-1, 1], [2, 1], [1, 1], [NAN], [1, INF], ["1", "2"], [True, 2], [[1], [2]]]
 STEP_COUNTS = ["-1", "0", "1e9", "3.0", "", "three", " 3", "03", "٣", "3_0", "9" * 5000, "1000000000"]
 STEP_ENTRIES = {
-    "history": ["x", 1.5, -1, True],
-    "network_calls": [[], INF],
-    "error_before": ["low", NAN, 10**400],
-    "note": [{"a": 1}, "\ud800", "x" * 3000],
-    "options": [5, "x", [1]],
-    "knots": [5, {}, "x"],
+    **{"history": ["x", 1.5, -1, True], "network_calls": [[], INF], "error_before": ["low", NAN, 10**400]},
+    **{"note": [{"a": 1}, "\ud800", "x" * 3000], "options": [5, "x", [1]], "knots": [5, {}, "x"]},
 }
 GRIDS = [
     (5, "grid must be"),
