@@ -12,8 +12,6 @@ from unittest import mock
 
 import torch
 
-__all__ = ["MASK", "T_SCALE", "WEIGHTS", "Call", "checkpoint_bytes", "snapshot_bytes", "with_entries"]
-
 WEIGHTS = torch.tensor([[1.1, 9, 9, 9], [-0.5, 1.5, 9, 9], [0.3, -1.3, 1.9, 9], [9, 0.4, -1.3, 1.8]])
 MASK = torch.ones(4, 4).tril().triu(-2)
 T_SCALE = torch.tensor([0.9, 1.05, 0.95])

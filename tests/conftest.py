@@ -44,9 +44,7 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish(session):
     """Refuses a pytest version with which pytest-xdist ignores groups: both workers would start every host."""
     if getattr(session.config.option, "loadgroup", False) and not all("@" in item.nodeid for item in session.items):
-        raise pytest.UsageError(
-            "pytest-xdist does not group tests with this pytest: install the versions of pyproject.toml"
-        )
+        raise pytest.UsageError("pytest-xdist ignores groups with this pytest: install the versions of pyproject.toml")
 
 
 torch.set_num_threads(1)  # more threads only wait for each other on tiny tensors

@@ -71,14 +71,8 @@ class HostServer:
 
     def start(self) -> None:
         with (self.base / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command(),
-                cwd=self.base,
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                env=os.environ | self.environment(),
-            )
+            streams, environment = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}, self.environment()
+            self.process = subprocess.Popen(self.command(), cwd=self.base, env=os.environ | environment, **streams)
         self.wait()
 
     def wait(self, seconds: float = 400) -> None:

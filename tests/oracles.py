@@ -33,12 +33,6 @@ def run(model: Callable[..., Tensor], x: Tensor, table: SolverTable) -> Tensor:
     return sample_table(model, x, table, disable=True)
 
 
-def exponential(levels: Tensor) -> SolverTable:
-    """The first-order exponential step, x_next = r x + (1 - r) D, with denoised entries."""
-    ratio = levels[1:] / levels[:-1]
-    return SolverTable(levels, levels[:-1], ratio, torch.diag(1 - ratio), "denoised")
-
-
 def assert_same_table(table: SolverTable, expected: SolverTable, rtol: float = 0) -> None:
     """All fields are equal, the numbers to a relative and absolute tolerance."""
     numbers, expected_numbers = ((t.levels, t.sigmas, t.scale, t.coeffs) for t in (table, expected))

@@ -11,8 +11,6 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-__all__ = ["DS", "DYWEIGHT", "GRID", "SOUND", "content", "ds", "dyweight", "knots", "with_header"]
-
 GRID = {"rule": "polynomial", "rho": 7.0}
 _CARD = {"format_version": "2", "architecture": "EDM", "checkpoint": "test"}
 DYWEIGHT = (

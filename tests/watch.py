@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-__all__ = ["check_message", "harmless", "memory_limit", "refusal", "watched"]
-
 _BYTES, _SECONDS = 2**29, 5  # that a reader may use for any file
 _REMEDIES = ("update Learned Solvers", "download the file again", "move it to the folder for models")
 

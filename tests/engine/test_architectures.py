@@ -11,60 +11,31 @@ from typing import Any
 
 import pytest
 from comfy_host import EACH_CHECKOUT, checkouts, python_of, run_script
+from learned_solvers.samplers import comfy_models
 from learned_solvers.samplers.architectures import RECORDS, Architecture, architecture_of
-from learned_solvers.samplers.comfy_models import (
-    architecture_name,
-    default_guidance,
-    has_guidance,
-    latent_tokens,
-    model_architecture,
-)
+from learned_solvers.samplers.comfy_models import architecture_name, default_guidance, has_guidance, latent_tokens
 from learned_solvers.training.models.comfy import ComfyModel
 from learned_solvers.training.models.loading import text_encoder_type
 
 # Templates of the package comfyui_workflow_templates with the usual settings of an architecture.
 TEMPLATES = {
-    "SDXL": "sdxl_simple_example",
-    "SDXLRefiner": "sdxl_simple_example",
-    "SD15": "default",
-    "SD20": "embedding_example",
-    "SD3": "sd3.5_large_canny_controlnet_example",
-    "Anima": "image_anima_base_v1",
-    "Boogu": "image_boogu_image_0_1_edit",
-    "Chroma": "image_chroma_text_to_image",
-    "ChromaRadiance": "image_chroma1_radiance_text_to_image",
-    "ErnieImage": "image_ernie_image",
-    "Flux": "flux1_dev_uso_reference_image_gen",
-    "FluxInpaint": "flux_fill_inpaint_example",
-    "FluxSchnell": "flux_schnell_full_text_to_image",
-    "Flux2": "image_flux2_fp8 image_flux2_text_to_image_9b",
-    "HiDream": "hidream_i1_full",
-    "HiDreamO1": "image_hidream_o1",
-    "Ideogram4": "image_ideogram4_t2i",
-    "JoyImage": "image_joyai_image_edit",
-    "Kandinsky5Image": "image_kandinsky5_t2i",
-    "Krea2": "image_krea2_turbo_t2i",
-    "Lens": "image_lens_t2i",
-    "LongCatImage": "image_longcat_text_to_image",
-    "Lumina2": "image_netayume_lumina_t2i",
-    "MageFlow": "image_mage_flow_t2i_int8",
-    "Omnigen2": "image_omnigen2_t2i",
-    "PiD": "utility_pid_latent_upscale_dit",
-    "PixelDiTT2I": "image_pixeldit_t2i",
-    "QwenImage": "image_qwen_Image_2512",
-    "ZImage": "image_z_image",
-    "GenmoMochi": "mochi_text_to_video_example",
-    "HunyuanVideo": "hunyuan_video_text_to_video",
-    "HunyuanVideo15": "video_hunyuan_video_1.5_720p_t2v",
-    "HunyuanVideo15_SR_Distilled": "video_hunyuan_video_1.5_720p_t2v",
-    "Kandinsky5": "video_kandinsky5_t2v",
-    "LTXV": "ltxv_text_to_video",
-    "LTXAV": "video_ltx2_t2v",
-    "MiniMaxH3": "video_minimax_h3_t2v",
-    "WAN21_T2V": "video_wan2.1_fun_camera_v1.1_14B",
-    "WAN22_T2V": "video_wan2_2_5B_ti2v",
-    "WAN_Animate2": "video_wan_animate2_distilled",
-    "Hunyuan3Dv2": "3d_hunyuan3d_image_to_model",
+    **{"SDXL": "sdxl_simple_example", "SDXLRefiner": "sdxl_simple_example", "SD15": "default"},
+    **{"SD20": "embedding_example", "SD3": "sd3.5_large_canny_controlnet_example", "Anima": "image_anima_base_v1"},
+    **{"Boogu": "image_boogu_image_0_1_edit", "Chroma": "image_chroma_text_to_image"},
+    **{"ChromaRadiance": "image_chroma1_radiance_text_to_image", "ErnieImage": "image_ernie_image"},
+    **{"Flux": "flux1_dev_uso_reference_image_gen", "FluxInpaint": "flux_fill_inpaint_example"},
+    **{"FluxSchnell": "flux_schnell_full_text_to_image", "Flux2": "image_flux2_fp8 image_flux2_text_to_image_9b"},
+    **{"HiDream": "hidream_i1_full", "HiDreamO1": "image_hidream_o1", "Ideogram4": "image_ideogram4_t2i"},
+    **{"JoyImage": "image_joyai_image_edit", "Kandinsky5Image": "image_kandinsky5_t2i"},
+    **{"Krea2": "image_krea2_turbo_t2i", "Lens": "image_lens_t2i", "LongCatImage": "image_longcat_text_to_image"},
+    **{"Lumina2": "image_netayume_lumina_t2i", "MageFlow": "image_mage_flow_t2i_int8"},
+    **{"Omnigen2": "image_omnigen2_t2i", "PiD": "utility_pid_latent_upscale_dit", "PixelDiTT2I": "image_pixeldit_t2i"},
+    **{"QwenImage": "image_qwen_Image_2512", "ZImage": "image_z_image", "GenmoMochi": "mochi_text_to_video_example"},
+    **{"HunyuanVideo": "hunyuan_video_text_to_video", "HunyuanVideo15": "video_hunyuan_video_1.5_720p_t2v"},
+    **{"HunyuanVideo15_SR_Distilled": "video_hunyuan_video_1.5_720p_t2v", "Kandinsky5": "video_kandinsky5_t2v"},
+    **{"LTXV": "ltxv_text_to_video", "LTXAV": "video_ltx2_t2v", "MiniMaxH3": "video_minimax_h3_t2v"},
+    **{"WAN21_T2V": "video_wan2.1_fun_camera_v1.1_14B", "WAN22_T2V": "video_wan2_2_5B_ti2v"},
+    **{"WAN_Animate2": "video_wan_animate2_distilled", "Hunyuan3Dv2": "3d_hunyuan3d_image_to_model"},
     "Hunyuan3Dv2_1": "3d_hunyuan3d-v2.1",
 }
 # CFG from another source than the template (see architectures.py); shifts of templates other than the model's own.
@@ -227,7 +198,7 @@ def test_latent_tokens_depend_on_the_record_then_on_the_network(model, tokens):
 def test_guidance_and_size(model, embeds, default, usual, size):
     assert (has_guidance(model), default_guidance(model)) == (embeds or default == 0, default)
     fitted = ComfyModel(SimpleNamespace(model=model), None, None)
-    assert fitted.architecture == model_architecture(model).name == architecture_name(model)
+    assert fitted.architecture == comfy_models.model_architecture(model).name == architecture_name(model)
     assert (fitted.embeds_guidance, fitted.usual_guidance, fitted.size) == (embeds, usual, size)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from learned_solvers.samplers import EDMNoise, FlowNoise, VPNoise, euler
+from learned_solvers.samplers import EDMNoise, FlowNoise, SolverTable, VPNoise, euler
 from learned_solvers.samplers.families.ds import FAMILY, ds_flow_table, ds_vp_table
 from learned_solvers.samplers.files.card import StepCard
-from oracles import Constant, GaussianFlow, assert_same_table, exponential, f64, run, start
+from oracles import Constant, GaussianFlow, assert_same_table, f64, run, start
 from torch.testing import assert_close
 
 DELTAS = f64(0.1, 0.2, 0.3, 0.25, 0.15)
@@ -42,8 +42,9 @@ def test_the_last_level_is_0_despite_rounding_and_a_tiny_delta_is_a_step(error):
 def test_no_coefficients_are_the_first_order_exponential_step(schedule):
     times = (0.999 - torch.cat([f64(0), DELTAS.cumsum(0)])).clamp(min=1e-3)
     levels = schedule.sigma_at_index(1000 * times)
-    table = ds_vp_table(DELTAS, torch.zeros(5, 5), schedule)
-    assert_same_table(table, exponential(levels), rtol=1e-12)
+    table, ratio = ds_vp_table(DELTAS, torch.zeros(5, 5), schedule), levels[1:] / levels[:-1]
+    exponential = SolverTable(levels, levels[:-1], ratio, torch.diag(1 - ratio), "denoised")  # r x + (1 - r) D
+    assert_same_table(table, exponential, rtol=1e-12)
     x = start(table.sigma_start)
     assert_close(run(GaussianFlow(), x, table), run(GaussianFlow(), x, euler(table.levels)))
 
