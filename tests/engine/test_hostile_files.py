@@ -171,9 +171,7 @@ def test_complex_numbers_are_refused(tmp_path):
     assert "weights must hold floating-point" in refusal(load_solver, tmp_path / "solver.safetensors", raw)
 
 
-@pytest.mark.parametrize(
-    "name", ["a\0b.safetensors", "x" * 5000 + ".safetensors", "/" * 100 + "x.safetensors", "\udcff"]
-)
+@pytest.mark.parametrize("name", ["\0.safetensors", "x" * 5000 + ".safetensors", "/" * 100 + "x.safetensors", "\udcff"])
 def test_a_name_that_no_file_can_have_is_refused(name):
     with pytest.raises((ValueError, FileNotFoundError), match=r"does not exist|no bundled solver named") as refused:
         load_solver(name)

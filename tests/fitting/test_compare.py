@@ -62,19 +62,16 @@ def test_a_row_has_the_error_of_k_diffusions_sampler(run, method, steps, calls):
     assert row["used"] == (3 if (method, calls) == ("heun", 4) else calls)
 
 
-def test_a_learned_solver_is_first_and_only_at_its_own_step_counts(run):
-    rows = run[1]["rows"]
+def test_the_files_report_what_was_measured_a_learned_solver_first(run):
+    folder, record = run
+    rows = record["rows"]
     assert [row["method"] for row in rows if row["ours"]] == ["learned"] and rows[0]["calls"] == 4
     assert rows[0]["error"] == pytest.approx(error_of("euler", 4), rel=1e-4)
     assert {row["method"] for row in rows if row["calls"] == 5} == PEERS
-
-
-def test_the_files_report_what_was_measured(run):
-    folder, record = run
     assert (record["samples"], record["seed"], record["teacher"]["calls"]) == (SAMPLES, SEED, 23)
     assert {"learned_solvers", "torch", "python"} <= set(record["versions"])
     # One grid per method, so no grid was tried on a few samples first.
-    assert record["network_calls"] == SAMPLES * (23 + sum(row["used"] for row in record["rows"]))
+    assert record["network_calls"] == SAMPLES * (23 + sum(row["used"] for row in rows))
     assert record["command"].startswith("python training/compare.py --demo --samples 4 --seed 5")
     table = (folder / "compare.md").read_text()
     line = next(line for line in table.splitlines() if line.startswith("| dpmpp_2m"))

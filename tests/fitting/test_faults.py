@@ -12,7 +12,6 @@ import pytest
 import torch
 from fits import FLOW, Watched, quick_fit, starts
 from killed_fits import kill_fits
-from learned_solvers.samplers import load_solver
 from learned_solvers.samplers.files.write import write_whole
 from learned_solvers.training import GradientDescent, LevenbergMarquardt
 from learned_solvers.training.data.batch_limit import BatchLimit, is_out_of_memory
@@ -178,11 +177,13 @@ def test_a_file_size_limit_leaves_the_file_unchanged(tmp_path):
     assert file.read_text() == "dear" and os.listdir(tmp_path) == ["a"]
 
 
-def test_an_existing_name_is_kept_without_overwrite(tmp_path, monkeypatch):
+def test_an_existing_name_is_kept_without_overwrite_and_an_error_names_the_file(tmp_path, monkeypatch):
     def refuse(*names: object) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
     write_whole(tmp_path / "a", b"new", overwrite=False)
+    with pytest.raises(NotADirectoryError, match=r"b cannot be written \(.*a is a file, not a folder"):
+        write_whole(tmp_path / "a" / "b", b"new")
     for turn in ("with hard links", "without"):
         with pytest.raises(FileExistsError):
             write_whole(tmp_path / "a", turn.encode(), overwrite=False)
@@ -204,14 +205,6 @@ def test_a_claimed_folder_is_locked_and_deleted_if_empty(tmp_path):
     with claimed(tmp_path / "a.fit", 0, name="a"):
         (tmp_path / "a.fit" / "journal").touch()
     assert os.listdir(tmp_path) == ["a.fit"] and os.listdir(tmp_path / "a.fit") == ["journal"]
-
-
-def test_a_folder_that_is_a_file_is_named(tmp_path):
-    (tmp_path / "file").write_text("dear")
-    message = r"a\.safetensors cannot be written \(.*file is a file, not a folder"
-    with pytest.raises(NotADirectoryError, match=message):
-        load_solver("ds_flow-sit").save(tmp_path / "file" / "a.safetensors")
-    assert (tmp_path / "file").read_text() == "dear"
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="Linux reports what is mapped into memory")
