@@ -159,14 +159,14 @@ class Steps:
 def _solver(family: str, name: str, step: StepCard, tensors: dict[int, tuple[Tensor, ...]], card: dict) -> Solver:
     """A solver of the same `step` at each count, with the family's two parameters."""
     names = ("timedeltas", "coeffs") if family == "ds" else ("t_scale", "weights")
-    parameters = {n: {k: tensor.double()[None] for k, tensor in zip(names, tensors[n], strict=True)} for n in tensors}
+    parameters = {n: {k: tensor.double() for k, tensor in zip(names, tensors[n], strict=True)} for n in tensors}
     facts = {"architecture": "Test", "checkpoint": "test", "steps": dict.fromkeys(tensors, step), **card}
     return Solver(name, Card(family=family, **facts), parameters)
 
 
 def ds_solver(*steps: int, name: str = "ds_test", **card: object) -> Solver:
     """A DS solver whose coefficients differ between step counts, for flow models by default."""
-    tensors = {n: (torch.full((n,), 1 / n), torch.full((n, n), -0.1 / n).tril(-1)) for n in steps}
+    tensors = {n: (torch.full((1, n), 1 / n), torch.full((1, n, n), -0.1 / n).tril(-1)) for n in steps}
     return _solver("ds", name, StepCard(), tensors, {"prediction": "flow", **card})
 
 
@@ -178,16 +178,16 @@ def knotted_solver(knots: tuple[float, ...] = (2.0, 8.0), kind: str = "cfg", nam
     first = torch.linspace(0.3, 0.5, len(knots), dtype=torch.float64)
     coeffs = torch.linspace(-0.2, -0.6, len(knots)).double()[:, None, None] * f64(0, 0, 1, 0).reshape(2, 2)
     guidance = Guidance(kind, tuple(knots), usual=knots[-1], cfg=1 if kind == "embedded" else None)
-    steps = {2: StepCard(knots=tuple(knots))}
-    card = Card("ds", "flow", architecture="Test", checkpoint="test", steps=steps, guidance=guidance)
-    return Solver(name, card, {2: {"timedeltas": torch.stack([first, 1 - first], 1), "coeffs": coeffs}})
+    tensors = {2: (torch.stack([first, 1 - first], 1), coeffs)}
+    return _solver("ds", name, StepCard(knots=knots), tensors, {"prediction": "flow", "guidance": guidance})
 
 
 def dyweight_solver(*steps: int, name: str = "dyweight_test", **card: object) -> Solver:
     """A DyWeight solver, by default for EDM models and on EDM's grid."""
     flow = card.get("prediction") == "flow"
     step = StepCard(grid=Grid("flow_shift", {"shift": 1.0}) if flow else Grid("polynomial", {"rho": 7.0}))
-    tensors = {n: (torch.linspace(0.9, 1.05, n), torch.eye(n) - torch.full((n, n), 0.1 / n).tril(-1)) for n in steps}
+    scales = {n: torch.linspace(0.9, 1.05, n)[None] for n in steps}
+    tensors = {n: (scales[n], torch.eye(n)[None] - torch.full((1, n, n), 0.1 / n).tril(-1)) for n in steps}
     return _solver("dyweight", name, step, tensors, {"prediction": "edm", **card})
 
 

@@ -48,20 +48,6 @@ def _is_late_import(event: str, arguments: tuple[object, ...]) -> bool:
 
 
 @contextmanager
-def watched() -> Iterator[list[str]]:
-    """Yields a list of the forbidden actions that happen meanwhile."""
-    global _hooked, _late, _seen
-    if not _hooked:  # a hook cannot be removed
-        sys.addaudithook(_hook)
-        _hooked = True
-    before, _seen, _late = _seen, [], False
-    try:
-        yield _seen
-    finally:
-        _seen = before
-
-
-@contextmanager
 def memory_limit(more: int) -> Iterator[None]:
     """Limits this process to `more` bytes on top of what it has, on Linux."""
     if sys.platform != "linux":
@@ -81,9 +67,17 @@ def memory_limit(more: int) -> Iterator[None]:
 @contextmanager
 def harmless() -> Iterator[None]:
     """Asserts that a reader uses little time and memory, and does nothing but read."""
-    began = time.process_time()
-    with memory_limit(_BYTES), watched() as seen:
-        yield
+    global _hooked, _late, _seen
+    if not _hooked:  # a hook cannot be removed
+        sys.addaudithook(_hook)
+        _hooked = True
+    began, seen, _late = time.process_time(), [], False
+    try:
+        with memory_limit(_BYTES):
+            _seen = seen
+            yield
+    finally:
+        _seen = None
     assert time.process_time() - began < _SECONDS
     assert not seen
 

@@ -17,7 +17,6 @@ SD = VPNoise.stable_diffusion()
 SD_SIGMAS = torch.expm1(-2 * SD.log_alphas).sqrt()
 FLOW, NAN = FlowNoise(), float("nan")
 SD15 = {"solver": "dyweight_sd15", "noise": SD, "steps": 6}
-each_sampler = pytest.mark.parametrize("sampler", [sample_solver, sample_dyweight, sample_ds_solver])
 
 
 def host_sigmas(first: float, last: float, steps: int) -> Tensor:
@@ -39,7 +38,7 @@ def levels_of(recorder: Recorder) -> Tensor:
     return torch.stack(recorder.sigma)[:, 0].double()
 
 
-@each_sampler
+@pytest.mark.parametrize("sampler", [sample_solver, sample_dyweight, sample_ds_solver])
 def test_the_signature_starts_as_k_diffusions_and_a_run_of_no_steps_returns_the_state(sampler):
     parameters = list(inspect.signature(sampler).parameters.values())
     assert [p.name for p in parameters[:6]] == ["model", "x", "sigmas", "extra_args", "callback", "disable"]

@@ -39,14 +39,11 @@ def test_device_names_agree_with_pythons_rule_and_any_other_name_is_allowed(name
         check_name(name)
 
 
-@pytest.mark.parametrize("name", ["A.SAFETENSORS", "a.SafeTensors"])
-def test_a_suffix_in_capitals_is_read_and_written(name, tmp_path):
-    shutil.copy(BUNDLED / "ds_flow-sit.safetensors", tmp_path / name)
-    assert load_solver(tmp_path / name).steps == load_solver("ds_flow-sit").steps
-    assert ds_solver(5).save(tmp_path / "sub" / name).name == name
-
-
-def test_a_windows_path_has_its_suffix():
+def test_a_suffix_in_capitals_is_read_and_written_on_windows_too(tmp_path):
+    for name in ("A.SAFETENSORS", "a.SafeTensors"):
+        shutil.copy(BUNDLED / "ds_flow-sit.safetensors", tmp_path / name)
+        assert load_solver(tmp_path / name).steps == load_solver("ds_flow-sit").steps
+        assert ds_solver(5).save(tmp_path / name[:1] / name).name == name
     assert has_suffix(PureWindowsPath("C:\\models\\solver_weights\\A.SAFETENSORS"), ".safetensors")
     assert not has_suffix(PureWindowsPath("C:\\models.safetensors\\a"), ".safetensors")
 
