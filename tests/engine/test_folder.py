@@ -1,15 +1,25 @@
-"""The solver files that a host offers: the user's first, without broken ones, and nothing outside the list."""
+"""The solver files that a host offers, without broken or unlisted ones; portable names, and suffixes in any case."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import replace
 from functools import partial
+from pathlib import PureWindowsPath
 
 import pytest
-from learned_solvers.samplers import list_solvers
+from learned_solvers.samplers import list_solvers, load_solver
 from learned_solvers.samplers.files.folder import SolverFolder
+from learned_solvers.samplers.files.solver import BUNDLED
+from learned_solvers.samplers.files.write import check_name, has_suffix
+from learned_solvers.training.fit_weights import main as fit_weights
 from oracles import ds_solver
+
+DEVICES = ["CON", "con", "PRN", "aux.txt", "NUL.safetensors", "nul .png", "COM1", "lpt9.a.b", "com\u00b9", "CONIN$"]
+CHARACTERS = ["a:b", "C:a", "a<b", "a>b", 'a"b', "a/b", "a\\b", "..\\a", "a|b", "what?", "a*", "a\0b", "a\tb"]
+ENDS = ["a.", "a ", "a. .", "..", ".", "a.safetensors "]
+ALLOWED = ["a", "console", "nullify.safetensors", "com10", "com.1", "a b", ".a", "a..b", "é", "my-model_v1.5", "aCON"]
 
 
 @pytest.fixture
@@ -65,3 +75,54 @@ def test_the_folder_is_listed_once_per_use_and_not_for_a_bundled_solver(folder):
     listed = replace(folder, list_files=lambda: listings.append(1) or folder.list_files())
     loads = [partial(listed.load, name) for name in ("a.safetensors", "ds_flow-sit")]
     assert [(use(), len(listings))[1] for use in (listed.loadable, listed.fingerprint, *loads)] == [1, 2, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        *((name, "is a device name") for name in DEVICES),
+        *((name, "contains the character") for name in CHARACTERS),
+        *((name, "ends in") for name in ENDS),
+    ],
+)
+def test_a_name_that_is_not_valid_on_windows_is_refused(name, reason):
+    with pytest.raises(ValueError, match=reason):
+        check_name(name)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.13 moved the rule
+@pytest.mark.parametrize("name", [*(name for name in DEVICES if name.isascii() and name != "CONIN$"), *ALLOWED])
+def test_device_names_agree_with_pythons_rule_and_any_other_name_is_allowed(name):
+    assert PureWindowsPath(name).is_reserved() == (name in DEVICES)
+    if name in ALLOWED:
+        check_name(name)
+
+
+def test_a_suffix_in_capitals_is_read_and_written_on_windows_too(tmp_path):
+    for name in ("A.SAFETENSORS", "a.SafeTensors"):
+        shutil.copy(BUNDLED / "ds_flow-sit.safetensors", tmp_path / name)
+        assert load_solver(tmp_path / name).steps == load_solver("ds_flow-sit").steps
+        assert ds_solver(5).save(tmp_path / name[:1] / name).name == name
+    assert has_suffix(PureWindowsPath("C:\\models\\solver_weights\\A.SAFETENSORS"), ".safetensors")
+    assert not has_suffix(PureWindowsPath("C:\\models.safetensors\\a"), ".safetensors")
+
+
+def test_names_that_differ_in_case_never_overwrite_each_other(tmp_path):
+    first, second = ds_solver(5).save(tmp_path / "Mine.safetensors"), tmp_path / "mine.safetensors"
+    if (tmp_path / "MINE.SAFETENSORS").exists():  # Windows, macOS: the same file
+        with pytest.raises(FileExistsError, match="already exists"):
+            ds_solver(6).save(second)
+    else:
+        ds_solver(6).save(second)
+        assert load_solver(second).steps == (6,)
+    assert load_solver(first).steps == (5,)
+
+
+def test_a_fit_refuses_such_a_name_before_it_starts(tmp_path, capsys):
+    for file in (tmp_path / "comfy" / "sd.py", tmp_path / "model.safetensors"):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    command = ["--checkpoint", str(tmp_path / "model.safetensors"), "--comfyui", str(tmp_path), "--output", "NUL"]
+    with pytest.raises(SystemExit):
+        fit_weights(command)
+    assert "it is a device name" in capsys.readouterr().err
