@@ -91,8 +91,7 @@ class GaussianFlow(GaussianVE):
         return 1 - sigma
 
 
-Constant = partial(GaussianVE, 0.75, 0.0)
-"""A denoiser that always predicts the same picture; its paths are straight lines."""
+Constant = partial(GaussianVE, 0.75, 0.0)  # always predicts the same picture; its paths are straight lines
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from learned_solvers.samplers import EDMNoise, FlowNoise, Solver, VPNoise, list_solvers, load_solver
+from learned_solvers.samplers import EDMNoise, FlowNoise, VPNoise, list_solvers, load_solver
 from oracles import GaussianFlow, GaussianVE, Recorder, run, start
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +26,7 @@ RIVAL = "00002-cifar-nfe4"  # a second table for 4 calls; the bundled one has a 
 RULES = {"polynomial": "polynomial", "discrete": "uniform_time", "flux_shift": "flux_shift"}
 PIECEWISE = 'Fitted with the loss "piecewise", which the released code lacks.'
 NOISE = {"edm": EDMNoise(), "flow": FlowNoise(tokens=1024), "vp": VPNoise.stable_diffusion()}
+shipped = cache(load_solver)
 
 
 def tables_of(*names: str) -> list[tuple[str, int]]:
@@ -35,11 +36,6 @@ def tables_of(*names: str) -> list[tuple[str, int]]:
 @cache
 def published(name: str) -> dict:
     return json.loads((ROOT / "tests" / "data" / f"{name}.json").read_text())["tables"]
-
-
-@cache
-def shipped(name: str) -> Solver:
-    return load_solver(name)
 
 
 def test_the_bundled_solvers_are_all_published_tables():

@@ -1,11 +1,12 @@
-"""The automatic choice: an exact match, otherwise a transferable solver, otherwise an error with the alternatives."""
+"""The automatic choice: an exact match, else a transferable solver, else an error; remarks on each mismatch."""
 
 from __future__ import annotations
 
 import pytest
-from learned_solvers.samplers import EDMNoise, FlowNoise, Solver, VPNoise, choose_solver, list_solvers, load_solver
-from learned_solvers.samplers.choose import nearest_steps
-from oracles import ds_solver, dyweight_solver
+from learned_solvers.samplers import EDMNoise, FlowNoise, Guidance, Solver, VPNoise, list_solvers, load_solver
+from learned_solvers.samplers.choose import choose_solver, nearest_steps
+from learned_solvers.samplers.remarks import guidance_mismatch, mismatches, notes
+from oracles import ds_solver, dyweight_solver, knotted_solver
 
 ALL = [
     ds_solver(5, 8, name="other", architecture="Wan"),
@@ -41,9 +42,8 @@ def test_the_best_match_is_chosen(solvers, prediction, architecture, family, ste
     assert solver.name == chosen
 
 
-@pytest.mark.parametrize("order", [1, -1])
-def test_among_equals_the_first_is_chosen(order):
-    solvers = [ds_solver(5, architecture="Flux"), ds_solver(5, architecture="Flux")][::order]
+def test_among_equals_the_first_is_chosen():
+    solvers = [ds_solver(5, architecture="Flux"), ds_solver(5, architecture="Flux")]
     assert choose_solver(solvers, NOISES["flow"], 5, architecture="Flux") is solvers[0]
 
 
@@ -105,3 +105,55 @@ def test_a_solver_without_a_valid_table_is_neither_chosen_nor_offered(caplog):
 @pytest.mark.parametrize(("steps", "nearest"), [(1, 4), (5, 6), (6, 6), (7, 8), (20, 10)])
 def test_the_nearest_step_count_is_the_larger_of_two(steps, nearest):
     assert nearest_steps((10, 4, 8, 6), steps) == nearest
+
+
+CFG = Guidance("cfg", (5, 7.5))
+SOLVER = ds_solver(5, prediction="vp", architecture="SD15", checkpoint="v1-5", guidance=CFG, resolution="512x512")
+SD, ZERO_SNR = VPNoise.stable_diffusion(), VPNoise.scaled_linear(0.00085, 0.02)
+MATCH = {"noise": SD, "architecture": "SD15", "guidance": Guidance("cfg", (6,)), "size": "512x512"}
+EMBEDDED = Guidance("embedded", (6,), cfg=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "facts"),
+    [
+        ({}, []),
+        ({"architecture": "SDXL"}, ["fitted for v1-5 but used on SDXL (transfer)"]),
+        ({"architecture": None}, ["fitted for v1-5 but used on another model (transfer)"]),
+        ({"guidance": Guidance("cfg", (8,))}, ["fitted at CFG 5, 7.5, but this run uses CFG 8"]),
+        ({"guidance": EMBEDDED}, ["fitted at CFG 5, 7.5, but this run uses embedded guidance 6, CFG 1"]),
+        ({"guidance": None}, ["fitted at CFG 5, 7.5, but the guidance of this run is unknown"]),
+        ({"size": "1024x512"}, ["fitted at 512x512, but this image is 1024x512"]),
+        ({"noise": ZERO_SNR}, ["this model's noise starts at sigma 65.93, but Stable Diffusion's at 14.61"]),
+        ({"size": None, "architecture": "SDXL"}, ["fitted for v1-5 but used on SDXL (transfer)"]),
+    ],
+)
+def test_each_mismatch_is_one_fact(change, facts):
+    found = mismatches(SOLVER, 5, **{**MATCH, **change})
+    assert len(found) == len(facts) and all(map(str.startswith, found, facts)), found
+
+
+@pytest.mark.parametrize(
+    ("guidance", "remark"),
+    [
+        (1.5, ", but this run uses CFG 1.5: the parameters for 2 are used"),
+        *((value, None) for value in (2, 5, 8)),
+        (9, ", but this run uses CFG 9: the parameters for 8 are used"),
+        (None, "; the sampler uses yours if it is a single number, otherwise 8"),
+        (EMBEDDED, ", but this run uses embedded guidance 6, CFG 1: the usual parameters are used"),
+    ],
+)
+def test_a_guidance_outside_the_knots_is_a_fact_with_the_parameters_used(guidance, remark):
+    run = Guidance("cfg", (guidance,)) if isinstance(guidance, float | int) else guidance
+    assert guidance_mismatch(knotted_solver(), 2, run) == (remark and f"fitted at CFG 2, 8{remark}")
+
+
+@pytest.mark.parametrize("guidance", [None, Guidance("none")])
+def test_a_fit_without_a_known_guidance_has_no_mismatch(guidance):
+    solver = dyweight_solver(3, guidance=guidance)
+    assert mismatches(solver, 3, EDMNoise(), architecture="Test", guidance=Guidance("cfg", (3,))) == []
+
+
+def test_notes_are_those_of_the_card_and_of_the_step_count():
+    assert notes(ds_solver(5, note="Steep."), 5) == ["Steep."]
+    assert notes(ds_solver(5), 5) == []

@@ -33,11 +33,6 @@ def with_sigmas(sigmas: Tensor = SD_SIGMAS) -> Recorder:
     return type("WithSigmas", (Recorder,), {"sigmas": sigmas})(GaussianVE())
 
 
-def levels_of(recorder: Recorder) -> Tensor:
-    """The noise level of each call, in float64, shape [calls]."""
-    return torch.stack(recorder.sigma)[:, 0].double()
-
-
 @pytest.mark.parametrize("sampler", [sample_solver, sample_dyweight, sample_ds_solver])
 def test_the_signature_starts_as_k_diffusions_and_a_run_of_no_steps_returns_the_state(sampler):
     parameters = list(inspect.signature(sampler).parameters.values())
@@ -113,7 +108,7 @@ def test_the_schedule_is_the_given_one_or_read_from_the_models_own_table(dtype, 
     model, table = with_sigmas(SD_SIGMAS.to(dtype)), load_solver("ds_vp-dit").table(6, given or SD)
     sigmas = host_sigmas(table.sigma_start, 0.0, 6)
     sample_solver(model, start(), sigmas, solver="ds_vp-dit", noise=given, disable=True)
-    assert_close(levels_of(model), table.sigmas, rtol=1e-5, atol=0)
+    assert_close(torch.stack(model.sigma)[:, 0].double(), table.sigmas, rtol=1e-5, atol=0)
 
 
 def test_a_real_k_diffusion_wrapper_needs_no_schedule():
@@ -139,7 +134,7 @@ def test_image_to_image_runs_the_part_between_the_hosts_first_and_last_level(nam
     result = sample_solver(model, x, host_sigmas(first, last, 3), solver=name, steps=6, disable=True)
     part = part_of_table(load_solver(name).table(6, SD), float(torch.tensor(first)), last)
     assert_close(result, run(GaussianVE(), x, part), rtol=1e-5, atol=1e-5)
-    assert_close(levels_of(model), part.sigmas, rtol=1e-5, atol=0)
+    assert_close(torch.stack(model.sigma)[:, 0].double(), part.sigmas, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -157,4 +152,4 @@ def test_the_runs_guidance_selects_between_the_knots(kind, options, cond_scale, 
     solver, recorder = knotted_solver(kind=kind), Recorder(lambda x, sigma, **_: GaussianFlow()(x, sigma))
     options = {"solver": solver, "noise": FLOW, "disable": True, **options}
     sample_ds_solver(recorder, start(), torch.linspace(1, 0, 3), {"cond_scale": cond_scale}, **options)
-    assert_close(levels_of(recorder), solver.table(2, FLOW, guidance).sigmas, rtol=1e-6, atol=0)
+    assert_close(torch.stack(recorder.sigma)[:, 0].double(), solver.table(2, FLOW, guidance).sigmas, rtol=1e-6, atol=0)

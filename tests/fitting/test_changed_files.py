@@ -39,9 +39,7 @@ OPCODES = [  # of pickles: calls, classes, lengths beyond the file, tuples and l
     *(b")q\xf0" + (b"h\xf0h\xf0\x86" + after + b"q\xf0") * 64 + b"N}h\xf0Nsb" for after in (b"", b"Nb", b"(e")),
 ]
 NOISES = {"flow": [FlowNoise(4096)], "vp": [VPNoise.stable_diffusion(), VPNoise.linear_beta()], "edm": [EDMNoise()]}
-REPEATABLE = settings(
-    max_examples=300, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-)
+FIXED = settings(max_examples=300, derandomize=True, deadline=None, database=None, suppress_health_check=[*HealthCheck])
 
 
 def values_in(tree):
@@ -137,7 +135,7 @@ FILES[".pkl"] = changed_pickle(snapshot_bytes())
 
 
 @pytest.mark.parametrize("suffix", FILES)
-@REPEATABLE
+@FIXED
 @given(data=st.data())
 def test_a_changed_file_is_read_or_refused_clearly(suffix, tmp_path, data):
     path = tmp_path / f"file{suffix}"

@@ -81,17 +81,22 @@ def test_the_files_report_what_was_measured_a_learned_solver_first(run):
             assert 600 <= picture.width <= 1200 and len(picture.convert("L").getcolors(256) or []) > 20
 
 
-def test_the_cost_is_printed_first_and_bounds_the_calls(capsys, tmp_path):
+def test_the_cost_is_printed_first_and_bounds_the_calls_and_files_are_not_overwritten(capsys, tmp_path):
     options = [*DEMO, "--steps", "3", "--grids", "shift 1", "shift 2", "--no-plot"]
     compare.main([*options, "--output", str(tmp_path)])
     output = capsys.readouterr().out
     cost = re.search(r"([\d,]+) network calls for the teacher .*, then at most ([\d,]+)\.", output)
     assert cost is not None
     teacher, most = (int(number.replace(",", "")) for number in cost.groups())
-    calls = json.loads((tmp_path / "compare.json").read_text())["network_calls"]
+    report = (tmp_path / "compare.json").read_text()
+    calls = json.loads(report)["network_calls"]
     assert teacher == 23 * SAMPLES and calls - teacher <= most <= 1.2 * (calls - teacher)
     assert re.search(r"The teacher took \d+ s; at most \d+ minutes? remain", output)
     assert not (tmp_path / "compare.png").exists()
+    with pytest.raises(SystemExit, match="1"):
+        compare.main([*options, "--output", str(tmp_path)])
+    assert "already exists: choose another --output, or add --overwrite" in capsys.readouterr().err
+    assert (tmp_path / "compare.json").read_text() == report
 
 
 def test_the_plot_has_all_learned_solvers_and_the_best_peer_of_each_number_of_calls():
@@ -127,13 +132,6 @@ def test_a_solver_is_also_found_where_a_fit_writes_it(tmp_path, capsys, name, me
     with pytest.raises(SystemExit):
         compare.main([*options, "--solver", f"{name}.safetensors"])
     assert message in capsys.readouterr().err
-
-
-def test_existing_files_are_not_overwritten(run, capsys):
-    with pytest.raises(SystemExit, match="1"):
-        compare.main([*DEMO, "--steps", "4", "--output", str(run[0])])
-    assert "already exists: choose another --output, or add --overwrite" in capsys.readouterr().err
-    assert json.loads((run[0] / "compare.json").read_text()) == run[1]
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,8 @@ from comfy_host import COMFY_MODULES
 from learned_solvers.samplers.files.card import VERSION
 from repository import NOT_SOURCE, PROJECT, ROOT, git_files, needs_git, run_python
 
-RELEASED_NODES = {  # in saved workflows: never renamed, never removed
-    *("LearnedSolver", "LearnedSolverKSampler", "SetLearnedSolver"),
-    *("FitLearnedSolver", "CompareSamplers", "LearnedSolverInfo"),
-}
+RELEASED_NODES = {"LearnedSolver", "LearnedSolverKSampler", "SetLearnedSolver"}  # never renamed, never removed:
+RELEASED_NODES |= {"FitLearnedSolver", "CompareSamplers", "LearnedSolverInfo"}  # they are in saved workflows
 
 
 class StubHost:

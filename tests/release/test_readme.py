@@ -18,7 +18,7 @@ from learned_solvers.samplers import FlowNoise, Grid
 from learned_solvers.samplers.families import FAMILIES
 from learned_solvers.training import compare, fit_weights
 from oracles import GaussianVE, sd_sigmas
-from repository import PROJECT, ROOT, run_python
+from repository import PROJECT, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FOLDERS = ("*.md", "solver_weights/*.md", "web/docs/*.md", "docs/**/*.md", "benchmarks/**/*.md", "tests/**/*.md")
@@ -75,11 +75,6 @@ def test_every_option_in_the_text_exists(capsys):
     options, helps = set(re.findall(r"`(--[a-z-]+)", README)), capsys.readouterr().out
     assert options and {option for option in options if not re.search(rf"{option}\b", helps)} <= {"--index-url"}
     assert {word for words in commands() for word in words} >= {"--demo", "--checkpoint", "--diffusion-model", "pytest"}
-
-
-@pytest.mark.slow
-def test_compare_runs_as_a_script():  # as the others do in test_third_family and test_import_weights
-    assert run_python("training/compare.py", "--help").startswith("usage: compare.py")
 
 
 def test_the_first_block_fits_and_samples(tmp_path, monkeypatch):

@@ -104,6 +104,7 @@ def test_a_third_family_can_be_fitted_and_resampled(third, package):
     fitted = samplers.load_solver(first.solver.save(package / "blend_fitted.safetensors"))
     assert (fitted.family, fitted.steps) == ("blend", (3,))
     assert "--family {dyweight,ds,blend}" in run_python("training/fit_weights.py", "--help", cwd=package)
+    assert run_python("training/compare.py", "--help", cwd=package).startswith("usage: compare.py")
 
 
 @pytest.mark.comfy
