@@ -131,7 +131,7 @@ def limits() -> Iterable[object]:
 @pytest.mark.parametrize(
     ("document", "heading", "values"),
     [
-        ("README.md", "How close", closeness),
+        ("README.md", "Accuracy", closeness),
         ("README.md", "Fit your model", limits),
         ("benchmarks/README.md", "Method", published_tables),
         ("benchmarks/README.md", "Accuracy", accuracy),
