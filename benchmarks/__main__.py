@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.workers < 1:
         parser.error(f"--workers must be at least 1, got {args.workers}")
     if args.seed is not None and (args.parts != ["again"] or not 0 <= args.seed < 2**32):
-        parser.error("--seed must be from 0 to 2^32 - 1, with `again` only: python -m benchmarks again --seed 7")
+        parser.error("--seed must be between 0 and 2^32 - 1, with `again` only: python -m benchmarks again --seed 7")
     if args.quick and (args.parts or args.only or args.cache):
         parser.error("--quick cannot be combined with parts, --only or --cache: remove them")
     parts = [part for part in PARTS if part in (args.parts or PARTS)]

@@ -97,7 +97,7 @@ class SolverName(str):
 def check_number(name: str, value: float, lowest: float, highest: float) -> None:
     """Refuses a number outside a widget's range, and NaN: the host validates typed values, not wired ones."""
     if not lowest <= value <= highest:
-        raise ValueError(f"{name} must be from {lowest:g} to {highest:g}, got {value:g}")
+        raise ValueError(f"{name} must be between {lowest:g} and {highest:g}, got {value:g}")
 
 
 def counts_of(text: str) -> tuple[int, ...]:

@@ -68,7 +68,7 @@ class FitLearnedSolver(SolverNode):
                     positive={"tooltip": positive},
                     negative={},
                     latent={"tooltip": latent},
-                    cfg={"tooltip": "CFG to use the solver at; 1 for FLUX and other models with embedded guidance."},
+                    cfg={"tooltip": "CFG that you will use; 1 for FLUX and other models with embedded guidance."},
                 ),
                 "family": (list(FAMILIES), {"tooltip": f"Form of the solver. {families}."}),
                 "steps": (

@@ -49,9 +49,9 @@ class LearnedSolverInfo(SolverNode):
             },
             "optional": inputs(
                 model={
-                    "tooltip": "Provides the noise schedule. Without it: the default schedule of the prediction type."
+                    "tooltip": "Provides the noise schedule. Without a model: the prediction type's default schedule."
                 },
-                latent={"tooltip": "Image size for grids that depend on it (FLUX). Without it: 1024x1024."},
+                latent={"tooltip": "Image size for grids that depend on it (FLUX). Without a latent: 1024x1024."},
             ),
         }
 

@@ -95,7 +95,7 @@ def _sample(
         if entry == AUTO:
             message += _list_options(base, x, steps)
         if not set_steps and (entry == AUTO or isinstance(error, MissingSteps)):
-            message += ". The scheduler ddim_uniform may produce one step more than requested (7 for 6)"
+            message += ". The scheduler ddim_uniform may produce one more step than requested (7 for 6)"
         raise ValueError(message) from error
     calls = part_of_table(table, float(sigmas[0]), float(sigmas[-1])).nfe
     extent = f"{calls} of its {count_noun(steps, 'model call')}" if calls < steps else count_noun(steps, "step")

@@ -72,7 +72,8 @@ class Grid:
                 levels = torch.full((1,), math.nan)
         if not bool(torch.isfinite(levels).all()) or not bool((levels.diff() < 0).all()):
             raise ValueError(
-                f"grid rule {self.rule} with {dict(self.parameters)} gives no descending grid; change the parameters"
+                f"grid rule {self.rule} with {dict(self.parameters)} does not give a descending grid; change "
+                "the parameters"
             )
         return levels
 

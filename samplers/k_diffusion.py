@@ -70,7 +70,7 @@ def sample_solver(
         solver = load_solver(solver)
     if family not in (None, solver.family):
         raise ValueError(
-            f"{solver.name} is a {FAMILIES[solver.family].title} file; choose a {family} file, or the sampler of "
+            f"{solver.name} is a {FAMILIES[solver.family].title} file; choose a {family} file, or the sampler for "
             f"family {solver.family}"
         )
     if guidance is None:

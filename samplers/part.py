@@ -33,14 +33,14 @@ def part_of_table(table: SolverTable, sigma_first: float, sigma_last: float) -> 
     if not (math.isfinite(sigma_first) and sigma_first > sigma_last >= 0):
         raise ValueError(
             f"sigmas must descend from a finite level to 0 or above, got {sigma_first} -> {sigma_last}; "
-            "connect them in descending order, unflipped"
+            "connect them in descending order, not flipped"
         )
     levels = table.levels.tolist()
     if math.isclose(sigma_first, levels[0], rel_tol=_SAME) and sigma_last <= levels[-1] * (1 + _SAME):
         return table
     if any(a <= b for a, b in pairwise(levels)):
         raise ValueError(
-            f"this solver's noise levels {levels} are not descending, so it only runs as a whole; use denoise 1 and "
+            f"this solver's noise levels {levels} are not descending, so it can only run as a whole; use denoise 1 and "
             "unsplit sigmas"
         )
     if sigma_first <= table.sigma_end * (1 + _SAME):

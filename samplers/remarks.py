@@ -58,7 +58,8 @@ def guidance_mismatch(solver: Solver, steps: int, guidance: Guidance | None) -> 
         return None
     if guidance is None:
         if len(step.knots) > 1:
-            return f"fitted at {fitted}; the sampler uses yours if it is a single number, otherwise {fitted.default:g}"
+            usual = f"{fitted.default:g}"
+            return f"fitted at {fitted}; the sampler uses your guidance if it is a single number, otherwise {usual}"
         return f"fitted at {fitted}, but the guidance of this run is unknown"
     value, used = solver.guidance_of(guidance), ""
     if len(step.knots) > 1:

@@ -59,7 +59,7 @@ class SolverTable:
         if not bool((self.sigmas > 0).all()):
             raise ValueError(f"sigmas must be positive, got {self.sigmas.tolist()}; only the last of levels may be 0")
         if bool((self.coeffs.triu(1) != 0).any()):
-            raise ValueError("coeffs must be lower-triangular: row i may use the history entries 0 ... i only")
+            raise ValueError("coeffs must be lower-triangular: row i may only use history entries 0 ... i")
         if self.sigma_start <= 0 or self.sigma_end < 0:
             raise ValueError(f"levels must start above 0 and end at 0 or above, got {self.levels.tolist()}")
 

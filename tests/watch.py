@@ -13,7 +13,7 @@ import pytest
 import torch
 
 _BYTES, _SECONDS = 2**29, 5  # that a reader may use for any file
-_REMEDIES = ("update Learned Solvers", "download the file again", "move it to the folder for models")
+_REMEDIES = ("update Learned Solvers", "download the file again", "move it to a model folder")
 
 _FORBIDDEN = {"exec", "compile", "import", "subprocess.Popen", "socket.connect", "ctypes.dlopen", "pty.spawn"}
 _FORBIDDEN |= {f"os.{name}" for name in ("system", "exec", "posix_spawn", "fork", "remove", "rename", "mkdir", "rmdir")}

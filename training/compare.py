@@ -222,10 +222,10 @@ def _entries(command: CompareCommand, model: ComparedModel) -> dict[int, list[En
     if unknown := [grid for grid in command.grids if grid not in grids]:
         missing, available = (", ".join(map(repr, names)) for names in (unknown, grids))
         raise ValueError(
-            f"--grids: no stock sampler has {missing} at {list(command.steps)} calls; choose from {available}"
+            f"--grids: no stock sampler uses {missing} at {list(command.steps)} calls; choose from {available}"
         )
     if not any(entries.values()):
-        raise ValueError(f"no solver and no stock sampler has {list(command.steps)} calls: choose other --steps")
+        raise ValueError(f"no solver or stock sampler runs in {list(command.steps)} calls: change --steps")
     return entries
 
 

@@ -68,7 +68,7 @@ class FitSettings:
             raise ValueError(f"family must be one of {', '.join(SPACES)}, got {self.family!r}")
         steps = tuple(sorted({index(n) for n in self.steps}))
         if not steps or steps[0] < 1 or steps[-1] > MOST_STEPS:
-            raise ValueError(f"steps must be counts from 1 to {MOST_STEPS}, got {list(self.steps)}")
+            raise ValueError(f"steps must be between 1 and {MOST_STEPS}, got {list(self.steps)}")
         object.__setattr__(self, "steps", steps)
         if self.history is not None and index(self.history) < 1:
             raise ValueError(f"history must be at least 1, got {self.history}")
@@ -105,7 +105,7 @@ class FitJob:
         _check_samples(self.samples, noise)
         held_out = max(1, count // 4) if settings.held_out is None else index(settings.held_out)
         if not 0 < held_out < count:
-            raise ValueError(f"held_out must be from 1 to {count - 1} ({count} samples given), got {held_out}")
+            raise ValueError(f"held_out must be between 1 and {count - 1} ({count} samples given), got {held_out}")
         usual = usual_history(count - held_out) if settings.staged_optimizer else FIRST_HISTORY
         history = usual if settings.history is None else index(settings.history)
         grid = next(iter(noise.usual_grids().values()))

@@ -114,7 +114,7 @@ def make_pass(
     """
     calls = part.calls if part else steps
     if part and not 0 <= part.strength <= 1:
-        raise ValueError(f"denoising strength must be from 0 to 1, got {part.strength}")
+        raise ValueError(f"denoising strength must be between 0 and 1, got {part.strength}")
     if part and part.derived:
         nearest = nearest_steps(first.steps, steps) if first else request.nearest(steps)
         if nearest != steps:

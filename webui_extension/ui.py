@@ -82,7 +82,7 @@ def add_settings() -> None:
     """Adds the settings, the defaults of the accordion and the API."""
     file = shared.OptionInfo(
         AUTO,
-        f"Solver file of the samplers {' and '.join(family.title for family in FAMILIES.values())}",
+        f"Solver file for the samplers {' and '.join(family.title for family in FAMILIES.values())}",
         gr.Dropdown,
         lambda: {"choices": [AUTO, *SOLVERS.names()]},
         refresh=SOLVERS.names,

@@ -81,7 +81,7 @@ def _check(tensors: Mapping[str, Tensor], nfe: int, step: StepCard) -> None:
     if tuple(weights.shape) != (n, n):
         raise ValueError(f"weights must be lower-triangular [{n}, {n}] for {nfe} calls, got {list(weights.shape)}")
     if bool((weights.triu(1) != 0).any()):
-        raise ValueError("weights must be lower-triangular: step i may use the entries 0 ... i only")
+        raise ValueError("weights must be lower-triangular: step i may only use entries 0 ... i")
     if tuple(t_scale.shape) != (nfe,) or not bool((t_scale > 0).all()):
         raise ValueError(f"t_scale must hold {nfe} positive factors, got {t_scale.flatten()[:8].tolist()}")
     if step.grid is None:

@@ -29,7 +29,7 @@ def read_container(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if len(content) > _LARGEST:
         raise ValueError(
             f"a solver file has at most {_LARGEST} bytes, but this one has {path.stat().st_size}: it is probably a "
-            "model; move it to the folder for models"
+            "model; move it to a model folder"
         )
     try:
         metadata = _metadata(content)
@@ -49,7 +49,7 @@ def _metadata(content: bytes) -> dict[str, str]:
     header = read_json(content[8 : 8 + length].decode())
     metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError("the header must be a JSON object, and its metadata must map text to text")
+        raise ValueError("the header must be a JSON object, and its metadata must map strings to strings")
     # torch refuses more than 64 dimensions, in a time quadratic in their number.
     shapes = [entry.get("shape") if isinstance(entry, dict) else None for entry in header.values()]
     if not all(isinstance(shape, list) and len(shape) <= _MOST_DIMENSIONS for shape in shapes):

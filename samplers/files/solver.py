@@ -34,7 +34,7 @@ __all__ = ["BUNDLED", "SUFFIX", "MissingSteps", "Solver", "list_solvers", "load_
 BUNDLED = Path(__file__).resolve().parents[2] / "solver_weights"
 SUFFIX = ".safetensors"
 _PUBLISHED = (".pt", ".pkl", ".json")  # what training/import_weights.py reads
-_REMEDIES = ("update Learned Solvers", "move it to the folder for models")  # in errors that need no other remedy
+_REMEDIES = ("update Learned Solvers", "move it to a model folder")  # in errors that need no other remedy
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # fewer bits are too coarse for coefficients
 
 
@@ -80,7 +80,7 @@ class Solver:
         family, step = FAMILIES[self.family], self.card.steps[nfe]
         if self.prediction not in family.kinds or (step.grid and self.prediction not in step.grid.kinds):
             raise ValueError(
-                f"{family.title}{f' on a {step.grid.rule} grid' if step.grid else ''} does not exist for "
+                f"{family.title}{f' on a {step.grid.rule} grid' if step.grid else ''} is not defined for "
                 f"{self.prediction} models; correct the prediction and the grid in the card"
             )
         if unknown := set(step.options) - set(family.options):

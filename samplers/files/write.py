@@ -42,8 +42,8 @@ def write_whole(path: Path, content: bytes, *, overwrite: bool = True) -> None:
     except FileExistsError:
         raise
     except OSError as error:
-        reason = f"{path} cannot be written ({error.strerror or error}): free disk space, or choose another folder"
-        raise type(error)(error.errno, f"{reason}. An existing file is unchanged") from error
+        reason = f"{path} cannot be written ({error.strerror or error}): free up disk space, or choose another folder"
+        raise type(error)(error.errno, f"{reason}. Any existing file is unchanged") from error
     finally:
         with suppress(OSError):
             temporary.unlink()

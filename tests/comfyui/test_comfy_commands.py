@@ -284,7 +284,7 @@ WRONG = {  # options, and a pattern of the message
     "kind": ([DRY, "--clip", VAE], r"cannot load .*/tiny_taesd\.safetensors \(.*pass the model's text encoders"),
     "text encoder": (
         [DRY, "--diffusion-model", SD3_MODEL],
-        r"first call .*: if the text encoders .*/tiny_clip_l\.pth are for another model, pass its own with --clip",
+        r"first call .*: if the text encoders .*/tiny_clip_l\.pth are for another model, pass the right ones",
     ),
     "vae": (
         [DRY, "--vae", VAE],

@@ -58,12 +58,12 @@ def test_every_way_to_sample_uses_the_guidance_of_the_run(server):
     assert differs(at8, at4)
     # The node, which knows no guidance, shows the usual levels.
     assert graph.numbers("sigmas") == [1.0, 0.5, 0.0]
-    assert "fitted at CFG 2, 8; the sampler uses yours if it is a single number, otherwise 8" in graph.text("knotsinfo")
+    assert f"fitted at CFG 2, 8; {USUAL}" in graph.text("knotsinfo")
 
 
 CONDS = {"positive": ["2", 0], "negative": ["3", 0]}
 DUAL = {"cond1": ["2", 0], "cond2": ["3", 0], "negative": ["3", 0], "cfg_conds": 4.0, "cfg_cond2_negative": 3.0}
-USUAL = "the sampler uses yours if it is a single number, otherwise 8"
+USUAL = "the sampler uses your guidance if it is a single number, otherwise 8"
 GUIDERS = {  # the guider, the guidance whose parameters are used, and the remark
     "no CFG": (node("BasicGuider", conditioning=["2", 0]), 2, "this run uses CFG 1: the parameters for 2 are used"),
     "above": (node("CFGGuider", **CONDS, cfg=20.0), 8, "this run uses CFG 20: the parameters for 8 are used"),

@@ -107,7 +107,7 @@ def test_set_learned_solver_names_the_steps_for_a_part_of_the_grid(server):
     for model, set_steps, hint in ((["1", 0], 8, True), (patched, 7, False), (patched, 0, True)):
         message = run_from(1, model, set_steps).error()
         assert "dyweight_sd15" in message and re.search(r"\b7\b(?! for 6)", message)
-        assert ("ddim_uniform may produce one step more" in message) == hint
+        assert ("ddim_uniform may produce one more step" in message) == hint
 
 
 def test_the_log_says_how_much_of_the_grid_ran(server):

@@ -66,9 +66,9 @@ REFUSALS = {  # model, what samples, and the facts
     "ascending sigmas": ("sd3", sd3(FLIPPED, run={"sigmas": ["flip", 0]}), ["descending"]),
     "below the solver's end": ("sd15", sd15(LAST_STEP, run={"sigmas": ["split", 1]}), ["0.02"]),
     # Of NaN the host validates nothing.
-    "NaN": ("sd3", sd3(runsolver={"denoise": float("nan")}), ["denoise must be from 0.01 to 1, got nan"]),
+    "NaN": ("sd3", sd3(runsolver={"denoise": float("nan")}), ["denoise must be between 0.01 and 1, got nan"]),
     "dyweight": ("sd15", stock("dyweight", 7), [SD15_STEPS, "sampler ds_solver (ds_vp-dit)", "(7 for 6)"]),
-    "ds_solver": ("sd3", stock("ds_solver", 20), [SIT_STEPS, "ddim_uniform may produce one step more"]),
+    "ds_solver": ("sd3", stock("ds_solver", 20), [SIT_STEPS, "ddim_uniform may produce one more step"]),
     "no dyweight file": ("sd3", stock("dyweight", 6), ["in Set Learned Solver"]),
     "the other family's sampler": ("sd3", stock("dyweight", 6, "ds_flow-sit"), OTHER_FAMILY),
     "learned schedule of an EDM model": ("sd15", schedule_of_edm, ["edm", "Choose another scheduler"]),

@@ -97,9 +97,9 @@ OUTSIDE = ("/outside/name", "a/../../outside", "C:outside", "a\0b", "x" * 300, "
 @pytest.mark.parametrize(
     ("widgets", "fact"),
     [
-        ({"samples": ["number", 0]}, "samples must be from 2 to 4096, got 1e+09"),
-        ({"teacher_steps": ["number", 0]}, "teacher_steps must be from 2 to 1000, got 1e+09"),
-        ({"cfg": float("nan")}, "cfg must be from 0 to 100, got nan"),
+        ({"samples": ["number", 0]}, "samples must be between 2 and 4096, got 1e+09"),
+        ({"teacher_steps": ["number", 0]}, "teacher_steps must be between 2 and 1000, got 1e+09"),
+        ({"cfg": float("nan")}, "cfg must be between 0 and 100, got nan"),
         *(({"file_name": name}, "file_name must be a name within models/solver_weights") for name in OUTSIDE),
     ],
 )

@@ -139,7 +139,7 @@ def test_each_mismatch_is_one_fact(change, facts):
         (1.5, ", but this run uses CFG 1.5: the parameters for 2 are used"),
         *((value, None) for value in (2, 5, 8)),
         (9, ", but this run uses CFG 9: the parameters for 8 are used"),
-        (None, "; the sampler uses yours if it is a single number, otherwise 8"),
+        (None, "; the sampler uses your guidance if it is a single number, otherwise 8"),
         (EMBEDDED, ", but this run uses embedded guidance 6, CFG 1: the usual parameters are used"),
     ],
 )

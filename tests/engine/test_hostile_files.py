@@ -51,7 +51,7 @@ GRIDS = [
     ({"rule": []}, "grid rule must be one of"),
     ({"rule": "polynomial"}, "polynomial needs rho, got none"),
     ({**GRID, "end": 1}, "polynomial needs rho, got rho, end"),
-    ({"rule": "flow_shift", "shift": 1}, "does not exist for edm models"),
+    ({"rule": "flow_shift", "shift": 1}, "is not defined for edm models"),
     *(({**GRID, "rho": v}, "rho must be a positive finite") for v in (-7, 0, INF, NAN, "7", True, None, 10**400, [])),
 ]
 OPTIONS = [
@@ -146,7 +146,7 @@ BROKEN = {  # name: (bytes, key words of the message)
     **{f"tensor {key[:9]!r}": (dyweight({key: torch.eye(3)}), '"<steps>/<name>"') for key in TENSOR_NAMES},
     **{f"{k} {v} in {i}": (changed(b, k, i, v), f"{k[2:]} must {rule}") for b, k, i, v, rule in NUMBERS},
     **{f"{k} {list(t.shape)} {t.dtype}": (content(b, {k: t}), f"{k[2:]} must {rule}") for b, k, t, rule in TENSORS},
-    "ds for edm": (ds(prediction="edm"), "DS-Solver does not exist for edm models"),
+    "ds for edm": (ds(prediction="edm"), "DS-Solver is not defined for edm models"),
 }
 
 

@@ -174,10 +174,10 @@ def test_the_flux_grid_shifts_with_the_number_of_tokens(tokens, mu):
 @pytest.mark.parametrize(
     ("rule", "parameters", "noise", "message"),
     [
-        ("polynomial", {"rho": 1e-9}, EDMNoise(), "polynomial .* no descending grid"),
-        ("uniform_time", {"end": 1.5}, SD, "uniform_time .* no descending grid"),
-        ("flux_shift", {**FLUX, "max_tokens": 256}, FlowNoise(1024), "flux_shift .* no descending grid"),
-        ("flux_shift", {**FLUX, "max_mu": 1e5}, FlowNoise(4096), "flux_shift .* no descending grid"),
+        ("polynomial", {"rho": 1e-9}, EDMNoise(), "polynomial .* not give a descending grid"),
+        ("uniform_time", {"end": 1.5}, SD, "uniform_time .* not give a descending grid"),
+        ("flux_shift", {**FLUX, "max_tokens": 256}, FlowNoise(1024), "flux_shift .* not give a descending grid"),
+        ("flux_shift", {**FLUX, "max_mu": 1e5}, FlowNoise(4096), "flux_shift .* not give a descending grid"),
         ("flux_shift", FLUX, FlowNoise(), r"number of latent tokens, FlowNoise\(tokens=H/16 \* W/16\)"),
         ("polynomial", {"rho": 7}, FlowNoise(), "polynomial is defined on vp and edm noise, got flow"),
         ("uniform_time", {"end": 1e-3}, EDMNoise(), "uniform_time is defined on vp noise, got edm"),

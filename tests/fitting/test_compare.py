@@ -138,7 +138,7 @@ def test_a_solver_is_also_found_where_a_fit_writes_it(tmp_path, capsys, name, me
     ("options", "message"),
     [
         ([], "specify one model: --checkpoint FILE, or --diffusion-model FILE with"),
-        ([*DEMO, "--steps", "4", "--grids", "none"], "no stock sampler has 'none' at [4] calls; choose from 'shift 0"),
+        ([*DEMO, "--steps", "4", "--grids", "none"], "no stock sampler uses 'none' at [4] calls; choose from 'shift 0"),
         (["--demo", "--guidance", "7"], "--demo cannot be combined with --guidance"),
         ([*DEMO, "--steps", "4", "23"], "the teacher makes 23 network calls, but must make more than the solvers' 23"),
         (["--demo", "--solver", "dyweight_sd15"], "dyweight_sd15 was fitted for vp models, but this model is flow"),

@@ -168,7 +168,7 @@ def test_a_file_size_limit_leaves_the_file_unchanged(tmp_path):
     handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"cannot be written \(File too large\): free disk space") as refused:
+        with pytest.raises(OSError, match=r"cannot be written \(File too large\): free up disk space") as refused:
             write_whole(file, b"x" * 2000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -37,9 +37,9 @@ def never(x, sigma, **extra_args):
         ({"teacher_steps": 1}, "a teacher needs at least 2 steps, got 1"),
         ({"optimizer": "sgd"}, "optimizer must be one of gauss-newton, adam, adamw, lion, got 'sgd'"),
         ({"loss": "lpips"}, f"loss must be one of {', '.join(LOSSES)} or"),
-        ({"held_out": 24}, r"held_out must be from 1 to 23 \(24 samples given\), got 24"),
-        ({"steps": ()}, "steps must be counts from 1 to 100"),
-        ({"steps": (3, 101)}, r"steps must be counts from 1 to 100, got \[3, 101\]"),
+        ({"held_out": 24}, r"held_out must be between 1 and 23 \(24 samples given\), got 24"),
+        ({"steps": ()}, "steps must be between 1 and 100"),
+        ({"steps": (3, 101)}, r"steps must be between 1 and 100, got \[3, 101\]"),
         ({"history": 0}, "history must be at least 1, got 0"),
         ({"microbatch": -1}, "microbatch must be at least 1, got -1"),
         ({"x": torch.ones(24, 6, dtype=torch.long)}, "finite floating-point numbers, .* got torch.int64 of shape"),
@@ -115,10 +115,10 @@ def test_a_model_that_is_no_denoiser_is_refused(model, error, message):
     ("changed", "message"),
     [
         ({"optimizer": "sgd"}, "optimizer must be one of adam, adamw, lion, got 'sgd'"),
-        ({"batch": 0}, "batch and epochs must be at least 1, rate above 0 and warm_up from 0 to below 1, got 0, 1"),
+        ({"batch": 0}, "batch and epochs must be at least 1, rate above 0 and warm_up in \\[0, 1\\), got 0, 1"),
         ({"epochs": 0}, "got 16, 0"),
         ({"rate": float("nan")}, "rate above 0"),
-        ({"warm_up": 1.0}, "warm_up from 0 to below 1"),
+        ({"warm_up": 1.0}, r"warm_up in \[0, 1\)"),
     ],
 )
 def test_invalid_settings_of_gradient_descent_are_refused(changed, message):

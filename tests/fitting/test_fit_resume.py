@@ -103,7 +103,7 @@ def test_a_journals_key_depends_on_the_content_of_noise_and_initial_solver(tmp_p
 
 def test_a_journal_of_another_fit_is_refused(tmp_path):
     quick_fit(steps=(2,), journal=tmp_path / "journal")
-    with pytest.raises(ValueError, match="journal belongs to a fit with other settings"):
+    with pytest.raises(ValueError, match="journal belongs to a fit with different settings"):
         quick_fit(steps=(4,), journal=tmp_path / "journal")
 
 
@@ -167,6 +167,6 @@ def test_cached_states_spare_the_teacher_and_damaged_ones_are_made_again(tmp_pat
         file.write_bytes(damaged)
         assert_close(end(), first, rtol=0, atol=0)
         assert file.read_bytes() == whole
-    assert caplog.text.count("is damaged") == 3 and caplog.text.count("the teacher runs again") == 3
+    assert caplog.text.count("is damaged") == 3 and caplog.text.count("running the teacher again") == 3
     end(11)
     assert model.calls == (19 * 4 + 21) * 12

@@ -43,7 +43,7 @@ def refusal(capsys, *arguments: object) -> str:
     [
         (["--size", "512"], "must be WIDTHxHEIGHT in pixels, such as 512x512, got '512'"),
         (["--steps", "0"], "must be a whole number from 1 to 9999999, got '0'"),
-        ([*MODEL, "--steps", "4", "101"], "steps must be counts from 1 to 100, got [4, 101]"),
+        ([*MODEL, "--steps", "4", "101"], "steps must be between 1 and 100, got [4, 101]"),
         (["--comfyui", "/nowhere"], "specify one model: --checkpoint FILE, or --diffusion-model FILE"),
         (["--checkpoint", "a", "--diffusion-model", "b"], "specify one model"),
         ([*MODEL, "--steps", "4", "4"], "--steps contains duplicate values: 4 4"),
@@ -54,7 +54,7 @@ def refusal(capsys, *arguments: object) -> str:
         ([*MODEL, "--seed", "-1"], "must be a whole number below 2^64, got '-1'"),
         ([*MODEL, "--seed", str(2**64)], f"must be a whole number below 2^64, got '{2**64}'"),
         ([*MODEL, "--teacher-steps", "1"], "a teacher needs at least 2 steps, got 1"),
-        ([*MODEL, "--comfyui", "/nowhere"], "no ComfyUI in /nowhere: specify its folder with --comfyui"),
+        ([*MODEL, "--comfyui", "/nowhere"], "ComfyUI not found in /nowhere: specify its folder with --comfyui"),
     ],
 )
 def test_wrong_arguments_are_refused(capsys, arguments, message):
@@ -83,7 +83,7 @@ def test_an_unusable_model_or_python_is_refused(capsys, comfy, monkeypatch, file
 def test_without_comfyui_the_message_names_where_it_was_expected(capsys, monkeypatch, tmp_path):
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
     monkeypatch.setattr(find_comfy.__module__ + ".__file__", str(tmp_path / "1/2/3/4/comfy.py"))
-    assert f"no ComfyUI in COMFYUI_PATH or around this package ({tmp_path})" in refusal(capsys, *MODEL)
+    assert f"ComfyUI not found in COMFYUI_PATH or in {tmp_path}" in refusal(capsys, *MODEL)
 
 
 def test_an_error_of_the_model_keeps_its_traceback(capsys, comfy, monkeypatch):

@@ -152,7 +152,7 @@ def test_the_quick_check_reports_the_ratios_that_fail(results, monkeypatch, caps
         ("savings --only birds", "--only birds matches no job: choose a name or part of one from savings-patches"),
         ("savings --only digits brids", "--only brids matches no job"),
         ("savings --seed 7", "with `again` only"),
-        ("again --seed -1", "--seed must be from 0 to 2^32 - 1"),
+        ("again --seed -1", "--seed must be between 0 and 2^32 - 1"),
         ("figures --only digits", "--only selects measurements"),
         (f"savings --cache {__file__}/x", f"{__file__}/x"),
     ],

@@ -111,7 +111,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--diffusion-model", type=Path, help="diffusion model without text encoders and VAE (FLUX, SD3.x, ...)")
     add("--clip", type=Path, nargs="+", default=[], help="text encoders of the model")
     add("--vae", type=Path, help="VAE of the model, for the images")
-    add("--comfyui", type=Path, help="ComfyUI's folder (default: COMFYUI_PATH, otherwise the one around this folder)")
+    comfyui = "ComfyUI's folder (default: COMFYUI_PATH, otherwise the one containing this folder)"
+    add("--comfyui", type=Path, help=comfyui)
     add("--prompts", type=Path, default=PROMPTS, help="text file, one prompt per line (default: 200 bundled prompts)")
     add("--negative", help="negative prompt (default: empty)")
     add("--conditioning", type=Path, help="file of encoded prompts: read if it exists, otherwise written")

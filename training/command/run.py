@@ -88,7 +88,7 @@ class ModelFit:
         self.differentiable = isinstance(settings.optimizer, GradientDescent)
         if self.differentiable and self.job.noise.kind == "vp":
             raise ValueError(
-                f"ComfyUI rounds the model time of {model.architecture} to whole numbers, so no gradient reaches the "
+                f"ComfyUI rounds the timesteps of {model.architecture} to whole numbers, so no gradient reaches the "
                 "noise levels: use --optimizer gauss-newton"
             )
 
@@ -153,8 +153,9 @@ class ModelFit:
         if self.reused:
             return f"if the prompts in {self.prompts} are for another model, pass another file with --conditioning"
         if clip := self.command.files.clip:
-            return f"if the text encoders {', '.join(map(str, clip))} are for another model, pass its own with --clip"
-        return "check in ComfyUI that this checkpoint and its text encoders can sample"
+            files = ", ".join(map(str, clip))
+            return f"if the text encoders {files} are for another model, pass the right ones with --clip"
+        return "check that this checkpoint and its text encoders work in ComfyUI"
 
     def _write(self, result: FitResult, ends: list[Result], memory: str) -> None:
         """Writes solver file, report and picture into the output's folder, then moves them together."""

@@ -73,10 +73,10 @@ def _markdown(facts: Mapping[str, Any], table: str) -> str:
         f"# Solvers compared: {facts['model']}\n\n{table}\n\n"
         f"Errors are root mean square distances to the end states of {teacher['method']} with {teacher['calls']} "
         f"calls, over {facts['samples']} starts (seed {facts['seed']}). Bold: the smallest error of a column. In "
-        "parentheses: a stock sampler's best grid, chosen on the same starts. Stock samplers have ComfyUI's names; "
-        "those with an order (ab 2, ipndm 3) use it up to the last step. Heun's method makes two calls per step and "
-        "one in the last, so it leaves one of an even number of calls unused. A dash: the solver does not support that "
-        "number of calls.\n\n"
+        "parentheses: a stock sampler's best grid, chosen on the same starts. Stock samplers go by their ComfyUI "
+        "names; those with an order (ab 2, ipndm 3) use it up to the last step. Heun's method makes two calls per step "
+        "and one in the last, so if the number of calls is even, one is left unused. A dash: the solver does not "
+        "support that number of calls.\n\n"
         f"`{facts['command']}`, {facts['date']}, {versions}; {facts['network_calls']:,} network calls.\n"
     )
 

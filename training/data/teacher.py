@@ -135,5 +135,5 @@ def _cached(path: Path | None, batch: Samples) -> Tensor | None:
         reason = f"its states have shape {list(states.shape)}"
     except (SafetensorError, KeyError) as error:
         reason = str(error)
-    _log.warning("%s is damaged (%s): the teacher runs again", path, reason[:200])
+    _log.warning("%s is damaged (%s): running the teacher again", path, reason[:200])
     return None

@@ -31,8 +31,8 @@ def find_comfy(folder: Path | None) -> Path:
     for candidate in candidates:
         if (candidate / "comfy" / "sd.py").is_file():
             return candidate.resolve()
-    where = f"in {folder}" if folder else f"in COMFYUI_PATH or around this package ({here})"
-    raise FileNotFoundError(f"no ComfyUI {where}: specify its folder with --comfyui, or set COMFYUI_PATH")
+    where = f"in {folder}" if folder else f"in COMFYUI_PATH or in {here}"
+    raise FileNotFoundError(f"ComfyUI not found {where}: specify its folder with --comfyui, or set COMFYUI_PATH")
 
 
 @dataclass(frozen=True)

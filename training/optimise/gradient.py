@@ -79,7 +79,7 @@ class GradientDescent:
             raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
         if self.batch < 1 or self.epochs < 1 or not self.rate > 0 or not 0 <= self.warm_up < 1:
             raise ValueError(
-                "batch and epochs must be at least 1, rate above 0 and warm_up from 0 to below 1, got "
+                "batch and epochs must be at least 1, rate above 0 and warm_up in [0, 1), got "
                 f"{self.batch}, {self.epochs}, {self.rate:g} and {self.warm_up:g}"
             )
 

@@ -100,7 +100,7 @@ def claimed(folder: Path, needed: int, *, name: str, remedy: str = "choose anoth
             raise OSError(f"{folder} cannot be written ({error.strerror}): {remedy}") from error
         if (free := shutil.disk_usage(folder).free) < needed:
             sizes = f"{free / 2**20:.0f} MB free, but the fit writes up to {needed / 2**20:.0f} MB"
-            raise OSError(f"{folder} has {sizes}: free disk space, or {remedy}")
+            raise OSError(f"{folder} has {sizes}: free up disk space, or {remedy}")
         yield
     finally:
         with suppress(OSError):
