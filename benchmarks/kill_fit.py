@@ -1,4 +1,4 @@
-"""Kills and resumes fits as tests/fitting/test_kill_fit.py does, but more often. Needs Linux or macOS.
+"""Kills and resumes fits as tests/fitting/test_faults.py does, but more often. Needs Linux or macOS.
 
 python -m benchmarks.kill_fit            50 kills in a few minutes; writes benchmarks/results/kill_fit.json
 """

@@ -196,11 +196,12 @@ def test_a_fitted_file_has_its_cards_error_in_the_server_and_beats_its_start(bas
     output, file = output_of(started[name].result()), solver_file(base, name)
     card, report = load_solver(file).card, file.with_suffix(".md").read_text()
     assert f"{fitted.architecture} ({'vp' if name == 'sd15' else 'flow'})" in output
-    assert f"64x64, {fitted.card_guidance} (usually" in output
+    assert re.search(rf"64x64, {fitted.card_guidance} \(usually sampled with euler, \w+, \d+ steps\): dyweight", output)
     assert ("(two passes each, one at CFG 1)" in output, "two passes" in output) == (name == "sd3", name != "flux")
     assert (card.architecture, str(card.guidance)) == (fitted.architecture, fitted.card_guidance)
     assert card.resolution == "64x64"
     assert "| 2 |" in report and f"{name}.png" in report and "Peak memory" in report
+    assert f"Guidance of the samples: {fitted.card_guidance}." in report
     assert_drawn(file.with_suffix(".png"))
     assert not file.with_suffix(".fit").exists()
     step = card.steps[2]

@@ -115,7 +115,7 @@ BROKEN = {  # name: (bytes, key words of the message)
     "note of a megabyte": (dyweight(note="x" * 1_000_000), f"{NO_CONTAINER}|note must be text of at most 2000"),
     "note with escapes": (dyweight(note="\x1b[2J"), "note must be text .* without control characters"),
     # Its guidance and knots.
-    **{f"guidance {str(v)[:40]!r}": (dyweight(guidance=v), "guidance") for v in [*NO_JSON[1:], *GUIDANCES]},
+    **{f"guidance {v!s:.40} {len(str(v))}": (dyweight(guidance=v), "guidance") for v in [*NO_JSON[1:], *GUIDANCES]},
     **{f"knots {values}": (knots(*values), "knots must") for values in KNOTS},
     "knots without guidance": (knots(1, 2, guidance=None), "knots need a guidance"),
     "knots at no guidance": (knots(1, 2, guidance={"kind": "none"}), "knots need a guidance"),
@@ -123,7 +123,7 @@ BROKEN = {  # name: (bytes, key words of the message)
     "knots fewer than sets": (knots(1, 2, sets=3), r"must have shape \[2, ...\], one set per knot"),
     "knots none, sets two": (knots(sets=2), r"must have shape \[1, ...\]"),
     # Its steps.
-    **{f"steps {str(v)[:20]!r}": (dyweight(steps=v), "card's steps") for v in [*NO_JSON, [3], "null"]},
+    **{f"steps {v!s:.20} {len(str(v))}": (dyweight(steps=v), "card's steps") for v in [*NO_JSON, [3], "null"]},
     "steps nested in a note": (dyweight(steps='{"3": {"note": ' + DEEP + "}}"), "card's steps"),
     "steps none": (dyweight(steps={}), r"step counts of at least 1, got \[\]"),
     **{f"steps key {key[:9]!r}": (dyweight(steps={key: {"grid": GRID}}), "step counts") for key in STEP_COUNTS},

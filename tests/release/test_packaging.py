@@ -70,7 +70,7 @@ def test_comfyui_finds_nodes_and_bundled_solvers_in_a_hyphenated_folder(pack):
 
 def test_outside_a_package_or_without_comfyui_the_folder_loads_and_has_no_nodes(pack, monkeypatch):
     # pytest in a hyphenated folder imports the root's __init__.py as a plain module, even if ComfyUI is importable.
-    monkeypatch.delitem(sys.modules, "__init__", raising=False)
+    monkeypatch.setitem(sys.modules, "__init__", None)  # so that the module is removed again
     assert load_custom_node(pack, "__init__").NODE_CLASS_MAPPINGS == {}
     monkeypatch.setitem(sys.modules, "comfy", None)  # not importable
     module = load_custom_node(pack)
@@ -183,6 +183,8 @@ def test_the_registrys_entry_is_complete():
     assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", comfy["PublisherId"])
     assert re.fullmatch(r">=\d+\.\d+\.\d+", comfy["requires-comfyui"])
     assert "comfyui" not in project["name"].lower()
+    names = {re.match(r"[\w.-]+", requirement)[0] for requirement in project["dependencies"]}
+    assert names == {"filelock", "numpy", "safetensors", "torch", "tqdm"}  # every host has them
     repository = project["urls"]["Repository"].removeprefix("https://github.com/")
     icon = comfy["Icon"].removeprefix(f"https://raw.githubusercontent.com/{repository}/main/")
     assert (ROOT / icon).is_file()
