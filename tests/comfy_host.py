@@ -10,7 +10,7 @@ import time
 import urllib.error
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -92,7 +92,6 @@ class Server(HostServer):
         import websocket
 
         self.client = uuid.uuid4().hex  # the host closes an old socket of the same client late
-        socket = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}", timeout=60)
 
         def read() -> Iterator[tuple[str, Any]]:
             kind, data = "", {}
@@ -104,8 +103,9 @@ class Server(HostServer):
                     kind, data = itemgetter("type", "data")(json.loads(message))
                 yield kind, data
 
-        yield read()
-        socket.close()
+        address = f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}"
+        with closing(websocket.create_connection(address, timeout=60)) as socket:
+            yield read()
 
 
 def run_script(checkout: Path, name: str, *arguments: object) -> str:
