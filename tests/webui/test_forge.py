@@ -73,7 +73,7 @@ def test_each_picture_of_a_batch_has_its_own_seed_and_without_a_mismatch_no_comm
         ({"file": "../my.safetensors"}, ("'../my.safetensors'", "choose one of ds_flow-")),
         ({"file": "auto", "model": "v"}, ("SD20 (vp)", "has 6 steps")),
         # The API accepts these, the page's slider does not.
-        *(({"denoising_strength": strength}, (f"from 0 to 1, got {strength}",)) for strength in (1.5, -0.25)),
+        *(({"denoising_strength": strength}, (f"between 0 and 1, got {strength}",)) for strength in (1.5, -0.25)),
     ],
 )
 def test_a_job_that_cannot_run_is_refused(forge, fields, words):
