@@ -13,9 +13,8 @@ from torch import Tensor
 
 from ...samplers.text import to_ascii
 
-__all__ = ["BLUE", "FAINT", "GREY", "INK", "ORANGE", "Canvas", "text_width"]
+__all__ = ["Canvas", "text_width"]
 
-INK, GREY, FAINT, BLUE, ORANGE = "#1b1f24", "#68707a", "#dfe3e8", "#2563b8", "#d9622b"
 _font = cache(ImageFont.load_default)
 
 
@@ -26,6 +25,8 @@ def text_width(text: str, size: float) -> float:
 
 class Canvas:
     """A white picture with an origin; drawn at `fine` times its size and then reduced, for smooth lines."""
+
+    INK, GREY, FAINT, BLUE, ORANGE = "#1b1f24", "#68707a", "#dfe3e8", "#2563b8", "#d9622b"
 
     def __init__(self, width: int, height: int, fine: int = 1) -> None:
         self.image = Image.new("RGB", (width * fine, height * fine), "white")
@@ -92,7 +93,7 @@ class Canvas:
             return (scale(high) - scale(value)) / (scale(high) - scale(low)) * height
 
         for value in _powers(low, high) if logarithmic else _multiples(low, high):
-            self.line([(0, place(value)), (width, place(value))], FAINT)
+            self.line([(0, place(value)), (width, place(value))], self.FAINT)
             self.text(-6, place(value), f"{value:g}", anchor="rm")
         return place
 

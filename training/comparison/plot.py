@@ -7,7 +7,7 @@ from itertools import cycle
 
 from PIL import Image
 
-from .canvas import INK, Canvas
+from .canvas import Canvas
 from .measure import Result
 
 __all__ = ["draw_errors", "select_lines"]
@@ -22,7 +22,7 @@ def draw_errors(title: str, results: Sequence[Result]) -> Image.Image:
     """Draws learned solvers thick and the best peers thin, each name at the end of its line, 800 pixels wide."""
     canvas = Canvas(800, 460, fine=2)
     message = _lead(results)
-    canvas.text(16, 22, message or title, 16, INK, width=768)
+    canvas.text(16, 22, message or title, 16, canvas.INK, width=768)
     canvas.text(16, 46, title if message else "", 14, width=768)
     lines, calls = select_lines(results), sorted({result.calls for result in results})
     errors = [result.error for line in lines.values() for result in line] or [1.0]

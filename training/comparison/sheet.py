@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .canvas import BLUE, FAINT, GREY, INK, Canvas, text_width
+from .canvas import Canvas, text_width
 from .measure import Result
 
 __all__ = ["Cell", "Head", "draw_results", "draw_sheet"]
@@ -67,7 +67,7 @@ def draw_sheet(
     top = _TITLE_HEIGHT + (_HEAD_HEIGHT if any(column.name for column in columns) else 0)
     right, bottom = left + len(columns) * (column_width + _GAP) - _GAP, top + len(rows) * (row_height + _GAP) - _GAP
     canvas = Canvas(right + _MARGIN, bottom + _MARGIN)
-    canvas.text(_MARGIN, 26, title, 18, INK, width=right - _MARGIN)
+    canvas.text(_MARGIN, 26, title, 18, Canvas.INK, width=right - _MARGIN)
     for k, column in enumerate(columns):
         _write_head(canvas.at(left + k * (column_width + _GAP), _TITLE_HEIGHT + 20), column, column_width)
     for r, row in enumerate(rows):
@@ -79,7 +79,7 @@ def draw_sheet(
                 _write_box(canvas.at(x, y), cell.caption, column_width, height)
             else:
                 canvas.picture(x, y, width, height, cell.picture)
-                colour = BLUE if columns[k].learned else GREY
+                colour = Canvas.BLUE if columns[k].learned else Canvas.GREY
                 canvas.text(x, y + height + 13, cell.caption, 14, colour, width=column_width)
     return canvas.reduced()
 
@@ -92,13 +92,13 @@ def _size(picture: Tensor, side: int) -> tuple[int, int]:
 
 
 def _write_head(canvas: Canvas, head: Head, width: int) -> None:
-    canvas.text(0, -10 if head.remark else 0, head.name, 15, BLUE if head.learned else INK, width=width)
+    canvas.text(0, -10 if head.remark else 0, head.name, 15, Canvas.BLUE if head.learned else Canvas.INK, width=width)
     canvas.text(0, 10, head.remark, 13, width=width)
 
 
 def _write_box(canvas: Canvas, text: str, width: int, height: int) -> None:
     """Writes wrapped text into an outlined box, cut to the lines that fit."""
     right, bottom = width - 1, height - 1
-    canvas.line([(0, 0), (right, 0), (right, bottom), (0, bottom), (0, 0)], FAINT)
+    canvas.line([(0, 0), (right, 0), (right, bottom), (0, bottom), (0, 0)], Canvas.FAINT)
     for i, line in enumerate(textwrap.wrap(text, width // 7, max_lines=max(1, height // 17 - 1), placeholder=" ...")):
         canvas.text(6, 14 + 17 * i, line, width=width - 12)
