@@ -74,13 +74,13 @@ def forge(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def solvers_as_found(request):
-    """Removes the solver files that a test adds to a host: `auto` would choose them in the tests of all modules."""
+    """Removes the files and folders that a test adds to a host's solvers: `auto` would choose them in all modules."""
     hosts = [request.getfixturevalue(name) for name in ("server", "forge") if name in request.fixturenames]
     before = {path for host in hosts for path in host.solvers.rglob("*")}
     yield
-    for path in {path for host in hosts for path in host.solvers.rglob("*")} - before:
-        if path.is_symlink() or path.is_file():
-            path.unlink()
+    added = {path for host in hosts for path in host.solvers.rglob("*")} - before
+    for path in sorted(added, reverse=True):  # a folder's content before the folder
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 @pytest.fixture(scope="session")
