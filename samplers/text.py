@@ -9,7 +9,7 @@ __all__ = ["count_noun", "format_list", "printable", "to_ascii"]
 
 
 def printable(text: str, longest: int = 800) -> str:
-    """The text on one line, cut after `longest` letters, with escapes for letters that cannot be printed."""
+    """The text on one line, cut after `longest` characters, with escapes for those that cannot be printed."""
     cut = text if len(text) <= longest else f"{text[:longest]} ..."
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
 
@@ -26,6 +26,6 @@ def format_list(texts: Sequence[str], joint: str = ", ", most: int = 8) -> str:
 
 
 def to_ascii(text: str) -> str:
-    """The text in ASCII, for Pillow's built-in font: without accents, and with "?" for all other letters."""
-    letters = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
-    return "".join(letters).encode("ascii", "replace").decode()
+    """The text in ASCII, for Pillow's built-in font: without accents, and with "?" for all other characters."""
+    characters = (c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return "".join(characters).encode("ascii", "replace").decode()

@@ -108,10 +108,10 @@ def _unipc_weights(nodes: Tensor, end: Tensor, variant: str) -> tuple[Tensor, Te
     half = torch.full((1,), 0.5, dtype=torch.float64)  # the paper's simplified weight of a single difference
     predictor = half if order == 2 else torch.linalg.solve(powers[:-1, :-1], right[:-1])
     corrector = half if order == 1 else torch.linalg.solve(powers, right)
-    predicted = _picture_weights(predictor / positions[:-1], h, scale)
-    return predicted, _picture_weights(corrector / positions, h, scale).roll(1)
+    predicted = _denoised_weights(predictor / positions[:-1], h, scale)
+    return predicted, _denoised_weights(corrector / positions, h, scale).roll(1)
 
 
-def _picture_weights(differences: Tensor, h: float, scale: float) -> Tensor:
+def _denoised_weights(differences: Tensor, h: float, scale: float) -> Tensor:
     """The weights of the newest prediction and of the others, from the factors of the others' differences from it."""
     return torch.cat([(-math.expm1(-h) + scale * differences.sum())[None], -scale * differences])

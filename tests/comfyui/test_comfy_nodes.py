@@ -18,7 +18,7 @@ NAMES = ["dyweight", "ds_solver"]
 
 @pytest.fixture(scope="module")
 def imported(server):
-    """What importing the pack does, in a process of its own, and the host's lists before."""
+    """What importing the pack does, measured in a separate process, and the host's lists before the import."""
     pack = server.base / "custom_nodes" / "learned-solvers"
     return json.loads(run_script(server.checkout, "import_pack.py", pack).splitlines()[-1])
 

@@ -1,4 +1,4 @@
-"""Prints what importing the pack does inside ComfyUI, as JSON: modules, files, network events, nodes; and host's lists.
+"""Prints as JSON what importing the pack does inside ComfyUI (modules, files, network, nodes), and the host's lists.
 
     <ComfyUI's python> import_pack.py COMFYUI_PATH PACK_FOLDER
 

@@ -281,7 +281,7 @@ def test_the_extension_is_loaded_next_to_others_with_packages_of_the_same_names(
     assert "learned solvers" in forge.get("/sdapi/v1/scripts")["img2img"]
 
 
-def test_reload_ui_registers_anew_and_a_second_copy_is_refused_in_one_line(forge):
+def test_reload_ui_registers_again_and_a_second_copy_is_refused_in_one_line(forge):
     def registered():
         samplers = forge.get("/probe")["registered"]
         return len(samplers), {name: mark for name, mark in samplers if name in ("DyWeight", "DS-Solver")}

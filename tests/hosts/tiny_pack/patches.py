@@ -61,7 +61,7 @@ def offloaded(model):
         load(device_to, lowvram_model_memory=1)
 
     model.load = load_nothing
-    model.patches_uuid = uuid.uuid4()  # differs from the patches of a loaded model, so that this one is loaded anew
+    model.patches_uuid = uuid.uuid4()  # differs from the patches of a loaded model, so that this one is loaded again
     return model
 
 
