@@ -1,4 +1,4 @@
-"""How the cost of a fit grows with steps, samples and model size, and its memory compared with sampling."""
+"""How the cost of a fit grows with steps and model size, and its memory compared with sampling."""
 
 from __future__ import annotations
 
@@ -17,31 +17,18 @@ from torch import Tensor
 
 from .networks.shapes import ShapesDenoiser
 from .networks.unet import UNet
-from .quality import error_and_median
-from .setting import Setting, fit, unseen_trial
+from .setting import Setting, fit
 from .suite import BENCHMARKS
 
-__all__ = ["growth_with_samples", "growth_with_size", "growth_with_steps", "memory"]
+__all__ = ["growth_with_size", "growth_with_steps", "memory"]
 
 NOISE, STEPS = EDMNoise(), 5
 
 
 def growth_with_steps(name: str) -> list[dict[str, Any]]:
-    """Calls and seconds of fits with the command's default number of samples; the seconds exclude the teacher."""
+    """Calls and seconds of fits with the default effort, 22 samples held out and a teacher of 60 calls."""
     counts = (3, 4, 5, 6, 8, 10)
     return [{"steps": n, **_cost(fit(BENCHMARKS[name], 3.0, Setting(64, 22, steps=(n,))))} for n in counts]
-
-
-def growth_with_samples() -> list[dict[str, Any]]:
-    """Calls, seconds and error on unseen starts of fits to the digits, by steps and number of samples."""
-    benchmark, records = BENCHMARKS["digits"], []
-    unseen = unseen_trial(benchmark, 3.0, Setting())
-    for steps in (STEPS, 2 * STEPS):
-        for samples in (8, 16, 32, 64, 128, 256):
-            result = fit(benchmark, 3.0, Setting(samples, 32, steps=(steps,)))
-            squares = unseen.errors(result.solver.table(steps, benchmark.noise))
-            records.append({"steps": steps, "samples": samples, **_cost(result), **error_and_median(squares)})
-    return records
 
 
 def growth_with_size() -> list[dict[str, Any]]:
@@ -111,7 +98,7 @@ def _work(mode: str) -> None:
         for rows, tokens in zip(x.split(4), extra_args["tokens"].split(4), strict=True):
             sample_table(model, rows, _karras_euler(3), {**extra_args, "tokens": tokens}, disable=True)
     elif mode != "nothing":
-        optimizer = LevenbergMarquardt(iterations=2) if mode == "gauss-newton" else GradientDescent("adam", batch=4)
+        optimizer = LevenbergMarquardt(work=1.5) if mode == "gauss-newton" else GradientDescent("adam", batch=4)
         fit_solver(
             model, x, noise=NOISE, steps=(3,), held_out=4, microbatch=4, teacher="euler", teacher_steps=6,
             initial="euler, karras 7", optimizer=optimizer, extra_args=extra_args,

@@ -58,9 +58,6 @@ def draw(figures: Path) -> None:
                  "best peer's error / DyWeight's, float32", "the same in half precision"),
         "calls": (calls, _single, _calls, SMALL_SIZE,
                   "Calls of a fit by steps", "steps of the solver", "thousand network calls"),
-        "samples": (cost.get("growth_with_samples"), _single, _samples, SMALL_SIZE,
-                    "More samples help most at many steps",
-                    "samples (256: history of six)", "error on unseen starts"),
         "size": (cost.get("growth_with_size"), _single, _size, SMALL_SIZE,
                  "A call in a fit takes at most about twice\nas long as in sampling",
                  "network parameters", "ms per call and sample"),
@@ -224,17 +221,6 @@ def _calls(axis: Axes, by_network: Any) -> None:
         axis.plot([run["steps"] for run in runs], calls, "o-", color=color, label=NAMES[name])
     axis.set_ylim(0)
     axis.legend()
-
-
-def _samples(axis: Axes, runs: Any) -> None:
-    """Draws a solver's error on unseen starts against the samples of its fit."""
-    for steps, color in ((5, PEER), (10, OURS)):
-        x, y = ([run[key] for run in runs if run["steps"] == steps] for key in ("samples", "error"))
-        axis.plot(x, y, "o-", color=color, label=f"{steps} steps")
-    axis.set(xscale="log", yscale="log")
-    axis.legend()
-    _set_ticks(axis.xaxis, sorted({run["samples"] for run in runs}))
-    _set_ticks(axis.yaxis, [0.002, 0.005, 0.01, 0.02, 0.05, 0.1])
 
 
 def _size(axis: Axes, runs: Any) -> None:

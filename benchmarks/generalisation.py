@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from learned_solvers.samplers import Solver
-from learned_solvers.samplers.guidance import per_sample
 from learned_solvers.training.data.trial import Trial
 from learned_solvers.training.models.digits import DigitsDenoiser, DigitsTransformer, load_digits
 from learned_solvers.training.starts.candidates import rmse
@@ -33,7 +32,7 @@ def guidances(name: str, setting: Setting) -> dict[str, Any]:
     benchmark, count = BENCHMARKS[name], setting.fitted + setting.held_out
     mixes = {"3 to 7": (3.0, 5.0, 7.0), "1 to 10": (1.0, 3.0, 6.0, 10.0)}
     fitted: dict[str, float | Tensor] = {f"{guidance:g}": guidance for guidance in GUIDANCES}
-    fitted |= {label: torch.tensor(per_sample(values, count)) for label, values in mixes.items()}
+    fitted |= {label: torch.tensor([values[i % len(values)] for i in range(count)]) for label, values in mixes.items()}
     solvers = {label: fit(benchmark, guidance, setting).solver for label, guidance in fitted.items()}
     used = {f"{guidance:g}": unseen_trial(benchmark, guidance, setting) for guidance in _USED_GUIDANCES}
     return _ratios(f"{name}, guidance", benchmark, solvers, used, setting)

@@ -65,7 +65,7 @@ def jobs_by_part(cache: Path, seeds: Sequence[int] = SEEDS) -> dict[str, list[Jo
         "precision": [Job(precision, c, replace(few, steps=steps_in_half[c[0]])) for c in copies if c[2] == 3],
         "cost": [
             *(Job(cost.growth_with_steps, (name,)) for name in NETWORKS),
-            *map(Job, (cost.growth_with_samples, cost.growth_with_size, cost.memory)),
+            *map(Job, (cost.growth_with_size, cost.memory)),
         ],
         # Its name without ComfyUI differs, so that it does not replace a measurement with ComfyUI's sampler.
         "overhead": [Job(overhead_here())],

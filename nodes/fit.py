@@ -6,12 +6,13 @@ from typing import Any
 
 from ..samplers.families import FAMILIES
 from .base import SolverName, SolverNode, inputs
-from .fit_job import CFG_RANGE, FitWidgets, NodeFit, claim, model_file, path_of_new, upstream_of
+from .fit_job import FitWidgets, NodeFit, claim, model_file, path_of_new, upstream_of
 from .folder import FOLDER, SOLVERS
 
 __all__ = ["FitLearnedSolver"]
 
-TEACHERS = ("heun", "dpmpp_2m", "ipndm", "euler")
+TEACHERS = ("ode", "heun", "dpmpp_2m", "ipndm", "euler")
+EFFORTS = ("default", "quick", "thorough")
 
 
 class FitLearnedSolver(SolverNode):
@@ -51,12 +52,13 @@ class FitLearnedSolver(SolverNode):
             "Only its size matters. Its batch size is the number of samples per model call; 1 needs the least memory."
         )
         samples = (
-            "Noise samples to fit to; an additional third is held out for evaluation. 32 to 64 are enough; "
-            "256 or more take longer and usually give smaller errors, as steps then use a longer history."
+            "Noise samples to fit to, at most; an additional third is held out for evaluation. 0: the effort's number."
         )
-        cfg_range = (
-            "Relative CFG range to cover: 0.33 cycles the samples through 2/3, 1 and 4/3 of cfg; 0 uses cfg alone."
+        guidance = (
+            "CFG values to fit at, such as 3 5 7.5 12; the solver interpolates between them. Empty: 0.4, 2/3, 1 and "
+            "1.6 times cfg. With embedded guidance (FLUX): its values; empty: around that of the positive conditioning."
         )
+        recipe = "The sampler that you use today, which the solver learns to imitate in fewer steps."
         file_name = (
             f"Name of the new file in models/{FOLDER}, such as my-model or mine/my-model. Empty: the family and the "
             "name of the model file."
@@ -75,12 +77,20 @@ class FitLearnedSolver(SolverNode):
                     "STRING",
                     {"default": "4 6 8", "tooltip": "Step counts to fit, in model calls, such as 4 6 8."},
                 ),
-                "samples": ("INT", {"default": 48, "min": 2, "max": 4096, "tooltip": samples}),
+                "samples": ("INT", {"default": 0, "min": 0, "max": 4096, "tooltip": samples}),
                 "teacher": (
                     list(TEACHERS),
-                    {"tooltip": "Many-step sampler to imitate; heun makes two model calls per step."},
+                    {"tooltip": "Many-step sampler to imitate; ode is ipndm, heun makes two model calls per step."},
                 ),
-                "teacher_steps": ("INT", {"default": 30, "min": 2, "max": 1000, "tooltip": "Steps of the teacher."}),
+                "teacher_steps": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 1000,
+                        "tooltip": "Steps of the teacher. 0: six times the largest step count.",
+                    },
+                ),
                 **inputs(seed={"control_after_generate": False, "tooltip": "Seed of the noise samples."}),
                 "file_name": ("STRING", {"default": "", "tooltip": file_name}),
                 "overwrite": (
@@ -90,10 +100,13 @@ class FitLearnedSolver(SolverNode):
             },
             "optional": {
                 **inputs(vae={"tooltip": "Decodes the images. Without it, latent previews are shown."}),
-                "cfg_range": (
-                    "FLOAT",
-                    {"default": CFG_RANGE, "min": 0.0, "max": 0.9, "step": 0.01, "tooltip": cfg_range},
+                "effort": (
+                    list(EFFORTS),
+                    {"tooltip": "How much the fit spends. quick: a third of default; thorough: many times as much."},
                 ),
+                "guidance": ("STRING", {"default": "", "tooltip": guidance}),
+                "sampler": ("SAMPLER", {"tooltip": f"{recipe} Replaces teacher and teacher_steps; needs sigmas."}),
+                "sigmas": ("SIGMAS", {"tooltip": "The levels of sampler, such as 20 steps of a scheduler."}),
             },
             "hidden": {"node_id": "UNIQUE_ID", "prompt": "PROMPT"},
         }
@@ -105,6 +118,8 @@ class FitLearnedSolver(SolverNode):
         negative: Any,
         latent: dict[str, Any],
         vae: Any = None,
+        sampler: Any = None,
+        sigmas: Any = None,
         node_id: str | None = None,
         prompt: dict[str, Any] | None = None,
         **widgets: Any,
@@ -118,7 +133,7 @@ class FitLearnedSolver(SolverNode):
         checkpoint = model_file(prompt, number) or "unknown"
         path, entry = path_of_new(settings.file_name.strip() or f"{settings.family}_{checkpoint}")
         with claim(path, entry, settings.overwrite):
-            fit = NodeFit(model, positive, negative, latent, settings, checkpoint, node_id)
+            fit = NodeFit(model, positive, negative, latent, settings, checkpoint, node_id, (sampler, sigmas))
             result, ends = fit.run()
             result.solver.save(path, overwrite=settings.overwrite)
         fit.show(f"written: {entry}")

@@ -5,11 +5,10 @@ A server that only samples loads nothing of training/, which is imported when a 
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +17,10 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ..samplers.comfy_models import architecture_name, has_guidance, noise_of, pixel_size
+from ..samplers.comfy_models import architecture_name, noise_of, pixel_size
 from ..samplers.files.solver import SUFFIX
 from ..samplers.files.write import check_name, has_suffix
-from ..samplers.guidance import per_sample, range_around
+from ..samplers.guidance import Guidance
 from ..samplers.text import printable
 from .base import check_number, counts_of, fixed_latent, show_text
 from .folder import FOLDER
@@ -32,9 +31,8 @@ if TYPE_CHECKING:
     from ..training import FitResult
     from ..training.comparison.measure import Result
 
-__all__ = ["CFG_RANGE", "FitWidgets", "NodeFit", "claim", "model_file", "path_of_new", "upstream_of"]
+__all__ = ["FitWidgets", "NodeFit", "claim", "model_file", "path_of_new", "upstream_of"]
 
-CFG_RANGE = 0.33  # relative to cfg, to both sides
 _FREE_BYTES = 2**20  # on the disk; a file has 100 kB
 _PICTURES = 3  # held-out starts drawn in the image
 _LOG_LINES = 4  # shown on the node
@@ -55,13 +53,15 @@ class FitWidgets:
     seed: int
     file_name: str
     overwrite: bool
-    cfg_range: float = CFG_RANGE
+    effort: str = "default"
+    guidance: str = ""
 
     def __post_init__(self) -> None:
-        check_number("samples", self.samples, 2, 4096)
-        check_number("teacher_steps", self.teacher_steps, 2, 1000)
+        if self.samples:
+            check_number("samples", self.samples, 2, 4096)
+        if self.teacher_steps:
+            check_number("teacher_steps", self.teacher_steps, 2, 1000)
         check_number("cfg", self.cfg, 0, 100)
-        check_number("cfg_range", self.cfg_range, 0, 0.9)
 
 
 class NodeFit:
@@ -76,36 +76,43 @@ class NodeFit:
         widgets: FitWidgets,
         checkpoint: str,
         node_id: str | None,
+        recipe: tuple[Any, Any],
     ) -> None:
-        from ..training import FitJob, FitSettings, Teacher, most_calls
+        from ..training import EFFORTS, FitJob, FitSettings, most_calls
+        from ..training.cost import usual_calls
         from ..training.data.samples import Samples
         from ..training.models.guider import WiredConditioning, draw_starts
 
         self.model, self.node_id, self.lines = model, node_id, []
         self.latent, self.seed = _empty(model, latent), widgets.seed
-        cfg_range = 0 if has_guidance(model.model) else widgets.cfg_range  # embedded guidance has no range
-        self.cfgs = range_around(widgets.cfg, cfg_range)
-        per_sample(self.cfgs, widgets.samples)  # refuses too few
+        self.guidance = _guidance(model.model, [entry[1] for entry in positive], widgets)
         self.conditioning = WiredConditioning(positive, negative)
-        teacher, steps = Teacher(widgets.teacher, widgets.teacher_steps), counts_of(widgets.steps)
-        if teacher.calls <= max(steps):
-            raise ValueError(
-                f"the teacher makes {teacher.calls} model calls ({widgets.teacher}, {widgets.teacher_steps} steps), "
-                f"but must make more than the solver's {max(steps)}: raise teacher_steps; 28 to 100 are usual"
-            )
-        held_out, sampling = math.ceil(widgets.samples / 3), model.get_model_object("model_sampling")
-        count, shape = widgets.samples + held_out, self.latent.shape
-        settings = FitSettings(widgets.family, steps, teacher=teacher, held_out=held_out, seed=widgets.seed)
+        steps, sampling = counts_of(widgets.steps), model.get_model_object("model_sampling")
+        effort = EFFORTS[widgets.effort]
+        samples, held_out = effort.sizes(widgets.samples or None)
+        count, shape = samples + held_out, self.latent.shape
+        teacher = _teacher(model, recipe, [1, *shape[1:]])
+        settings = FitSettings(
+            widgets.family, steps, teacher=teacher or widgets.teacher, teacher_steps=widgets.teacher_steps or None,
+            optimizer=replace(effort.optimizer, samples=samples), held_out=held_out, seed=widgets.seed,
+            effort=widgets.effort, guidance=self.guidance.values, guidance_argument="guidance",
+        )  # fmt: skip
         x = draw_starts(sampling, [1, *shape[1:]], count, widgets.seed)
         card = {
             "architecture": architecture_name(model.model),
             "checkpoint": checkpoint,
-            "guidance": guidance_of(model.model, [entry[1] for entry in positive], *self.cfgs),
+            "guidance": self.guidance,
             "resolution": pixel_size(model.model, shape) or "",
         }
         noise = noise_of(model.model, sampling, shape)
         self.job = FitJob(settings, Samples(x, {"row": list(range(count))}, len(self.latent)), noise, card)
-        self.most = most_calls(self.job)
+        teacher = self.job.teacher
+        if teacher.calls <= max(steps):
+            raise ValueError(
+                f"the teacher makes {teacher.calls} model calls ({teacher}), but must make more than the solver's "
+                f"{max(steps)}: raise teacher_steps, or set it to 0"
+            )
+        self.most, self.usual = most_calls(self.job), usual_calls(self.job)
         self.bar = comfy.utils.ProgressBar(self.most)
 
     def run(self) -> tuple[FitResult, list[Result]]:
@@ -114,10 +121,10 @@ class NodeFit:
         from ..training.models.guider import Denoiser, with_denoiser
 
         def work(denoiser: Denoiser, device: torch.device) -> tuple[FitResult, list[Result]]:
-            self.show(f"at most {self.most:,} model calls")
+            self.show(f"at most {self.most:,} model calls, usually about {self.usual:,}")
             return run_fit(self.job.on(device), denoiser, self.show, on_call=self.bar.update, pictures=_PICTURES)
 
-        outcome = with_denoiser(work, self.model, self.conditioning, self.cfgs, self.latent, seed=self.seed)
+        outcome = with_denoiser(work, self.model, self.conditioning, self.guidance, self.latent, seed=self.seed)
         self.bar.update_absolute(self.most, self.most)
         return outcome
 
@@ -133,6 +140,33 @@ class NodeFit:
 
         picture = draw_results(title, ends, lambda states: pictures_of(self.model, states, vae))
         return to_image(picture), "\n\n".join(filter(None, [table_of(result), "\n".join(better_peers(result))]))
+
+
+def _teacher(model: Any, recipe: tuple[Any, Any], shape: Sequence[int]) -> Any:
+    """The connected sampler on the connected levels; None without them."""
+    from ..training.models.comfy_samplers import host_recipe
+
+    sampler, sigmas = recipe
+    if (sampler is None) != (sigmas is None):
+        missing = "sampler" if sampler is None else "sigmas"
+        raise ValueError(f"the teacher's {missing} is not connected: connect both sampler and sigmas, or neither")
+    return None if sampler is None else host_recipe(model, sampler, sigmas, shape)
+
+
+def _guidance(base: Any, conds: Sequence[Mapping[str, Any]], widgets: FitWidgets) -> Guidance:
+    """The guidance values to fit at: those of the widget, or some around the usual one."""
+    usual = guidance_of(base, conds, widgets.cfg) or Guidance("cfg", (widgets.cfg,))
+    texts = widgets.guidance.replace(",", " ").split()
+    if not texts:
+        return Guidance.around(usual.values[0], usual.cfg)
+    try:
+        values = tuple(sorted({float(text) for text in texts}))
+        within = min(max(usual.values[0], values[0]), values[-1])
+        return Guidance(usual.kind, values, within, usual.cfg)
+    except ValueError as error:
+        raise ValueError(
+            f"guidance must be numbers, such as 3 5 7.5 12, or empty, got {printable(repr(widgets.guidance), 80)}"
+        ) from error
 
 
 def _empty(model: Any, latent: Mapping[str, Any]) -> Tensor:

@@ -87,16 +87,6 @@ class Grid:
         """Whether the grid depends on the resolution, so that a flow schedule must know its number of latent tokens."""
         return self.rule == "flux_shift"
 
-    @property
-    def shape_parameter(self) -> str | None:
-        """Name of the number that shapes the grid, which a fit may learn; None for a rule without one."""
-        names = _RULES[self.rule][1]
-        return names[0] if names in (("rho",), ("shift",)) else None
-
-    def reshaped_levels(self, steps: int, noise: Noise, value: Tensor) -> Tensor:
-        """The levels with `value` as the shape parameter; it is 0-d and may carry a gradient."""
-        return _RULES[self.rule][2](steps, noise, value)
-
 
 def checked_levels(sigmas: Tensor) -> Tensor:
     """Noise levels as float64 on the CPU, without gradients, shape [N + 1]; ValueError unless they descend."""

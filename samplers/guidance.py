@@ -11,7 +11,7 @@ from typing import Any, SupportsFloat, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Guidance", "at_guidance", "call_by_group", "format_values", "per_sample", "range_around"]
+__all__ = ["Guidance", "at_guidance", "call_by_group", "format_values"]
 
 _Value = TypeVar("_Value", bound=Hashable)
 
@@ -49,6 +49,16 @@ class Guidance:
             raise ValueError(f"the usual guidance must be within {format_values(self.values)}, got {self.usual:g}")
         if (self.kind == "none" and numbers) or (self.kind != "embedded" and self.cfg is not None):
             raise ValueError(f"guidance of kind {self.kind} cannot have these numbers: {self.to_json()}")
+
+    @classmethod
+    def around(cls, usual: float, cfg: float | None = None) -> Guidance:
+        """Values to fit at: 0.4, 2/3, 1 and 1.6 times the usual guidance, rounded to 0.01; a CFG of at least 1.
+
+        With `cfg`, the usual value is that of an embedded guidance. Only the usual value if it has no effect (CFG 1).
+        """
+        kind, least = ("cfg", 1.0) if cfg is None else ("embedded", 0.0)
+        factors = (0.4, 2 / 3, 1.6) if usual > least else ()
+        return cls(kind, tuple(sorted({usual, *(max(least, round(usual * f, 2)) for f in factors)})), usual, cfg)
 
     @property
     def default(self) -> float | None:
@@ -113,26 +123,6 @@ def at_guidance(stack: Tensor, knots: Sequence[float], guidance: float | None) -
     high = max(1, bisect_left(knots, clamped))
     low, span = math.log(knots[high - 1]), math.log(knots[high]) - math.log(knots[high - 1])
     return torch.lerp(stack[high - 1].double(), stack[high].double(), (math.log(clamped) - low) / span)
-
-
-def range_around(middle: float, spread: float) -> tuple[float, ...]:
-    """Middle * (1 - spread), middle and middle * (1 + spread), rounded to 0.01; at least 1, where CFG has no effect.
-
-    Only the middle if it is at most 1 or the spread is 0.
-    """
-    if middle <= 1 or not spread:
-        return (middle,)
-    return tuple(sorted({max(1.0, round(middle * (1 - spread), 2)), middle, round(middle * (1 + spread), 2)}))
-
-
-def per_sample(values: Sequence[float], count: int) -> list[float]:
-    """The guidance of each of `count` samples: the values in turn, so that every batch has a mix of them."""
-    if count < len(values):
-        raise ValueError(
-            f"{count} samples are too few for the guidance values {format_values(values)}; use at least {len(values)} "
-            "samples, or one guidance value"
-        )
-    return [values[i % len(values)] for i in range(count)]
 
 
 def format_values(values: Sequence[float]) -> str:

@@ -2,6 +2,7 @@
 
 from .cost import most_calls
 from .data.teacher import TEACHERS, Teacher
+from .effort import EFFORTS
 from .fit import fit_solver, run_fit
 from .job import FitJob, FitSettings
 from .optimise.gradient import GradientDescent
@@ -11,6 +12,7 @@ from .starts.candidates import candidate_named
 from .store.output import claimed
 
 __all__ = [
+    "EFFORTS",
     "TEACHERS",
     "FitJob",
     "FitResult",

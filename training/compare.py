@@ -162,7 +162,7 @@ def _compare_model(command: CompareCommand) -> None:
     conds = command.prompts.conditioning(loaded, count, encoded, _log)
     loaded.free_text_encoders()
     value = loaded.usual_guidance if command.guidance is None else command.guidance
-    guidance = guidance_for(loaded, [value], count)
+    guidance = guidance_for(loaded, [value])
 
     def work(denoiser: Callable[..., Tensor], device: torch.device) -> None:
         counted = CountedDenoiser(denoiser, torch.float32)

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..samplers import Solver
+from ..samplers import Solver, SolverTable
 from ..samplers.files.card import Card
 from ..samplers.schedules import Noise
 from .comparison.measure import Result, fit_results
+from .cost import most_calls
 from .data.processes import Processes
 from .data.samples import CountedDenoiser, Samples
-from .data.teacher import Teacher
-from .data.trial import Trial
+from .data.teacher import Recipe, Teacher
 from .job import FitJob, FitSettings, Optimizer, make_optimizer
 from .optimise.levenberg_marquardt import Progress
 from .optimise.losses import make_objective
@@ -39,12 +39,14 @@ def fit_solver(
     family: str = FitSettings.family,
     steps: Sequence[int] = (4, 6, 8),
     history: int | None = None,
-    teacher: str = "heun",
-    teacher_steps: int = 60,
-    optimizer: str | Optimizer = "gauss-newton",
+    effort: str = "default",
+    guidance: Sequence[float] = (),
+    guidance_argument: str | None = None,
+    teacher: str | Teacher | Recipe | SolverTable | Callable[..., Tensor] = "ode",
+    teacher_steps: int | None = None,
+    optimizer: str | Optimizer | None = None,
     loss: str | Callable[[Tensor], Tensor] = "l2",
-    initial: str | Path | Solver = "scan",
-    learn_grid: bool = False,
+    initial: str | Path | Solver = "path",
     extra_args: Mapping[str, Any] | None = None,
     held_out: int | None = None,
     microbatch: int | None = None,
@@ -59,24 +61,28 @@ def fit_solver(
 
     Args:
         model: k-diffusion denoiser, `model(x, sigma, **extra_args) -> denoised`.
-        x: Starting states at the model's highest noise level, shape [S, ...]. 64 are usually enough; with 256 or more
-            to fit to, errors are mostly lower.
+        x: Starting states at the model's highest noise level, shape [S, ...]; more than an effort uses are left out.
         noise: The model's noise schedule.
         family: A key of SPACES, "dyweight" or "ds".
         steps: Step counts, in network calls.
-        history: Newest entries that a step may use. None: 3, or 6 if optimizer is "gauss-newton", initial is "scan" and
-            there are at least 256 samples to fit to, excluding held-out ones.
-        teacher: "euler", "heun", "dpmpp_2m" or "ipndm".
-        teacher_steps: Steps of the teacher.
-        optimizer: "gauss-newton" (forward passes only); "adam", "adamw" or "lion", 40 passes over the samples; or a
-            settings object.
+        effort: "quick", "default" or "thorough": the number of samples, Jacobians and peers. Other arguments override
+            parts of it.
+        guidance: Knots of guidance, positive and ascending: one fit at each, started from the one beside it. The solver
+            interpolates between them.
+        guidance_argument: Name under which each knot is passed to the model. None: as `extra_args` have it.
+        history: Newest entries that a step may use. None: 3.
+        teacher: "ode" (iPNDM on a grid made for the model), "euler", "heun", "dpmpp_2m" or "ipndm"; or what you sample
+            with today: a table, or `teacher(model, x, extra_args) -> end states`, whose calls are not in the bound.
+        teacher_steps: Steps of a teacher named by its method; None: six times those of the longest solver.
+        optimizer: "gauss-newton" (Levenberg-Marquardt, forward passes only); "adam", "adamw" or "lion", 40 passes over
+            the samples; or a settings object. None: Levenberg-Marquardt as the effort has it.
         loss: "l2", "l1", "huber", "trajectory", or a feature function of the end states.
-        initial: "scan" tries the classical solvers on many grids and starts from the best few. Or the name of one of
-            them ("ipndm 3, shift 1"); or a solver (object, name or file), at its nearest step count, the larger of two.
-        learn_grid: DyWeight: learn the grid's shift (flow) or rho (VP, EDM) too.
+        initial: "path" follows the teacher's path. Or the name of a classical solver ("ipndm 3, shift 1"); or a solver
+            (object, name or file), at its nearest step count, the larger of two.
         extra_args: Arguments of the model. Tensors with S rows and lists of length S are per sample; everything else,
             tensors and lists of one row included, goes to each call.
-        held_out: Number of samples, the last ones, that are evaluated on and not fitted to. None: a quarter.
+        held_out: Number of samples, the last ones, that are evaluated on and not fitted to. None: as the effort
+            has it, a quarter at most.
         microbatch: Samples per model call. None: all.
         seed: Seed of the order of samples in gradient descent.
         progress: Receives log lines.
@@ -92,9 +98,10 @@ def fit_solver(
         TypeError: An argument, or the model's result, has the wrong type.
         ValueError: A setting is invalid; the message names it and the remedy.
     """
+    chosen = None if optimizer is None else make_optimizer(optimizer, index(seed), effort)
     settings = FitSettings(
-        family, tuple(steps), history, Teacher(teacher, index(teacher_steps)), make_optimizer(optimizer, index(seed)),
-        loss, initial, learn_grid, held_out, index(seed),
+        family, tuple(steps), history, teacher, teacher_steps, chosen, loss,
+        initial, held_out, index(seed), effort, tuple(guidance), guidance_argument,
     )  # fmt: skip
     if microbatch is not None and index(microbatch) < 1:
         raise ValueError(f"microbatch must be at least 1, got {microbatch}")
@@ -113,33 +120,33 @@ def fit(
     processes: Processes | None = None,
 ) -> FitResult:
     """Fits a solver of each step count of a job; see `fit_solver`."""
-    settings, samples, processes = job.settings, job.samples, processes or Processes()
+    processes = processes or Processes()
+    job = job.shared_by(processes.count)
+    settings, samples = job.settings, job.samples
     records = Journal(journal, job.content_hash() if journal else "", processes)
     if records.resumed:
         log(f"resuming the fit in {journal}")
     # An interrupted fit keeps the day on which it began, so that its file is the same to the byte.
     start_day = records.get("date") or records.put("date", {"day": torch.tensor(date.today().toordinal())})
     day = date.fromordinal(int(start_day["day"])).isoformat()
-    counted = CountedDenoiser(model, samples.x.dtype, log)
-    objective, teacher = make_objective(settings.loss), settings.teacher
+    counted, objective = CountedDenoiser(model, samples.x.dtype, log), make_objective(settings.loss)
     samples = replace(samples, x=samples.x.detach().to(torch.promote_types(samples.x.dtype, torch.float32)))
-    teacher_calls = teacher.calls * len(samples)
-    log(f"teacher: {teacher.method}, {teacher.steps} steps, {teacher_calls} network calls")
-
-    def make_trial(start: int, stop: int) -> Trial:
-        share, trajectory = processes.share(samples.rows(start, stop)), objective.needs_trajectory
+    teacher, tasks = job.teacher, []
+    log(f"teacher: {teacher}; at most {most_calls(job):,} network calls")
+    for knot in settings.guidance or (None,):
+        argument = {settings.guidance_argument: knot} if settings.guidance_argument and knot is not None else {}
+        at_knot = replace(samples, extra_args={**samples.extra_args, **argument})
+        prefix = "" if knot is None else f"{knot:g}/"
         folder = None if cache is None else Path(cache)
-        reference = teacher.reference(counted, share, job.noise, trajectory=trajectory, cache=folder)
-        return Trial(counted, share, reference, stop - start, processes)
-
-    trials = make_trial(0, job.fitted), make_trial(job.fitted, len(samples))
-    task = Task(*trials, objective, job.noise, settings.family, job.history, settings.learn_grid, records, log)
+        tasks.append(Task(job, at_knot, counted, objective, processes, records, log, folder, prefix))
     parameters, cards, reports = {}, {}, {}
     for n in settings.steps:
-        tensors, cards[n], reports[n] = fit_steps(task, n, job)
-        parameters[n] = {name: tensor[None] for name, tensor in tensors.items()}  # at one guidance knot
+        parameters[n], cards[n], reports[n] = fit_steps(tasks, n)
     card = Card(settings.family, job.noise.kind, steps=cards, **{"date": day, **job.card})
-    return FitResult(Solver(f"{settings.family}_fitted", card, parameters), reports, teacher_calls, job.held_out)
+    solver = Solver(f"{settings.family}_fitted", card, parameters)
+    used = (max(report.samples for report in at_knot) + job.held_out for at_knot in zip(*reports.values(), strict=True))
+    at_middle = {n: each[len(each) // 2] for n, each in reports.items()}
+    return FitResult(solver, at_middle, sum(map(job.teacher_calls, used)), job.held_out)
 
 
 @torch.no_grad()
@@ -168,4 +175,4 @@ def run_fit(
     if processes and processes.rank > 0:
         return result, []
     starts = job.samples.rows(len(job.samples) - min(pictures, job.held_out), len(job.samples))
-    return result, fit_results(result.solver, result, job.settings.teacher, model, starts, job.noise)
+    return result, fit_results(result.solver, result, job.teacher, model, starts, job.noise)

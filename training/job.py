@@ -13,28 +13,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..samplers import Solver
+from ..samplers import Grid, Guidance, Solver, SolverTable
 from ..samplers.files.card import VERSION, Card, StepCard
 from ..samplers.schedules import Noise, check_noise
 from .data.samples import Samples
-from .data.teacher import Teacher
+from .data.teacher import TEACHERS, Recipe, Teacher
+from .effort import EFFORTS, Effort
 from .optimise.gradient import OPTIMIZERS, GradientDescent
 from .optimise.levenberg_marquardt import LevenbergMarquardt
 from .optimise.losses import make_objective
-from .spaces import FIRST_HISTORY, SPACES, make_space, usual_history
+from .spaces import FIRST_HISTORY, SPACES, Space, make_space
+from .starts.candidates import Candidate, carrier_grid
 from .starts.choose import resolve_initial
+from .starts.path import PATH_SAMPLES
 from .store.content import content_hash
 
 __all__ = ["OPTIMIZER_NAMES", "FitJob", "FitSettings", "Optimizer", "make_optimizer"]
 
 MOST_STEPS = 100  # beyond, there is nothing to learn, and a Jacobian takes days
 OPTIMIZER_NAMES = ("gauss-newton", *OPTIMIZERS)
+_FEW_STEPS = 4  # minima differ most there, and a Jacobian is cheap
 _SIZE_CHECK_NUMBERS = 64  # fewest numbers whose root mean square is close to their standard deviation
 
 Optimizer = LevenbergMarquardt | GradientDescent
 
 
-def make_optimizer(optimizer: str | Optimizer, seed: int, rate: float = 3e-2) -> Optimizer:
+def make_optimizer(optimizer: str | Optimizer, seed: int, effort: str = "default", rate: float = 3e-2) -> Optimizer:
     """The settings of an optimizer by its name; settings are returned unchanged.
 
     Gradient descent makes 40 passes over the samples, shuffled by `seed`, at a learning `rate`; Lion's is 1e-2.
@@ -44,7 +48,7 @@ def make_optimizer(optimizer: str | Optimizer, seed: int, rate: float = 3e-2) ->
     if optimizer not in OPTIMIZER_NAMES:
         raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZER_NAMES)}, got {optimizer!r}")
     if optimizer == "gauss-newton":
-        return LevenbergMarquardt()
+        return EFFORTS[effort].optimizer
     return GradientDescent(optimizer, rate=1e-2 if optimizer == "lion" else rate, epochs=40, seed=seed)
 
 
@@ -55,13 +59,16 @@ class FitSettings:
     family: str = next(iter(SPACES))
     steps: tuple[int, ...] = (4, 6, 8)
     history: int | None = None
-    teacher: Teacher = Teacher()  # noqa: RUF009 - immutable
-    optimizer: Optimizer = LevenbergMarquardt()  # noqa: RUF009 - immutable
+    teacher: str | Teacher | Recipe | SolverTable | Callable[..., Tensor] = "ode"
+    teacher_steps: int | None = None
+    optimizer: Optimizer | None = None
     loss: str | Callable[[Tensor], Tensor] = "l2"
-    initial: str | Path | Solver = "scan"
-    learn_grid: bool = False
+    initial: str | Path | Solver = "path"
     held_out: int | None = None
     seed: int = 0
+    effort: str = "default"
+    guidance: tuple[float, ...] = ()
+    guidance_argument: str | None = None
 
     def __post_init__(self) -> None:
         if self.family not in SPACES:
@@ -70,17 +77,27 @@ class FitSettings:
         if not steps or steps[0] < 1 or steps[-1] > MOST_STEPS:
             raise ValueError(f"steps must be between 1 and {MOST_STEPS}, got {list(self.steps)}")
         object.__setattr__(self, "steps", steps)
+        if self.effort not in EFFORTS:
+            raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {self.effort!r}")
         if self.history is not None and index(self.history) < 1:
             raise ValueError(f"history must be at least 1, got {self.history}")
-        make_objective(self.loss)
+        knots = self.guidance
+        if list(knots) != sorted(set(knots)) or (len(knots) > 1 and knots[0] <= 0):
+            raise ValueError(f"several guidance values must be positive and ascending, got {list(knots)}")
+        needs_trajectory = make_objective(self.loss).needs_trajectory
+        object.__setattr__(self, "teacher", self._teacher(steps[-1]))
+        if needs_trajectory and not isinstance(self.teacher, Teacher):
+            raise ValueError(
+                f"the trajectory loss needs a path: choose a teacher of {', '.join(TEACHERS)}, or another loss"
+            )
 
-    @property
-    def staged_optimizer(self) -> LevenbergMarquardt | None:
-        """The optimizer of a fit that may start with a short history and continue with a longer one; else None.
-
-        A start chosen by the user is not cut, and the papers' recipes have no windows.
-        """
-        return self.optimizer if self.initial == "scan" and isinstance(self.optimizer, LevenbergMarquardt) else None
+    def _teacher(self, longest: int) -> Teacher | Recipe:
+        if isinstance(self.teacher, Teacher | Recipe):
+            return self.teacher
+        if isinstance(self.teacher, str):
+            steps = None if self.teacher_steps is None else index(self.teacher_steps)
+            return Teacher.of(self.teacher, steps, longest, EFFORTS[self.effort].teacher)
+        return Recipe.of(self.teacher)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,19 +117,21 @@ class FitJob:
 
     def __post_init__(self) -> None:
         settings, noise, count = self.settings, self.noise, len(self.samples.x)
-        family, learn_grid = settings.family, settings.learn_grid
+        family = settings.family
         check_noise(noise)
         _check_samples(self.samples, noise)
-        held_out = max(1, count // 4) if settings.held_out is None else index(settings.held_out)
+        held_out = settings.held_out
+        held_out = max(1, min(self.effort.held_out, count // 4)) if held_out is None else index(held_out)
         if not 0 < held_out < count:
             raise ValueError(f"held_out must be between 1 and {count - 1} ({count} samples given), got {held_out}")
-        usual = usual_history(count - held_out) if settings.staged_optimizer else FIRST_HISTORY
-        history = usual if settings.history is None else index(settings.history)
+        history = FIRST_HISTORY if settings.history is None else index(settings.history)
         grid = next(iter(noise.usual_grids().values()))
         for n in settings.steps:  # refuses what the family does not support
-            make_space(family, n, noise, grid, history, learn_grid)
-        initial = resolve_initial(settings.initial, family, settings.steps, noise, history, learn_grid)
+            make_space(family, n, noise, grid, history)
+        initial = resolve_initial(settings.initial, family, settings.steps, noise, history)
         card: dict[str, Any] = {"architecture": "unknown", "checkpoint": "unknown"}
+        if settings.guidance:
+            card["guidance"] = Guidance("cfg", settings.guidance)
         card |= {"source": "fitted with Learned Solvers", "package_version": VERSION, **self.card}
         free = [entry.name for entry in fields(Card) if entry.name not in ("family", "prediction", "steps")]
         if unknown := [name for name in card if name not in free]:
@@ -122,9 +141,70 @@ class FitJob:
             object.__setattr__(self, name, value)
 
     @property
+    def effort(self) -> Effort:
+        """What the settings' effort stands for."""
+        return EFFORTS[self.settings.effort]
+
+    @property
+    def teacher(self) -> Teacher | Recipe:
+        """The teacher."""
+        assert isinstance(self.settings.teacher, Teacher | Recipe)  # see FitSettings
+        return self.settings.teacher
+
+    @property
+    def path_teacher(self) -> Teacher:
+        """The teacher whose path a fit starts from: the teacher itself, or the usual one beside a recipe."""
+        return self.teacher if isinstance(self.teacher, Teacher) else Teacher.of("ode", None, self.settings.steps[-1])
+
+    def teacher_calls(self, samples: int) -> int:
+        """Network calls of the teacher for the given number of samples at one guidance."""
+        path = self.path_teacher
+        calls = path.pilot_calls + self.teacher.calls * samples
+        return calls + (0 if path is self.teacher else path.calls * min(PATH_SAMPLES, self.blocks[0]))
+
+    def starts(self, steps: int) -> int:
+        """Starts of which each gets a Jacobian before one is chosen; with many steps that costs too much."""
+        return self.effort.starts if steps <= _FEW_STEPS else 1
+
+    @property
     def fitted(self) -> int:
-        """Number of samples to fit to."""
+        """Number of samples that may be fitted to."""
         return len(self.samples) - self.held_out
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer, as the effort has it if none is given, with no more samples than there are."""
+        optimizer = self.settings.optimizer or self.effort.optimizer
+        if isinstance(optimizer, LevenbergMarquardt):
+            return replace(optimizer, samples=min(optimizer.samples, self.fitted))
+        return optimizer
+
+    @property
+    def optimizer_of_next_knot(self) -> Optimizer:
+        """The optimizer at a guidance beside one that was fitted: fewer samples, one Jacobian of each."""
+        optimizer = self.optimizer
+        if isinstance(optimizer, GradientDescent):
+            return optimizer
+        half = max((end for end in self.blocks if 2 * end <= optimizer.samples), default=self.blocks[0])
+        return replace(optimizer, samples=half, work=1.3)
+
+    @property
+    def blocks(self) -> list[int]:
+        """Ends of the consecutive parts in which samples are fitted to."""
+        optimizer = self.optimizer
+        return optimizer.blocks() if isinstance(optimizer, LevenbergMarquardt) else [self.fitted]
+
+    def space_on(self, steps: int, grid: Grid | None, history: int | None = None) -> Space:
+        """The free parameters on a grid; DS-Solver needs none."""
+        return make_space(self.settings.family, steps, self.noise, grid, history or self.history)
+
+    def space(self, steps: int, candidate: Candidate, history: int | None = None) -> Space:
+        """The free parameters on a candidate's grid; without a rule, on a grid that can represent its levels."""
+        return self.space_on(steps, candidate.grid or carrier_grid(candidate.table, self.noise), history)
+
+    def can_start_from(self, candidate: Candidate) -> bool:
+        """Whether the family can represent the candidate's levels."""
+        return SPACES[self.settings.family].can_start_from(candidate.table, self.noise)
 
     def on(self, device: torch.device) -> FitJob:
         """The same job with its starts on a device."""
@@ -132,9 +212,22 @@ class FitJob:
         object.__setattr__(job, "samples", replace(self.samples, x=self.samples.x.to(device)))
         return job
 
+    def shared_by(self, processes: int) -> FitJob:
+        """The same job with enough samples in every part for each of several processes to have one."""
+        optimizer = self.optimizer
+        if not isinstance(optimizer, LevenbergMarquardt) or processes <= min(optimizer.first, optimizer.batch):
+            return self
+        sizes = {"first": max(optimizer.first, processes), "batch": max(optimizer.batch, processes)}
+        job = copy(self)
+        object.__setattr__(job, "settings", replace(self.settings, optimizer=replace(optimizer, **sizes)))
+        return job
+
     def content_hash(self) -> str:
         """Hash that is independent of process, microbatch and card; unknown objects count by name or type."""
-        settings = replace(self.settings, history=self.history, held_out=self.held_out, initial=self.initial)
+        settings = replace(
+            self.settings, history=self.history, held_out=self.held_out, initial=self.initial,
+            optimizer=self.optimizer,
+        )  # fmt: skip
         return content_hash(
             settings, self.samples.x, self.samples.extra_args, self.noise, VERSION,
             describe=lambda other: getattr(other, "__qualname__", type(other).__qualname__),

@@ -31,6 +31,7 @@ class StepReport:
         network_calls: Samples times calls for this step count, including the scan, excluding the teacher.
         seconds: Time spent by this process.
         start: Name of the start of the fit.
+        samples: Number of samples that the parameters were fitted to.
     """
 
     error_before: float
@@ -40,6 +41,7 @@ class StepReport:
     network_calls: int
     seconds: float
     start: str
+    samples: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,9 @@ def table_of(result: FitResult) -> str:
     starts = "; ".join(f"{steps} calls: {report.start}" for steps, report in result.report.items())
     lines.append("")
     lines.append(
-        f"Errors are RMSE to the teacher's outputs from the same noise, on {result.held_out} held-out samples. Nothing "
-        "was fitted to these, but they decided when iterations on up to 64 samples stopped. A few trajectories that "
-        "switch to another image can dominate such an error; the medians are insensitive to them. "
+        f"Errors are RMSE to the teacher's outputs from the same noise, on {result.held_out} held-out samples, to "
+        "which nothing was fitted. A few trajectories that switch to another image can dominate such an error; the "
+        "medians are insensitive to them. "
         f"*Before* is the error of each fit's initial solver ({starts}). "
         f"The teacher took {result.teacher_calls:,} network calls, shared by all rows."
     )

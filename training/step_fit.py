@@ -1,119 +1,208 @@
-"""The fit for one step count: from the scan of the classical solvers to a result no worse than theirs."""
+"""The fit for one step count: a start from the teacher's path, the optimizer, and a result no worse than its peers."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..samplers import SolverTable
+from ..samplers.conversion import with_derivatives
 from ..samplers.files.card import StepCard
-from .job import FitJob, Optimizer
 from .optimise.levenberg_marquardt import LevenbergMarquardt
 from .report import Peer, StepReport
-from .spaces import FIRST_HISTORY
-from .starts.candidates import SCAN_SAMPLES, Candidate, best_of_methods, candidates, rank
-from .starts.choose import Start, find_start
+from .spaces.base import is_valid
+from .starts.candidates import Candidate, peers_of, rank, rmse_and_median
+from .starts.choose import Start, find_starts
 from .store.journal import Record
 from .task import Task
 
-__all__ = ["fit_steps"]
+__all__ = ["Fit", "fit_steps"]
 
 
-def fit_steps(task: Task, n: int, job: FitJob) -> tuple[dict[str, Tensor], StepCard, StepReport]:
-    """Parameters, card entry and report for n steps."""
-    start_time, task.fitted.model.calls = time.monotonic(), 0
-    optimizer, teacher, loss = job.settings.optimizer, job.settings.teacher, job.settings.loss
-    staged = job.settings.staged_optimizer if min(n, task.history) > FIRST_HISTORY else None
-    order = _scan_candidates(task, n)
-    peers = _evaluate_peers(task, n, order)
-    task.log(f"{n} steps: best classical solver {peers[0].name}, held-out error {peers[0].error:.4f}")
-    start = find_start(replace(task, history=FIRST_HISTORY) if staged else task, n, order, job.initial)
-    before = task.error(f"{n}/before", task.held_out, start.table)
-    fitted = _fit_in_stages(task, n, start, staged) if staged else _optimise(task, start, optimizer, f"{n}/main")
-    fitted, note = _ensure_no_worse(task, n, order[0], fitted, optimizer)
-    ((after, median),) = task.errors(f"{n}/after", task.held_out, [fitted.space.table(fitted.theta)])
-    ratio = peers[0].error / max(after, 1e-300)
-    task.log(f"{n} steps: held-out error {before:.4f} -> {after:.4f}, 1/{ratio:.2f} of the best classical solver's")
-    calls = task.calls()
-    errors = {"error_before": before, "error_after": after, "error_best_peer": peers[0].error}
-    card = replace(
-        fitted.space.step_card(fitted.theta),
+@dataclass(frozen=True)
+class Fit:
+    """The result for one step count at one guidance."""
+
+    start: Start
+    theta: Tensor
+    report: StepReport
+    note: str | None
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that a solver file stores."""
+        return self.start.space.tensors(self.theta)
+
+
+def fit_steps(tasks: Sequence[Task], n: int) -> tuple[dict[str, Tensor], StepCard, list[StepReport]]:
+    """Parameters [K, ...], card entry and reports for n steps at K guidances; the middle one is fitted first."""
+    middle = len(tasks) // 2
+    fits = {middle: _fit(tasks[middle], n, None)}
+    for k in [*range(middle + 1, len(tasks)), *range(middle - 1, -1, -1)]:
+        fits[k] = _fit(tasks[k], n, fits[k - 1 if k > middle else k + 1])
+    fit, job = fits[middle], tasks[middle].job
+    settings = job.settings
+    report = fit.report
+    errors = {
+        "error_before": report.error_before,
+        "error_after": report.error_after,
+        "error_best_peer": report.peers[0].error,
+    }
+    card = dataclasses.replace(
+        fit.start.space.step_card(fit.theta),
         **{name: error for name, error in errors.items() if math.isfinite(error)},  # a card stores finite numbers only
-        best_peer=peers[0].name, network_calls=calls, note=note, teacher=teacher.method, teacher_steps=teacher.steps,
-        loss=loss if isinstance(loss, str) else "features",
+        knots=settings.guidance if len(tasks) > 1 else (),
+        best_peer=report.peers[0].name, network_calls=sum(f.report.network_calls for f in fits.values()), note=fit.note,
+        teacher=job.teacher.name, teacher_steps=job.teacher.steps,
+        loss=settings.loss if isinstance(settings.loss, str) else "features",
     )  # fmt: skip
-    report = StepReport(before, after, median, tuple(peers), calls, time.monotonic() - start_time, fitted.name)
-    return fitted.space.tensors(fitted.theta), card, report
+    ordered = [fits[k] for k in range(len(tasks))]
+    tensors = {name: torch.stack([f.tensors[name] for f in ordered]) for name in fit.tensors}
+    return tensors, card, [f.report for f in ordered]
 
 
-def _scan_candidates(task: Task, n: int) -> list[Candidate]:
-    """The classical candidates, best first."""
-    options = list(candidates(n, task.noise))
+def _fit(task: Task, n: int, neighbour: Fit | None) -> Fit:
+    """The fit at one guidance; `neighbour` is the fit at the guidance beside it, which it then starts from."""
+    start_time, task.model.calls = time.monotonic(), 0
+    order = _screened_peers(task, n)
+    starts = [dataclasses.replace(neighbour.start, theta=neighbour.theta)] if neighbour else find_starts(task, n, order)
+    start, begun = _best_start(task, n, starts)
+    theta = start.theta
+    before = task.errors(f"{n}/before", [task.held_out], [start.space.table(theta)])[0][0]
+    fitted = _optimise(task, n, start, begun, first_knot=neighbour is None)
+    fitted, note = _ensure_no_worse(task, n, order, fitted, first_knot=neighbour is None)
+    start, theta = fitted.start, fitted.theta
+    tables = [start.space.table(theta), *(c.table for c in order[:3])]
+    (after, median), *of_peers = task.errors(f"{n}/after", [task.held_out], tables)
+    peers = sorted((Peer(c.name, *pair) for c, pair in zip(order, of_peers, strict=False)), key=lambda p: p.error)
+    ratio = peers[0].error / max(after, 1e-300)
+    task.log(f"{n} steps: held-out error {after:.4f}, 1/{ratio:.2f} of {peers[0].name}'s")
+    report = StepReport(
+        before,
+        after,
+        median,
+        tuple(peers),
+        task.calls(),
+        time.monotonic() - start_time,
+        start.name,
+        fitted.samples,
+    )
+    return Fit(start, theta, report, note)
+
+
+def _screened_peers(task: Task, n: int) -> list[Candidate]:
+    """The classical solvers to compare with, best first on a few samples."""
+    options = peers_of(n, task.job.noise, every=task.job.effort.all_peers)
 
     def work() -> Record:
-        ranked = rank(task.fitted.first(SCAN_SAMPLES), options)
+        ranked = rank(task.trial(0, task.job.blocks[0]).first(task.job.effort.screening), options)
         return {"order": torch.tensor([options.index(candidate) for _, candidate in ranked])}
 
-    return [options[i] for i in task.recorded(f"{n}/scan", work)["order"].tolist()]
+    return [options[i] for i in task.recorded(f"{n}/peers", work)["order"].tolist()]
 
 
-def _evaluate_peers(task: Task, n: int, order: list[Candidate]) -> list[Peer]:
-    """Each method at its best grid by the scan, evaluated on the held-out samples."""
-    # The scan sees few samples, so its other leaders are evaluated too: one of them may be the best peer.
-    chosen = {c.name: c for c in [*best_of_methods(order), *order[:6]]}
-    errors = task.errors(f"{n}/peers", task.held_out, [c.table for c in chosen.values()])
-    return sorted((Peer(name, *pair) for name, pair in zip(chosen, errors, strict=True)), key=lambda peer: peer.error)
+class _Outcome(NamedTuple):
+    """Parameters on the start's space, the number of samples that they were fitted to, and the RMSE on these."""
+
+    start: Start
+    theta: Tensor
+    samples: int
+    error: float
 
 
-def _optimise(task: Task, start: Start, optimizer: Optimizer, name: str) -> Start:
-    """A start with fitted parameters; a fit in the journal is resumed."""
-    problem, held_out = task.problems(start.space)
+def _best_start(task: Task, n: int, starts: list[Start]) -> tuple[Start, Record | None]:
+    """The start that is closest after its first Jacobian, and the state of its fit, which goes on from there."""
+    optimizer = task.job.optimizer
+    if len(starts) == 1 or not isinstance(optimizer, LevenbergMarquardt):
+        return starts[0], None
+
+    def begin(start: Start) -> Record:
+        return optimizer.begin(task.problem(start.space), start.theta).record()
+
+    begun = [task.recorded(f"{n}/begun/{k}", partial(begin, start)) for k, start in enumerate(starts)]
+    best = min(range(len(starts)), key=lambda k: float(begun[k]["losses"].mean()))
+    return starts[best], begun[best]
+
+
+def _optimise(task: Task, n: int, start: Start, begun: Record | None, *, first_knot: bool) -> _Outcome:
+    """The result of the optimizer; a fit in the journal is resumed."""
+    theta = start.theta
+    job, name = task.job, f"{n}/main"
+    problem, optimizer = task.problem(start.space), job.optimizer if first_knot else job.optimizer_of_next_knot
 
     def work() -> Record:
-        save = partial(task.keep, name)
-        return {"theta": optimizer.fit(problem, start.theta, held_out, task.log, task.resume(name), save)[0]}
+        save, state = partial(task.keep, name), task.resume(name) or begun
+        if isinstance(optimizer, LevenbergMarquardt):
+            fitted = optimizer.fit(problem, theta, task.log, state, save)
+            point, count, losses = fitted.theta, len(fitted.at.losses), fitted.at.losses
+        else:
+            point, _ = optimizer.fit(problem(0, job.fitted), theta, None, task.log, state, save)
+            count, losses = job.fitted, None
+        task.journal.drop(task.prefix + name)
+        for k in range(job.starts(n)):
+            task.journal.drop(f"{task.prefix}{n}/begun/{k}", keep=("losses", "calls"))  # which choose again
+        if losses is None or job.settings.loss != "l2":
+            error = rmse_and_median(task.fitted(count), start.space.table(point))[0]
+        else:
+            error = float(losses.mean()) ** 0.5
+        numbers = torch.tensor([count, error], dtype=torch.float64)
+        return {"theta": point, "numbers": numbers}
 
-    return replace(start, theta=task.recorded(f"{name}/result", work)["theta"])
-
-
-def _fit_in_stages(task: Task, n: int, start: Start, optimizer: LevenbergMarquardt) -> Start:
-    """Fits a short history to a core of the samples, then the whole history to all of them.
-
-    All parameters at once would overfit the few samples of the first iterations, and end in a worse minimum.
-    """
-    short = _optimise(replace(task, fitted=task.fitted.first(optimizer.core)), start, optimizer, f"{n}/main")
-    space = task.space_on(n, short.space.step_card(short.theta).grid)
-    longer = replace(short, space=space, theta=space.from_file(short.space.tensors(short.theta)))
-    task.log(f"{n} steps: continuing with a history of {min(n, task.history)}")
-    return _optimise(task, longer, replace(optimizer, skip_core=True), f"{n}/window")
+    record = task.recorded(f"{name}/result", work)
+    count, error = record["numbers"].tolist()
+    return _Outcome(start, record["theta"], int(count), error)
 
 
 def _ensure_no_worse(
-    task: Task, n: int, best: Candidate, fitted: Start, optimizer: Optimizer
-) -> tuple[Start, str | None]:
+    task: Task, n: int, order: Sequence[Candidate], fitted: _Outcome, *, first_knot: bool
+) -> tuple[_Outcome, str | None]:
     """A result no worse than the best classical solver on the fitted samples, or a note that says otherwise.
 
-    If a window cut the classical solver's history, the fit is repeated from its whole history. DS-Solver on VP models
-    may still fall short, because its grid ends above 0.
+    At the first knot the classical solver itself replaces a worse result, where the family can represent it.
     """
-    bound = task.error(f"{n}/best peer", task.fitted, best.table)
-    reached = task.error(f"{n}/reached", task.fitted, fitted.space.table(fitted.theta))
-    if reached > bound and task.can_start_from(best):
-        task.log(f"{n} steps: restarting from {best.name} with its whole history")
-        space, name = task.space(n, best, history=n), f"{fitted.name}, then {best.name}, whole history"
-        again = _optimise(task, Start(space, space.initial(best.table), best.table, name), optimizer, f"{n}/wide")
-        error = task.error(f"{n}/wide/reached", task.fitted, space.table(again.theta))
-        if error < reached:
-            fitted, reached = again, error
-    if reached <= bound:
+    peers = list(islice(_as_they_are(task, n, order), task.job.effort.compared)) if first_knot else []
+    tables = [start.space.table(start.theta) for _, start in peers]
+    if not any(_equal(table, order[0].table) for table in tables):
+        tables.append(order[0].table)
+    errors = [error for error, _ in task.errors(f"{n}/reached", task.fitted(fitted.samples), tables)]
+    for error, (peer, start) in sorted(zip(errors, peers, strict=False), key=lambda pair: pair[0]):
+        if error < fitted.error:
+            task.log(f"{n} steps: {peer.name} is closer on the samples than the fit, and is taken as it is")
+            start = dataclasses.replace(start, name=f"{fitted.start.name}, then {peer.name}")
+            fitted = _Outcome(start, start.theta, fitted.samples, error)
+    if fitted.error <= min(errors) * (1 + 1e-9):
         return fitted, None
     note = (
-        f"Error {reached:.4g} on the fitted samples, but {bound:.4g} with {best.name}: use that solver, or fit to "
-        "more samples."
+        f"Error {fitted.error:.4g} on the fitted samples, but {errors[-1]:.4g} with {order[0].name}: use that one, or "
+        "fit to more samples."
     )
     task.log(f"{n} steps: {note}")
     return fitted, note
+
+
+def _as_they_are(task: Task, n: int, order: Sequence[Candidate]) -> Iterator[tuple[Candidate, Start]]:
+    """The classical solvers whose levels the family can represent, as it represents them.
+
+    That is exact, but for DS-Solver on VP models, whose times have ends of their own.
+    """
+    for peer in order:
+        if task.job.can_start_from(peer):
+            space = task.job.space(n, peer, history=n)
+            theta = space.initial(peer.table)
+            if is_valid(space, theta):
+                yield peer, Start(space, theta, peer.name)
+
+
+def _equal(one: SolverTable, other: SolverTable) -> bool:
+    """Whether two tables lead to the same states, but for rounding."""
+    pairs = zip(*((table.sigmas, with_derivatives(table).coeffs) for table in (one, other)), strict=True)
+    return one.steps == other.steps and all(torch.allclose(*pair) for pair in pairs)

@@ -1,67 +1,127 @@
-"""What the fits of all step counts share: fitted and held-out samples, settings of the family, the journal."""
+"""What the fits of all step counts share: samples with the teacher's states, settings of the family, the journal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
-from ..samplers import Grid, SolverTable
-from ..samplers.schedules import Noise
+from ..samplers import SolverTable
+from .data.processes import Processes
+from .data.samples import CountedDenoiser, Samples
+from .data.teacher import Recipe, Reference
 from .data.trial import Trial
+from .job import FitJob
 from .optimise.levenberg_marquardt import Progress
 from .optimise.losses import Objective
 from .optimise.problem import Problem
-from .spaces import SPACES, make_space
-from .spaces.base import Space
-from .starts.candidates import Candidate, carrier_grid, rmse_and_median
+from .spaces import Space
+from .starts.candidates import rmse_and_median
+from .starts.path import PATH_SAMPLES
 from .store.journal import Journal, Record
 
 __all__ = ["Task"]
 
+_Result = TypeVar("_Result")
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Samples and settings of a fit that do not depend on the step count."""
+    """A job at one guidance, with the model; the teacher runs where its states are asked for, once per sample."""
 
-    fitted: Trial
-    held_out: Trial
+    job: FitJob
+    samples: Samples
+    model: CountedDenoiser
     objective: Objective
-    noise: Noise
-    family: str
-    history: int
-    learn_grid: bool
+    processes: Processes
     journal: Journal
     log: Progress
+    cache: Path | None
+    prefix: str = ""
+    _trials: dict[tuple[int, int], Trial] = field(default_factory=dict)
+    _grid: Record = field(default_factory=dict)
+    _path: list[Reference] = field(default_factory=list)
 
-    def space(self, steps: int, candidate: Candidate, history: int | None = None) -> Space:
-        """The free parameters on a candidate's grid; without a rule, on a grid that can represent its levels."""
-        return self.space_on(steps, candidate.grid or carrier_grid(candidate.table, self.noise), history)
+    def trial(self, start: int, stop: int) -> Trial:
+        """The samples from start to stop - 1; the teacher's whole path of the first ones, which a fit starts from."""
+        if (start, stop) not in self._trials:
+            share = self.processes.share(self.samples.rows(start, stop))
+            trajectory = self.objective.needs_trajectory or start == 0
+            reference = self._apart(lambda: self._reference(share, trajectory))
+            self._trials[start, stop] = Trial(self.model, share, reference, stop - start, self.processes)
+        return self._trials[start, stop]
 
-    def space_on(self, steps: int, grid: Grid | None, history: int | None = None) -> Space:
-        """The free parameters on a grid; DS-Solver needs none."""
-        return make_space(self.family, steps, self.noise, grid, history or self.history, self.learn_grid)
+    def _reference(self, samples: Samples, trajectory: bool) -> Reference:
+        job, teacher = self.job, self.job.teacher
+        if isinstance(teacher, Recipe):
+            return teacher.reference(self.model, samples, cache=self.cache)
+        levels = self.levels()
+        return teacher.reference(self.model, samples, job.noise, trajectory=trajectory, cache=self.cache, levels=levels)
 
-    def can_start_from(self, candidate: Candidate) -> bool:
-        """Whether the family can represent the candidate's levels."""
-        return SPACES[self.family].can_start_from(candidate.table, candidate.grid, self.noise, self.learn_grid)
+    def levels(self) -> Tensor:
+        """The grid of the teacher whose path the fit starts from."""
+        if "levels" not in self._grid:
 
-    def problems(self, space: Space) -> tuple[Problem, Problem]:
-        """The problems of the fitted and of the held-out samples on a space."""
-        return Problem.of(self.fitted, space, self.objective), Problem.of(self.held_out, space, self.objective)
+            def work() -> Record:
+                levels = self.job.path_teacher.grid(self.model, self.samples, self.job.noise)
+                return {"levels": self.processes.from_first(levels)}
 
-    def errors(self, name: str, trial: Trial, tables: Sequence[SolverTable]) -> list[tuple[float, float]]:
-        """RMSE and median of several tables, recorded under that name."""
+            self._grid.update(self._apart(lambda: self.recorded("grid", work)))
+        return self._grid["levels"]
+
+    def _apart(self, work: Callable[[], _Result]) -> _Result:
+        """The result of `work`, whose network calls are the teacher's and not counted here."""
+        calls = self.model.calls
+        result = work()
+        self.model.calls = calls
+        return result
+
+    def problem(self, space: Space) -> Callable[[int, int], Problem]:
+        """The problem on a space of the samples from start to stop - 1."""
+        return lambda start, stop: Problem.of(self.trial(start, stop), space, self.objective)
+
+    def fitted(self, count: int) -> list[Trial]:
+        """The first `count` samples, in the parts in which they were fitted to."""
+        ends = [end for end in self.job.blocks if end <= count]
+        return [self.trial(start, stop) for start, stop in zip([0, *ends[:-1]], ends, strict=True)]
+
+    @property
+    def held_out(self) -> Trial:
+        """The samples that are evaluated on."""
+        count = len(self.samples)
+        return self.trial(count - self.job.held_out, count)
+
+    def path(self) -> tuple[Samples, Reference]:
+        """The first few samples with the teacher's path, the same in all processes."""
+        first = self.trial(0, self.job.blocks[0])
+        few = first.first(PATH_SAMPLES)
+        if not self._path:
+            states = self._apart(lambda: self._states(few))
+            states = self.processes.gather(states.transpose(0, 1), few.samples, few.total)
+            self._path.append(Reference(self.levels(), states.transpose(0, 1)))
+        return self.samples.rows(0, few.total), self._path[0]
+
+    def _states(self, few: Trial) -> Tensor:
+        """The states of the teacher's path for this process's samples; of a recipe, the usual teacher's and its end."""
+        if not isinstance(self.job.teacher, Recipe):
+            return few.reference.states
+        path = self.job.path_teacher.reference(
+            self.model, few.samples, self.job.noise, trajectory=True, cache=self.cache, levels=self.levels()
+        )
+        return torch.cat([path.states[:-1], few.reference.states])
+
+    def errors(self, name: str, trials: Sequence[Trial], tables: Sequence[SolverTable]) -> list[tuple[float, float]]:
+        """RMSE and median of several tables over the samples of some trials, recorded under that name."""
 
         def work() -> Record:
-            return {"errors": torch.tensor([rmse_and_median(trial, table) for table in tables], dtype=torch.float64)}
+            values = [rmse_and_median(trials, table) for table in tables]
+            return {"errors": torch.tensor(values, dtype=torch.float64)}
 
         return [(error, median) for error, median in self.recorded(name, work)["errors"].tolist()]
-
-    def error(self, name: str, trial: Trial, table: SolverTable) -> float:
-        """RMSE of a table, recorded under that name."""
-        return self.errors(name, trial, [table])[0][0]
 
     def recorded(self, name: str, work: Callable[[], Record]) -> Record:
         """The journal's record of that name, or else the result of `work`, which is then recorded."""
@@ -73,15 +133,16 @@ class Task:
 
     def resume(self, name: str) -> Record | None:
         """The journal's record of that name, or None; the count of network calls resumes from it."""
-        record = self.journal.get(name)
+        record = self.journal.get(self.prefix + name)
         if record is not None:
-            self.fitted.model.calls = int(record["calls"]) if self.fitted.processes.rank == 0 else 0
+            self.model.calls = int(record["calls"]) if self.processes.rank == 0 else 0
         return record
 
     def keep(self, name: str, record: Record) -> None:
         """Writes a record, with the network calls so far, to the journal."""
-        self.journal.put(name, {**record, "calls": torch.tensor(float(self.calls()), dtype=torch.float64)})
+        calls = torch.tensor(float(self.calls()), dtype=torch.float64)
+        self.journal.put(self.prefix + name, {**record, "calls": calls})
 
     def calls(self) -> int:
         """The network calls of all processes so far; all processes must call this together."""
-        return int(self.fitted.processes.sums(torch.tensor(float(self.fitted.model.calls), dtype=torch.float64)))
+        return int(self.processes.sums(torch.tensor(float(self.model.calls), dtype=torch.float64)))

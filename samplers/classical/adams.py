@@ -17,7 +17,16 @@ from torch import Tensor
 from ..grids import checked_levels
 from ..table import SolverTable
 
-__all__ = ["adams_bashforth", "check_order", "derivative_table", "euler", "euler_end", "ipndm", "ipndm_v"]
+__all__ = [
+    "adams_bashforth",
+    "check_order",
+    "derivative_table",
+    "euler",
+    "euler_end",
+    "ipndm",
+    "ipndm_v",
+    "polynomial_weights",
+]
 
 _IPNDM = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
@@ -34,7 +43,7 @@ def adams_bashforth(sigmas: Tensor, order: int) -> SolverTable:
     Row i solves sum_j w_j (s_j - s_i)^m = integral over the step of (s - s_i)^m, m = 0 ... order - 1.
     """
     check_order("adams_bashforth", order, 4)
-    return derivative_table(sigmas, order, lambda s, nodes, i: _polynomial_weights(s[nodes], s[i], s[i + 1]))
+    return derivative_table(sigmas, order, lambda s, nodes, i: polynomial_weights(s[nodes], s[i], s[i + 1]))
 
 
 def ipndm(sigmas: Tensor, order: int) -> SolverTable:
@@ -87,7 +96,7 @@ def derivative_table(sigmas: Tensor, order: int, row: Callable[[Tensor, Tensor, 
     return SolverTable(sigmas, sigmas[:-1], torch.ones(n, dtype=torch.float64), coeffs, "derivative")
 
 
-def _polynomial_weights(nodes: Tensor, start: Tensor, end: Tensor) -> Tensor:
+def polynomial_weights(nodes: Tensor, start: Tensor, end: Tensor) -> Tensor:
     """Weights w: sum_j w_j p(nodes_j) = integral of p from start to end, for polynomials p of degree < len(nodes)."""
     step = end - start
     power = torch.arange(len(nodes), dtype=torch.float64)

@@ -174,7 +174,7 @@ def fit(server: Server, model: str, *, name: str, batch: int = 4, size: int = 32
     """A graph that fits a solver, with the report and the picture as outputs."""
     graph = Graph.of(server, model, width=size, height=size, batch=batch)
     settings = {"cfg": 2.0, "family": "dyweight", "steps": "2", "samples": 3, "teacher": "dpmpp_2m", "teacher_steps": 6}
-    settings |= {"seed": 3, "file_name": name, "overwrite": False, "cfg_range": 0.0, **widgets}
+    settings |= {"seed": 3, "file_name": name, "overwrite": False, "guidance": "2", **widgets}
     wires = {"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent": ["4", 0]}
     graph.add("fit", "FitLearnedSolver", **wires, **settings)
     graph.add("picture", "SaveImage", images=["fit", 1], filename_prefix=name.replace("/", "-") or "empty")

@@ -32,7 +32,15 @@ def fitted(graph) -> Solver:
     ],
 )
 def test_a_fitted_file_is_in_the_drop_downs_and_samples(server, model, name, family, guidance, dimensions):
-    graph = fit(server, model, name=name, family=family, samples=2, cfg=1.0 if model == "flux" else 2.0)
+    graph = fit(
+        server,
+        model,
+        name=name,
+        family=family,
+        samples=2,
+        cfg=1.0 if model == "flux" else 2.0,
+        guidance="3.5" if model == "flux" else "2",
+    )
     if graph.prompt["1"]["inputs"]["unet_name"].endswith(".pth"):
         pytest.skip("the full-width FLUX of an old core takes minutes: run with a newer core")
     graph.save(wired=one_node(["fit", 0], 2))
@@ -55,10 +63,10 @@ def test_a_fitted_file_is_in_the_drop_downs_and_samples(server, model, name, fam
 
 
 def test_the_batch_size_of_a_call_does_not_change_the_result(server):
-    """Nor does a call mix the prompts or the guidance values of its samples."""
+    """Nor does a call mix the prompts of its samples."""
     cards = []
     for batch in (1, 6):
-        graph = fit(server, "sd3", name=f"batch{batch}", batch=batch, samples=6, cfg_range=0.5)
+        graph = fit(server, "sd3", name=f"batch{batch}", batch=batch, samples=6, guidance="1 3")
         other = graph.add("2b", "TinyConditioning", tokens=8, dim=64, pooled=32, seed=5)
         graph.prompt["fit"]["inputs"]["positive"] = graph.add("both", "PromptBatch", one=["2", 0], two=other)
         cards.append(fitted(graph).card.steps[2])
@@ -78,14 +86,45 @@ def test_a_fit_runs_again_only_if_its_file_is_gone(server):
 
 
 @pytest.mark.parametrize(
-    ("widgets", "guidance"),
-    [({"cfg_range": None}, (1.34, 2, 2.66)), ({"cfg_range": 0.5, "cfg": 3.0}, (1.5, 3, 4.5)), ({"cfg": 1.0}, (1,))],
+    ("model", "widgets", "guidance"),
+    [
+        ("sd3", {"guidance": None}, Guidance("cfg", (1, 1.33, 2, 3.2), 2)),
+        ("sd3", {"guidance": "4, 1.5", "cfg": 3.0}, Guidance("cfg", (1.5, 4), 3)),
+        ("sd3", {"guidance": "", "cfg": 1.0}, Guidance("cfg", (1,), 1)),
+        ("flux", {"guidance": "2 4", "cfg": 1.0}, Guidance("embedded", (2, 4), 3.5, 1)),
+    ],
 )
-def test_the_samples_are_spread_over_the_range_of_guidance(server, widgets, guidance):
-    graph = fit(server, "sd3", name="spread", **{**QUICK, "samples": 3}, **widgets)
-    if widgets.get("cfg_range", 0) is None:
-        del graph.prompt["fit"]["inputs"]["cfg_range"]  # as in a workflow that is older than this widget
-    assert fitted(graph).card.guidance == Guidance("cfg", guidance)
+def test_a_fit_has_parameters_for_each_guidance(server, model, widgets, guidance):
+    graph = fit(server, model, name="spread", **QUICK, **widgets)
+    if widgets["guidance"] is None:
+        del graph.prompt["fit"]["inputs"]["guidance"]  # as in a workflow that is older than this widget
+    solver = fitted(graph)
+    assert solver.card.guidance == guidance and solver.card.steps[1].knots == (
+        guidance.values if len(guidance.values) > 1 else ()
+    )
+    assert len(solver.parameters[1]["t_scale"]) == len(guidance.values)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "sigmas", "message"),
+    [
+        ("euler", True, None),
+        ("dpmpp_2m", False, "the teacher's sigmas is not connected"),
+        ("euler_ancestral", True, "euler_ancestral draws noise, so no solver can follow it"),
+    ],
+)
+def test_a_connected_sampler_is_the_teacher(server, sampler, sigmas, message):
+    graph = fit(server, "sd3", name="today", **QUICK)
+    inputs = graph.prompt["fit"]["inputs"]
+    inputs["sampler"] = graph.add("sampler", "KSamplerSelect", sampler_name=sampler)
+    if sigmas:
+        levels = {"scheduler": "simple", "steps": 7, "denoise": 1.0}
+        inputs["sigmas"] = graph.add("sigmas", "BasicScheduler", model=["1", 0], **levels)
+    if message:
+        assert message in graph.error()
+    else:
+        step = fitted(graph).card.steps[1]
+        assert (step.teacher, step.teacher_steps) == (sampler, 7)
 
 
 def test_an_existing_file_is_overwritten_only_on_request(server):
@@ -105,7 +144,7 @@ CALLS = "the teacher makes 6 model calls (dpmpp_2m, 6 steps), but must make more
     [
         ({"name": "../outside"}, "such as my-model or mine/my-model, got '../outside'"),
         ({"name": "x", "steps": "2 6"}, CALLS),
-        ({"name": "x", "samples": 2, "cfg_range": 0.5}, "2 samples are too few"),
+        ({"name": "x", "guidance": "3 high"}, "guidance must be numbers, such as 3 5 7.5 12, or empty, got '3 high'"),
         ({"name": "x", "steps": "4 six"}, "steps must be whole numbers from 1 to 100, such as 4 6 8"),
     ],
 )
@@ -131,7 +170,13 @@ def test_a_lora_offloading_and_quantisation_are_part_of_the_model_and_constants_
     graph.add("constant", "TinyConstant", model=["1", 0])  # fails where it received a batch of them
     names = ("lora", "offloaded", "fp8")
     for name, cfg in (*((name, 2.0) for name in names), ("constant", 1.0)):  # an old core compares those of two prompts
-        inputs = {**graph.prompt["fit"]["inputs"], "model": [name, 0], "file_name": name, "cfg": cfg}
+        inputs = {
+            **graph.prompt["fit"]["inputs"],
+            "model": [name, 0],
+            "file_name": name,
+            "cfg": cfg,
+            "guidance": f"{cfg}",
+        }
         graph.prompt[f"fit {name}"] = node("FitLearnedSolver", **inputs)
     graph.submit()
     assert re.search(r"(?m)loaded partially.* [1-9]\d*$", server.log)  # the last number: patches added in each call

@@ -121,7 +121,7 @@ class Conversions(TorchFunctionMode):
         return result
 
 
-@pytest.mark.parametrize("optimizer", [LevenbergMarquardt(iterations=2), GradientDescent("adam", epochs=1, batch=4)])
+@pytest.mark.parametrize("optimizer", [LevenbergMarquardt(work=1.5), GradientDescent("adam", epochs=1, batch=4)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_fit_converts_to_float64_only_on_the_cpu(optimizer, dtype, tmp_path):
     def model(x: Tensor, sigma: Tensor) -> Tensor:

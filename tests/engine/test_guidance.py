@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from learned_solvers.samplers import Guidance
-from learned_solvers.samplers.guidance import at_guidance, call_by_group, per_sample, range_around
+from learned_solvers.samplers.guidance import Guidance, at_guidance, call_by_group
 from oracles import f64
 from torch.testing import assert_close
 
@@ -72,21 +71,14 @@ def test_parameters_are_linear_in_log_guidance_and_constant_outside_the_knots(gu
 
 
 @pytest.mark.parametrize(
-    ("middle", "spread", "values"),
+    ("usual", "cfg", "values"),
     [
-        *((7.5, 1 / 3, (5, 7.5, 10)), (7, 1 / 3, (4.67, 7, 9.33)), (6, 0.5, (3, 6, 9)), (1.2, 0.5, (1, 1.2, 1.8))),
-        *((7.5, 0, (7.5,)), (1, 0.5, (1,)), (0.5, 0.5, (0.5,))),
+        *((7.5, None, (3, 5, 7.5, 12)), (1.5, None, (1, 1.5, 2.4)), (1, None, (1,)), (0, None, (0,))),
+        *((3.5, 1, (1.4, 2.33, 3.5, 5.6)), (0.5, 2, (0.2, 0.33, 0.5, 0.8))),
     ],
 )
-def test_a_range_is_around_its_middle_and_not_below_1(middle, spread, values):
-    assert range_around(middle, spread) == pytest.approx(values)
-
-
-def test_samples_take_the_values_in_turn_and_must_be_enough_for_all():
-    assert per_sample((5, 7.5, 10), 64) == [5, 7.5, 10] * 21 + [5]
-    assert per_sample((5, 7.5, 10), 3) == [5, 7.5, 10]
-    with pytest.raises(ValueError, match=r"2 samples are too few for the guidance values 5, 7\.5, 10; use at least 3"):
-        per_sample((5, 7.5, 10), 2)
+def test_a_fits_values_are_around_the_usual_one_and_a_cfg_is_not_below_1(usual, cfg, values):
+    assert Guidance.around(usual, cfg) == Guidance("cfg" if cfg is None else "embedded", values, usual, cfg)
 
 
 @pytest.mark.parametrize("values", [[2.0, 2.0], [5.0, 7.5, 10.0, 5.0, 1.0], [1.0, 2.0, 1.0]])

@@ -125,18 +125,6 @@ def test_the_polynomial_and_karras_grids_are_k_diffusions(steps, rho, noise):
     assert_close(Grid("karras", {"rho": rho}).levels(steps, noise), karras_levels(steps, noise, rho))
 
 
-@pytest.mark.parametrize(
-    ("rule", "name", "value", "noise"),
-    [("polynomial", "rho", 7.0, EDMNoise()), ("karras", "rho", 5.0, SD), ("flow_shift", "shift", 3.0, FlowNoise())],
-)
-def test_a_grid_is_reshaped_by_its_one_parameter_with_a_gradient(rule, name, value, noise):
-    grid, parameter = Grid(rule, {name: 1.0}), torch.tensor(value, dtype=torch.float64, requires_grad=True)
-    assert grid.shape_parameter == name
-    assert Grid("uniform_time", {"end": 1e-3}).shape_parameter is Grid("flux_shift", FLUX).shape_parameter is None
-    assert_close(grid.reshaped_levels(5, noise, parameter).detach(), Grid(rule, {name: value}).levels(5, noise))
-    assert torch.autograd.gradcheck(lambda shape: grid.reshaped_levels(5, noise, shape), parameter)
-
-
 @pytest.mark.parametrize("steps", [1, 4, 10])
 @pytest.mark.parametrize("end", [1e-3, 0.05])
 def test_the_uniform_time_grid_is_even_in_model_time(steps, end):

@@ -27,12 +27,12 @@ def starts(kind: str = "flow", count: int = 12, size: int = 6, dtype: torch.dtyp
 
 
 def make_problem(
-    kind: str, family: str, steps: int, loss: str = "l2", model=curved, learn_grid=False, history=3, count=12, size=6
+    kind: str, family: str, steps: int, loss: str = "l2", model=curved, history=3, count=12, size=6
 ) -> Problem:
     model, noise = CountedDenoiser(model, torch.float64), NOISES[kind]
     samples, objective = Samples(starts(kind, count, size), {}, 5), make_objective(loss)
     reference = Teacher("heun", 40).reference(model, samples, noise, trajectory=objective.needs_trajectory)
-    space = make_space(family, steps, noise, GRIDS[kind], history, learn_grid)
+    space = make_space(family, steps, noise, GRIDS[kind], history)
     return Problem(model, samples, reference, len(samples), space=space, objective=objective)
 
 

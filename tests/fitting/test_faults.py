@@ -25,8 +25,8 @@ from torch.testing import assert_close
 from watch import memory_limit
 
 TERABYTE = 2**40
-# Few iterations: after more of them rounding decides when a fit ends.
-SETTINGS = {"steps": (2,), "held_out": 4, "teacher_steps": 6, "optimizer": LevenbergMarquardt(iterations=4)}
+# Few steps: after more of them rounding decides when a fit ends.
+SETTINGS = {"steps": (2,), "held_out": 4, "teacher_steps": 6, "optimizer": LevenbergMarquardt(work=1.5)}
 BY_GRADIENT = {"optimizer": GradientDescent(batch=8, epochs=4), "initial": "euler, shift 1"}
 
 
@@ -58,7 +58,12 @@ def test_errors_of_gpu_allocators_mean_out_of_memory():
 
 @pytest.mark.parametrize(
     ("most", "sizes", "settings", "tolerance"),
-    [(1, [8, 4, 2], {}, 1e-3), (3, [8, 4], {}, 1e-3), (3, [8, 4], BY_GRADIENT, 1e-4)],
+    [
+        (1, [8, 4, 2], {"teacher": "heun"}, 1e-3),
+        (1, [2], {}, 1e-3),
+        (3, [8, 4], {}, 1e-3),
+        (3, [8, 4], BY_GRADIENT, 1e-4),
+    ],
 )
 def test_a_fit_halves_its_calls_when_memory_runs_out(most, sizes, settings, tolerance):
     def hungry(x: Tensor, sigma: Tensor) -> Tensor:
@@ -131,8 +136,8 @@ NAN = r"network call \d+ \(sigma [0-9.]+\) returned \d+ non-finite values out of
 
 @pytest.mark.parametrize(
     ("at", "act", "error", "message"),
-    [*((at, lambda d: d * math.nan, ValueError, NAN) for at in (1, 60, 400)), (250, fail, LookupError, "own error")],
-    ids=["nan 1", "nan 60", "nan 400", "error 250"],
+    [*((at, lambda d: d * math.nan, ValueError, NAN) for at in (1, 30, 60)), (40, fail, LookupError, "own error")],
+    ids=["nan 1", "nan 30", "nan 60", "error 40"],
 )
 def test_a_fit_whose_model_fails_resumes_without_loss(undisturbed, at, act, error, message, tmp_path):
     broken, paths = Watched(at, act, smooth), {"journal": tmp_path / "journal", "cache": tmp_path / "cache"}

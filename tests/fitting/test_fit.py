@@ -16,18 +16,18 @@ from learned_solvers.training.data.trial import Trial
 from learned_solvers.training.optimise.gradient import Lion
 from learned_solvers.training.optimise.levenberg_marquardt import difference_step
 from learned_solvers.training.optimise.losses import LOSSES, make_objective
-from learned_solvers.training.optimise.problem import Problem
+from learned_solvers.training.optimise.problem import Problem, jacobian_calls
 from learned_solvers.training.spaces import make_space
-from learned_solvers.training.spaces.dyweight import DyWeightSpace
 from learned_solvers.training.starts.candidates import candidates, rank, rmse
-from learned_solvers.training.starts.choose import KEPT_STARTS, START_COUNT, find_start
-from learned_solvers.training.store.journal import Journal
-from learned_solvers.training.task import Task
 from oracles import curved, k_diffusion_module
 from torch import Tensor
 from torch.testing import assert_close
 
 KINDS = list(itertools.product(NOISES, ["dyweight", "ds"]))
+# To the optimum of all samples, whatever it costs, without weights for outliers.
+CONVERGED = LevenbergMarquardt(
+    samples=64, first=64, work=1e3, steps=5, gain=0.0, enough=1.0, outlier=1e9, difference=1e-6
+)
 
 
 def loss_at(problem: Problem, theta: Tensor) -> Tensor:
@@ -37,23 +37,22 @@ def loss_at(problem: Problem, theta: Tensor) -> Tensor:
     return problem.objective.rho(problem.objective.residual(states[1:], table.levels[1:], problem.reference)).mean()
 
 
-@pytest.mark.parametrize(
-    ("kind", "family", "learn_grid"), [*((*k, False) for k in KINDS), *((k, "dyweight", True) for k in NOISES)]
-)
-def test_the_normal_equations_equal_automatic_differentiation(kind, family, learn_grid):
-    problem = make_problem(kind, family, 4, learn_grid=learn_grid)
+@pytest.mark.parametrize(("kind", "family"), KINDS)
+def test_the_linearisation_equals_automatic_differentiation(kind, family):
+    problem = make_problem(kind, family, 4)
     theta = theta_of(problem) + 0.01
 
     def residual(at: Tensor) -> Tensor:
         states = problem.run(problem.space.table(at), problem.samples, problem.model.uncounted).states
         return (states[-1] - problem.reference.end).flatten()
 
-    jacobian, count = torch.autograd.functional.jacobian(residual, theta), problem.reference.end.numel()
-    normal = problem.normal(theta, 1e-6)
-    matrix, gradient = jacobian.T @ jacobian / count, jacobian.T @ residual(theta) / count
-    assert_close(normal.matrix, matrix, rtol=1e-4, atol=1e-5 * float(matrix.abs().max()))
-    assert_close(normal.gradient, gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
-    assert_close(normal.loss, problem.loss(theta), rtol=1e-12, atol=0.0)
+    jacobian = torch.autograd.functional.jacobian(residual, theta)
+    at, size = problem.linearise(theta, 1e-6), problem.reference.end[0].numel()
+    assert_close(at.residual.flatten(), residual(theta) / size**0.5)
+    columns = jacobian.view(len(problem.samples), size, -1).transpose(1, 2) / size**0.5
+    assert_close(at.jacobian, columns, rtol=1e-4, atol=1e-5 * float(columns.abs().max()))
+    assert_close(at.losses, at.residual.square().sum(1))
+    assert problem.loss(theta) == pytest.approx(float(at.losses.mean()), rel=1e-12)
 
 
 @pytest.mark.parametrize(("loss", "sums"), [("l2", 4.0925), ("l1", 2.35), ("huber", 0.22125)])
@@ -68,18 +67,34 @@ def test_the_gradient_of_every_loss_equals_automatic_differentiation(loss):
     theta = theta_of(problem).requires_grad_(True)
     (expected,) = torch.autograd.grad(loss_at(problem, theta), theta)
     # A weighted least-squares gradient is half of the loss's; trajectory sums N blocks whose mean it takes.
-    blocks = 3 if loss == "trajectory" else 1
-    assert_close(2 * blocks * problem.normal(theta.detach(), 1e-6).gradient, expected, rtol=2e-3, atol=1e-6)
+    blocks, at = 3 if loss == "trajectory" else 1, problem.linearise(theta.detach(), 1e-6)
+    gradient = torch.einsum("spk,sk->p", at.jacobian, at.residual) / len(at.losses)
+    assert_close(2 * blocks * gradient, expected, rtol=2e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "family"), KINDS)
 def test_a_jacobian_reuses_the_prefix_of_every_run(kind, family):
     problem = make_problem(kind, family, 5)
     problem.model.calls = 0
-    problem.normal(theta_of(problem), 1e-4)
-    # Of a run's 5 calls, a weight of step i repeats 4 - i, a time of DyWeight 5 - i, a time step of DS-Solver 4 - i.
+    problem.linearise(theta_of(problem), 1e-4)
+    # Of a run's 5 calls, a coefficient or level of step i repeats 4 - i, the level of DyWeight's call 5 - i.
     per_sample = {"dyweight": 5 + 4 + 2 * 3 + 3 * 2 + 3 + 15, "ds": 5 + 4 + 2 * 3 + 3 * 2 + 3}
     assert problem.model.calls == per_sample[family] * len(problem.samples)
+    assert jacobian_calls(problem.space) == per_sample[family]
+
+
+def test_a_long_residual_is_sketched_with_its_lengths_and_angles():
+    problem = make_problem("flow", "dyweight", 3, count=4, size=20_000)
+    theta = theta_of(problem)
+    at = problem.linearise(theta, 1e-4)
+    size, states = at.residual.shape[1], problem.run(problem.space.table(theta), problem.samples).states
+    exact = (states[-1] - problem.reference.end).square().mean(1)
+    assert size == 4096 and at.jacobian.shape == (4, len(theta), 4096)
+    assert_close(at.losses, exact)
+    assert_close(at.residual.square().sum(1), exact, rtol=0.1, atol=0)
+    # The sketch is linear: a difference of residuals has the sketch of the difference.
+    moved = problem.residuals(theta + 1e-4 * torch.eye(len(theta), dtype=torch.float64)[0])
+    assert_close((moved.residual - at.residual) / 1e-4, at.jacobian[:, 0], rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("method", [euler, dpmpp_2m, lambda s: ipndm(s, 3)], ids=["euler", "dpmpp_2m", "ipndm 3"])
@@ -91,14 +106,14 @@ def test_a_fit_can_start_from_a_classical_solver_exactly(method, kind, family):
         levels = noise.sigma_at_index(torch.linspace(999, 1, 6, dtype=torch.float64))
     else:
         levels = grid.levels(5, noise)
-    space, table, x = make_space(family, 5, noise, grid, 5, False), method(levels), starts(kind)
+    space, table, x = make_space(family, 5, noise, grid, 5), method(levels), starts(kind)
     end = sample_table(curved, x, space.table(space.initial(table)), disable=True)
     assert_close(end, sample_table(curved, x, table, disable=True), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "family"), KINDS)
 def test_a_files_tensors_lead_back_to_the_parameters(kind, family):
-    space = make_space(family, 5, NOISES[kind], GRIDS[kind], 3, False)
+    space = make_space(family, 5, NOISES[kind], GRIDS[kind], 3)
     grid = GRIDS["flow"] if kind == "flow" else Grid("polynomial", {"rho": 2.0})
     theta = space.initial(ipndm(grid.levels(5, NOISES[kind]), 2))
     theta = theta + 0.05 * torch.randn(len(theta), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -118,11 +133,11 @@ def test_a_linear_problem_is_solved_to_its_known_optimum():
     model, samples = CountedDenoiser(gaussian, torch.float64), Samples(x, {}, 64)
     exact = x * variance.sqrt()
     assert_close(Teacher("heun", 400).reference(model, samples, FLOW).end, exact, rtol=1e-4, atol=1e-5)
-    space = make_space("dyweight", 1, FLOW, Grid("flow_shift", {"shift": 1.0}), 1, False)
+    space = make_space("dyweight", 1, FLOW, Grid("flow_shift", {"shift": 1.0}), 1)
     trial = Trial(model, samples, Reference(torch.zeros(1), exact[None]), 64)
     problem = Problem.of(trial, space, make_objective("l2"))
-    optimizer = LevenbergMarquardt(iterations=40, tolerance=0.0, difference=1e-6)
-    _, loss = optimizer.fit(problem, torch.tensor([0.5, 0.0]).double())
+    fitted = CONVERGED.fit(lambda start, stop: problem, torch.tensor([0.0, 0.0]).double())
+    loss = float(fitted.at.losses.mean())
     s = torch.linspace(0.05, 1.5, 20_000, dtype=torch.float64)[:, None]
     b = (1 - (1 - s) * variance / ((1 - s) ** 2 * variance + s**2)) / s
     power = x.square().mean(0)
@@ -134,7 +149,8 @@ def test_a_linear_problem_is_solved_to_its_known_optimum():
 def test_both_optimizers_find_the_point_where_the_gradient_is_zero():
     problem = make_problem("flow", "ds", 4, history=1)  # three time steps of Euler's method
     start = theta_of(problem) + 0.5
-    optimum, loss = LevenbergMarquardt(iterations=30, tolerance=1e-9, difference=1e-6).fit(problem, start)
+    fitted = replace(CONVERGED, samples=12).fit(lambda start, stop: problem, start)
+    optimum, loss = fitted.theta, float(fitted.at.losses.mean())
     assert loss < 0.9 * problem.loss(theta_of(problem))
     slope_at_start, slope = (torch.func.grad(lambda at: loss_at(problem, at))(point) for point in (start, optimum))
     assert float(slope.norm()) < 1e-4 * float(slope_at_start.norm())
@@ -166,7 +182,7 @@ def test_a_gradient_that_is_missing_or_wrong_is_refused(model):
         quick_fit(model, optimizer="adam", initial="euler, shift 1")
 
 
-@pytest.mark.parametrize(("dtype", "low", "high"), [(torch.float32, 1e-4, 3e-3), (torch.bfloat16, 5e-2, 0.2)])
+@pytest.mark.parametrize(("dtype", "low", "high"), [(torch.float32, 5e-4, 3e-3), (torch.bfloat16, 5e-2, 0.2)])
 def test_the_difference_step_follows_the_models_rounding(dtype, low, high):
     problem = make_problem("flow", "dyweight", 4, model=lambda x, s: curved(x.to(dtype), s.to(dtype)).double())
     assert low <= difference_step(problem, theta_of(problem)) <= high
@@ -175,7 +191,8 @@ def test_the_difference_step_follows_the_models_rounding(dtype, low, high):
 @pytest.mark.parametrize(("kind", "family"), KINDS)
 def test_a_fit_is_never_worse_than_the_best_classical_solver_on_its_samples(kind, family):
     x, noise = starts(kind, 48), NOISES[kind]
-    result = quick_fit(curved, x, noise=noise, family=family, steps=(3, 5), held_out=16, teacher_steps=40)
+    settings = {"effort": "thorough", "held_out": 16, "teacher": "heun", "teacher_steps": 40}
+    result = quick_fit(curved, x, noise=noise, family=family, steps=(3, 5), **settings)
     model, samples = CountedDenoiser(curved, torch.float64), Samples(x[:32], {}, 32)
     trial = Trial(model, samples, Teacher("heun", 40).reference(model, samples, noise), 32)
     for steps in (3, 5):
@@ -183,37 +200,9 @@ def test_a_fit_is_never_worse_than_the_best_classical_solver_on_its_samples(kind
         error = rmse(trial, result.solver.table(steps, noise))
         # Heun's levels do not descend, and DS-Solver on VP models cannot end at 0; then its card says so.
         possible = [candidate for _, candidate in order if not candidate.name.startswith("heun")]
-        assert error <= rmse(trial, possible[0].table) or (kind, family) == ("vp", "ds")
-        assert (error > order[0][0]) == (result.solver.card.steps[steps].note is not None)
+        assert error <= (1 + 1e-6) * rmse(trial, possible[0].table) or (kind, family) == ("vp", "ds")
+        assert (error > (1 + 1e-6) * order[0][0]) == (result.solver.card.steps[steps].note is not None)
         assert result.report[steps].error_after <= result.report[steps].error_before
-
-
-def find_start_of_8_steps(kind: str, family: str, log=lambda line: None):
-    problem = make_problem(kind, family, 8)
-    order = [candidate for _, candidate in rank(problem.first(4), list(candidates(8, NOISES[kind])))]
-    trials = problem.first(8), problem.pick(torch.arange(8, 12))
-    task = Task(*trials, problem.objective, NOISES[kind], family, 8, False, Journal(None, ""), log)
-    return problem, find_start(task, 8, order, "scan"), order
-
-
-@pytest.mark.parametrize("kind", NOISES)
-def test_many_steps_start_where_ds_solver_would(kind):
-    (problem, start, _), (_, by_ds, _) = (find_start_of_8_steps(kind, family) for family in ("dyweight", "ds"))
-    assert isinstance(start.space, DyWeightSpace) and start.name == by_ds.name
-    ends = [sample_table(curved, starts(kind), s.space.table(s.theta), disable=True) for s in (start, by_ds)]
-    assert_close(ends[0], ends[1], rtol=1e-9, atol=1e-9)
-    assert rmse(problem, by_ds.space.table(by_ds.theta)) < rmse(problem, start.table)
-
-
-def test_many_steps_start_from_dyweight_where_no_ds_solver_can_be_used(monkeypatch):
-    monkeypatch.setattr("learned_solvers.training.starts.choose.is_valid", lambda space, theta: False)
-    lines: list[str] = []
-    problem, start, order = find_start_of_8_steps("flow", "dyweight", lines.append)
-    # DS-Solver's starts, with fewer parameters, must not be taken for DyWeight's own.
-    assert isinstance(start.space, DyWeightSpace) and len(start.theta) == len(start.space.initial(start.table))
-    losses = [line for line in lines if ": initial solver " in line]
-    assert len(losses) == len(set(losses)) == 2 * (START_COUNT + KEPT_STARTS)
-    assert rmse(problem, start.space.table(start.theta)) < rmse(problem, order[0].table)
 
 
 @pytest.mark.parametrize("level", [1.0, 0.9, 0.7, 0.5, 0.0])
@@ -237,16 +226,10 @@ def test_a_teacher_equals_k_diffusions_sampler(method, kind):
 def test_a_fit_can_start_from_a_solver_of_another_step_count():
     four = quick_fit(steps=(4,)).solver
     five = quick_fit(steps=(5,), initial=four)
-    assert five.report[5].start == "dyweight_fitted at 4 steps"
+    assert five.report[5].start.startswith("dyweight_fitted at 4 steps")
     assert five.report[5].error_after < five.report[5].error_before
     card = replace(four.card, steps={**four.card.steps, **five.solver.card.steps})
     both = Solver("both", card, {**four.parameters, **five.solver.parameters})
-    assert quick_fit(steps=(6,), initial=both).report[6].start == "both at 5 steps"
+    assert quick_fit(steps=(6,), initial=both).report[6].start.startswith("both at 5 steps")
     with pytest.raises(ValueError, match="ds_flow-sit is a ds solver for flow models: start a dyweight fit"):
         quick_fit(steps=(5,), initial=load_solver("ds_flow-sit"))
-
-
-def test_the_grids_shift_can_be_learned_too():
-    result = quick_fit(learn_grid=True, initial="euler, shift 5")
-    assert result.solver.card.steps[3].grid.parameters["shift"] != 5.0
-    assert result.report[3].error_after < result.report[3].error_before

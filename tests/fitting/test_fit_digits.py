@@ -41,7 +41,7 @@ def fit_digits(kind, steps, dtype=torch.float32):
     (model, noise), samples = model_of(kind, dtype), samples_of(kind, SEEN + HELD_OUT, 0, dtype)
     return fit_solver(
         model, samples.x, noise=noise, steps=steps, extra_args=samples.extra_args, held_out=HELD_OUT,
-        teacher=TEACHER.method, teacher_steps=TEACHER.steps,
+        teacher=TEACHER.method, teacher_steps=TEACHER.steps, effort="thorough",
     )  # fmt: skip
 
 

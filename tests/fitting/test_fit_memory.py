@@ -13,9 +13,8 @@ WORKER = """
 import sys
 sys.path.append({tests!r})
 import conftest, resource, torch
-from itertools import islice
 from learned_solvers.samplers import FlowNoise, Grid, euler, sample_table
-from learned_solvers.training import LevenbergMarquardt, fit_solver, step_fit
+from learned_solvers.training import LevenbergMarquardt, fit_solver
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)
 up, down = torch.randn(512, 4, 1, 1, generator=generator) / 2, torch.randn(4, 512, 1, 1, generator=generator) / 512
@@ -26,8 +25,6 @@ def denoiser(x, sigma):  # activations 128 times as large as the latent: FLUX ha
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-# A few candidates take as much memory as all, one after another.
-every_candidate, step_fit.candidates = step_fit.candidates, lambda *arguments: islice(every_candidate(*arguments), 4)
 x, noise = torch.randn(3, 4, 112, 112, generator=generator), FlowNoise()
 with torch.inference_mode():
     levels = Grid("flow_shift", {{"shift": 1.0}}).levels(2, noise)
@@ -36,7 +33,7 @@ with torch.inference_mode():
     print(peak())
     fit_solver(
         denoiser, x, noise=noise, steps=(2,), held_out=1, microbatch=1, teacher="euler", teacher_steps=2,
-        initial="euler", optimizer=LevenbergMarquardt(iterations=1),
+        initial="euler", optimizer=LevenbergMarquardt(work=1.5),
     )
     print(peak())
 """

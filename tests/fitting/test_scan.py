@@ -52,7 +52,7 @@ def test_a_model_of_few_timesteps_has_candidates_on_the_grids_that_it_has(timest
 
 def test_a_model_of_few_timesteps_can_be_fitted():
     noise = VPNoise.from_sigmas(torch.linspace(0.03, 14.6, 8, dtype=torch.float64))
-    x = starts("flow", 16) * noise.sigma_max
+    x = starts("flow", 64) * noise.sigma_max
     result = quick_fit(curved, x, noise=noise, steps=(9,), teacher_steps=20)
     assert result.report[9].error_after < result.report[9].error_before
     assert bool((result.solver.table(9, noise).levels.diff() < 0).all())

@@ -3,7 +3,8 @@
     <ComfyUI's python> comfy_model.py COMFYUI_PATH MODELS_FOLDER
 
 "freed" and the MB that its text encoders free; "<model> <error of one row per call> <error of three rows>" for rows
-that differ in guidance or length, against ComfyUI's guider; "default <model>" and its default guidances.
+that differ in guidance or length, against ComfyUI's guider; "recipe <model> <sampler> <error> <calls> <calls made>" of
+a teacher against ComfyUI's own sampling, or its refusal; "default <model>" and its default guidances.
 """
 
 import gc
@@ -16,9 +17,11 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "training"))
 import _as_package  # noqa: F401 - makes the folder the package learned_solvers
 from learned_solvers.training.command.run import guidance_for
 from learned_solvers.training.models.comfy import ComfyModel
+from learned_solvers.training.models.comfy_samplers import named_recipe
 from learned_solvers.training.models.loading import ModelFiles
 
 SHAPE = (3, 16, 8, 8)
+NOISE = torch.randn(1, *SHAPE[1:], generator=torch.Generator().manual_seed(7))
 comfy, models = map(Path, sys.argv[1:])
 
 
@@ -54,11 +57,51 @@ def compare(name, model, dim, pooled):
 
     def work(denoiser, device):
         for order in ([0, 1, 2], [2, 0, 1], [1, 1, 0]):
-            one = torch.cat([denoiser(*states[i], row=[i]) for i in order])
-            three = denoiser(x[order], sigma[order], row=order)
+            one = torch.cat([denoiser(*states[i], row=[i], guidance=values[i]) for i in order])
+            three = torch.cat(
+                [denoiser(x[order], sigma[order], row=order, guidance=values[i])[k, None] for k, i in enumerate(order)]
+            )
             print(name, *(float((y - expected[order]).abs().max() / expected.abs().max()) for y in (one, three)))
 
-    model.with_denoiser(work, conds, guidance_for(model, [1.0, 5.0], 3), list(SHAPE))
+        ends.update(recipe_ends(name, model, denoiser))
+
+    ends = {}
+    model.with_denoiser(work, conds, guidance_for(model, [1.0, 5.0]), list(SHAPE))
+    for method, (end, reported, made) in ends.items():
+        expected = ksampler(model, conds, method)
+        error = float((end.cpu() - expected.cpu()).abs().max() / expected.abs().max())
+        print("recipe", name, method, error, reported, made)
+
+
+def recipe_ends(name, model, denoiser):
+    """Ends of teachers named by a KSampler's widgets at guidance 5, the calls that they report, and those made."""
+    x, calls, ends = float(model.sampling.sigma_max) * NOISE, [], {}
+
+    def counted(x, sigma, **extra_args):
+        calls.append(len(x))
+        return denoiser(x, sigma, **extra_args)
+
+    for method in ("dpmpp_2m", "heun", "uni_pc", "euler_ancestral"):
+        try:
+            recipe = named_recipe(model.patcher, method, "simple", 6, [1, *SHAPE[1:]])
+        except ValueError as error:
+            print("recipe", name, method, error)
+            continue
+        calls.clear()
+        ends[method] = recipe.run(counted, x, {"row": [0], "guidance": 5.0}), recipe.calls, len(calls)
+    return ends
+
+
+def ksampler(model, conds, method):
+    """The end of ComfyUI's own sampler from the same start, in the model's latent space."""
+    cfg, embedded = (1.0, {"guidance": 5.0}) if model.embeds_guidance else (5.0, {})
+    both = [[[c["context"], {"pooled_output": c["pooled_output"], **embedded}]] for c in (conds[1], conds[0])]
+    settings = {"steps": 6, "sampler": method, "scheduler": "simple", "model_options": model.patcher.model_options}
+    sampler = sys.modules["comfy.samplers"].KSampler(model.patcher, device=torch.device("cpu"), **settings)
+    latent = torch.zeros_like(NOISE)
+    return model.patcher.model.process_latent_in(
+        sampler.sample(NOISE, *both, cfg=cfg, latent_image=latent, disable_pbar=True, seed=0)
+    )
 
 
 def tensor_memory():
@@ -77,4 +120,4 @@ for name, dim, pooled in (("sd3", 64, 32), ("flux", 64, 768)):
     if file.exists():
         model = ComfyModel.load(ModelFiles(diffusion_model=file, comfyui=comfy))
         compare(name, model, dim, pooled)
-        print("default", name, *guidance_for(model, (), 64).values)
+        print("default", name, *guidance_for(model, ()).values)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from comfy_host import HOSTS, python_of
 from learned_solvers.samplers.families import FAMILIES
-from oracles import curved, start
+from oracles import curved, smooth, start
 from repository import ROOT, run_python
 
 HOST_CODE = """
@@ -92,11 +92,11 @@ def test_a_third_familys_file_becomes_its_table_and_samples(third, solver):
 
 
 def test_a_third_family_can_be_fitted_and_resampled(third, package):
-    samplers, x = third("samplers"), start(1.0, 32, 4)
+    samplers, x = third("samplers"), start(1.0, 64, 4)
 
     def fit(steps, **more):
-        settings = {"noise": samplers.FlowNoise(), "family": "blend", "teacher_steps": 20, **more}
-        return third("training").fit_solver(curved, x, steps=(steps,), **settings)
+        settings = {"noise": samplers.FlowNoise(), "family": "blend", "teacher_steps": 20, "held_out": 32, **more}
+        return third("training").fit_solver(smooth, x, steps=(steps,), **settings)
 
     first = fit(3)
     assert first.report[3].error_after < first.report[3].error_before

@@ -15,6 +15,7 @@ from ..data.samples import Samples
 from ..data.teacher import Teacher
 from ..fit import fit_solver
 from ..models.digits import SHAPE, load_digits
+from ..optimise.levenberg_marquardt import LevenbergMarquardt
 from ..report import FitResult, table_of
 
 __all__ = ["GUIDANCE", "demo_starts", "run_demo"]
@@ -44,6 +45,7 @@ def run_demo(output: Path, *, overwrite: bool = False, log: Callable[[str], None
     result = fit_solver(
         model, x, noise=noise, steps=STEPS, held_out=64, extra_args=extra_args, progress=log,
         teacher=TEACHER.method, teacher_steps=TEACHER.steps, card=card,
+        effort="thorough", optimizer=LevenbergMarquardt(),  # all peers, but no more samples than usual
     )  # fmt: skip
     result.solver.save(file, overwrite=overwrite)
     x, _ = demo_starts(10, seed=1)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import re
 import shlex
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from ...samplers import Guidance
 from ...samplers.files.write import check_name, has_suffix
-from ..data.teacher import TEACHERS, Teacher
+from ..data.teacher import TEACHERS
+from ..effort import EFFORTS
 from ..job import OPTIMIZER_NAMES, FitSettings, make_optimizer
 from ..models import Model
 from ..models.conditioning import Cond, read_conditioning, write_conditioning
 from ..models.loading import ModelFiles
+from ..optimise.levenberg_marquardt import LevenbergMarquardt
 from ..optimise.losses import LOSSES
 from ..spaces import SPACES
 from ..starts.choose import resolve_initial
@@ -89,6 +90,8 @@ class FitCommand:
     size: tuple[int, int] | None
     output: Output
     dry_run: bool
+    recipe: tuple[str, str, int] | None
+    """Sampler, scheduler and steps of the teacher, instead of the settings'."""
 
     @property
     def count(self) -> int:
@@ -144,17 +147,36 @@ def parse_fit(description: str, arguments: Sequence[str] | None) -> FitCommand |
     for option, values in (("--steps", args.steps), ("--guidance", args.guidance)):
         if len(values) != len({f"{value:g}" for value in values}):
             raise ValueError(f"{option} contains duplicate values: {' '.join(f'{value:g}' for value in values)}")
-    optimizer = make_optimizer(args.optimizer, args.seed, rate=1e-3)  # the papers' rate for latent models
+    optimizer = make_optimizer(args.optimizer, args.seed, args.effort, rate=1e-3)  # the papers' rate for latent models
+    samples, held_out = EFFORTS[args.effort].sizes(args.samples)
+    if isinstance(optimizer, LevenbergMarquardt):
+        optimizer = replace(optimizer, samples=samples)
+    recipe = _recipe(args.teacher, args.teacher_steps)
     settings = FitSettings(
-        args.family, tuple(args.steps), args.history, Teacher(args.teacher, args.teacher_steps), optimizer, args.loss,
-        args.initial, args.learn_grid, held_out=math.ceil(args.samples / 3), seed=args.seed,
+        args.family, tuple(args.steps), args.history, "ode" if recipe else args.teacher, args.teacher_steps, optimizer,
+        args.loss, args.initial, held_out=held_out, seed=args.seed, effort=args.effort,
     )  # fmt: skip
     resolve_initial(settings.initial, settings.family, settings.steps)
     output = Output(_solver_file(args.output, args.family, files), _reported_command(parser, args), args.overwrite)
     return FitCommand(
-        files, prompts(args), settings, args.samples, args.microbatch, tuple(sorted(args.guidance)), args.size, output,
-        args.dry_run,
+        files, prompts(args), settings, samples, args.microbatch, tuple(sorted(args.guidance)), args.size, output,
+        args.dry_run, recipe,
     )  # fmt: skip
+
+
+def _recipe(teacher: str, teacher_steps: int | None) -> tuple[str, str, int] | None:
+    """Sampler, scheduler and steps of a teacher such as "euler simple 20"; None for a single word."""
+    words = teacher.split()
+    if len(words) == 1:
+        return None
+    if len(words) != 3 or not re.fullmatch("[1-9][0-9]{0,2}", words[2]):
+        raise ValueError(
+            f'--teacher must be one of {", ".join(TEACHERS)}, or sampler, scheduler and steps such as "euler simple '
+            f'20", got {teacher!r}'
+        )
+    if teacher_steps is not None:
+        raise ValueError(f"--teacher {teacher!r} has its own number of steps: remove --teacher-steps")
+    return words[0], words[1], int(words[2])
 
 
 def _reported_command(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
@@ -173,27 +195,35 @@ def _fit_parser(description: str) -> argparse.ArgumentParser:
     add("--demo", action="store_true", help="fit the bundled small model and draw the result")
     add_model_options(parser)
     add("--guidance", type=parse_guidance, nargs="+", default=[], metavar="G",
-        help="CFG values, cycled across the samples (default: 2/3, 1 and 4/3 of the usual CFG); on FLUX, "
-             "embedded guidance with CFG 1 (default: the usual one)")  # fmt: skip
+        help="CFG values to fit at, between which the solver interpolates; on FLUX, embedded guidance with CFG 1 "
+             "(default: 0.4, 2/3, 1 and 1.6 times the usual one)")  # fmt: skip
     add("--steps", type=parse_count, nargs="+", default=[4, 6, 8],
         help="step counts, in network calls (default: 4 6 8)")  # fmt: skip
-    add("--samples", type=parse_count, default=64,
-        help="samples to fit to; an additional third is held out for evaluation (default: 64)")  # fmt: skip
+    add("--effort", choices=tuple(EFFORTS), default=FitSettings.effort,
+        help="how much the fit spends: samples, iterations and peers (default: %(default)s)")  # fmt: skip
+    add(
+        "--samples",
+        type=parse_count,
+        help="samples to fit to, at most; an additional third is held out for evaluation (default: the effort's)",
+    )
     add("--family", choices=tuple(SPACES), default=FitSettings.family, help="form of the solver (default: %(default)s)")
     add("--history", type=parse_count,
-        help="number of most recent network calls that a step may use (default: 3, or 6 for at least 256 samples with "
-             "--optimizer gauss-newton and --initial scan)")  # fmt: skip
-    add("--teacher", choices=TEACHERS, default="heun", help="many-step solver to imitate (default: heun)")
-    add("--teacher-steps", type=parse_count, default=30,
-        help="steps of the teacher; 30 steps of heun make 59 calls (default: 30)")  # fmt: skip
+        help="number of most recent network calls that a step may use (default: 3)")  # fmt: skip
+    add("--teacher", default="ode",
+        help=f"many-step solver to imitate: {', '.join(TEACHERS)}; or what you sample with today, such as "
+             '"euler simple 20": sampler, scheduler and steps (default: ode)')  # fmt: skip
+    add(
+        "--teacher-steps",
+        type=parse_count,
+        help="steps of the teacher; heun makes two calls in each (default: six times the largest of --steps)",
+    )
     add("--seed", type=parse_seed, default=0, help="seed of the initial noise (default: 0)")
     add("--optimizer", choices=OPTIMIZER_NAMES, default="gauss-newton",
         help="gauss-newton is Levenberg-Marquardt without backpropagation (default: gauss-newton)")  # fmt: skip
     add("--loss", choices=LOSSES, default="l2", help="distance to the teacher to minimise (default: l2)")
-    add("--initial", default="scan",
-        help="initial solver: scan (the best classical solvers), the name of a classical solver, or a solver "
-             "file (default: scan)")  # fmt: skip
-    add("--learn-grid", action="store_true", help="also learn the grid's shift or rho, if the family has a grid")
+    add("--initial", default="path",
+        help="initial solver: path (along the teacher's path), the name of a classical solver, or a solver file "
+             "(default: path)")  # fmt: skip
     add("--output",
         help="solver file, or a bare name for one in ComfyUI's models/solver_weights (default: family and model "
              "name); with --demo, a folder (default: demo)")  # fmt: skip

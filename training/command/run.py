@@ -6,25 +6,27 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ...samplers.architectures import architecture_of
-from ...samplers.guidance import Guidance, per_sample, range_around
+from ...samplers.guidance import Guidance
 from ..comparison.measure import Result
 from ..comparison.sheet import draw_results
-from ..cost import duration, most_calls, seconds_of_call
+from ..cost import duration, most_calls, seconds_of_call, usual_calls
 from ..data.processes import Processes
 from ..data.samples import Samples
 from ..fit import run_fit
 from ..job import FitJob
 from ..models import Model
 from ..models.comfy import ComfyModel
+from ..models.comfy_samplers import named_recipe
 from ..models.conditioning import Cond
 from ..optimise.gradient import GradientDescent
-from ..optimise.levenberg_marquardt import LevenbergMarquardt, Progress
+from ..optimise.levenberg_marquardt import Progress
 from ..optimise.losses import make_objective
 from ..report import FitResult, table_of
 from ..store.content import content_hash
@@ -43,9 +45,11 @@ def fit_model(command: FitCommand, processes: Processes) -> None:
         command.output.check()
     run = ModelFit(command, processes, log)
     log(run.describe())
-    states = command.settings.teacher.steps + 1 if make_objective(command.settings.loss).needs_trajectory else 1
+    job, whole = run.job, make_objective(command.settings.loss).needs_trajectory
+    paths = len(job.samples) if whole else job.blocks[0]
     # The teacher's states in float32, twice for safety, and the journal.
-    needed = 2 * 4 * run.job.samples.x.numel() * states + 2**24
+    states = paths * job.path_teacher.steps + len(job.samples)
+    needed = 2 * 4 * states * job.samples.x[0].numel() + 2**26
     with command.output.claimed(needed) if first and not command.dry_run else nullcontext():
         conds = processes.from_first(run.conditioning() if first else None)
         run.model.free_text_encoders()
@@ -55,12 +59,12 @@ def fit_model(command: FitCommand, processes: Processes) -> None:
         )  # fmt: skip
 
 
-def guidance_for(model: Model, values: Sequence[float], samples: int) -> Guidance:
-    """The guidance of a fit; without values the model's usual one, for CFG with a third less and a third more."""
+def guidance_for(model: Model, values: Sequence[float]) -> Guidance:
+    """The guidance of a fit; without values, knots around the model's usual one."""
     usual, embedded = model.usual_guidance, model.embeds_guidance
-    values = tuple(values) or ((usual,) if embedded else range_around(usual, 1 / 3))
-    per_sample(values, samples)  # refuses too few
-    return Guidance("embedded", values, cfg=1.0) if embedded else Guidance("cfg", values)
+    if not values:
+        return Guidance.around(usual, 1.0 if embedded else None)
+    return Guidance("embedded", tuple(values), cfg=1.0) if embedded else Guidance("cfg", tuple(values))
 
 
 class ModelFit:
@@ -74,7 +78,7 @@ class ModelFit:
         self.reused = self.prompts.exists()
         self.model = model = ComfyModel.load(command.files, text_encoders=processes.rank == 0 and not self.reused)
         self.shape = model.latent_shape(*(command.size or model.size))
-        self.guidance = guidance_for(model, command.guidance, command.samples)
+        self.guidance = guidance_for(model, command.guidance)
         card = {
             "architecture": model.architecture,
             "checkpoint": command.files.name,
@@ -82,6 +86,9 @@ class ModelFit:
             "resolution": model.pixels(self.shape),
             "note": f"fitted to {command.samples} samples, evaluated on {settings.held_out}, seed {settings.seed}",
         }
+        settings = replace(settings, guidance=self.guidance.values, guidance_argument="guidance")
+        if command.recipe:
+            settings = replace(settings, teacher=named_recipe(model.patcher, *command.recipe, self.shape))
         x = model.starts(self.shape, command.count, settings.seed)
         samples = Samples(x, {"row": list(range(command.count))}, command.microbatch)
         self.job = FitJob(settings, samples, model.noise(self.shape), card)
@@ -95,7 +102,6 @@ class ModelFit:
     def describe(self) -> str:
         """The plan and its cost, as text."""
         command, settings, guidance = self.command, self.command.settings, self.guidance
-        usual = "a sixteenth to an eighth" if command.samples <= LevenbergMarquardt().core else "a thirtieth to a tenth"
         passes = ""
         if guidance.kind == "cfg" and guidance.values != (1,):
             passes = f" (two passes each{', one at CFG 1' if 1 in guidance.values else ''})"
@@ -105,8 +111,9 @@ class ModelFit:
         return (
             f"{self.model.architecture} ({self.job.noise.kind}), {self.model.pixels(self.shape)}, {guidance}{usually}: "
             f"{settings.family} solvers of {steps} steps, fitted to {command.samples} samples and evaluated on "
-            f"{settings.held_out} more.\nAt most {most_calls(self.job):,} network calls{passes}, usually {usual} of "
-            f"that; result: {command.output.solver}"
+            f"{settings.held_out} more.\nAt most {most_calls(self.job):,} network calls{passes}, usually about "
+            f"{usual_calls(self.job):,}; result: "
+            f"{command.output.solver}"
         )
 
     def conditioning(self) -> list[Cond]:
@@ -118,13 +125,13 @@ class ModelFit:
     def fit(self, denoiser: Callable[..., Tensor], device: torch.device, conds: list[Cond]) -> None:
         """Times the model, fits unless this is a dry run, and writes the files; called while the model is loaded."""
         command, processes, job = self.command, self.processes, self.job.on(device)
-        # A sample at CFG 1 would take one pass only.
-        first_guided = next((i for i, value in enumerate(self.guidance.values) if value != 1), 0)
-        batch = job.samples.rows(first_guided, first_guided + command.microbatch)
+        batch = job.samples.rows(0, command.microbatch)
         seconds, sampling = seconds_of_call(denoiser, batch, self._hint()), peak_memory(device)
         most = math.ceil(most_calls(job) / processes.count)
+        usual = usual_calls(job) / processes.count
         self.log(
-            f"One call takes {seconds:.2f} s here: at most {duration(seconds * most)}.\n"
+            f"One call takes {seconds:.2f} s here: usually {duration(seconds * usual)}, at most "
+            f"{duration(seconds * most)}.\n"
             f"Memory for sampling {len(batch)} at a time: {sampling}."
         )
         if command.dry_run:

@@ -15,7 +15,7 @@ from ...samplers.loop import Denoiser
 from ...samplers.schedules import Noise
 from ..data.batch_limit import BatchLimit
 from ..data.samples import CountedDenoiser, Samples
-from ..data.teacher import Teacher
+from ..data.teacher import Recipe, Teacher
 from ..report import FitResult
 from ..starts.candidates import candidate_named, candidates
 
@@ -200,11 +200,12 @@ def teacher_result(method: str, calls: int, goal: Tensor) -> Result:
 
 
 def fit_results(
-    solver: Solver, fit: FitResult, teacher: Teacher, model: Denoiser, starts: Samples, noise: Noise
+    solver: Solver, fit: FitResult, teacher: Teacher | Recipe, model: Denoiser, starts: Samples, noise: Noise
 ) -> list[Result]:
     """Runs a fitted solver on a few starts: first the teacher, then per step count the solver and its best peer."""
     counted = CountedDenoiser(model, starts.x.dtype)
-    goal = teacher.reference(counted, starts, noise).end
+    of_recipe = isinstance(teacher, Recipe)
+    goal = (teacher.reference(counted, starts) if of_recipe else teacher.reference(counted, starts, noise)).end
     entries = {}
     for steps in solver.steps:
         peer = candidate_named(fit.report[steps].peers[0].name, steps, noise)
@@ -213,4 +214,4 @@ def fit_results(
             _table_entry(counted, peer.method, peer.grid_name, peer.table),
         ]
     results = compare(entries, counted, starts, goal, pictures=len(goal))
-    return [teacher_result(teacher.method, teacher.calls, goal), *results]
+    return [teacher_result(teacher.name, teacher.calls, goal), *results]

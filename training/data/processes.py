@@ -52,10 +52,10 @@ class Processes:
         return torch.tensor([positions[row] for row in rows.tolist() if row in positions], dtype=torch.long)
 
     def gather(self, values: Tensor, samples: Samples, total: int) -> Tensor:
-        """One number per sample of all processes, shape [total], from one per sample of this process."""
+        """The values [total, ...] of the samples of all processes, from those of this process's samples."""
         if self.count == 1:
             return values
-        numbers = values.new_zeros(total)
+        numbers = values.new_zeros(total, *values.shape[1:])
         numbers[self._rows(total, samples.microbatch)] = values
         return self.sums(numbers)
 

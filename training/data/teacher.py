@@ -1,28 +1,37 @@
-"""The reference that a solver is fitted to: a many-step classical solver from the same start."""
+"""The reference that a solver is fitted to: a many-step classical solver, or any sampler, from the same start."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from ...samplers import dpmpp_2m, euler, heun, ipndm, sample_table
+from ...samplers import SolverTable, dpmpp_2m, euler, heun, ipndm, sample_table
 from ...samplers.files.write import write_tensors
 from ...samplers.loop import Denoiser
 from ...samplers.schedules import Noise
 from ..store.content import content_hash
 from .batch_limit import BatchLimit
+from .dense_grid import PILOT_CALLS, dense_grid
 from .samples import CountedDenoiser, Samples
 
-__all__ = ["TEACHERS", "Reference", "Teacher"]
+__all__ = ["TEACHERS", "Recipe", "Reference", "Teacher"]
 
 _log = logging.getLogger("learned_solvers")
-_TABLES = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m, "ipndm": lambda sigmas: ipndm(sigmas, 4)}
+_TABLES = {
+    "ode": lambda sigmas: ipndm(sigmas, 3),  # order 4 is unstable at high guidance
+    "euler": euler,
+    "heun": heun,
+    "dpmpp_2m": dpmpp_2m,
+    "ipndm": lambda sigmas: ipndm(sigmas, 4),
+}
 TEACHERS = tuple(_TABLES)
 
 
@@ -55,14 +64,15 @@ class Reference:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A many-step reference.
+    """A many-step classical solver.
 
     Args:
-        method: One of TEACHERS. heun makes two calls per step, one in the last; the others make one.
+        method: One of TEACHERS. ode is ipndm 3 on a grid made for the model, see `dense_grid`; the others run on the
+            noise schedule's. heun makes two calls per step, one in the last; the others make one.
         steps: Steps of its grid.
     """
 
-    method: str = "heun"
+    method: str = "ode"
     steps: int = 60
 
     def __post_init__(self) -> None:
@@ -71,10 +81,47 @@ class Teacher:
         if self.steps < 2:
             raise ValueError(f"a teacher needs at least 2 steps, got {self.steps}: use 28 to 100")
 
+    def __str__(self) -> str:
+        return f"{self.method}, {self.steps} steps"
+
+    @classmethod
+    def of(cls, name: str, steps: int | None, longest: int, factor: int = 6) -> Teacher:
+        """The teacher of that name for solvers of at most `longest` steps.
+
+        By default it takes `factor` times their steps, at least 20: its error is then small beside the solvers'.
+        """
+        return cls(name, max(20, factor * longest) if steps is None else steps)
+
+    @property
+    def name(self) -> str:
+        """The method, as on the card."""
+        return self.method
+
     @property
     def calls(self) -> int:
         """Network calls per sample."""
         return 2 * self.steps - 1 if self.method == "heun" else self.steps
+
+    @property
+    def pilot_calls(self) -> int:
+        """Network calls before the first sample."""
+        return PILOT_CALLS if self.method == "ode" else 0
+
+    def grid(self, model: Denoiser, samples: Samples, noise: Noise) -> Tensor:
+        """Its levels for these samples, shape [steps + 1]; takes `pilot_calls`."""
+        return dense_grid(model, samples, noise, self.steps) if self.method == "ode" else noise.teacher_grid(self.steps)
+
+    def run(self, model: Denoiser, samples: Samples, levels: Tensor) -> Tensor:
+        """The states at all levels, from the samples' starts on, shape [steps + 1, S, ...]."""
+        states: list[Tensor] = []
+
+        def keep(step: dict) -> None:
+            states.append(step["x"])
+
+        end = sample_table(model, samples.x, _TABLES[self.method](levels), samples.extra_args, keep, disable=True)
+        if self.method == "heun":  # a step's second call is off the trajectory
+            states = states[::2]
+        return torch.stack([*states, end])
 
     def reference(
         self,
@@ -84,8 +131,9 @@ class Teacher:
         *,
         trajectory: bool = False,
         cache: Path | None = None,
+        levels: Tensor | None = None,
     ) -> Reference:
-        """The teacher's end states or trajectories, computed microbatch by microbatch.
+        """The end states or trajectories of samples, microbatch by microbatch.
 
         Args:
             model: The denoiser.
@@ -93,35 +141,88 @@ class Teacher:
             noise: The model's schedule.
             trajectory: Keep all states, not only the ends.
             cache: A folder; a microbatch found there is not run again. File names are hashes of starts, extra
-                arguments and teacher (objects of unknown types count by their repr), not of the model: every model
-                needs its own folder.
+                arguments, teacher and levels (objects of unknown types count by their repr), not of the model: every
+                model needs its own folder.
+            levels: Its grid; None: made for these samples.
         """
-        levels = noise.teacher_grid(self.steps)
+        levels = self.grid(model, samples, noise) if levels is None else levels
 
-        def states_of(start: int, stop: int) -> Tensor:
-            batch = samples.rows(start, stop)
-            path = None
-            if cache is not None:
-                name = content_hash(self, levels, trajectory, batch.x, batch.extra_args)[:32]
-                path = cache / f"{name}.safetensors"
-            states = _cached(path, batch)
-            if states is None:
-                states = self._run(model, batch, levels, trajectory)
-                if path is not None:
-                    write_tensors(path, {"states": states})
-            return states
+        def states_of(batch: Samples) -> Tensor:
+            states = self.run(model, batch, levels)
+            return states if trajectory else states[-1:]
 
-        limit = model.batch_limit if isinstance(model, CountedDenoiser) else BatchLimit()
-        parts = list(limit.each(len(samples), samples.microbatch, states_of))
-        return Reference(levels if trajectory else levels[-1:], torch.cat(parts, dim=1))
+        states = _of_microbatches(states_of, model, samples, (self, levels, trajectory), cache)
+        return Reference(levels if trajectory else levels[-1:], states)
 
-    def _run(self, model: Denoiser, batch: Samples, levels: Tensor, trajectory: bool) -> Tensor:
-        states: list[Tensor] = []
-        keep = (lambda step: states.append(step["x"])) if trajectory else None
-        end = sample_table(model, batch.x, _TABLES[self.method](levels), batch.extra_args, keep, disable=True)
-        if self.method == "heun":  # a step's second call is off the trajectory
-            states = states[::2]
-        return torch.stack([*states, end])
+
+@dataclass(frozen=True)
+class Recipe:
+    """Any sampler as the teacher: "as I sample today", or another model.
+
+    Args:
+        name: As on the card, "euler simple".
+        steps: Its steps, for the card; None: unknown.
+        calls: Network calls of the fitted model per sample; 0 if it has a model of its own.
+        run: `run(model, x, extra_args) -> end states`; must not draw noise.
+        table: The table that it runs; None: a function.
+    """
+
+    name: str
+    steps: int | None
+    calls: int
+    run: Callable[[Denoiser, Tensor, Mapping[str, Any]], Tensor]
+    table: SolverTable | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.steps is None else f"{self.name}, {self.steps} steps"
+
+    @classmethod
+    def of(cls, teacher: SolverTable | Callable[..., Tensor]) -> Recipe:
+        """A solver's table, or a function as for `run`, whose calls are not known and not counted."""
+        if not isinstance(teacher, SolverTable):
+            return cls(getattr(teacher, "__name__", "function"), None, 0, teacher)
+
+        def run(model: Denoiser, x: Tensor, extra_args: Mapping[str, Any]) -> Tensor:
+            return sample_table(model, x, teacher, extra_args, disable=True)
+
+        return cls("table", teacher.steps, teacher.nfe, run, teacher)
+
+    def reference(self, model: Denoiser, samples: Samples, *, cache: Path | None = None) -> Reference:
+        """The end states of samples, as `Teacher.reference` gives them; the cache knows a function by its name."""
+
+        def ends_of(batch: Samples) -> Tensor:
+            ends = self.run(model, batch.x, batch.extra_args)
+            if not isinstance(ends, Tensor) or ends.shape != batch.x.shape:
+                got = f"shape {list(ends.shape)}" if isinstance(ends, Tensor) else type(ends).__name__
+                raise TypeError(
+                    f"the teacher {self.name} must return end states in the shape of x, {list(batch.x.shape)}, got "
+                    f"{got}: return the states, on the model's own scale"
+                )
+            return ends.to(batch.x)[None]
+
+        key = (self.name, self.steps, self.table)
+        return Reference(torch.zeros(1, dtype=torch.float64), _of_microbatches(ends_of, model, samples, key, cache))
+
+
+def _of_microbatches(
+    work: Callable[[Samples], Tensor], model: Denoiser, samples: Samples, key: Any, cache: Path | None
+) -> Tensor:
+    """The states [T + 1, S, ...] that `work` returns for each microbatch, from the cache where it has them."""
+
+    def states_of(start: int, stop: int) -> Tensor:
+        batch = samples.rows(start, stop)
+        path = None
+        if cache is not None:
+            path = cache / f"{content_hash(key, batch.x, batch.extra_args)[:32]}.safetensors"
+        states = _cached(path, batch)
+        if states is None:
+            states = work(batch)
+            if path is not None:
+                write_tensors(path, {"states": states})
+        return states
+
+    limit = model.batch_limit if isinstance(model, CountedDenoiser) else BatchLimit()
+    return torch.cat(list(limit.each(len(samples), samples.microbatch, states_of)), dim=1)
 
 
 def _cached(path: Path | None, batch: Samples) -> Tensor | None:

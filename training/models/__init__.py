@@ -76,11 +76,11 @@ class Model(Protocol):
         *,
         differentiable: bool = False,
     ) -> Any:
-        """Returns `work(denoiser, device)`, called while the model is loaded, with `denoiser(x, sigma, row)`.
+        """Returns `work(denoiser, device)`, called while the model is loaded, with a `Denoiser`, see guider.py.
 
-        `row` lists the numbers of the samples. The samples have the prompts (`conds` after the negative one) and the
-        guidance values in turn. `shape` is the shape of a microbatch, for the host's memory estimate. `differentiable`
-        lets gradients through the model.
+        The samples have the prompts (`conds` after the negative one) in turn; `guidance` is what the denoiser uses
+        unless it is told another value. `shape` is the shape of a microbatch, for the host's memory estimate.
+        `differentiable` lets gradients through the model.
         """
 
     @abstractmethod

@@ -130,8 +130,5 @@ class ComfyModel(Model):
         *,
         differentiable: bool = False,
     ) -> Any:
-        embedded, cfgs = (), guidance.values
-        if guidance.kind == "embedded":
-            embedded, cfgs = guidance.values, (1.0 if guidance.cfg is None else guidance.cfg,)
-        latent, prompts = torch.zeros(list(shape)), EncodedPrompts(conds, embedded)
-        return with_denoiser(work, self.patcher, prompts, cfgs, latent, differentiable=differentiable)
+        latent = torch.zeros(list(shape))
+        return with_denoiser(work, self.patcher, EncodedPrompts(conds), guidance, latent, differentiable=differentiable)

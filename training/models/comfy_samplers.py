@@ -1,20 +1,23 @@
-"""ComfyUI's sampler functions on its schedulers and step lists: the peers in a comparison."""
+"""ComfyUI's sampler functions on its schedulers and step lists: peers in a comparison, teachers of a fit."""
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...samplers.text import printable
 from ..comparison.measure import Entry
+from ..data.teacher import Recipe
 from ..starts.candidates import HOST_METHODS
 from .comfy import ComfyModel
 
-__all__ = ["host_entries"]
+__all__ = ["host_entries", "host_recipe", "named_recipe"]
 
 SCHEDULERS = ("simple", "sgm_uniform", "normal", "karras", "beta")
 STEP_LISTS = {  # module and class in comfy_extras, choices of the node's first input, fewest steps
@@ -35,7 +38,8 @@ def host_entries(model: ComfyModel, denoiser: Callable[..., Tensor], calls: int)
         if steps < (1 if method == "euler" else 2):
             continue
         for grid, sigmas in _grids(model.sampling, steps, method.startswith("uni_pc")).items():
-            yield Entry(method, grid, _run_of(model, denoiser, method, sigmas))
+            sampler = sys.modules["comfy.samplers"].sampler_object(method)
+            yield Entry(method, grid, partial(_run_of(model.patcher, model.sampling, sampler, sigmas), denoiser))
 
 
 def _grids(sampling: Any, steps: int, discard_penultimate: bool) -> dict[str, Tensor]:
@@ -54,21 +58,72 @@ def _grids(sampling: Any, steps: int, discard_penultimate: bool) -> dict[str, Te
     return {name: s for name, s in grids.items() if len(s) == steps + 1 and bool((s.diff() < 0).all())}
 
 
-def _run_of(model: ComfyModel, denoiser: Callable[..., Tensor], method: str, sigmas: Tensor) -> Callable[..., Tensor]:
+def host_recipe(patcher: Any, sampler: Any, sigmas: Tensor, shape: Sequence[int], name: str = "") -> Recipe:
+    """A sampler of ComfyUI on its levels, as the teacher of a fit.
+
+    Its calls are counted, and noise of its own is noticed, on a denoiser that costs nothing.
+
+    Args:
+        patcher: ComfyUI's ModelPatcher.
+        sampler: A SAMPLER, as nodes have it.
+        sigmas: SIGMAS, descending to 0.
+        shape: Of one latent, [1, C, ..., H, W].
+        name: For the card; empty: the sampler function's.
+    """
+    function = getattr(sampler, "sampler_function", None)
+    name = name or getattr(function, "__name__", type(sampler).__name__).removeprefix("sample_")
+    if function is None:
+        raise ValueError(f"{name} cannot be a teacher, as it is no sampler function: choose another sampler")
+    if len(sigmas) < 3 or not bool((sigmas.diff() < 0).all()) or float(sigmas[-1]) > 0:
+        raise ValueError(f"a teacher's levels must descend to 0 in at least 2 steps, got {printable(str(sigmas), 200)}")
+    sampling, calls = patcher.get_model_object("model_sampling"), []
+
+    def cheap(x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
+        calls.append(len(x))
+        return x / (1 + sigma.reshape(-1, *[1] * (x.ndim - 1)) ** 2)
+
+    run, ends = _run_of(patcher, sampling, sampler, sigmas), []
+    x = float(sampling.sigma_max) * torch.randn(list(shape), generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]):
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            ends.append(run(cheap, x, {"row": [seed], "seed": seed}))
+    if not torch.allclose(*ends):
+        raise ValueError(f"{name} draws noise, so no solver can follow it: choose a sampler without, such as dpmpp_2m")
+    return Recipe(name, len(sigmas) - 1, sum(calls) // 2, run)
+
+
+def named_recipe(patcher: Any, sampler: str, scheduler: str, steps: int, shape: Sequence[int]) -> Recipe:
+    """The recipe of a KSampler: its sampler, scheduler and steps on the model's own schedule."""
     samplers = sys.modules["comfy.samplers"]
-    sampler, guider = samplers.sampler_object(method), samplers.CFGGuider(model.patcher)
-    guider.inner_model = model.patcher.model
+    for kind, name, known in (
+        ("sampler", sampler, samplers.KSampler.SAMPLERS),
+        ("scheduler", scheduler, samplers.KSampler.SCHEDULERS),
+    ):
+        if name not in known:
+            raise ValueError(f"teacher: unknown {kind} {name!r}; choose from {', '.join(known)}")
+    sampling = patcher.get_model_object("model_sampling")
+    fewer = sampler in samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS
+    sigmas = samplers.calculate_sigmas(sampling, scheduler, steps + fewer)
+    sigmas = torch.cat([sigmas[:-2], sigmas[-1:]]) if fewer else sigmas
+    return host_recipe(patcher, samplers.sampler_object(sampler), sigmas, shape, f"{sampler} {scheduler}")
+
+
+def _run_of(patcher: Any, sampling: Any, sampler: Any, sigmas: Tensor) -> Callable[..., Tensor]:
+    """`run(model, x, extra_args)` of a sampler function on these levels."""
+    guider = sys.modules["comfy.samplers"].CFGGuider(patcher)
+    guider.inner_model = patcher.model
     # A step list that starts slightly lower starts from proportionally less noise, as in ComfyUI.
-    scale = float(sigmas[0] / model.sampling.sigma_max)
+    scale = float(sigmas[0] / sampling.sigma_max)
 
-    def wrapped(x: Tensor, sigma: Tensor, row: Any, **_: Any) -> Tensor:
-        return denoiser(x, sigma, row=row)
+    def run(model: Callable[..., Tensor], x: Tensor, extra_args: Mapping[str, Any]) -> Tensor:
+        def wrapped(x: Tensor, sigma: Tensor, model_options: Any = None, seed: Any = None, **own: Any) -> Tensor:
+            return model(x, sigma, **own)
 
-    wrapped.inner_model = guider  # where ComfyUI's samplers look for it
-
-    def run(x: Tensor, extra_args: Mapping[str, Any]) -> Tensor:
-        levels = sigmas.to(x.device).clone()  # uni_pc writes into it
+        wrapped.inner_model = guider  # where ComfyUI's samplers look for it
+        levels = sigmas.to(x.device).clone()  # uni_pc writes its last level into it, which ComfyUI then divides by
         arguments = {"extra_args": dict(extra_args), "callback": None, "disable": True, **sampler.extra_options}
-        return sampler.sampler_function(wrapped, x * scale, levels, **arguments)
+        end = sampler.sampler_function(wrapped, x * scale, levels, **arguments)
+        return sampling.inverse_noise_scaling(levels[-1], end)
 
     return run

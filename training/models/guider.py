@@ -16,13 +16,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ...samplers.guidance import call_by_group
+from ...samplers.guidance import Guidance, call_by_group
 from .conditioning import Cond
 
 __all__ = ["Denoiser", "EncodedPrompts", "WiredConditioning", "draw_starts", "with_denoiser"]
 
 Denoiser = Callable[..., Tensor]
-"""`denoiser(x, sigma, row) -> denoised`, with guidance, in the model's own latent space; `row`: sample numbers."""
+"""`denoiser(x, sigma, row, guidance=None) -> denoised`, guided, in the model's own latent space.
+
+`row`: sample numbers. `guidance`: CFG, or embedded guidance where the model is guided so; None: the usual value.
+"""
 
 _Conds = dict[str, list[dict[str, Any]]]
 _Result = TypeVar("_Result")
@@ -36,11 +39,16 @@ class WiredConditioning:
     negative: Any
 
     def group_of(self, row: int) -> Hashable:
-        """A key that the samples of one call share, besides their CFG; here all samples can share a call."""
+        """A key that the samples of one call share; here all samples can share a call."""
         return None
 
-    def process(self, model: Any, conds: _Conds, rows: Sequence[int], x: Tensor) -> _Conds:
-        """The processed conditioning `conds`, reduced to the rows' entries (row modulo P) of every batch of P."""
+    def process(
+        self, model: Any, conds: _Conds, rows: Sequence[int], x: Tensor, embedded: float | None = None
+    ) -> _Conds:
+        """The processed conditioning `conds`, reduced to the rows' entries (row modulo P) of every batch of P.
+
+        `embedded` replaces the embedded guidance of the positive entries.
+        """
         constant = sys.modules["comfy.conds"].CONDConstant
 
         def pick(cond: Any) -> Any:
@@ -49,22 +57,24 @@ class WiredConditioning:
                 return cond  # it has no entry per sample
             return cond._copy_with(tensor[[row % len(tensor) for row in rows]])
 
-        def pick_all(entry: dict[str, Any]) -> dict[str, Any]:
-            return {**entry, "model_conds": {name: pick(cond) for name, cond in entry.get("model_conds", {}).items()}}
+        def pick_all(entry: dict[str, Any], side: str) -> dict[str, Any]:
+            picked = {name: pick(cond) for name, cond in entry.get("model_conds", {}).items()}
+            if embedded is not None and side == "positive" and "guidance" in picked:
+                cond = picked["guidance"]
+                picked["guidance"] = cond._copy_with(torch.full_like(cond.cond, embedded))
+            return {**entry, "model_conds": picked}
 
-        return {side: [pick_all(entry) for entry in entries] for side, entries in conds.items()}
+        return {side: [pick_all(entry, side) for entry in entries] for side, entries in conds.items()}
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedPrompts:
     """Encoded prompts, the negative one first; with P others, sample i has prompt 1 + i % P.
 
-    Prompts of different lengths cannot share a call and run one after the other. So do the values of an embedded
-    guidance, which the samples have in turn.
+    Prompts of different lengths cannot share a call and run one after the other.
     """
 
     conds: Sequence[Cond]
-    embedded: Sequence[float] = ()
 
     @property
     def positive(self) -> Any:
@@ -79,14 +89,14 @@ class EncodedPrompts:
     def _prompt_of(self, row: int) -> Cond:
         return self.conds[1 + row % (len(self.conds) - 1)]
 
-    def group_of(self, row: int) -> tuple[torch.Size, float | None]:
-        """A key that the samples of one call share: prompt length and embedded guidance."""
-        embedded = self.embedded[row % len(self.embedded)] if self.embedded else None
-        return self._prompt_of(row)["context"].shape, embedded
+    def group_of(self, row: int) -> torch.Size:
+        """A key that the samples of one call share: the prompt's length."""
+        return self._prompt_of(row)["context"].shape
 
-    def process(self, model: Any, conds: _Conds, rows: Sequence[int], x: Tensor) -> _Conds:
+    def process(
+        self, model: Any, conds: _Conds, rows: Sequence[int], x: Tensor, embedded: float | None = None
+    ) -> _Conds:
         """The processed conditioning of rows of one group, for states x."""
-        embedded = self.group_of(rows[0])[1]
         pairs = {"positive": [self._prompt_of(row) for row in rows], "negative": [self.conds[0]]}
         convert = sys.modules["comfy.sampler_helpers"].convert_cond
         process = sys.modules["comfy.samplers"].process_conds
@@ -99,7 +109,7 @@ def with_denoiser(
     work: Callable[[Denoiser, torch.device], _Result],
     patcher: Any,
     conditioning: WiredConditioning | EncodedPrompts,
-    cfgs: Sequence[float],
+    guidance: Guidance,
     latent: Tensor,
     *,
     seed: int = 0,
@@ -111,8 +121,7 @@ def with_denoiser(
         work: Receives the denoiser and the model's device.
         patcher: ComfyUI's ModelPatcher.
         conditioning: Of the samples, by number.
-        cfgs: CFG values that the samples have in turn, each in a separate call to the host; 1 makes a single
-            conditional pass.
+        guidance: Its kind, its usual value and the CFG beside an embedded one; CFG 1 makes a single conditional pass.
         latent: An empty latent with the largest batch of a call, for ComfyUI's memory estimate.
         seed: Of conditioning that draws noise.
         differentiable: Let gradients through the model; otherwise it runs in inference mode, as in ComfyUI's sampling.
@@ -122,7 +131,7 @@ def with_denoiser(
     guider.set_conds(conditioning.positive, conditioning.negative)
 
     def sampler(model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], **_: Any) -> Tensor:
-        results.append(work(_make_denoiser(guider, model, extra_args, conditioning, cfgs), x.device))
+        results.append(work(_make_denoiser(guider, model, extra_args, conditioning, guidance), x.device))
         return x
 
     sigmas = torch.tensor([float(patcher.get_model_object("model_sampling").sigma_max), 0.0])
@@ -137,31 +146,35 @@ def _make_denoiser(
     model: Denoiser,
     extra_args: dict[str, Any],
     conditioning: WiredConditioning | EncodedPrompts,
-    cfgs: Sequence[float],
+    usual: Guidance,
 ) -> Denoiser:
     """The denoiser of numbered samples, from the one that ComfyUI passes to a sampler function."""
     conds = guider.conds  # as the guider processed them
     check_interrupt = sys.modules["comfy.model_management"].throw_exception_if_processing_interrupted
-    processed: dict[tuple[int, ...], dict[Hashable, _Conds]] = {}
+    processed: dict[Any, dict[Hashable, _Conds]] = {}
+    is_embedded, fixed_cfg = usual.kind == "embedded", 1.0 if usual.cfg is None else usual.cfg
 
-    def denoiser(x: Tensor, sigma: Tensor, row: Sequence[int]) -> Tensor:
-        if tuple(row) not in processed:
+    def denoiser(x: Tensor, sigma: Tensor, row: Sequence[int], guidance: float | None = None) -> Tensor:
+        value = usual.default if guidance is None else guidance
+        embedded = value if is_embedded else None
+        if (key := (tuple(row), embedded)) not in processed:
             processed.clear()  # a microbatch is finished before the next begins
-        of_batch = processed.setdefault(tuple(row), {})
+        of_batch = processed.setdefault(key, {})
 
-        def run_group(group: tuple[float, Hashable], positions: list[int], x: Tensor, sigma: Tensor) -> Tensor:
+        def run_group(group: Hashable, positions: list[int], x: Tensor, sigma: Tensor) -> Tensor:
             if group not in of_batch:
-                of_batch[group] = conditioning.process(guider.inner_model, conds, [row[i] for i in positions], x)
+                rows = [row[i] for i in positions]
+                of_batch[group] = conditioning.process(guider.inner_model, conds, rows, x, embedded)
 
             def run(x: Tensor, sigma: Tensor) -> Tensor:
                 check_interrupt()
                 guider.conds = of_batch[group]
-                guider.set_cfg(group[0])
+                guider.set_cfg(fixed_cfg if is_embedded else value)
                 return model(x, sigma, **extra_args)
 
             return _Replayed.apply(run, x, sigma) if torch.is_grad_enabled() else run(x, sigma)  # pyright: ignore
 
-        return call_by_group([(cfgs[i % len(cfgs)], conditioning.group_of(i)) for i in row], x, sigma, run_group)
+        return call_by_group([conditioning.group_of(i) for i in row], x, sigma, run_group)
 
     return denoiser
 

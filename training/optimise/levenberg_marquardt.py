@@ -1,297 +1,288 @@
-"""Levenberg-Marquardt with finite differences: fitting by forward passes, without backpropagation.
+"""Levenberg-Marquardt with few Jacobians, on a growing number of samples: fitting by forward passes.
 
-No activations are stored: in addition to a forward pass, a Jacobian needs one residual (for losses of the end state,
-the size of a state) per parameter and sample of a microbatch.
-
-The problem has 10 to 60 parameters, and normal equations add up over samples, so a handful of damped Gauss-Newton
-steps reach what thousands of stochastic gradient steps do.
+No backpropagation and no stored activations. A Jacobian by differences costs as much as 6 to 20 runs of a sample, so
+it is corrected after every step by Broyden's update, and new samples, each with a Jacobian of its own, are worth more
+than new Jacobians of old ones.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .problem import Normal, Problem
+from ..spaces.base import Space, is_valid
+from ..starts.path import NO_EFFECT
+from .problem import Linearisation, Problem, jacobian_calls
 
-__all__ = ["COARSE_DIFFERENCE", "LevenbergMarquardt", "Progress", "difference_step"]
+__all__ = ["Fitted", "LevenbergMarquardt", "Progress", "difference_step"]
 
 Progress = Callable[[str], None]
-COARSE_DIFFERENCE = 0.02  # larger ones, as in half precision, are two-sided: curvature would dominate the error
+_PROBE = 4  # samples on which rounding noise is measured, with three runs each
+_LEAST_DIFFERENCE, _LARGEST_DIFFERENCE = 2.0**-10, 2.0**-3
 
 
 @dataclass(frozen=True)
-class _State:
-    """The state of a fit: `theta` is the newest point, `best` the result so far.
+class Fitted:
+    """A point of a fit, all that resuming needs.
 
-    `best` is the point found on the whole core with the lowest held-out loss. If there is none yet, or none better than
-    the start, it is the best of the start and the points found on parts of the core.
+    Args:
+        theta: Parameters, shape [P].
+        at: Residuals [S, K], losses [S] and Jacobian [S, P, K] at `theta`, of the first S samples.
+        judged: Of every addition, the mean losses of the new and of the old samples before it, shape [additions, 2].
+        damping: Of the next step.
+        difference: Size of the finite differences.
+        calls: Network calls so far, one per sample and call.
+        stage: 0: the first samples, 1: more samples, 2: all samples, 3: done.
+        evaluations: Evaluations since the last Jacobian, two for each that was taken and one for each that was not.
+        reference: Loss at the last Jacobian of all samples so far.
     """
 
     theta: Tensor
-    best: Tensor
+    at: Linearisation
+    judged: Tensor
     damping: float
     difference: float
-    best_loss: float
-    iteration: int
-    stale: int
-    done: bool
-    count: int  # samples of the next iteration
-    seen: int  # samples of the last one
-    loss: float
-    held_out_loss: float
-    first_loss: float  # held-out loss of the start
-    whole: bool = False  # whether `best` was found on the whole core
+    calls: int
+    stage: int = 0
+    evaluations: int = 0
+    reference: float = math.inf
 
     def record(self) -> dict[str, Tensor]:
-        """The state as tensors, for `of`."""
-        numbers = [float(getattr(self, name)) for name in _NUMBERS]
-        return {"theta": self.theta, "best": self.best, "numbers": torch.tensor(numbers, dtype=torch.float64)}
+        """The point as tensors, for `of`."""
+        numbers = [self.damping, self.difference, self.reference, self.calls, self.stage, self.evaluations]
+        tensors = {"theta": self.theta, "judged": self.judged, **self.at._asdict()}
+        return {**tensors, "numbers": torch.tensor(numbers, dtype=torch.float64)}
 
     @classmethod
-    def of(cls, record: dict[str, Tensor]) -> _State:
-        """The state stored in a record."""
-        numbers = dict(zip(_NUMBERS, record["numbers"].tolist(), strict=True))
-        counts = {name: int(numbers.pop(name)) for name in ("iteration", "stale", "count", "seen")}
-        flags = {name: bool(numbers.pop(name)) for name in ("done", "whole")}
-        return cls(record["theta"], record["best"], **counts, **flags, **numbers)
-
-
-@dataclass(frozen=True)
-class _Refined:
-    """The state of the iterations on all samples: parameters, the loss of each sample [S], damping and progress."""
-
-    theta: Tensor
-    losses: Tensor
-    damping: float
-    iteration: int = 0
-    done: bool = False
-
-    def record(self) -> dict[str, Tensor]:
-        """The state as tensors, for `of`; their names differ from those of a `_State`."""
-        numbers = torch.tensor([self.damping, self.iteration, self.done], dtype=torch.float64)
-        return {"refined": self.theta, "losses": self.losses, "refined numbers": numbers}
-
-    @classmethod
-    def of(cls, record: dict[str, Tensor]) -> _Refined:
-        """The state stored in a record."""
-        damping, iteration, done = record["refined numbers"].tolist()
-        return cls(record["refined"], record["losses"], damping, int(iteration), bool(done))
-
-
-_NUMBERS = [f.name for f in fields(_State) if f.name not in ("theta", "best")]
+    def of(cls, record: dict[str, Tensor]) -> Fitted:
+        """The point stored in a record."""
+        damping, difference, reference, *counts = record["numbers"].tolist()
+        at = Linearisation(*(record[name] for name in Linearisation._fields))
+        calls, stage, evaluations = map(int, counts)
+        return cls(record["theta"], at, record["judged"], damping, difference, calls, stage, evaluations, reference)
 
 
 @dataclass(frozen=True)
 class LevenbergMarquardt:
     """Settings of a fit.
 
-    The first iterations, far from the optimum, use few samples; whenever one gains little the number is doubled, up to
-    `core`. If there are more samples, iterations on all of them follow, with Jacobians of at most 2 * core samples.
-
     Args:
-        iterations: Limit of the Jacobians on the core, parts of it included; and of those on all samples.
-        patience: Stop after this many iterations on the whole core that gained little without a better held-out loss.
-        gain: An iteration gains little if it lowers the loss by less than this fraction. While the loss falls faster,
-            the held-out loss is ignored: among few samples, a single outlier that switches to another picture dominates
-            it.
-        tolerance: Stop when an iteration on the whole core, or on all samples, lowers the loss by less than this
-            fraction.
+        samples: Samples to fit to, at most.
+        first: Samples of the first Jacobians.
+        batch: Samples that are added at a time. Each is evaluated before it is fitted to; the fit adds no more when
+            the new ones are as close to the teacher as the old ones.
+        work: Network calls of the fit, at most: this many Jacobians of all samples.
+        first_part: Part of the work that the first samples may take while there are more.
+        steps: Damped steps per Jacobian, except after an addition, which one follows. A step that does not lower the
+            loss counts half.
+        gain: A step that lowers the loss by less than this fraction is the last with a Jacobian.
+        enough: Another Jacobian of the same samples follows if the last one lowered the loss below this fraction of it.
+        outlier: The influence of a sample whose error exceeds the median this many times is bounded.
+        similar: New samples are as close as the old ones if their error is at most this fraction larger; below 0, all
+            samples are used.
         damping: First damping, relative to the diagonal of J^T J.
-        tries: Damped steps per Jacobian before giving up.
         difference: Size of the differences; None: from the model's rounding noise, which is measured first.
-        first: Samples of the first iterations.
-        enough: An iteration on a part of the core that lowers the loss by less than this fraction is the last on it.
-        core: Samples of the iterations before those on all samples.
-        skip_core: The start is near the optimum: iterate on all samples at once, or on the whole core if that is all.
     """
 
-    iterations: int = 20
-    patience: int = 2
-    gain: float = 0.1
-    tolerance: float = 2e-2
-    damping: float = 1e-3
-    tries: int = 10
+    samples: int = 24
+    first: int = 8
+    batch: int = 4
+    work: float = 2.1
+    first_part: float = 0.75
+    steps: int = 3
+    gain: float = 0.05
+    enough: float = 0.8
+    outlier: float = 3.0
+    similar: float = 0.05
+    damping: float = 1e-2
     difference: float | None = None
-    first: int = 16
-    enough: float = 0.3
-    core: int = 64
-    skip_core: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "tries", "first", "core"):
+        for name in ("samples", "first", "batch", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
+    def blocks(self) -> list[int]:
+        """Numbers of samples after the first Jacobian and after each addition of at least `batch`."""
+        return [*range(min(self.first, self.samples), self.samples - self.batch + 1, self.batch), self.samples]
+
+    def most_calls(self, space: Space) -> int:
+        """The largest number of network calls of `fit`, one per sample and call."""
+        return max(self.first_calls(space), int(self.work * self.samples * jacobian_calls(space)))
+
+    def first_calls(self, space: Space) -> int:
+        """The largest number of network calls of `begin`."""
+        first = self.blocks()[0]
+        runs = 3 * min(_PROBE, first) + 2 * self.steps * first
+        return first * jacobian_calls(space) + space.steps * runs
+
     def fit(
         self,
-        problem: Problem,
+        block: Callable[[int, int], Problem],
         theta: Tensor,
-        held_out: Problem | None = None,
-        progress: Progress | None = None,
+        progress: Progress = lambda line: None,
         state: dict[str, Tensor] | None = None,
-        save: Callable[[dict[str, Tensor]], None] | None = None,
-    ) -> tuple[Tensor, float]:
-        """The best parameters and their loss: on `held_out` if given, else on the problem itself.
+        save: Callable[[dict[str, Tensor]], None] = lambda record: None,
+    ) -> Fitted:
+        """Fits parameters to samples.
 
         Args:
-            problem: Space, samples and objective.
+            block: The problem of the samples from start to stop - 1.
             theta: Start, shape [P], float64.
-            held_out: Ranks the iterations on the core.
-            progress: Receives a line per iteration.
+            progress: Receives a line per stage.
             state: Resumes an interrupted run of the same fit from its last `save`.
-            save: Receives, after each iteration, all that resuming needs.
+            save: Receives, after each step, all that resuming needs.
         """
-        core = problem.first(self.core)
-        validation = held_out or core
-        whole = core.total == problem.total
-        now = self._begin(core, validation, theta, self.skip_core and not whole) if state is None else _State.of(state)
-        while not now.done and now.iteration < self.iterations:
-            now = self._iterate(core, validation, now)
-            if progress is not None:
-                losses = f"loss {now.loss:.3e} on {now.seen} samples, held out {now.held_out_loss:.3e}"
-                progress(f"iteration {now.iteration}: {losses}")
-            if save is not None:
-                save(now.record())
-        if whole:
-            return now.best, now.best_loss
-        refined = _Refined.of(state) if state is not None and "losses" in state else None
-        refined = refined or _Refined(now.best, problem.losses(now.best), self.damping)
-        keep = (lambda record: None) if save is None else (lambda record: save({**now.record(), **record}))
-        theta = self._on_all(problem, refined, now.difference, progress, keep)
-        return theta, (held_out or problem).loss(theta)
-
-    def _on_all(
-        self,
-        problem: Problem,
-        now: _Refined,
-        difference: float,
-        progress: Progress | None,
-        save: Callable[[dict[str, Tensor]], None],
-    ) -> Tensor:
-        """The parameters after iterations on all samples; each iteration lowers the loss."""
-        while not now.done and now.iteration < self.iterations:
-            normal = self._normal_of_all(problem, now, difference)
-            step, damping = self._descend(problem, now.theta, normal, now.damping)
-            theta, losses = step or (now.theta, now.losses)
-            before, after = normal.loss, float(losses.mean())
-            done = not after < (1 - self.tolerance) * before  # also if neither is finite
-            now = _Refined(theta, losses, damping, now.iteration + 1, done)
-            if progress is not None:
-                progress(f"iteration {now.iteration} on all {problem.total} samples: loss {before:.3e} -> {after:.3e}")
+        now = self.begin(block, theta) if state is None else Fitted.of(state)
+        if state is None:
             save(now.record())
-        return now.theta
-
-    def _normal_of_all(self, problem: Problem, now: _Refined, difference: float) -> Normal:
-        """The normal equations of all samples, estimated from Jacobians of at most 2 * core of them.
-
-        Few samples hold most of the loss, so the hardest are all used. Of the others, sorted by loss, every k-th
-        represents its neighbours too (stratified sampling); the next iteration uses another offset.
-        """
-        order = now.losses.argsort(descending=True, stable=True)
-        hard, rest = order[: self.core], order[self.core :]
-        stride = -(-len(rest) // self.core)
-        matrix = torch.zeros(len(now.theta), len(now.theta), dtype=torch.float64)
-        gradient = torch.zeros_like(now.theta)
-        for rows, weight in ((hard, len(hard)), (rest[now.iteration % stride :: stride], len(rest))):
-            normal = problem.pick(rows).normal(now.theta, difference, difference > COARSE_DIFFERENCE)
-            matrix, gradient = matrix + weight * normal.matrix, gradient + weight * normal.gradient
-        return Normal(matrix / problem.total, gradient / problem.total, float(now.losses.mean()))
-
-    def _begin(self, problem: Problem, validation: Problem, theta: Tensor, done: bool) -> _State:
-        difference = self.difference or difference_step(problem, theta)
-        loss = validation.loss(theta)
-        count = min(self.core if self.skip_core else self.first, problem.total)
-        return _State(theta, theta, self.damping, difference, loss, 0, 0, done, count, 0, loss, loss, loss)
-
-    def _iterate(self, problem: Problem, validation: Problem, now: _State) -> _State:
-        """The state after one Jacobian and the first damped step that lowers the loss."""
-        part = problem.first(now.count)
-        whole = part.total == problem.total
-        normal = part.normal(now.theta, now.difference, now.difference > COARSE_DIFFERENCE)
-        step, damping = self._descend(part, now.theta, normal, now.damping)
-        loss = float(step[1].mean()) if step else normal.loss
-        now = replace(now, iteration=now.iteration + 1, seen=part.total, loss=loss, damping=damping)
-        if step:
-            point = step[0]
-            held_out_loss = loss if whole and validation is problem else validation.loss(point)
-            # A point found on part of the core could look best on the few held-out samples by luck. It only counts
-            # until a point found on the whole core is better than the start.
-            better = held_out_loss < (now.first_loss if whole and not now.whole else now.best_loss)
-            best, best_loss = (point, held_out_loss) if better else (now.best, now.best_loss)
-            stale = 0
-            if whole and not better:
-                stale = now.stale + int(loss > (1 - self.gain) * normal.loss)
-            on_whole = now.whole or (whole and better)
-            now = replace(
-                now,
-                theta=point,
-                best=best,
-                best_loss=best_loss,
-                held_out_loss=held_out_loss,
-                stale=stale,
-                whole=on_whole,
-            )
-        little = step is None or loss > (1 - (self.tolerance if whole else self.enough)) * normal.loss
-        if whole:
-            return replace(now, done=little or now.stale >= self.patience)
-        if little:
-            return replace(now, count=min(2 * now.count, problem.total), damping=min(now.damping, self.damping))
+        while now.stage < 3:
+            now = self._next(block, now, progress)
+            save(now.record())
         return now
 
-    def _descend(
-        self, problem: Problem, theta: Tensor, normal: Normal, damping: float
-    ) -> tuple[tuple[Tensor, Tensor] | None, float]:
-        """The first damped point that lowers the loss, with its samples' losses, and the next damping."""
-        for _ in range(self.tries):
-            point = theta + _damped(normal.matrix, normal.gradient, damping)
-            losses = problem.losses(point)
-            if float(losses.mean()) < normal.loss:
-                return (point, losses), max(damping / 5, 1e-7)
+    def begin(self, block: Callable[[int, int], Problem], theta: Tensor) -> Fitted:
+        """The fit after the first Jacobian and its steps; see `fit`."""
+        first = block(0, self.blocks()[0])
+        difference = difference_step(first, theta) if self.difference is None else self.difference
+        at = first.linearise(theta, difference)
+        _check_effect(at)
+        calls = len(at.losses) * jacobian_calls(first.space) + 3 * first.space.steps * min(_PROBE, first.total)
+        none = torch.zeros(0, 2, dtype=torch.float64)
+        now = Fitted(theta, at, none, self.damping, difference, calls, reference=_mean(at.losses))
+        while (later := self._after_step(block, now)) is not None:
+            now = later
+        return now
+
+    def _after_step(self, block: Callable[[int, int], Problem], now: Fitted) -> Fitted | None:
+        """The fit after one more step with the same Jacobian; None if it has had its steps."""
+        steps, gain = (1, 0.0) if now.stage == 1 else (self.steps, self.gain)
+        space = block(0, self.blocks()[0]).space
+        if now.evaluations >= 2 * steps or now.calls + space.steps * len(now.at.losses) > self.most_calls(space):
+            return None
+        return self._stepped(block, now, gain)
+
+    def _next(self, block: Callable[[int, int], Problem], now: Fitted, progress: Progress) -> Fitted:
+        """The fit after one more Jacobian or evaluation, or in the next stage."""
+        later = self._after_step(block, now)
+        if later is not None:
+            return later
+        counts = self.blocks()
+        space, count, loss = block(0, counts[0]).space, len(now.at.losses), _mean(now.at.losses)
+        most, jacobian, run = self.most_calls(space), jacobian_calls(space), space.steps * len(now.at.losses)
+        part = self.first_part if now.stage == 0 and count < counts[-1] else 1.0
+        affordable = int((part * most - run - now.calls) // jacobian)
+        renewed = max((end for end in counts if end <= min(count, affordable)), default=0)
+        if now.stage != 1 and loss < self.enough * now.reference and (renewed == count or (now.stage == 2 and renewed)):
+            progress(f"error {loss**0.5:.4f} on {count} samples, new Jacobian of {renewed}")
+            parts = [block(*ends).linearise(now.theta, now.difference) for ends in _parts(counts, renewed)]
+            old = Linearisation(*(part[renewed:] for part in now.at))
+            at = Linearisation(*(torch.cat(part) for part in zip(*parts, old, strict=True)))
+            calls = now.calls + renewed * jacobian
+            return replace(now, at=at, calls=calls, evaluations=0, reference=_mean(at.losses))
+        if now.stage == 0:
+            return replace(now, stage=1, evaluations=2)
+        if now.stage == 2:
+            progress(f"error {loss**0.5:.4f} on {count} samples")
+            return replace(now, stage=3)
+        stop = next((end for end in counts if end > count), None)
+        if stop is None or self._enough(now) or now.calls + (stop - count) * jacobian + stop * space.steps > most:
+            return replace(now, stage=2, evaluations=2 * self.steps - 2, reference=math.inf)
+        new = block(count, stop).linearise(now.theta, now.difference)
+        progress(f"error {_mean(new.losses) ** 0.5:.4f} on {stop - count} new samples")
+        at = Linearisation(*(torch.cat(pair) for pair in zip(now.at, new, strict=True)))
+        judged = torch.tensor([[_mean(new.losses), loss]], dtype=torch.float64)
+        calls = now.calls + (stop - count) * jacobian
+        return replace(now, at=at, calls=calls, judged=torch.cat([now.judged, judged]), evaluations=0)
+
+    def _enough(self, now: Fitted) -> bool:
+        """Whether the newest samples are as close to the teacher as those fitted to."""
+        if len(now.judged) < 2 or self.similar < 0:
+            return False
+        new, old = now.judged[-2:].sum(0).tolist()
+        return new <= (1 + self.similar) ** 2 * old
+
+    def _weights(self, losses: Tensor) -> Tensor:
+        """Weights of samples: 1, less for outliers, which bounds the influence of each (Huber's loss of the errors)."""
+        errors = losses.clamp(min=0).sqrt()
+        return (self.outlier * errors.median() / errors.clamp(min=1e-300)).clamp(max=1.0)
+
+    def _stepped(self, block: Callable[[int, int], Problem], now: Fitted, gain: float) -> Fitted:
+        """The fit after evaluating one damped step, taken if it lowers the loss; Broyden's update of the Jacobian."""
+        at, damping, counts = now.at, now.damping, self.blocks()
+        weight = self._weights(at.losses)
+        root = (weight / weight.sum()).sqrt()
+        jacobian, residual = at.jacobian.cpu().double(), at.residual.cpu().double()
+        rows = (root[:, None, None] * jacobian).transpose(0, 1).flatten(1)  # [P, S K]
+        matrix, gradient = rows @ rows.T, rows @ (root[:, None] * residual).flatten()
+        problem = block(0, counts[0])
+        for _ in range(40):
+            diagonal = matrix.diagonal().clamp(min=1e-12 * float(matrix.diagonal().max()))
+            damped = matrix + torch.diag(damping * diagonal)
+            step = torch.linalg.solve(damped, -gradient)
+            if is_valid(problem.space, now.theta + step):
+                break
             damping *= 5
-        return None, damping
+        else:
+            return replace(now, evaluations=10**6)
+        parts = [block(*ends).residuals(now.theta + step) for ends in _parts(counts, len(at.losses))]
+        new = [torch.cat(part) for part in zip(*parts, strict=True)]
+        now = replace(now, calls=now.calls + problem.space.steps * len(at.losses))
+        before, after = (float((weight * losses).sum() / weight.sum()) for losses in (at.losses, new[1]))
+        predicted = residual + torch.einsum("p,spk->sk", step, jacobian)
+        if bool(torch.isfinite(new[0]).all()):
+            along = damped @ step / (step @ damped @ step)
+            jacobian = jacobian + along[None, :, None] * (new[0].cpu().double() - predicted)[:, None]
+        jacobian = jacobian.to(at.jacobian.dtype)
+        if not after < before:
+            at = Linearisation(at.residual, at.losses, jacobian)
+            return replace(now, at=at, damping=damping * 5, evaluations=now.evaluations + 1)
+        expected = before - float((weight * predicted.square().sum(1)).sum() / weight.sum())
+        ratio = (before - after) / max(expected, 1e-300)
+        damping = max(damping / 5, 1e-6) if ratio > 0.5 else damping * (2 if ratio < 0.1 else 1)
+        little = after > (1 - gain) * before
+        evaluations = 10**6 if little else now.evaluations + 2
+        at = Linearisation(new[0], new[1], jacobian)
+        return replace(now, theta=now.theta + step, at=at, damping=damping, evaluations=evaluations)
 
 
-def _damped(matrix: Tensor, gradient: Tensor, damping: float) -> Tensor:
-    """The step of Levenberg and Marquardt; damping is relative to the matrix's diagonal."""
-    if not bool(matrix.diagonal().any()):
+def _parts(counts: list[int], count: int) -> list[tuple[int, int]]:
+    """First and last + 1 of the samples of each part of the first `count`."""
+    ends = [end for end in counts if end <= count]
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def _mean(losses: Tensor) -> float:
+    return float(losses.mean())
+
+
+def _check_effect(at: Linearisation) -> None:
+    if not bool(torch.isfinite(at.losses).all()):
         raise ValueError(
-            "no coefficient changes the model's end states: make the denoiser return the denoised state, not its input "
-            "or a constant times it"
+            "the fit starts with states that are not finite: choose another initial, or remove the starts on which the "
+            "network overflows"
         )
-    # A parameter without effect (a row times 0) must not make the system singular.
-    diagonal = matrix.diagonal().clamp(min=1e-12 * float(matrix.diagonal().max()))
-    return torch.linalg.solve(matrix + torch.diag(damping * diagonal), -gradient)
+    if not bool(at.jacobian.any()):
+        raise ValueError(NO_EFFECT)
 
 
 def difference_step(problem: Problem, theta: Tensor) -> float:
-    """The size of finite differences: about the root of the model's relative rounding noise, the cube root if coarse.
+    """The size of finite differences: about the root of the model's relative rounding noise.
 
-    The error of a forward difference of size h is about h (curvature) plus noise / h, of a two-sided one h^2 plus
-    noise / h. The noise is measured as a second difference over a small distance: 1e-5 in float32, 1e-2 in bfloat16.
-    Costs three runs of a few samples.
+    The error of a forward difference of size h is about h (curvature) plus noise / h. The noise is measured as a second
+    difference over a small distance: 1e-5 in float32, 1e-2 in bfloat16. Costs three runs of a few samples.
     """
-    probe = problem.first(16).samples
-    tables = [problem.space.table(theta + k * 1e-3) for k in (-1, 0, 1)]
-
-    def squares_of(start: int, stop: int) -> Tensor:
-        batch = probe.rows(start, stop)
-        ends = [problem.run(table, batch).states[-1].cpu().double() for table in tables]
-        second = ends[0] - 2 * ends[1] + ends[2]
-        return torch.stack([second.square().sum(), ends[1].square().sum()])
-
-    parts = list(problem.model.batch_limit.each(len(probe), probe.microbatch, squares_of))
-    squares = torch.stack(parts).sum(0) if parts else torch.zeros(2, dtype=torch.float64)
-    of_difference, of_state = problem.processes.sums(squares).tolist()
-    if not (math.isfinite(of_difference) and math.isfinite(of_state)):
-        raise ValueError(
-            "the initial solver's states are not finite: choose another initial solver, or remove the starts on which "
-            "the network overflows"
-        )
-    noise = math.sqrt(of_difference / (6 * max(of_state, 1e-300)))
-    forward = math.sqrt(noise)
-    return max(forward, 1e-4) if forward <= COARSE_DIFFERENCE else min(noise ** (1 / 3), 0.2)
+    rows = max(1, _PROBE // problem.processes.count)
+    few = replace(problem, samples=problem.samples.rows(0, rows), reference=problem.reference.rows(0, rows))
+    ends = [few.ends(problem.space.table(theta + k * 1e-3)).cpu().double() for k in (-1, 0, 1)]
+    squares = torch.stack([(ends[0] - 2 * ends[1] + ends[2]).square().sum(), ends[1].square().sum()])
+    second, size = problem.processes.sums(squares).tolist()
+    if not (math.isfinite(second) and math.isfinite(size)):
+        return _LEAST_DIFFERENCE  # `_check_effect` refuses the start
+    noise = math.sqrt(second / (6 * max(size, 1e-300)))
+    # A power of two, so that processes with other samples arrive at the same size.
+    return 2.0 ** round(math.log2(min(max(math.sqrt(noise), _LEAST_DIFFERENCE), _LARGEST_DIFFERENCE)))

@@ -1,7 +1,8 @@
-"""The problem of a fit: a space, samples with their reference, an objective. Losses and normal equations."""
+"""The problem of a fit: a space, samples with their reference, an objective. Losses and linearisations."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
@@ -16,15 +17,29 @@ from ..data.trial import Run, Trial
 from ..spaces.base import Restart, Space, is_valid
 from .losses import Objective
 
-__all__ = ["Normal", "Problem"]
+__all__ = ["Linearisation", "Problem", "Residuals", "jacobian_calls"]
+
+_SKETCH = 4096  # numbers of a residual that are kept; longer ones are sketched
 
 
-class Normal(NamedTuple):
-    """Normal equations at a point: J^T W J [P, P], J^T W r [P], the mean loss; float64 on the CPU."""
+class Residuals(NamedTuple):
+    """Weighted residuals r [B, K] with |r_b|^2 the weighted mean square of sample b, and its loss [B]; on the CPU."""
 
-    matrix: Tensor
-    gradient: Tensor
-    loss: float
+    residual: Tensor
+    losses: Tensor
+
+
+class Linearisation(NamedTuple):
+    """Residuals at a point and their derivatives [B, P, K], of all processes, on the CPU."""
+
+    residual: Tensor
+    losses: Tensor
+    jacobian: Tensor
+
+
+def jacobian_calls(space: Space) -> int:
+    """Network calls per sample of a linearisation: a run, and from its restart point on one per parameter."""
+    return space.steps + sum(space.steps - restart.entries for restart in space.restart)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,60 +64,55 @@ class Problem(Trial):
         """The loss of each sample of all processes, shape [total], float64; inf if there is no table."""
         if not is_valid(self.space, theta):
             return torch.full([self.total], float("inf"), dtype=torch.float64)
+        return self.residuals(theta).losses
+
+    def residuals(self, theta: Tensor) -> Residuals:
+        """The residuals and losses of all processes at parameters that make a table."""
         table = self.space.table(theta)
-        empty = torch.zeros(0, dtype=torch.float64)  # for a process without a sample
 
-        def batch_losses(start: int, batch: Samples) -> Tensor:
+        def work(start: int, batch: Samples) -> tuple[Tensor, ...]:
             reference = self.reference.rows(start, start + len(batch))
-            return self.objective.rho(self._residual(table, self.run(table, batch).states, reference)).cpu().double()
+            residual = self._residual(table, self.run(table, batch).states, reference)
+            root = self.objective.weight(residual).sqrt()
+            return _sketched(root * residual), self.objective.rho(residual).cpu().double()
 
-        return self.processes.gather(torch.cat([empty, *self.each(batch_losses)]), self.samples, self.total)
+        return Residuals(*self._gathered(work))
 
-    def normal(self, theta: Tensor, difference: float, two_sided: bool = False) -> Normal:
-        """The normal equations; the Jacobian consists of differences of size `difference`, forward or two-sided.
+    def linearise(self, theta: Tensor, difference: float) -> Linearisation:
+        """The residuals and their derivatives by forward differences of that size.
 
-        Held in memory at a time: one microbatch's run, and one residual of it per parameter.
+        Held in memory at a time: one microbatch's run and residual; and of every sample at most 4096 numbers per
+        parameter. A longer residual is multiplied by a random matrix with orthogonal rows on average (count sketch),
+        which keeps lengths and angles to 2 %.
         """
-        size = len(theta)
-        matrix = torch.zeros(size, size, dtype=torch.float64)
-        gradient, loss = torch.zeros(size, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         base = self.space.table(theta)
-        steps = [self._step(theta, unit * difference, two_sided) for unit in torch.eye(size, dtype=torch.float64)]
-        ahead = [self.space.table(theta + step) for step in steps]
-        behind = [self.space.table(theta - step) for step in steps] if two_sided else None
+        steps = [self._step(theta, unit * difference) for unit in torch.eye(len(theta), dtype=torch.float64)]
+        tables = [self.space.table(theta + step) for step in steps]
+        sizes = [float(step.sum()) for step in steps]
 
-        def sums(start: int, batch: Samples) -> tuple[Tensor, Tensor, Tensor]:
+        def work(start: int, batch: Samples) -> tuple[Tensor, ...]:
             reference = self.reference.rows(start, start + len(batch))
             run = self.run(base, batch)
             residual = self._residual(base, run.states, reference)
             root = self.objective.weight(residual).sqrt()
-            jacobian = residual.new_empty(size, *residual.shape)
-            for k, restart in enumerate(self.space.restart):
-                column = self._departed(ahead[k], run, batch, reference, restart)
-                if behind is None:
-                    column = (column - residual) / float(steps[k].sum())
-                else:
-                    column = column - self._departed(behind[k], run, batch, reference, restart)
-                    column = column / (2 * float(steps[k].sum()))
-                jacobian[k] = root * column
-            # Means over the entries of a sample, sums over samples: the same scale as the loss.
-            scale, flat = 1.0 / residual[0].numel(), jacobian.flatten(1)
-            return (
-                scale * (flat @ flat.T).cpu().double(),
-                scale * (flat @ (root * residual).flatten()).cpu().double(),
-                self.objective.rho(residual).cpu().double().sum(),
-            )
+            columns = []
+            for table, size, restart in zip(tables, sizes, self.space.restart, strict=True):
+                changed = self._departed(table, run, batch, reference, restart)
+                columns.append(_sketched(root * (changed - residual) / size))
+            losses = self.objective.rho(residual).cpu().double()
+            return _sketched(root * residual), losses, torch.stack(columns, 1)
 
-        for parts in self.each(sums):
-            matrix, gradient, loss = matrix + parts[0], gradient + parts[1], loss + parts[2]
-        # One sum over processes for all three.
-        together = self.processes.sums(torch.cat([matrix.flatten(), gradient, loss[None]])) / self.total
-        return Normal(together[: size * size].view(size, size), together[size * size : -1], float(together[-1]))
+        return Linearisation(*self._gathered(work))
 
-    def _step(self, theta: Tensor, step: Tensor, two_sided: bool) -> Tensor:
-        """A step of one parameter, halved until the tables that it leads to are valid."""
+    def _gathered(self, work: Callable[[int, Samples], tuple[Tensor, ...]]) -> list[Tensor]:
+        """The results of a function of microbatches for the samples of all processes, in their order."""
+        parts = list(zip(*self.each(work), strict=True))
+        return [self.processes.gather(torch.cat(part), self.samples, self.total) for part in parts]
+
+    def _step(self, theta: Tensor, step: Tensor) -> Tensor:
+        """A step of one parameter, halved until the table that it leads to is valid."""
         for _ in range(20):
-            if is_valid(self.space, theta + step) and (not two_sided or is_valid(self.space, theta - step)):
+            if is_valid(self.space, theta + step):
                 break
             step = step / 2
         return step
@@ -119,3 +129,15 @@ class Problem(Trial):
 
     def _residual(self, table: SolverTable, states: list[Tensor], reference: Reference) -> Tensor:
         return self.objective.residual(states[1:], table.levels[1:], reference)
+
+
+def _sketched(residual: Tensor) -> Tensor:
+    """Residuals [B, ...] as rows of at most 4096 numbers with the same mean square, shape [B, K], on the CPU."""
+    flat = residual.flatten(1)
+    size = flat.shape[1]
+    if size > _SKETCH:
+        generator = torch.Generator().manual_seed(0)
+        target = torch.randint(_SKETCH, [size], generator=generator).to(flat.device)
+        sign = (2 * torch.randint(2, [size], generator=generator) - 1).to(flat.device, flat.dtype)
+        flat = flat.new_zeros(len(flat), _SKETCH).index_add_(1, target, flat * sign)
+    return (flat / size**0.5).cpu()

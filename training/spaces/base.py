@@ -40,20 +40,18 @@ class Space(ABC):
         noise: The model's noise schedule.
         grid: Rule of the grid; None for a family with its own times.
         history: Newest entries that a step may use.
-        learn_grid: Whether the grid's shape parameter is learned too.
     """
 
     family: ClassVar[str]
     options: ClassVar[Mapping[str, object]] = {}
     """Card options of the form that a fit learns."""
-    proxy: ClassVar[type[Space] | None] = None
-    """A space with fewer parameters, in which starts for many steps are compared."""
+    free_sums: ClassVar[bool] = False
+    """Whether a row may lead to another level than the next one's."""
 
     steps: int
     noise: Noise
     grid: Grid | None
     history: int
-    learn_grid: bool = False
 
     @property
     @abstractmethod
@@ -94,16 +92,14 @@ class Space(ABC):
             )
 
     @classmethod
-    def can_start_from(cls, table: SolverTable, grid: Grid | None, noise: Noise, learn_grid: bool) -> bool:
+    def can_start_from(cls, table: SolverTable, noise: Noise) -> bool:
         """Whether the family can represent a classical solver: its levels and those that its rows reach descend.
 
-        The levels that ipndm_v's rows reach may not. A learned grid needs a rule with a shape parameter.
+        The levels that ipndm_v's rows reach may not.
         """
         rows = with_derivatives(table).coeffs.sum(1)
         reached = table.levels[0] + torch.cat([rows.new_zeros(1), rows.cumsum(0)])
         if bool((reached.diff() >= 0).any()) or bool((reached[:-1] <= 0).any()):
-            return False
-        if learn_grid and (grid is None or grid.shape_parameter is None):
             return False
         return bool((table.levels.diff() < 0).all())
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...samplers import Grid, SolverTable
+from ...samplers import SolverTable
 from ...samplers.conversion import with_denoised, with_derivatives
 from ...samplers.families.ds import TIMES, ds_table
 from ...samplers.files.card import StepCard
@@ -29,8 +29,6 @@ class DSSpace(Space):
     family = "ds"
 
     def __post_init__(self) -> None:
-        if self.learn_grid:
-            raise ValueError("a DS solver has its own times and no grid to learn: omit learn_grid")
         if self.noise.kind not in TIMES:
             raise ValueError(
                 f"DS-Solver is defined on {' and '.join(TIMES)} noise, got {self.noise.kind}: fit dyweight instead"
@@ -99,10 +97,10 @@ class DSSpace(Space):
         return StepCard(history=min(self.history, self.steps))
 
     @classmethod
-    def can_start_from(cls, table: SolverTable, grid: Grid | None, noise: Noise, learn_grid: bool) -> bool:
+    def can_start_from(cls, table: SolverTable, noise: Noise) -> bool:
         """As `Space`; times of VP models cannot end at sigma 0."""
         ends_at_0 = noise.kind == "vp" and float(table.levels[-1]) == 0
-        return not ends_at_0 and super().can_start_from(table, grid, noise, learn_grid)
+        return not ends_at_0 and super().can_start_from(table, noise)
 
     @classmethod
     def _resampled(cls, name: str, tensor: Tensor, steps: int) -> Tensor:

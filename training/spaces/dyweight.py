@@ -1,88 +1,109 @@
-"""Free parameters of DyWeight: weights, times and, on request, the shape of the grid."""
+"""Free parameters of DyWeight: noise levels, weights and times."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...samplers import Grid, SolverTable
+from ...samplers.classical.adams import polynomial_weights
 from ...samplers.conversion import with_derivatives
 from ...samplers.families.dyweight import dyweight_table
 from ...samplers.files.card import StepCard
 from .base import Restart, Space, cut_to_window
-from .ds import DSSpace
 
 __all__ = ["DyWeightSpace"]
+
+_RATIO, _LEVEL = -1, -2
+_ORDER = 3
 
 
 @dataclass(frozen=True)
 class DyWeightSpace(Space):
-    """Weights inside a window and log t_scale per step; the shape of the grid may be learned too.
+    """The levels that the steps lead to, coefficients relative to Adams-Bashforth, and the levels of the calls.
 
-    Vector: for each step i the weights w_ij of the newest `history` entries, oldest first, then log s_i. With
-    `learn_grid` the log of the grid's shape parameter comes last.
+    Vector: for each step i the log of sigmas_i / levels_i, the deviations of coeffs_ij / (levels_{i+1} - levels_i) from
+    those of Adams-Bashforth on the levels, for the newest `history` - 1 older entries, oldest first; then the log of
+    levels_{i+1}. The newest entry's deviation makes the sum of the row 1. The last step has no level of its own, but
+    the deviation of its newest entry.
+
+    In DyWeight's own parameters, moving one level of a good solver takes a curved path through several rows; here it is
+    one parameter, and Levenberg-Marquardt needs a third of the iterations.
     """
 
     family = "dyweight"
     options = {"divisor": "call"}  # noqa: RUF012
-    proxy = DSSpace
-    grid: Grid  # required, unlike in `Space`
+    free_sums = True
+    grid: Grid  # required, unlike in `Space`; only the file's weights are relative to it
 
     def __post_init__(self) -> None:
         if self.grid is None:
             raise ValueError("DyWeight needs a grid rule: specify one")
-        if self.learn_grid and self.grid.shape_parameter is None:
-            raise ValueError(f"the {self.grid.rule} grid has no shape to learn: use flow_shift, karras or polynomial")
 
     @property
     def _cells(self) -> list[tuple[int, int]]:
-        """(i, j) of every vector entry; j = -1 is t_scale."""
-        return [(i, j) for i in range(self.steps) for j in [*range(max(0, i - self.history + 1), i + 1), -1]]
+        """(i, j) of every vector entry."""
+        last, cells = self.steps - 1, []
+        for i in range(self.steps):
+            older = range(max(0, i - self.history + 1), i)
+            cells += [(i, j) for j in (_RATIO, *older, i if i == last else _LEVEL)]
+        return cells
 
     @property
     def restart(self) -> list[Restart]:  # noqa: D102 - see Space
-        restarts = [Restart(i, i if j < 0 else i + 1) for i, j in self._cells]
-        return [*restarts, Restart(0, 1)] if self.learn_grid else restarts
+        return [Restart(i, i if j == _RATIO else i + 1) for i, j in self._cells]
+
+    def _values(self, theta: Tensor, kind: int) -> Tensor:
+        return theta[[n for n, (_, j) in enumerate(self._cells) if j == kind]]
+
+    def _classical(self, levels: Tensor) -> Tensor:
+        """Adams-Bashforth's coefficients as fractions of each step, shape [N, N]."""
+        rows = []
+        for i in range(self.steps):
+            first = max(0, i + 1 - min(self.history, _ORDER))
+            row = polynomial_weights(levels[first : i + 1], levels[i], levels[i + 1]) / (levels[i + 1] - levels[i])
+            rows.append(torch.nn.functional.pad(row, (first, self.steps - 1 - i)))
+        return torch.stack(rows)
 
     def _parts(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        cells = self._cells
-        at = [n for n, (_, j) in enumerate(cells) if j >= 0]
-        rows, columns = (torch.tensor([cells[n][k] for n in at]) for k in (0, 1))
-        weights = torch.zeros(self.steps, self.steps, dtype=torch.float64).index_put((rows, columns), theta[at])
-        t_scale = theta[[n for n, (_, j) in enumerate(cells) if j < 0]].exp()
-        if self.learn_grid:
-            return weights, t_scale, self.grid.reshaped_levels(self.steps, self.noise, theta[-1].exp())
-        return weights, t_scale, self.grid.levels(self.steps, self.noise)
+        """Levels [N + 1], levels of the calls [N] and coefficients [N, N]."""
+        ends = self.grid.levels(self.steps, self.noise)
+        levels = torch.cat([ends[:1], self._values(theta, _LEVEL).exp(), ends[-1:]])
+        if bool((levels.detach().diff() >= 0).any()):
+            raise ValueError(f"levels must descend, got {levels.tolist()}")
+        at = [n for n, (_, j) in enumerate(self._cells) if j >= 0]
+        rows, columns = (torch.tensor([self._cells[n][k] for n in at], dtype=torch.long) for k in (0, 1))
+        deviations = torch.zeros(self.steps, self.steps, dtype=torch.float64).index_put((rows, columns), theta[at])
+        newest = torch.cat([-deviations[:-1].sum(1), theta.new_zeros(1)])
+        fractions = self._classical(levels) + deviations + torch.diag(newest)
+        return levels, levels[:-1] * self._values(theta, _RATIO).exp(), fractions * levels.diff()[:, None]
 
     def table(self, theta: Tensor) -> SolverTable:  # noqa: D102 - see Space
-        weights, t_scale, levels = self._parts(theta)
-        return dyweight_table(weights, t_scale, levels, divisor="call")
+        levels, sigmas, coeffs = self._parts(theta)
+        return SolverTable(levels, sigmas, torch.ones(self.steps, dtype=torch.float64), coeffs, "derivative")
 
     def initial(self, table: SolverTable) -> Tensor:  # noqa: D102 - see Space
-        coeffs = cut_to_window(with_derivatives(table).coeffs, self.history)
-        levels = self.grid.levels(self.steps, self.noise)
-        reached = levels[0] + torch.cat([levels.new_zeros(1), coeffs.sum(1).cumsum(0)[:-1]])
-        return self._vector(coeffs / (levels[1:] - reached)[:, None], table.sigmas / reached)
+        return self._vector(cut_to_window(with_derivatives(table).coeffs, self.history), table.sigmas)
 
     def from_file(self, tensors: Mapping[str, Tensor]) -> Tensor:  # noqa: D102 - see Space
-        return self._vector(cut_to_window(tensors["weights"], self.history), tensors["t_scale"])
+        weights, grid = cut_to_window(tensors["weights"], self.history), self.grid.levels(self.steps, self.noise)
+        table = dyweight_table(weights, tensors["t_scale"], grid, divisor="call")
+        return self._vector(table.coeffs, table.sigmas)
 
-    def _vector(self, weights: Tensor, t_scale: Tensor) -> Tensor:
-        values = [t_scale[i].log() if j < 0 else weights[i, j] for i, j in self._cells]
-        if self.learn_grid:
-            shape = self.grid.parameters[self.grid.shape_parameter or ""]
-            values.append(torch.tensor(shape, dtype=torch.float64).log())
-        return torch.stack(values)
+    def _vector(self, coeffs: Tensor, sigmas: Tensor) -> Tensor:
+        ends = self.grid.levels(self.steps, self.noise)
+        levels = torch.cat([ends[:1], ends[0] + coeffs.sum(1).cumsum(0)[:-1], ends[-1:]])
+        deviations = coeffs / levels.diff()[:, None] - self._classical(levels)
+        values = {_RATIO: (sigmas / levels[:-1]).log(), _LEVEL: levels[1:].log()}
+        return torch.stack([values[j][i] if j < 0 else deviations[i, j] for i, j in self._cells])
 
     def tensors(self, theta: Tensor) -> dict[str, Tensor]:  # noqa: D102 - see Space
-        weights, t_scale, _ = self._parts(theta)
-        return {"weights": weights, "t_scale": t_scale}
+        levels, sigmas, coeffs = self._parts(theta)
+        steps = self.grid.levels(self.steps, self.noise)[1:] - levels[:-1]
+        return {"weights": coeffs / steps[:, None], "t_scale": sigmas / levels[:-1]}
 
     def step_card(self, theta: Tensor) -> StepCard:  # noqa: D102 - see Space
-        grid = self.grid
-        if self.learn_grid:
-            grid = replace(grid, parameters={grid.shape_parameter or "": float(theta[-1].exp())})
-        return StepCard(grid=grid, options=dict(self.options), history=min(self.history, self.steps))
+        return StepCard(grid=self.grid, options=dict(self.options), history=min(self.history, self.steps))

@@ -34,19 +34,18 @@ from .published import Levels, published_grids
 
 __all__ = [
     "HOST_METHODS",
-    "SCAN_SAMPLES",
     "Candidate",
     "best_of_methods",
     "candidate_named",
     "candidates",
     "carrier_grid",
+    "peers_of",
     "rank",
     "rmse",
     "rmse_and_median",
     "scan_calls",
 ]
 
-SCAN_SAMPLES = 16  # samples on which a fit ranks the candidates
 
 HOST_METHODS: dict[str, Callable[[Tensor], SolverTable]] = {
     "euler": euler,
@@ -62,6 +61,12 @@ HOST_METHODS: dict[str, Callable[[Tensor], SolverTable]] = {
 }
 """The methods as ComfyUI runs them, by the names of its samplers."""
 
+_COMMON_METHODS = ("euler", "dpmpp_2m", "ipndm", "deis", "uni_pc_bh2")
+_COMMON_GRIDS = {
+    "flow": ("shift 1", "shift 3"),
+    "vp": ("karras 7", "sgm_uniform", "beta"),
+    "edm": ("karras 7", "polynomial 7"),
+}
 _FIRST_STAGES = (2, 6)  # samples of the first stages of a scan
 _REDUCTION = 3  # one candidate in three reaches the next stage
 
@@ -130,6 +135,15 @@ def _levels(levels_of: Levels, steps: int) -> Tensor | None:
     except ValueError:
         return None
     return levels if levels is not None and bool((levels.diff() < 0).all()) else None
+
+
+def peers_of(steps: int, noise: Noise, *, every: bool) -> list[Candidate]:
+    """The classical solvers that a fit compares with: those in common use, or every candidate."""
+    options = list(candidates(steps, noise))
+    if every:
+        return options
+    grids = _COMMON_GRIDS[noise.kind]
+    return [c for c in options if c.method in _COMMON_METHODS and c.grid_name in grids] or options[:1]
 
 
 def candidate_named(name: str, steps: int, noise: Noise) -> Candidate:
@@ -201,11 +215,11 @@ def scan_calls(options: Sequence[Candidate], samples: int) -> int:
 
 def rmse(trial: Trial, table: SolverTable) -> float:
     """Root mean square distance to the teacher's end over the samples of all processes."""
-    return rmse_and_median(trial, table)[0]
+    return rmse_and_median([trial], table)[0]
 
 
-def rmse_and_median(trial: Trial, table: SolverTable) -> tuple[float, float]:
-    """The same, and the root of the median of the samples' mean squares, which is insensitive to outliers."""
-    squares = trial.processes.gather(trial.errors(table), trial.samples, trial.total)
+def rmse_and_median(trials: Sequence[Trial], table: SolverTable) -> tuple[float, float]:
+    """The same over several trials, and the root of the samples' median mean square, which outliers do not move."""
+    squares = torch.cat([t.processes.gather(t.errors(table), t.samples, t.total) for t in trials])
     squares = squares.nan_to_num(nan=math.inf, posinf=math.inf)
-    return (float(squares.sum()) / trial.total) ** 0.5, float(squares.median()) ** 0.5
+    return float(squares.mean()) ** 0.5, float(squares.median()) ** 0.5

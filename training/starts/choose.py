@@ -1,50 +1,42 @@
-"""The start of a fit: the best of a few classical solvers, a named one, or an existing solver."""
+"""The start of a fit: from the teacher's path, a named classical solver, or an existing solver."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ...samplers import FlowNoise, Solver, SolverTable, VPNoise, list_solvers, load_solver
+from ...samplers import FlowNoise, Grid, Solver, SolverTable, VPNoise, list_solvers, load_solver
 from ...samplers.choose import nearest_steps
-from ...samplers.families import FAMILIES
 from ...samplers.files.card import StepCard
 from ...samplers.schedules import Noise
-from ..optimise.levenberg_marquardt import COARSE_DIFFERENCE, LevenbergMarquardt, difference_step
+from ..data.samples import Samples
+from ..data.teacher import Reference
 from ..spaces import FIRST_HISTORY, SPACES, make_space
 from ..spaces.base import Space, is_valid
-from ..task import Task
+from ..store.journal import Record
 from .candidates import Candidate, best_of_methods, candidates, carrier_grid
+from .path import PATH_SAMPLES, closed_loop, path_levels
 
-__all__ = [
-    "KEPT_STARTS",
-    "PROXY_STEPS",
-    "START_COUNT",
-    "START_ITERATIONS",
-    "START_SAMPLES",
-    "Start",
-    "find_start",
-    "resolve_initial",
-]
+if TYPE_CHECKING:
+    from ..task import Task
 
-START_COUNT = 4  # starts that are compared, each on another grid
-KEPT_STARTS = 2  # those that remain after the first iteration
-START_SAMPLES = 12  # samples on which starts are compared; twice as many if the model's rounding blurs differences
-START_ITERATIONS = (1, 2)  # of all starts, then of the kept ones
-PROXY_STEPS = 8  # fewest steps for which starts are compared in a space's proxy
+__all__ = ["Start", "find_starts", "resolve_initial", "start_calls"]
+
+_GRIDS = {"flow": ("shift 0.5", "shift 1", "shift 3"), "vp": ("polynomial 5", "polynomial 7", "uniform time")}
 
 
 @dataclass(frozen=True)
 class Start:
-    """Free parameters on a space, the table that they were made from, and its display name."""
+    """Free parameters on a space, and their display name."""
 
     space: Space
     theta: Tensor
-    table: SolverTable
     name: str
 
 
@@ -54,25 +46,22 @@ def resolve_initial(
     steps: Sequence[int],
     noise: Noise | None = None,
     history: int = FIRST_HISTORY,
-    learn_grid: bool = False,
 ) -> str | Solver:
-    """The solver that `initial` names; "scan" and names of classical solvers are returned as they are.
+    """The solver that `initial` names; "path" and names of classical solvers are returned as they are.
 
     Refuses what a fit of these step counts cannot start from. While `noise` is unknown, a name is accepted if any kind
     of model has it.
     """
     if isinstance(initial, str) and not Path(initial).is_file() and initial not in list_solvers():
-        if initial != "scan":
+        if initial != "path":
             noises = [noise] if noise else [FlowNoise(), VPNoise.stable_diffusion()]
             can_start = SPACES[family].can_start_from
             for n in steps if noise else [max(steps)]:
-                options = [
-                    c for kind in noises for c in candidates(n, kind) if can_start(c.table, c.grid, kind, learn_grid)
-                ]
+                options = [c for kind in noises for c in candidates(n, kind) if can_start(c.table, kind)]
                 if not any(_has_name(candidate, initial) for candidate in options):
                     methods = ", ".join(candidate.method for candidate in best_of_methods(options))
                     raise ValueError(
-                        f"a {family} fit of {n} steps cannot start from {initial!r}: choose scan, a classical solver "
+                        f"a {family} fit of {n} steps cannot start from {initial!r}: choose path, a classical solver "
                         f"({methods}), with or without a grid, a bundled solver ({', '.join(list_solvers())}) or an "
                         "existing solver file"
                     )
@@ -88,27 +77,29 @@ def resolve_initial(
         step = _nearest(solver, n)[1]
         SPACES[family].check_step(solver.name, step)
         if noise is not None:
-            space = make_space(family, n, noise, step.grid, history, learn_grid)
-            if not bool((space.table(_parameters(space, solver, n)).levels.diff() < 0).all()):
-                raise ValueError(f"{solver.name} in {n} steps has levels that do not descend: start from a scan")
+            space = make_space(family, n, noise, step.grid, history)
+            if not is_valid(space, _parameters(space, solver, n)):
+                raise ValueError(f"{solver.name} in {n} steps has levels that do not descend: start from the path")
     return solver
 
 
-def find_start(task: Task, steps: int, order: list[Candidate], initial: str | Solver) -> Start:
-    """The start of the fit for a step count; `order` has the classical candidates, best first.
+def find_starts(task: Task, steps: int, order: Sequence[Candidate]) -> list[Start]:
+    """The starts of the fit for a step count, most promising first; one unless the path offers more.
 
-    `initial` comes from `resolve_initial`; a classical solver is named with its grid ("ipndm 3, shift 1") or without
-    ("ipndm 3"), which selects its best grid.
+    `order` has the classical solvers that were screened, best first.
+
+    A classical solver is named with its grid ("ipndm 3, shift 1") or without ("ipndm 3"), which selects its best grid.
     """
-    order = [candidate for candidate in order if task.can_start_from(candidate)]
+    job, initial = task.job, task.job.initial
     if isinstance(initial, Solver):
         count, step = _nearest(initial, steps)
-        space = task.space_on(steps, step.grid)
-        theta = _parameters(space, initial, steps)
-        return Start(space, theta, space.table(theta), f"{initial.name} at {count} steps")
-    if initial == "scan":
-        return _best_start(task, steps, order)
-    return _from_candidate(task, steps, next(candidate for candidate in order if _has_name(candidate, initial)))
+        space = job.space_on(steps, step.grid)
+        return [Start(space, _parameters(space, initial, steps), f"{initial.name} at {count} steps")]
+    if initial == "path":
+        return _from_path(task, steps)
+    options = [c for c in (*order, *candidates(steps, job.noise)) if job.can_start_from(c) and _has_name(c, initial)]
+    space = job.space(steps, options[0])
+    return [Start(space, space.initial(options[0].table), options[0].name)]
 
 
 def _has_name(candidate: Candidate, name: str) -> bool:
@@ -121,74 +112,61 @@ def _nearest(solver: Solver, steps: int) -> tuple[int, StepCard]:
     return count, solver.card.steps[count]
 
 
-def _from_candidate(task: Task, steps: int, candidate: Candidate) -> Start:
-    space = task.space(steps, candidate)
-    theta = space.initial(candidate.table)
-    return Start(space, theta, space.table(theta), candidate.name)
-
-
 def _parameters(space: Space, solver: Solver, steps: int) -> Tensor:
     """The parameters of a solver's nearest step count, resampled to this one."""
     return space.from_file(space.resampled(solver.parameters_at(_nearest(solver, steps)[0]), steps))
 
 
-def _best_start(task: Task, steps: int, order: list[Candidate]) -> Start:
-    """The best start; for many steps compared in the space's proxy (DS-Solver for DyWeight), if there is one.
-
-    DS-Solver's rows always meet the next level, so it has a third fewer parameters than DyWeight: few samples overfit
-    less, and Jacobians cost less. With 10 calls at guidance 3 this lowered the error of the benchmarks' photo patches
-    by a quarter, and saved a third of the calls for the digits at about the same error; otherwise the effect was small.
-    """
-    proxy = SPACES[task.family].proxy
-    if proxy and steps >= PROXY_STEPS and not task.learn_grid and task.noise.kind in FAMILIES[proxy.family].kinds:
-        proxy_task = replace(task, family=proxy.family)
-        possible = [candidate for candidate in order if proxy_task.can_start_from(candidate)]
-        if possible:
-            best = _improve_starts(proxy_task, steps, possible)
-            table = best.space.table(best.theta)
-            space = task.space_on(steps, carrier_grid(table, task.noise))
-            theta = space.initial(table)
-            if is_valid(space, theta):  # a cut history may lead to levels that do not descend
-                return replace(best, space=space, theta=theta)
-    return _improve_starts(task, steps, order)
+def start_calls(steps: int, noise: Noise, samples: int) -> int:
+    """The largest number of network calls of a start from the path, one per sample and call."""
+    return steps * min(PATH_SAMPLES, samples) * (1 + len(_grids(steps, noise)))
 
 
-def _improve_starts(task: Task, steps: int, order: list[Candidate]) -> Start:
-    """The best start after a few iterations on a few samples.
-
-    After one iteration each, only the best few continue: the loss after one iteration predicts the result, the loss of
-    the start itself does not.
-    """
-    chosen: dict[str, Start] = {}
-    for candidate in order:  # one per grid: starts on the same grid lead to the same minimum
-        if len(chosen) < START_COUNT and candidate.grid_name not in chosen:
-            chosen[candidate.grid_name] = _from_candidate(task, steps, candidate)
-    starts = list(chosen.values())
-
-    def measure() -> dict[str, Tensor]:
-        problem, _ = task.problems(starts[0].space)
-        size = difference_step(problem.first(START_SAMPLES), starts[0].theta)
-        return {"size": torch.tensor(size, dtype=torch.float64)}
-
-    difference = float(task.recorded(f"{steps}/{task.family} difference", measure)["size"])
-    for turn, iterations in enumerate(START_ITERATIONS):
-        name = f"{steps}/{task.family} start {turn}"
-        scored = [_improve(task, start, iterations, difference, f"{name} {start.name}") for start in starts]
-        for loss, start in scored:
-            task.log(f"{steps} steps: initial solver {start.name}, loss {loss:.3e}")
-        starts = [start for _, start in sorted(scored, key=lambda pair: pair[0])[:KEPT_STARTS]]
-    return starts[0]
+def _grids(steps: int, noise: Noise) -> dict[str, Grid]:
+    """The usual grids that a fit may start on: those whose last step is not a tiny one, which a fit cannot move."""
+    names = _GRIDS.get(noise.kind, _GRIDS["vp"])
+    grids = {}
+    for name, grid in noise.usual_grids().items():
+        if name in names:
+            try:
+                grid.levels(steps, noise)
+            except ValueError:
+                continue
+            grids[name] = grid
+    return grids
 
 
-def _improve(task: Task, start: Start, iterations: int, difference: float, name: str) -> tuple[float, Start]:
-    """The loss after a few Levenberg-Marquardt iterations, and the start with the new parameters."""
-    count = 2 * START_SAMPLES if difference > COARSE_DIFFERENCE else START_SAMPLES
+def _from_path(task: Task, steps: int) -> list[Start]:
+    """The best of a few grids, on each of which every row is regressed to the teacher's path."""
+    job, options = task.job, _grids(steps, task.job.noise)
 
-    def work() -> dict[str, Tensor]:
-        problem, _ = task.problems(start.space)
-        optimizer = LevenbergMarquardt(iterations=iterations, difference=difference)
-        theta, loss = optimizer.fit(problem.first(count), start.theta)
-        return {"theta": theta, "loss": torch.tensor(loss, dtype=torch.float64)}
+    def work() -> Record:
+        samples, path = task.path()
+        levels = [grid.levels(steps, job.noise) for grid in options.values()]
+        if len(path.levels) > steps + 1:
+            levels.append(path_levels(path, steps, job.noise, job.history))
+        found = None if task.processes.rank else _nearest_to_path(task, samples, path, levels)
+        return task.processes.from_first(found)
 
-    record = task.recorded(name, work)
-    return float(record["loss"]), Start(start.space, record["theta"], start.table, start.name)
+    record, starts = task.recorded(f"{steps}/start", work), []
+    for levels, coeffs in zip(record["levels"], record["coeffs"], strict=True):
+        usual = [name for name, grid in options.items() if grid.levels(steps, job.noise).equal(levels)]
+        name = usual[0] if usual else "levels of the teacher's path"
+        table = SolverTable(levels, levels[:-1], torch.ones_like(levels[1:]), coeffs, "derivative")
+        space = job.space_on(steps, options.get(name) or carrier_grid(table, job.noise))
+        starts.append(Start(space, space.initial(table), name))
+    return starts
+
+
+def _nearest_to_path(task: Task, samples: Samples, path: Reference, options: Sequence[Tensor]) -> Record:
+    """Levels [k, N + 1] and coefficients [k, N, N] of the solvers that end nearest to the teacher, best first."""
+    job, found = task.job, list[tuple[float, SolverTable]]()
+    family = SPACES[job.settings.family]
+    for levels in options:
+        table, error = closed_loop(task.model, samples, path, levels, job.history, free_sums=family.free_sums)
+        if math.isfinite(error) and family.can_start_from(table, job.noise):
+            found.append((error, table))
+    if not found:
+        raise ValueError("no grid gives a start from the teacher's path: choose a classical solver as initial")
+    best = [table for _, table in sorted(found, key=lambda pair: pair[0])[: job.starts(len(options[0]) - 1)]]
+    return {"levels": torch.stack([t.levels for t in best]), "coeffs": torch.stack([t.coeffs for t in best])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -46,6 +47,12 @@ class Journal:
             }
             write_tensors(self.path, flat, {"key": self.key})
         return record
+
+    def drop(self, name: str, keep: Collection[str] = ()) -> None:
+        """Forgets a record, or all of it but the tensors in `keep`; the file follows with the next `put`."""
+        record = self._records.pop(name, {})
+        if kept := {part: record[part] for part in keep if part in record}:
+            self._records[name] = kept
 
 
 def _read(path: Path, key: str) -> dict[str, Record]:
