@@ -29,7 +29,7 @@ def file_of(result: FitResult, folder: Path) -> bytes:
     "settings",
     [
         {},
-        {"steps": (4,), "effort": "quick", "teacher": euler(torch.linspace(1, 0, 7, dtype=torch.float64))},
+        {"steps": (5,), "teacher": euler(torch.linspace(1, 0, 7, dtype=torch.float64))},
         {"optimizer": "adam"},
         {"guidance": (1.0, 2.0), "guidance_argument": "guidance"},
     ],
@@ -44,8 +44,9 @@ def test_a_fit_interrupted_anywhere_resumes_and_ends_with_the_same_file(tmp_path
     def stop(x: torch.Tensor) -> torch.Tensor:
         raise KeyboardInterrupt
 
+    interrupted_model = Watched(int(part * model.calls), stop, smooth)
     with pytest.raises(KeyboardInterrupt):
-        quick_fit(Watched(int(part * model.calls), stop, smooth), **settings)
+        quick_fit(interrupted_model, **settings)
     resumed = quick_fit(resumed_model, progress=log.append, **settings)
     finished = quick_fit(finished_model, **settings)
     files = [file_of(result, tmp_path) for result in (whole, resumed, finished)]
@@ -55,7 +56,7 @@ def test_a_fit_interrupted_anywhere_resumes_and_ends_with_the_same_file(tmp_path
     assert reports[0] == reports[1] == reports[2]
     assert log[0] == f"resuming the fit in {tmp_path / 'journal'}"
     # The work since the last record is repeated: a Jacobian, or a tenth of gradient descent.
-    assert resumed_model.samples < (1.35 - part) * model.samples
+    assert interrupted_model.samples + resumed_model.samples < 1.25 * model.samples
 
 
 @dataclass
