@@ -12,6 +12,7 @@ from .folder import FOLDER, SOLVERS
 __all__ = ["FitLearnedSolver"]
 
 TEACHERS = ("ode", "heun", "dpmpp_2m", "ipndm", "euler")
+LOSSES = ("l2", "features", "huber", "l1")
 EFFORTS = ("default", "quick", "thorough")
 
 
@@ -59,6 +60,12 @@ class FitLearnedSolver(SolverNode):
             "1.6 times cfg. With embedded guidance (FLUX): its values; empty: around that of the positive conditioning."
         )
         recipe = "The sampler that you use today, which the solver learns to imitate in fewer steps."
+        other = (
+            "Another model as the teacher, with the same latent space and conditioning: the original of a quantised "
+            "model, or the model without its LoRA."
+        )
+        loss = "Distance to the teacher. features: that of the pictures, decoded by the vae; cheapest with TAESD."
+        other_guidance = "CFG, or embedded guidance, of the teacher at every value of guidance. 0: the same."
         file_name = (
             f"Name of the new file in models/{FOLDER}, such as my-model or mine/my-model. Empty: the family and the "
             "name of the model file."
@@ -107,6 +114,12 @@ class FitLearnedSolver(SolverNode):
                 "guidance": ("STRING", {"default": "", "tooltip": guidance}),
                 "sampler": ("SAMPLER", {"tooltip": f"{recipe} Replaces teacher and teacher_steps; needs sigmas."}),
                 "sigmas": ("SIGMAS", {"tooltip": "The levels of sampler, such as 20 steps of a scheduler."}),
+                "teacher_model": ("MODEL", {"tooltip": other}),
+                "loss": (list(LOSSES), {"tooltip": loss}),
+                "teacher_guidance": (
+                    "FLOAT",
+                    {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": other_guidance},
+                ),
             },
             "hidden": {"node_id": "UNIQUE_ID", "prompt": "PROMPT"},
         }
@@ -120,6 +133,7 @@ class FitLearnedSolver(SolverNode):
         vae: Any = None,
         sampler: Any = None,
         sigmas: Any = None,
+        teacher_model: Any = None,
         node_id: str | None = None,
         prompt: dict[str, Any] | None = None,
         **widgets: Any,
@@ -133,7 +147,8 @@ class FitLearnedSolver(SolverNode):
         checkpoint = model_file(prompt, number) or "unknown"
         path, entry = path_of_new(settings.file_name.strip() or f"{settings.family}_{checkpoint}")
         with claim(path, entry, settings.overwrite):
-            fit = NodeFit(model, positive, negative, latent, settings, checkpoint, node_id, (sampler, sigmas))
+            recipe = sampler, sigmas
+            fit = NodeFit(model, positive, negative, latent, settings, checkpoint, node_id, recipe, teacher_model, vae)
             result, ends = fit.run()
             result.solver.save(path, overwrite=settings.overwrite)
         fit.show(f"written: {entry}")

@@ -55,6 +55,8 @@ class FitWidgets:
     overwrite: bool
     effort: str = "default"
     guidance: str = ""
+    teacher_guidance: float = 0.0
+    loss: str = "l2"
 
     def __post_init__(self) -> None:
         if self.samples:
@@ -62,6 +64,7 @@ class FitWidgets:
         if self.teacher_steps:
             check_number("teacher_steps", self.teacher_steps, 2, 1000)
         check_number("cfg", self.cfg, 0, 100)
+        check_number("teacher_guidance", self.teacher_guidance, 0, 100)
 
 
 class NodeFit:
@@ -77,11 +80,16 @@ class NodeFit:
         checkpoint: str,
         node_id: str | None,
         recipe: tuple[Any, Any],
+        teacher_model: Any = None,
+        vae: Any = None,
     ) -> None:
         from ..training import EFFORTS, FitJob, FitSettings, most_calls
         from ..training.cost import usual_calls
         from ..training.data.samples import Samples
+        from ..training.data.teacher import Recipe, Teacher
+        from ..training.models.comfy_samplers import usual_sampler
         from ..training.models.guider import WiredConditioning, draw_starts
+        from ..training.models.other_teacher import OtherTeacher
 
         self.model, self.node_id, self.lines = model, node_id, []
         self.latent, self.seed = _empty(model, latent), widgets.seed
@@ -91,13 +99,22 @@ class NodeFit:
         effort = EFFORTS[widgets.effort]
         samples, held_out = effort.sizes(widgets.samples or None)
         count, shape = samples + held_out, self.latent.shape
-        teacher = _teacher(model, recipe, [1, *shape[1:]])
+        one = [1, *shape[1:]]
+        source = model if teacher_model is None else teacher_model
+        teacher = _teacher(source, recipe, one)
         settings = FitSettings(
             widgets.family, steps, teacher=teacher or widgets.teacher, teacher_steps=widgets.teacher_steps or None,
             optimizer=replace(effort.optimizer, samples=samples), held_out=held_out, seed=widgets.seed,
             effort=widgets.effort, guidance=self.guidance.values, guidance_argument="guidance",
+            loss=self._loss(widgets.loss, vae),
+            usual=usual_sampler(model),
         )  # fmt: skip
-        x = draw_starts(sampling, [1, *shape[1:]], count, widgets.seed)
+        self.other = None
+        if teacher_model is not None or widgets.teacher_guidance:
+            assert isinstance(settings.teacher, Teacher | Recipe)  # see FitSettings
+            self.other = OtherTeacher(source, settings.teacher, one, widgets.teacher_guidance or None)
+            settings = replace(settings, teacher=self.other.recipe)
+        x = draw_starts(sampling, one, count, widgets.seed)
         card = {
             "architecture": architecture_name(model.model),
             "checkpoint": checkpoint,
@@ -106,14 +123,27 @@ class NodeFit:
         }
         noise = noise_of(model.model, sampling, shape)
         self.job = FitJob(settings, Samples(x, {"row": list(range(count))}, len(self.latent)), noise, card)
-        teacher = self.job.teacher
+        if self.other:
+            self.other.check(self.job, model)
+        teacher = self.other.teacher if self.other else self.job.teacher
         if teacher.calls <= max(steps):
             raise ValueError(
                 f"the teacher makes {teacher.calls} model calls ({teacher}), but must make more than the solver's "
                 f"{max(steps)}: raise teacher_steps, or set it to 0"
             )
         self.most, self.usual = most_calls(self.job), usual_calls(self.job)
-        self.bar = comfy.utils.ProgressBar(self.most)
+        self.others = self.other.calls(self.job) if self.other else 0
+        self.bar = comfy.utils.ProgressBar(self.most + self.others)
+
+    def _loss(self, name: str, vae: Any) -> Any:
+        """The loss of the settings."""
+        from ..training.models.picture_loss import picture_loss
+
+        if name != "features":
+            return name
+        if vae is None:
+            raise ValueError("the loss features decodes end states, but no vae is connected: connect one, or use l2")
+        return picture_loss(self.model.model, vae)
 
     def run(self) -> tuple[FitResult, list[Result]]:
         """Fits, and returns the result and the samples drawn from a few held-out starts."""
@@ -121,11 +151,14 @@ class NodeFit:
         from ..training.models.guider import Denoiser, with_denoiser
 
         def work(denoiser: Denoiser, device: torch.device) -> tuple[FitResult, list[Result]]:
-            self.show(f"at most {self.most:,} model calls, usually about {self.usual:,}")
             return run_fit(self.job.on(device), denoiser, self.show, on_call=self.bar.update, pictures=_PICTURES)
 
+        of_teacher = f", and {self.others:,} of the teacher's" if self.other else ""
+        self.show(f"at most {self.most:,} model calls, usually about {self.usual:,}{of_teacher}")
+        if self.other:
+            self.other.run(self.job, self.conditioning, self.show, on_call=self.bar.update, seed=self.seed)
         outcome = with_denoiser(work, self.model, self.conditioning, self.guidance, self.latent, seed=self.seed)
-        self.bar.update_absolute(self.most, self.most)
+        self.bar.update_absolute(self.most + self.others, self.most + self.others)
         return outcome
 
     def show(self, line: str) -> None:
@@ -135,11 +168,11 @@ class NodeFit:
 
     def outputs(self, title: str, result: FitResult, ends: Sequence[Result], vae: Any) -> tuple[Tensor, str]:
         """The comparison as an IMAGE; the table of errors, with remarks on better classical solvers."""
-        from ..training import better_peers, table_of
+        from ..training import table_of
         from ..training.comparison.sheet import draw_results
 
         picture = draw_results(title, ends, lambda states: pictures_of(self.model, states, vae))
-        return to_image(picture), "\n\n".join(filter(None, [table_of(result), "\n".join(better_peers(result))]))
+        return to_image(picture), table_of(result)
 
 
 def _teacher(model: Any, recipe: tuple[Any, Any], shape: Sequence[int]) -> Any:

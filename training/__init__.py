@@ -7,8 +7,7 @@ from .fit import fit_solver, run_fit
 from .job import FitJob, FitSettings
 from .optimise.gradient import GradientDescent
 from .optimise.levenberg_marquardt import LevenbergMarquardt
-from .report import FitResult, Peer, StepReport, better_peers, table_of
-from .starts.candidates import candidate_named
+from .report import FitResult, Peer, StepReport, table_of
 from .store.output import claimed
 
 __all__ = [
@@ -22,8 +21,6 @@ __all__ = [
     "Peer",
     "StepReport",
     "Teacher",
-    "better_peers",
-    "candidate_named",
     "claimed",
     "fit_solver",
     "most_calls",

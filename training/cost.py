@@ -13,7 +13,7 @@ from .data.samples import Samples
 from .job import FitJob
 from .optimise.gradient import GradientDescent
 from .spaces import make_space
-from .starts.candidates import peers_of, scan_calls
+from .starts.candidates import scan_calls
 from .starts.choose import start_calls
 
 __all__ = ["duration", "most_calls", "seconds_of_call", "usual_calls"]
@@ -32,9 +32,8 @@ def most_calls(job: FitJob) -> int:
         samples = fitted if isinstance(optimizer, GradientDescent) else optimizer.samples
         total += job.teacher_calls(samples + held_out)
         for n in settings.steps:
-            options = peers_of(n, noise, every=job.effort.all_peers)
-            total += scan_calls(options, min(job.effort.screening, job.blocks[0]))
-            total += 5 * n * held_out  # before, after, three peers
+            total += scan_calls(job.peers(n), min(job.effort.screening, job.blocks[0]))
+            total += (5 + (settings.usual is not None)) * n * held_out  # before, after, three peers, the usual sampler
             known = settings.loss == "l2" and not isinstance(optimizer, GradientDescent)
             total += (1 + job.effort.compared + (not known)) * n * samples  # classical solvers, and the result
             if knot == 0 and job.initial == "path":

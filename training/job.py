@@ -23,7 +23,7 @@ from .optimise.gradient import OPTIMIZERS, GradientDescent
 from .optimise.levenberg_marquardt import LevenbergMarquardt
 from .optimise.losses import make_objective
 from .spaces import FIRST_HISTORY, SPACES, Space, make_space
-from .starts.candidates import Candidate, carrier_grid
+from .starts.candidates import Candidate, UsualSampler, carrier_grid, peers_of
 from .starts.choose import resolve_initial
 from .starts.path import PATH_SAMPLES
 from .store.content import content_hash
@@ -69,6 +69,7 @@ class FitSettings:
     effort: str = "default"
     guidance: tuple[float, ...] = ()
     guidance_argument: str | None = None
+    usual: UsualSampler | None = None
 
     def __post_init__(self) -> None:
         if self.family not in SPACES:
@@ -165,6 +166,10 @@ class FitJob:
     def starts(self, steps: int) -> int:
         """Starts of which each gets a Jacobian before one is chosen; with many steps that costs too much."""
         return self.effort.starts if steps <= _FEW_STEPS else 1
+
+    def peers(self, steps: int) -> list[Candidate]:
+        """The classical solvers to compare with."""
+        return peers_of(steps, self.noise, every=self.effort.all_peers, usual=self.settings.usual)
 
     @property
     def fitted(self) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ..samplers import Solver
+from ..samplers import Solver, SolverTable
 
-__all__ = ["FitResult", "Peer", "StepReport", "better_peers", "table_of"]
+__all__ = ["FitResult", "Peer", "StepReport", "table_of"]
+
+_AS_CLOSE = 1.02  # a smaller difference is no reason for a new solver
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class Peer:
     name: str
     error: float
     median: float
+    table: SolverTable | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class StepReport:
         seconds: Time spent by this process.
         start: Name of the start of the fit.
         samples: Number of samples that the parameters were fitted to.
+        usual: Name of the peer that the model is usually sampled with; empty if unknown.
     """
 
     error_before: float
@@ -42,6 +46,7 @@ class StepReport:
     seconds: float
     start: str
     samples: int = 0
+    usual: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,28 +74,44 @@ def _ratio(peer: float, fitted: float) -> str:
     return f"{peer / fitted:.2f}" if fitted > 0 else "inf"
 
 
-def better_peers(result: FitResult) -> list[str]:
-    """A sentence for each step count at which a classical solver is closer to the teacher than the fitted one."""
+def _better_peers(result: FitResult) -> list[str]:
+    """A sentence for each step count at which a classical solver is as close to the teacher as the fitted one."""
     return [
-        f"At {steps} calls {report.peers[0].name} is closer to the teacher than the new solver"
+        f"At {steps} calls {report.peers[0].name} is {_closeness(report)} the new solver"
         + (", though its median is larger" if report.median_after < _least_median(report) else "")
         + ": fit to more samples, or use the classical solver."
         for steps, report in result.report.items()
-        if report.peers[0].error < report.error_after
+        if report.peers[0].error < _AS_CLOSE * report.error_after
     ]
 
 
+def _closeness(report: StepReport) -> str:
+    closer = report.peers[0].error < report.error_after
+    return "closer to the teacher than" if closer else "as close to the teacher as"
+
+
+def _shown(report: StepReport) -> str:
+    """The three best peers and the usual sampler with their errors."""
+    return "; ".join(
+        f"{peer.name} {peer.error:.4f}" + " (as usual)" * (peer.name == report.usual)
+        for rank, peer in enumerate(report.peers)
+        if rank < 3 or peer.name == report.usual
+    )
+
+
 def table_of(result: FitResult) -> str:
-    """A Markdown table: per step count the errors of the three best peers and of the fit, calls and seconds."""
+    """The report in Markdown: what a classical solver does as well; per step count errors, calls and seconds."""
+    warnings = _better_peers(result)
     lines = [
+        *warnings,
+        *[""] * bool(warnings),
         "| calls | best classical solvers, each on its best grid | before | fitted | best classical / fitted "
         "| medians: best classical / fitted | network calls spent | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for steps, report in result.report.items():
-        peers = "; ".join(f"{peer.name} {peer.error:.4f}" for peer in report.peers[:3])
         lines.append(
-            f"| {steps} | {peers} | {report.error_before:.4f} | **{report.error_after:.4f}** "
+            f"| {steps} | {_shown(report)} | {report.error_before:.4f} | **{report.error_after:.4f}** "
             f"| {_ratio(report.peers[0].error, report.error_after)} "
             f"| {_ratio(_least_median(report), report.median_after)} "
             f"| {report.network_calls:,} | {report.seconds:.0f} |"

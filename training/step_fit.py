@@ -20,7 +20,7 @@ from ..samplers.files.card import StepCard
 from .optimise.levenberg_marquardt import LevenbergMarquardt
 from .report import Peer, StepReport
 from .spaces.base import is_valid
-from .starts.candidates import Candidate, peers_of, rank, rmse_and_median
+from .starts.candidates import Candidate, rank, rmse_and_median
 from .starts.choose import Start, find_starts
 from .store.journal import Record
 from .task import Task
@@ -81,9 +81,13 @@ def _fit(task: Task, n: int, neighbour: Fit | None) -> Fit:
     fitted = _optimise(task, n, start, begun, first_knot=neighbour is None)
     fitted, note = _ensure_no_worse(task, n, order, fitted, first_knot=neighbour is None)
     start, theta = fitted.start, fitted.theta
-    tables = [start.space.table(theta), *(c.table for c in order[:3])]
+    usual = task.job.settings.usual.name if task.job.settings.usual else ""
+    compared = [*order[:3], *(c for c in order[3:] if c.name == usual)]
+    tables = [start.space.table(theta), *(c.table for c in compared)]
     (after, median), *of_peers = task.errors(f"{n}/after", [task.held_out], tables)
-    peers = sorted((Peer(c.name, *pair) for c, pair in zip(order, of_peers, strict=False)), key=lambda p: p.error)
+    peers = sorted(
+        (Peer(c.name, *pair, c.table) for c, pair in zip(compared, of_peers, strict=True)), key=lambda p: p.error
+    )
     ratio = peers[0].error / max(after, 1e-300)
     task.log(f"{n} steps: held-out error {after:.4f}, 1/{ratio:.2f} of {peers[0].name}'s")
     report = StepReport(
@@ -95,13 +99,14 @@ def _fit(task: Task, n: int, neighbour: Fit | None) -> Fit:
         time.monotonic() - start_time,
         start.name,
         fitted.samples,
+        usual,
     )
     return Fit(start, theta, report, note)
 
 
 def _screened_peers(task: Task, n: int) -> list[Candidate]:
     """The classical solvers to compare with, best first on a few samples."""
-    options = peers_of(n, task.job.noise, every=task.job.effort.all_peers)
+    options = task.job.peers(n)
 
     def work() -> Record:
         ranked = rank(task.trial(0, task.job.blocks[0]).first(task.job.effort.screening), options)

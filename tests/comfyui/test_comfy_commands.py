@@ -137,6 +137,15 @@ def started(base) -> Iterator[dict[str, Future[Any]]]:
     commands |= {
         "dry": fit_of(base, SD3, base / "dry.safetensors", dry_run=True),
         "sd2": fit_of(base, sd2, base / "sd2" / "a", initial="euler", conditioning=base / "sd2.safetensors"),
+        "alone": fit_of(base, SD3, base / "alone.safetensors", guidance=3),
+        "taught": fit_of(
+            base,
+            SD3,
+            base / "taught.safetensors",
+            guidance=3,
+            teacher_guidance=3,
+            teacher_diffusion_model=base / "models" / SD3["diffusion_model"],
+        ),
         "refusals": [python, "-c", REFUSALS, str(ROOT / "training"), json.dumps(options), *arguments],
         "compare sd15": comparison(base, "sd15", "vp", "compare sd15", grids="karras"),
         "compare sd3": comparison(base, "sd3", "flow", "compare sd3", grids="simple"),
@@ -226,6 +235,14 @@ def whole(base, started) -> Path:
     return solver_file(base, "sd3")
 
 
+def test_a_teacher_with_the_same_model_and_guidance_leaves_the_errors_of_classical_solvers(base, started):
+    outputs = [output_of(started[name].result()) for name in ("alone", "taught")]
+    assert [re.search(r"and (\d+) of the teacher's", output) is None for output in outputs] == [True, False]
+    alone, taught = (load_solver(base / f"{name}.safetensors") for name in ("alone", "taught"))
+    assert taught.card.steps[2].teacher == "heun at guidance 3"
+    assert taught.card.steps[2].error_best_peer == pytest.approx(alone.card.steps[2].error_best_peer, rel=1e-4)
+
+
 def test_a_dry_run_prints_the_cost_and_writes_nothing(base, started):
     output = output_of(started["dry"].result())
     texts = ("At most", "One call takes", "GB resident", "64x64, CFG 1.8, 3, 4.5, 7.2 (usually")
@@ -291,6 +308,11 @@ WRONG = {  # options, and a pattern of the message
         [DRY, "--vae", VAE],
         r"latents have 4 channels, but those of SD3 have 16\): pass the model's VAE with --vae",
     ),
+    "teacher": (
+        [DRY, "--teacher-checkpoint", "{}/models/checkpoints/tiny_sd15_whole.ckpt"],
+        "SD3 and SD15 have different latent spaces",
+    ),
+    "loss": ([DRY, "--loss", "features"], "this model has no VAE: pass one with --vae"),
     "model": (
         [DRY, "--diffusion-model", VAE],
         r"cannot load .*/tiny_taesd\.safetensors .*: pass a diffusion model with --diffusion-model",

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from comfy_graphs import fit, node, one_node, options
+from comfy_graphs import fit, ksampler, node, one_node, options
 from learned_solvers.samplers import Guidance, Solver, load_solver
 from learned_solvers.training import TEACHERS
 from torch.testing import assert_close
@@ -125,6 +125,34 @@ def test_a_connected_sampler_is_the_teacher(server, sampler, sigmas, message):
     else:
         step = fitted(graph).card.steps[1]
         assert (step.teacher, step.teacher_steps) == (sampler, 7)
+
+
+def test_another_model_at_its_own_guidance_is_the_teacher(server):
+    """The card's error is that of the two models in the server; the held-out sample has number 2."""
+    graph = fit(server, "sd3", name="other", **QUICK)
+    inputs, seed = graph.prompt["fit"]["inputs"], graph.prompt["fit"]["inputs"]["seed"] + 2
+    lora = graph.add(
+        "lora", "LoraLoaderModelOnly", model=["1", 0], lora_name="tiny_sd3_lora.safetensors", strength_model=1.0
+    )
+    levels = {"scheduler": "simple", "steps": 7, "denoise": 1.0}
+    inputs["sigmas"] = graph.add("sigmas", "BasicScheduler", model=["1", 0], **levels)
+    inputs["sampler"] = graph.add("sampler", "KSamplerSelect", sampler_name="euler")
+    inputs |= {"model": lora, "teacher_model": ["1", 0], "teacher_guidance": 3.5}
+    step = fitted(graph).card.steps[1]
+    assert (step.teacher, step.teacher_steps) == ("euler at guidance 3.5", 7)
+    student = one_node("other.safetensors", 1, model=lora, seed=seed)
+    graph.save(teacher=ksampler("euler", 7, cfg=3.5, seed=seed), student=student)
+    teacher, student = graph.submit("teacher", "student")
+    error = 1.5305 * float((student - teacher)[0].double().square().mean().sqrt())  # the card's is in the model's scale
+    assert error == pytest.approx(step.error_after, rel=1e-3)
+
+
+def test_the_loss_of_pictures_needs_a_vae_and_is_on_the_card(server):
+    graph = fit(server, "sd3", name="pictures", **QUICK, loss="features")
+    assert "no vae is connected: connect one, or use l2" in graph.error()
+    vae = graph.add("vae", "VAELoader", vae_name="tiny_taef1.safetensors")
+    graph.prompt["fit"]["inputs"]["vae"] = vae
+    assert fitted(graph).card.steps[1].loss == "features"
 
 
 def test_an_existing_file_is_overwritten_only_on_request(server):

@@ -13,6 +13,7 @@ from learned_solvers.training import GradientDescent, LevenbergMarquardt
 from learned_solvers.training.data.samples import CountedDenoiser, Samples
 from learned_solvers.training.data.teacher import Reference, Teacher
 from learned_solvers.training.data.trial import Trial
+from learned_solvers.training.models.picture_loss import picture_features
 from learned_solvers.training.optimise.gradient import Lion
 from learned_solvers.training.optimise.levenberg_marquardt import difference_step
 from learned_solvers.training.optimise.losses import LOSSES, make_objective
@@ -59,6 +60,16 @@ def test_the_linearisation_equals_automatic_differentiation(kind, family):
 def test_a_loss_has_its_values_by_hand(loss, sums):
     residual = torch.tensor([[0.05, -0.3, 2.0]], dtype=torch.float64)
     assert_close(make_objective(loss).rho(residual), torch.tensor([sums / 3], dtype=torch.float64))
+
+
+def test_the_features_of_pictures_give_pixels_and_differences_of_each_scale_the_same_share():
+    rows, columns = torch.meshgrid(torch.arange(4.0), torch.arange(6.0), indexing="ij")
+    pictures = (rows + 10 * columns).expand(2, 3, 1, 4, 6)  # a video of one frame
+    # At half the size the steps are twice as large. Mean squares of two scales' pixels and steps across and down.
+    halves = torch.tensor([[5.5, 25.5, 45.5], [7.5, 27.5, 47.5]])
+    parts = [pictures.square().mean(), 100, 1, halves.square().mean(), 400, 4]
+    features = picture_features(pictures)
+    assert_close(features.square().mean(1), torch.full([2], float(sum(parts)) / 6))
 
 
 @pytest.mark.parametrize("loss", LOSSES)

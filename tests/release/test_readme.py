@@ -14,7 +14,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from learned_solvers.samplers import FlowNoise, Grid
 from learned_solvers.samplers.families import FAMILIES
 from learned_solvers.training import compare, fit_weights
 from oracles import GaussianVE, sd_sigmas
@@ -96,15 +95,6 @@ def test_the_second_block_samples_with_k_diffusions_interface():
     exec(compile(blocks("python")[1], "README.md", "exec"), values)
     exact = GaussianVE().path(x, float(model_sigmas[-1]), 0.03)
     assert float((values["x"] - exact).square().mean().sqrt()) < 0.1  # of pictures that deviate by 0.5
-
-
-def test_the_third_block_makes_a_solver_with_knots():
-    weights = torch.eye(6).double() * torch.tensor([0.9, 1.0, 1.1])[:, None, None]
-    values = {"grid": Grid("flow_shift", {"shift": 1.0}), "weights": weights, "t_scale": torch.ones(3, 6)}
-    exec(compile(blocks("python")[2], "README.md", "exec"), values)
-    solver, noise = values["solver"], FlowNoise()
-    assert float(solver.table(6, noise, 16).coeffs[0, 0]) == pytest.approx(-1.1 / 6)
-    assert float(solver.table(6, noise).coeffs[0, 0]) == pytest.approx(-1 / 6)
 
 
 def links(text: str) -> list[str]:

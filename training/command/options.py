@@ -92,6 +92,10 @@ class FitCommand:
     dry_run: bool
     recipe: tuple[str, str, int] | None
     """Sampler, scheduler and steps of the teacher, instead of the settings'."""
+    teacher_files: ModelFiles | None = None
+    teacher_guidance: float | None = None
+    of_pictures: bool = False
+    """Whether the loss is that of the decoded pictures, instead of the settings'."""
 
     @property
     def count(self) -> int:
@@ -154,14 +158,25 @@ def parse_fit(description: str, arguments: Sequence[str] | None) -> FitCommand |
     recipe = _recipe(args.teacher, args.teacher_steps)
     settings = FitSettings(
         args.family, tuple(args.steps), args.history, "ode" if recipe else args.teacher, args.teacher_steps, optimizer,
-        args.loss, args.initial, held_out=held_out, seed=args.seed, effort=args.effort,
+        "l2" if args.loss == "features" else args.loss, args.initial, held_out=held_out, seed=args.seed,
+        effort=args.effort,
     )  # fmt: skip
     resolve_initial(settings.initial, settings.family, settings.steps)
     output = Output(_solver_file(args.output, args.family, files), _reported_command(parser, args), args.overwrite)
     return FitCommand(
         files, prompts(args), settings, samples, args.microbatch, tuple(sorted(args.guidance)), args.size, output,
-        args.dry_run, recipe,
+        args.dry_run, recipe, _teacher_files(args, files), args.teacher_guidance, args.loss == "features",
     )  # fmt: skip
+
+
+def _teacher_files(args: argparse.Namespace, files: ModelFiles) -> ModelFiles | None:
+    """The files of the teacher's own model; None without one."""
+    checkpoint, diffusion_model = args.teacher_checkpoint, args.teacher_diffusion_model
+    if checkpoint is None and diffusion_model is None:
+        return None
+    if None not in (checkpoint, diffusion_model):
+        raise ValueError("specify the teacher with --teacher-checkpoint or with --teacher-diffusion-model, not both")
+    return ModelFiles(checkpoint, diffusion_model, comfyui=files.comfyui)
 
 
 def _recipe(teacher: str, teacher_steps: int | None) -> tuple[str, str, int] | None:
@@ -217,10 +232,18 @@ def _fit_parser(description: str) -> argparse.ArgumentParser:
         type=parse_count,
         help="steps of the teacher; heun makes two calls in each (default: six times the largest of --steps)",
     )
+    add("--teacher-checkpoint", type=Path,
+        help="checkpoint of another model as the teacher, with the same latent space and text encoders: a quantised "
+             "model or one with a LoRA learns from the original")  # fmt: skip
+    add("--teacher-diffusion-model", type=Path, help="the same, from a file with the diffusion model alone")
+    add("--teacher-guidance", type=parse_guidance, metavar="G",
+        help="guidance of the teacher (default: that of --guidance)")  # fmt: skip
     add("--seed", type=parse_seed, default=0, help="seed of the initial noise (default: 0)")
     add("--optimizer", choices=OPTIMIZER_NAMES, default="gauss-newton",
         help="gauss-newton is Levenberg-Marquardt without backpropagation (default: gauss-newton)")  # fmt: skip
-    add("--loss", choices=LOSSES, default="l2", help="distance to the teacher to minimise (default: l2)")
+    add("--loss", choices=(*LOSSES, "features"), default="l2",
+        help="distance to the teacher to minimise; features is that of the pictures, decoded by --vae, for which the "
+             "approximate ones (TAESD) cost least (default: l2)")  # fmt: skip
     add("--initial", default="path",
         help="initial solver: path (along the teacher's path), the name of a classical solver, or a solver file "
              "(default: path)")  # fmt: skip

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,12 +20,16 @@ from ..comparison.sheet import draw_results
 from ..cost import duration, most_calls, seconds_of_call, usual_calls
 from ..data.processes import Processes
 from ..data.samples import Samples
+from ..data.teacher import Recipe, Teacher
 from ..fit import run_fit
 from ..job import FitJob
 from ..models import Model
 from ..models.comfy import ComfyModel
-from ..models.comfy_samplers import named_recipe
+from ..models.comfy_samplers import named_recipe, usual_sampler
 from ..models.conditioning import Cond
+from ..models.guider import EncodedPrompts
+from ..models.other_teacher import OtherTeacher
+from ..models.picture_loss import picture_loss
 from ..optimise.gradient import GradientDescent
 from ..optimise.levenberg_marquardt import Progress
 from ..optimise.losses import make_objective
@@ -53,6 +58,10 @@ def fit_model(command: FitCommand, processes: Processes) -> None:
     with command.output.claimed(needed) if first and not command.dry_run else nullcontext():
         conds = processes.from_first(run.conditioning() if first else None)
         run.model.free_text_encoders()
+        if run.other and not command.dry_run:
+            run.other.run(
+                run.job, EncodedPrompts(conds), log, processes=processes, cache=run.folder(conds) / "other teacher"
+            )
         run.model.with_denoiser(
             lambda denoiser, device: run.fit(denoiser, device, conds),
             conds, run.guidance, [command.microbatch, *run.shape[1:]], differentiable=run.differentiable,
@@ -86,12 +95,26 @@ class ModelFit:
             "resolution": model.pixels(self.shape),
             "note": f"fitted to {command.samples} samples, evaluated on {settings.held_out}, seed {settings.seed}",
         }
-        settings = replace(settings, guidance=self.guidance.values, guidance_argument="guidance")
+        settings = replace(
+            settings, guidance=self.guidance.values, guidance_argument="guidance", usual=usual_sampler(model.patcher)
+        )
+        files, self.other = command.teacher_files, None
+        patcher = ComfyModel.load(files, text_encoders=False).patcher if files else model.patcher
         if command.recipe:
-            settings = replace(settings, teacher=named_recipe(model.patcher, *command.recipe, self.shape))
+            settings = replace(settings, teacher=named_recipe(patcher, *command.recipe, self.shape))
+        if command.of_pictures:
+            if model.vae is None:
+                raise ValueError("--loss features decodes end states, but this model has no VAE: pass one with --vae")
+            settings = replace(settings, loss=picture_loss(model.patcher.model, model.vae))
+        if files or command.teacher_guidance is not None:
+            assert isinstance(settings.teacher, Teacher | Recipe)  # see FitSettings
+            self.other = OtherTeacher(patcher, settings.teacher, self.shape, command.teacher_guidance)
+            settings = replace(settings, teacher=self.other.recipe)
         x = model.starts(self.shape, command.count, settings.seed)
         samples = Samples(x, {"row": list(range(command.count))}, command.microbatch)
         self.job = FitJob(settings, samples, model.noise(self.shape), card)
+        if self.other:
+            self.other.check(self.job, model.patcher)
         self.differentiable = isinstance(settings.optimizer, GradientDescent)
         if self.differentiable and self.job.noise.kind == "vp":
             raise ValueError(
@@ -112,8 +135,9 @@ class ModelFit:
             f"{self.model.architecture} ({self.job.noise.kind}), {self.model.pixels(self.shape)}, {guidance}{usually}: "
             f"{settings.family} solvers of {steps} steps, fitted to {command.samples} samples and evaluated on "
             f"{settings.held_out} more.\nAt most {most_calls(self.job):,} network calls{passes}, usually about "
-            f"{usual_calls(self.job):,}; result: "
-            f"{command.output.solver}"
+            f"{usual_calls(self.job):,}"
+            + (f", and {self.other.calls(self.job):,} of the teacher's" if self.other else "")
+            + f"; result: {command.output.solver}"
         )
 
     def conditioning(self) -> list[Cond]:
@@ -136,7 +160,7 @@ class ModelFit:
         )
         if command.dry_run:
             return
-        folder = command.output.folder / content_hash(conds, command.files.stamps(), self.guidance, self.shape)[:16]
+        folder = self.folder(conds)
         # disable=None: no bar unless the output is a terminal.
         bar = tqdm(total=most, unit=" calls", disable=True if processes.rank else None, dynamic_ncols=True)
 
@@ -154,6 +178,12 @@ class ModelFit:
         if processes.rank == 0:
             self._write(result, ends, f"Peak memory: {peak_memory(device)}; plain sampling: {sampling}.")
             self.log(f"\n{table_of(result)}\n\nwritten: {', '.join(map(str, reversed(command.output.files)))}")
+
+    def folder(self, conds: list[Cond]) -> Path:
+        """The folder of this fit's journal and of the teacher's states."""
+        teacher = self.command.teacher_files
+        stamps = [*self.command.files.stamps(), *(teacher.stamps() if teacher else ())]
+        return self.command.output.folder / content_hash(conds, stamps, self.guidance, self.shape)[:16]
 
     def _hint(self) -> str:
         """The remedy where the model cannot run on its prompts."""

@@ -17,7 +17,7 @@ from ..data.batch_limit import BatchLimit
 from ..data.samples import CountedDenoiser, Samples
 from ..data.teacher import Recipe, Teacher
 from ..report import FitResult
-from ..starts.candidates import candidate_named, candidates
+from ..starts.candidates import candidates
 
 __all__ = [
     "ComparedModel",
@@ -208,10 +208,12 @@ def fit_results(
     goal = (teacher.reference(counted, starts) if of_recipe else teacher.reference(counted, starts, noise)).end
     entries = {}
     for steps in solver.steps:
-        peer = candidate_named(fit.report[steps].peers[0].name, steps, noise)
+        peer = fit.report[steps].peers[0]
+        assert peer.table is not None
+        method, grid = peer.name.split(", ", 1)
         entries[steps] = [
             *solver_entries(counted, noise, [solver], steps, None),
-            _table_entry(counted, peer.method, peer.grid_name, peer.table),
+            _table_entry(counted, method, grid, peer.table),
         ]
     results = compare(entries, counted, starts, goal, pictures=len(goal))
     return [teacher_result(teacher.name, teacher.calls, goal), *results]

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...samplers.comfy_models import model_architecture
 from ...samplers.text import printable
 from ..comparison.measure import Entry
 from ..data.teacher import Recipe
-from ..starts.candidates import HOST_METHODS
+from ..starts.candidates import HOST_METHODS, UsualSampler
 from .comfy import ComfyModel
 
-__all__ = ["host_entries", "host_recipe", "named_recipe"]
+__all__ = ["host_entries", "host_recipe", "named_recipe", "usual_sampler"]
 
 SCHEDULERS = ("simple", "sgm_uniform", "normal", "karras", "beta")
 STEP_LISTS = {  # module and class in comfy_extras, choices of the node's first input, fewest steps
@@ -102,11 +103,24 @@ def named_recipe(patcher: Any, sampler: str, scheduler: str, steps: int, shape: 
     ):
         if name not in known:
             raise ValueError(f"teacher: unknown {kind} {name!r}; choose from {', '.join(known)}")
-    sampling = patcher.get_model_object("model_sampling")
-    fewer = sampler in samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS
-    sigmas = samplers.calculate_sigmas(sampling, scheduler, steps + fewer)
-    sigmas = torch.cat([sigmas[:-2], sigmas[-1:]]) if fewer else sigmas
+    sigmas = _levels(patcher, sampler, scheduler, steps)
     return host_recipe(patcher, samplers.sampler_object(sampler), sigmas, shape, f"{sampler} {scheduler}")
+
+
+def usual_sampler(patcher: Any) -> UsualSampler:
+    """What the model's architecture is usually sampled with, on its own schedule; Euler for a stochastic sampler."""
+    facts = model_architecture(patcher.model)
+    sampler = facts.sampler if facts.sampler in HOST_METHODS else "euler"
+    scheduler = facts.scheduler or "simple"
+    return UsualSampler(sampler, scheduler, lambda steps: _levels(patcher, sampler, scheduler, steps).double())
+
+
+def _levels(patcher: Any, sampler: str, scheduler: str, steps: int) -> Tensor:
+    """The levels of a KSampler."""
+    samplers = sys.modules["comfy.samplers"]
+    fewer = sampler in samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS
+    sigmas = samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), scheduler, steps + fewer)
+    return torch.cat([sigmas[:-2], sigmas[-1:]]) if fewer else sigmas
 
 
 def _run_of(patcher: Any, sampling: Any, sampler: Any, sigmas: Tensor) -> Callable[..., Tensor]:

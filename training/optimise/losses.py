@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -76,11 +76,14 @@ class PointLoss:
     loss: Pointwise
     features: Callable[[Tensor], Tensor] | None = None
     needs_trajectory = False
+    _goal: list[Any] = field(default_factory=list, compare=False, repr=False)  # the last reference, and its features
 
     def residual(self, states: list[Tensor], levels: Tensor, reference: Reference) -> Tensor:
         end, goal = states[-1], reference.end
         if self.features is not None:
-            end, goal = self.features(end), self.features(goal)
+            if not (self._goal and self._goal[0] is reference):
+                self._goal[:] = reference, self.features(goal)
+            end, goal = self.features(end), self._goal[1]
         return (end - goal).flatten(1)
 
     def rho(self, residual: Tensor) -> Tensor:

@@ -35,8 +35,8 @@ from .published import Levels, published_grids
 __all__ = [
     "HOST_METHODS",
     "Candidate",
+    "UsualSampler",
     "best_of_methods",
-    "candidate_named",
     "candidates",
     "carrier_grid",
     "peers_of",
@@ -89,6 +89,23 @@ class Candidate:
         return f"{self.method}, {self.grid_name}"
 
 
+@dataclass(frozen=True, eq=False)
+class UsualSampler:
+    """What a model is usually sampled with: a method of HOST_METHODS, and the model's own grid by name.
+
+    `levels` gives the grid for a number of steps.
+    """
+
+    method: str
+    grid_name: str
+    levels: Levels
+
+    @property
+    def name(self) -> str:
+        """As a candidate's: "euler, simple"."""
+        return f"{self.method}, {self.grid_name}"
+
+
 def carrier_grid(table: SolverTable, noise: Noise) -> Grid:
     """The usual grid on which DyWeight best represents a table with other levels.
 
@@ -117,15 +134,19 @@ def candidates(steps: int, noise: Noise) -> Iterator[Candidate]:
     ]
     grids += [(name, None, levels) for name, levels in published_grids(noise).items()]
     for grid_name, grid, levels_of in grids:
-        levels = _levels(levels_of, steps)
-        if levels is None:
-            continue
-        for name, method in _methods(steps, noise, levels):
-            yield Candidate(name, grid_name, grid, method(levels))
-        fewer = (steps + int(levels[-1] == 0)) // 2  # two calls each, one in a last step to 0
-        short = _levels(levels_of, fewer) if fewer > 1 else None
-        if short is not None:
-            yield Candidate("heun", grid_name, None, heun(short))
+        yield from _on_grid(grid_name, grid, levels_of, steps, noise)
+
+
+def _on_grid(grid_name: str, grid: Grid | None, levels_of: Levels, steps: int, noise: Noise) -> Iterator[Candidate]:
+    levels = _levels(levels_of, steps)
+    if levels is None:
+        return
+    for name, method in _methods(steps, noise, levels):
+        yield Candidate(name, grid_name, grid, method(levels))
+    fewer = (steps + int(levels[-1] == 0)) // 2  # two calls each, one in a last step to 0
+    short = _levels(levels_of, fewer) if fewer > 1 else None
+    if short is not None:
+        yield Candidate("heun", grid_name, None, heun(short))
 
 
 def _levels(levels_of: Levels, steps: int) -> Tensor | None:
@@ -134,21 +155,21 @@ def _levels(levels_of: Levels, steps: int) -> Tensor | None:
         levels = levels_of(steps)
     except ValueError:
         return None
-    return levels if levels is not None and bool((levels.diff() < 0).all()) else None
+    return levels if levels is not None and len(levels) == steps + 1 and bool((levels.diff() < 0).all()) else None
 
 
-def peers_of(steps: int, noise: Noise, *, every: bool) -> list[Candidate]:
-    """The classical solvers that a fit compares with: those in common use, or every candidate."""
-    options = list(candidates(steps, noise))
-    if every:
-        return options
-    grids = _COMMON_GRIDS[noise.kind]
-    return [c for c in options if c.method in _COMMON_METHODS and c.grid_name in grids] or options[:1]
+def peers_of(steps: int, noise: Noise, *, every: bool, usual: UsualSampler | None = None) -> list[Candidate]:
+    """The classical solvers that a fit compares with: every candidate or those in common use, and the usual sampler.
 
-
-def candidate_named(name: str, steps: int, noise: Noise) -> Candidate:
-    """The candidate with a name that `candidates` gave."""
-    return next(candidate for candidate in candidates(steps, noise) if candidate.name == name)
+    The common methods are compared on the usual sampler's grid too.
+    """
+    options, grids, methods = list(candidates(steps, noise)), _COMMON_GRIDS[noise.kind], set(_COMMON_METHODS)
+    if not every:
+        options = [c for c in options if c.method in methods and c.grid_name in grids] or options[:1]
+    if usual is not None:
+        own = _on_grid(usual.grid_name, None, usual.levels, steps, noise)
+        options += [c for c in own if c.method in methods | {usual.method}]
+    return options
 
 
 def _methods(steps: int, noise: Noise, levels: Tensor) -> Iterator[tuple[str, Callable[[Tensor], SolverTable]]]:

@@ -1,0 +1,147 @@
+"""Another model as the teacher, or the same one at another guidance: its end states are computed before the fit.
+
+So only one model is loaded at a time. The student may be quantised, carry a LoRA or run without CFG; both share the
+latent space, the noise schedule and the conditioning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...samplers.comfy_models import architecture_name, default_guidance, has_guidance, noise_of
+from ...samplers.guidance import Guidance
+from ..data.processes import Processes
+from ..data.samples import CountedDenoiser, Samples
+from ..data.teacher import Recipe, Teacher
+from ..job import FitJob
+from ..optimise.gradient import GradientDescent
+from .guider import EncodedPrompts, WiredConditioning, with_denoiser
+
+__all__ = ["OtherTeacher"]
+
+
+@dataclass(eq=False)
+class OtherTeacher:
+    """A teacher on a model of its own.
+
+    Args:
+        patcher: ComfyUI's ModelPatcher of the teacher.
+        teacher: What runs on it; a recipe must have been made for it.
+        shape: Of one latent, [1, C, ..., H, W].
+        guidance: Its guidance at every knot, CFG or embedded as it has it; None: that of the knot.
+    """
+
+    patcher: Any
+    teacher: Teacher | Recipe
+    shape: Sequence[int]
+    guidance: float | None = None
+    _ends: dict[float | None, dict[int, Tensor]] = field(default_factory=dict)
+    _usual: float | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        """The teacher of the fit, which looks up what `run` computed."""
+        own = "" if self.guidance is None else f" at guidance {self.guidance:g}"
+        return Recipe(self.teacher.name + own, self.teacher.steps, 0, self._look_up)
+
+    def _look_up(self, model: Any, x: Tensor, extra_args: Mapping[str, Any]) -> Tensor:
+        ends = self._ends[self._key(extra_args.get("guidance", self._usual))]
+        return torch.stack([ends[row] for row in extra_args["row"]]).to(x)
+
+    def _key(self, knot: float | None) -> float | None:
+        return knot if self.guidance is None else self.guidance
+
+    def check(self, job: FitJob, student: Any) -> None:
+        """Refuses a teacher whose end states mean nothing to the student, a ModelPatcher."""
+        own, other = (patcher.model.latent_format for patcher in (student, self.patcher))
+        schedules = [patcher.get_model_object("model_sampling") for patcher in (student, self.patcher)]
+        kind = noise_of(self.patcher.model, schedules[1], self.shape).kind
+        names = " and ".join(architecture_name(patcher.model) for patcher in (student, self.patcher))
+        if type(own).__name__ != type(other).__name__:
+            raise ValueError(f"{names} have different latent spaces: choose a teacher with the model's own")
+        levels = [float(sampling.sigma_max) for sampling in schedules]
+        if kind != job.noise.kind or abs(levels[0] / levels[1] - 1) > 1e-3:
+            raise ValueError(
+                f"{names} start from different noise ({job.noise.kind} at {levels[0]:.4g}, {kind} at {levels[1]:.4g}): "
+                "choose a teacher with the model's own schedule"
+            )
+        fitted = job.card["guidance"].kind
+        if self.guidance is None and fitted != self._kind:
+            raise ValueError(
+                f"the model has {fitted} guidance, the teacher {self._kind}: specify the teacher's guidance"
+            )
+
+    @property
+    def _kind(self) -> str:
+        base = self.patcher.model
+        return "embedded" if has_guidance(base) and default_guidance(base) != 0 else "cfg"
+
+    def _rows(self, job: FitJob) -> dict[float | None, list[int]]:
+        """The samples that the fit may ask for, by guidance."""
+        count, held_out = len(job.samples), range(len(job.samples) - job.held_out, len(job.samples))
+        knots = job.settings.guidance
+        rows: dict[float | None, set[int]] = {self._key(self._usual_of(job)): set(held_out)}
+        for place, knot in enumerate(knots):
+            optimizer = job.optimizer if place == len(knots) // 2 else job.optimizer_of_next_knot
+            fitted = count - job.held_out if isinstance(optimizer, GradientDescent) else optimizer.samples
+            rows.setdefault(self._key(knot), set()).update(range(fitted), held_out)
+        return {value: sorted(numbers) for value, numbers in rows.items()}
+
+    def _usual_of(self, job: FitJob) -> float | None:
+        return job.card["guidance"].default
+
+    def calls(self, job: FitJob) -> int:
+        """Network calls of `run`, one per sample and call."""
+        pilot = self.teacher.pilot_calls if isinstance(self.teacher, Teacher) else 0
+        return sum(pilot + self.teacher.calls * len(rows) for rows in self._rows(job).values())
+
+    def run(
+        self,
+        job: FitJob,
+        conditioning: WiredConditioning | EncodedPrompts,
+        log: Callable[[str], None],
+        *,
+        on_call: Callable[[int], object] = lambda count: None,
+        processes: Processes | None = None,
+        cache: Path | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Computes the end states of all samples that a job may ask for, each process its share.
+
+        `cache` is a folder of this teacher's own.
+        """
+        processes = processes or Processes()
+        self._usual = self._usual_of(job)
+        noise = noise_of(self.patcher.model, self.patcher.get_model_object("model_sampling"), self.shape)
+        values = self._rows(job)
+        known = tuple(sorted(value for value in values if value is not None))
+        cfg = 1.0 if self._kind == "embedded" else None
+        microbatch = job.samples.microbatch
+
+        def work(denoiser: Callable[..., Tensor], device: torch.device) -> None:
+            def counted(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
+                on_call(len(x))
+                return denoiser(x, sigma, **extra_args)
+
+            model = CountedDenoiser(counted, job.samples.x.dtype, log)
+            for value, rows in values.items():
+                x = job.samples.x[torch.tensor(rows)].to(device)
+                samples = Samples(x, {"row": rows, "guidance": value}, microbatch)
+                share = processes.share(samples)
+                if isinstance(self.teacher, Recipe):
+                    reference = self.teacher.reference(model, share, cache=cache)
+                else:
+                    levels = processes.from_first(self.teacher.grid(model, samples, noise))
+                    reference = self.teacher.reference(model, share, noise, levels=levels, cache=cache)
+                ends = processes.gather(reference.end.cpu(), share, len(samples))
+                self._ends[value] = dict(zip(rows, ends, strict=True))
+                log(f"teacher: {len(rows)} samples" + (f" at guidance {value:g}" if value is not None else ""))
+
+        latent = torch.zeros([microbatch, *self.shape[1:]])
+        with_denoiser(work, self.patcher, conditioning, Guidance(self._kind, known, cfg=cfg), latent, seed=seed)
