@@ -104,7 +104,7 @@ class NodeFit:
         teacher = _teacher(source, recipe, one)
         settings = FitSettings(
             widgets.family, steps, teacher=teacher or widgets.teacher, teacher_steps=widgets.teacher_steps or None,
-            optimizer=replace(effort.optimizer, samples=samples), held_out=held_out, seed=widgets.seed,
+            samples=widgets.samples or None, held_out=held_out, seed=widgets.seed,
             effort=widgets.effort, guidance=self.guidance.values, guidance_argument="guidance",
             loss=self._loss(widgets.loss, vae),
             usual=usual_sampler(model),

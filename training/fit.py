@@ -98,7 +98,7 @@ def fit_solver(
         TypeError: An argument, or the model's result, has the wrong type.
         ValueError: A setting is invalid; the message names it and the remedy.
     """
-    chosen = None if optimizer is None else make_optimizer(optimizer, index(seed), effort)
+    chosen = None if optimizer is None else make_optimizer(optimizer, index(seed))
     settings = FitSettings(
         family, tuple(steps), history, teacher, teacher_steps, chosen, loss,
         initial, held_out, index(seed), effort, tuple(guidance), guidance_argument,

@@ -38,8 +38,8 @@ _SIZE_CHECK_NUMBERS = 64  # fewest numbers whose root mean square is close to th
 Optimizer = LevenbergMarquardt | GradientDescent
 
 
-def make_optimizer(optimizer: str | Optimizer, seed: int, effort: str = "default", rate: float = 3e-2) -> Optimizer:
-    """The settings of an optimizer by its name; settings are returned unchanged.
+def make_optimizer(optimizer: str | Optimizer, seed: int, rate: float = 3e-2) -> Optimizer | None:
+    """The settings of an optimizer by its name; None for Levenberg-Marquardt as the effort has it.
 
     Gradient descent makes 40 passes over the samples, shuffled by `seed`, at a learning `rate`; Lion's is 1e-2.
     """
@@ -48,13 +48,16 @@ def make_optimizer(optimizer: str | Optimizer, seed: int, effort: str = "default
     if optimizer not in OPTIMIZER_NAMES:
         raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZER_NAMES)}, got {optimizer!r}")
     if optimizer == "gauss-newton":
-        return EFFORTS[effort].optimizer
+        return None
     return GradientDescent(optimizer, rate=1e-2 if optimizer == "lion" else rate, epochs=40, seed=seed)
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """Arguments of `fit_solver`, with teacher and optimizer as objects; `steps` are sorted and deduplicated."""
+    """Arguments of `fit_solver`, with teacher and optimizer as objects; `steps` are sorted and deduplicated.
+
+    `samples` is the number to fit to, at most, instead of the optimizer's.
+    """
 
     family: str = next(iter(SPACES))
     steps: tuple[int, ...] = (4, 6, 8)
@@ -70,6 +73,7 @@ class FitSettings:
     guidance: tuple[float, ...] = ()
     guidance_argument: str | None = None
     usual: UsualSampler | None = None
+    samples: int | None = None
 
     def __post_init__(self) -> None:
         if self.family not in SPACES:
@@ -144,7 +148,7 @@ class FitJob:
     @property
     def effort(self) -> Effort:
         """What the settings' effort stands for."""
-        return EFFORTS[self.settings.effort]
+        return EFFORTS[self.settings.effort].for_numbers(self.samples.x[0].numel())
 
     @property
     def teacher(self) -> Teacher | Recipe:
@@ -181,7 +185,7 @@ class FitJob:
         """The optimizer, as the effort has it if none is given, with no more samples than there are."""
         optimizer = self.settings.optimizer or self.effort.optimizer
         if isinstance(optimizer, LevenbergMarquardt):
-            return replace(optimizer, samples=min(optimizer.samples, self.fitted))
+            return replace(optimizer, samples=min(self.settings.samples or optimizer.samples, self.fitted))
         return optimizer
 
     @property

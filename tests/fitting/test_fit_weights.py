@@ -208,8 +208,8 @@ def test_the_reported_command_has_the_options_that_change_the_result_in_a_fixed_
     assert command.count == 24 + 4
 
 
-def job_of(samples: int, held_out: int, kind: str = "flow", **options) -> FitJob:
-    x = starts(kind, samples + held_out, dtype=torch.float32)
+def job_of(samples: int, held_out: int, kind: str = "flow", size: int = 6, **options) -> FitJob:
+    x = starts(kind, samples + held_out, size, torch.float32)
     return FitJob(FitSettings(held_out=held_out, **options), Samples(x, {}, len(x)), NOISES[kind], {})
 
 
@@ -219,6 +219,7 @@ def job_of(samples: int, held_out: int, kind: str = "flow", **options) -> FitJob
         ("dyweight", "flow", 30, {}),
         ("dyweight", "vp", 12, {"effort": "quick", "history": 2}),
         ("dyweight", "vp", 9, {"teacher": Teacher("heun", 8), "guidance": (1.0, 3.0, 7.0)}),
+        ("dyweight", "flow", 14, {"size": 3000}),
         ("ds", "vp", 11, {"history": 4, "loss": "l1"}),
         ("ds", "flow", 20, {"effort": "thorough", "loss": "trajectory"}),
         ("dyweight", "flow", 7, {"initial": "ipndm 2, shift 1", "optimizer": LevenbergMarquardt(first=3, batch=2)}),
@@ -252,6 +253,7 @@ class Today:
     family=st.sampled_from(["dyweight", "ds"]),
     samples=st.integers(1, 12),
     held_out=st.integers(1, 5),
+    size=st.sampled_from([6, 3000]),
     steps=st.sets(st.integers(2, 4), min_size=1, max_size=2),
     history=st.sampled_from([None, 1, 5]),
     effort=st.sampled_from([*EFFORTS]),

@@ -14,8 +14,9 @@ import pytest
 import torch
 from learned_solvers.samplers import EDMNoise, FlowNoise, VPNoise
 from learned_solvers.samplers.schedules import Noise
-from learned_solvers.training import EFFORTS, FitJob, FitSettings, Teacher, most_calls
+from learned_solvers.training import EFFORTS, FitJob, FitSettings, most_calls
 from learned_solvers.training.data.samples import Samples
+from learned_solvers.training.starts.candidates import UsualSampler
 from repository import ROOT
 
 from benchmarks.figures import pairs
@@ -119,18 +120,20 @@ def closeness() -> Iterable[object]:
     yield from (f"{halves[a][b]:.2f}" for a, b in (("first half", "second half"), ("second half", "first half")))
 
 
-def most_calls_of_fit(steps: int, samples: int, held_out: int, noise: Noise, **settings: Any) -> int:
-    """The limit on network calls of a fit to `samples` starts and `held_out` more."""
-    x = noise.sigma_max * torch.randn(samples + held_out, 8, generator=torch.Generator().manual_seed(0))
-    job = FitJob(FitSettings(steps=(steps,), held_out=held_out, **settings), Samples(x, {}, len(x)), noise, {})
-    return most_calls(job)
+def most_calls_of_fit(steps: int, noise: Noise, numbers: int, usual: UsualSampler | None = None) -> int:
+    """The limit on network calls of a fit with the default effort to samples of that many numbers."""
+    samples, held_out = EFFORTS["default"].for_numbers(numbers).sizes(None)
+    x = noise.sigma_max * torch.randn(samples + held_out, numbers, generator=torch.Generator().manual_seed(0))
+    return most_calls(FitJob(FitSettings(steps=(steps,), usual=usual), Samples(x, {}, len(x)), noise, {}))
 
 
 def limits() -> Iterable[object]:
-    samples, held_out = EFFORTS["default"].sizes(None)
-    yield from (samples, held_out)
+    numbers = 4 * 64 * 64  # SD 1.5's
+    yield from EFFORTS["default"].for_numbers(numbers).sizes(None)
     for steps in (3, 4, 5, 6, 8, 10):
-        most = max(most_calls_of_fit(steps, samples, held_out, noise) for noise in (FlowNoise(), VP, EDMNoise()))
+        noises = (FlowNoise(), VP, EDMNoise())
+        usual = (UsualSampler("euler", "simple", noise.teacher_grid) for noise in noises)
+        most = max(most_calls_of_fit(steps, noise, numbers, u) for noise, u in zip(noises, usual, strict=True))
         yield from (100 * math.ceil(most / 100), steps)
 
 
@@ -169,8 +172,8 @@ def test_fitted_solvers_are_ahead_where_the_documents_say_so():
 
 
 def test_fits_take_the_stated_parts_of_their_limits():
-    cost, teacher = read_records("cost"), Teacher("ipndm", 60)
-    runs = [(run, 64, 22, BENCHMARKS[name].noise) for name in BENCHMARKS for run in cost[f"growth_with_steps-{name}"]]
-    for run, samples, held_out, noise in runs:
-        limit = most_calls_of_fit(run["steps"], samples, held_out, noise, teacher=teacher)
-        assert 1 <= limit / (run["network_calls"] + run["teacher_calls"]) < 2
+    cost = read_records("cost")
+    runs = [(run, BENCHMARKS[name].noise) for name in BENCHMARKS for run in cost[f"growth_with_steps-{name}"]]
+    for run, noise in runs:
+        limit = most_calls_of_fit(run["steps"], noise, 8)
+        assert 1 <= limit / (run["network_calls"] + run["teacher_calls"]) < 1.5

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,7 +20,6 @@ from ..job import OPTIMIZER_NAMES, FitSettings, make_optimizer
 from ..models import Model
 from ..models.conditioning import Cond, read_conditioning, write_conditioning
 from ..models.loading import ModelFiles
-from ..optimise.levenberg_marquardt import LevenbergMarquardt
 from ..optimise.losses import LOSSES
 from ..spaces import SPACES
 from ..starts.choose import resolve_initial
@@ -79,7 +78,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class FitCommand:
-    """A fit of a host's model to `samples` samples; without `guidance` and `size` the model's usual ones are used."""
+    """A fit of a host's model to at most `samples` samples; without `guidance` and `size` the usual ones are used."""
 
     files: ModelFiles
     prompts: Prompts
@@ -151,15 +150,13 @@ def parse_fit(description: str, arguments: Sequence[str] | None) -> FitCommand |
     for option, values in (("--steps", args.steps), ("--guidance", args.guidance)):
         if len(values) != len({f"{value:g}" for value in values}):
             raise ValueError(f"{option} contains duplicate values: {' '.join(f'{value:g}' for value in values)}")
-    optimizer = make_optimizer(args.optimizer, args.seed, args.effort, rate=1e-3)  # the papers' rate for latent models
+    optimizer = make_optimizer(args.optimizer, args.seed, rate=1e-3)  # the papers' rate for latent models
     samples, held_out = EFFORTS[args.effort].sizes(args.samples)
-    if isinstance(optimizer, LevenbergMarquardt):
-        optimizer = replace(optimizer, samples=samples)
     recipe = _recipe(args.teacher, args.teacher_steps)
     settings = FitSettings(
         args.family, tuple(args.steps), args.history, "ode" if recipe else args.teacher, args.teacher_steps, optimizer,
         "l2" if args.loss == "features" else args.loss, args.initial, held_out=held_out, seed=args.seed,
-        effort=args.effort,
+        effort=args.effort, samples=args.samples,
     )  # fmt: skip
     resolve_initial(settings.initial, settings.family, settings.steps)
     output = Output(_solver_file(args.output, args.family, files), _reported_command(parser, args), args.overwrite)

@@ -21,6 +21,7 @@ from ..cost import duration, most_calls, seconds_of_call, usual_calls
 from ..data.processes import Processes
 from ..data.samples import Samples
 from ..data.teacher import Recipe, Teacher
+from ..effort import EFFORTS
 from ..fit import run_fit
 from ..job import FitJob
 from ..models import Model
@@ -88,12 +89,15 @@ class ModelFit:
         self.model = model = ComfyModel.load(command.files, text_encoders=processes.rank == 0 and not self.reused)
         self.shape = model.latent_shape(*(command.size or model.size))
         self.guidance = guidance_for(model, command.guidance)
+        effort = EFFORTS[settings.effort].for_numbers(math.prod(self.shape))
+        self.differentiable = isinstance(settings.optimizer, GradientDescent)
+        self.fitted = command.samples if self.differentiable else settings.samples or effort.optimizer.samples
         card = {
             "architecture": model.architecture,
             "checkpoint": command.files.name,
             "guidance": self.guidance,
             "resolution": model.pixels(self.shape),
-            "note": f"fitted to {command.samples} samples, evaluated on {settings.held_out}, seed {settings.seed}",
+            "note": f"fitted to {self.fitted} samples, evaluated on {settings.held_out}, seed {settings.seed}",
         }
         settings = replace(
             settings, guidance=self.guidance.values, guidance_argument="guidance", usual=usual_sampler(model.patcher)
@@ -115,7 +119,6 @@ class ModelFit:
         self.job = FitJob(settings, samples, model.noise(self.shape), card)
         if self.other:
             self.other.check(self.job, model.patcher)
-        self.differentiable = isinstance(settings.optimizer, GradientDescent)
         if self.differentiable and self.job.noise.kind == "vp":
             raise ValueError(
                 f"ComfyUI rounds the timesteps of {model.architecture} to whole numbers, so no gradient reaches the "
@@ -133,7 +136,7 @@ class ModelFit:
         usually = f" (usually sampled with {', '.join(filter(None, recipe))})" if any(recipe) else ""
         return (
             f"{self.model.architecture} ({self.job.noise.kind}), {self.model.pixels(self.shape)}, {guidance}{usually}: "
-            f"{settings.family} solvers of {steps} steps, fitted to {command.samples} samples and evaluated on "
+            f"{settings.family} solvers of {steps} steps, fitted to {self.fitted} samples and evaluated on "
             f"{settings.held_out} more.\nAt most {most_calls(self.job):,} network calls{passes}, usually about "
             f"{usual_calls(self.job):,}"
             + (f", and {self.other.calls(self.job):,} of the teacher's" if self.other else "")
