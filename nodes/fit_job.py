@@ -125,12 +125,6 @@ class NodeFit:
         self.job = FitJob(settings, Samples(x, {"row": list(range(count))}, len(self.latent)), noise, card)
         if self.other:
             self.other.check(self.job, model)
-        teacher = self.other.teacher if self.other else self.job.teacher
-        if teacher.calls <= max(steps):
-            raise ValueError(
-                f"the teacher makes {teacher.calls} model calls ({teacher}), but must make more than the solver's "
-                f"{max(steps)}: raise teacher_steps, or set it to 0"
-            )
         self.most, self.usual = most_calls(self.job), usual_calls(self.job)
         self.others = self.other.calls(self.job) if self.other else 0
         self.bar = comfy.utils.ProgressBar(self.most + self.others)

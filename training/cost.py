@@ -30,7 +30,7 @@ def most_calls(job: FitJob) -> int:
     for knot in range(knots):
         optimizer = job.optimizer if knot == 0 else job.optimizer_of_next_knot
         samples = fitted if isinstance(optimizer, GradientDescent) else optimizer.samples
-        total += job.teacher_calls(samples + held_out)
+        total += job.teacher_calls(samples + held_out, first_knot=knot == 0)
         for n in settings.steps:
             total += scan_calls(job.peers(n), min(job.effort.screening, job.blocks[0]))
             total += (5 + (settings.usual is not None)) * n * held_out  # before, after, three peers, the usual sampler

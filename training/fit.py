@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,12 @@ def fit(
     processes: Processes | None = None,
 ) -> FitResult:
     """Fits a solver of each step count of a job; see `fit_solver`."""
-    processes = processes or Processes()
+    processes, teacher = processes or Processes(), job.teacher
+    if (cache or journal) and isinstance(teacher, Recipe) and teacher.is_anonymous:
+        raise ValueError(
+            f"a cache and a journal cannot tell the function {teacher.name} from others: pass it as "
+            "Recipe(name, steps, 0, function), or fit without them"
+        )
     job = job.shared_by(processes.count)
     settings, samples = job.settings, job.samples
     records = Journal(journal, job.content_hash() if journal else "", processes)
@@ -133,12 +139,14 @@ def fit(
     samples = replace(samples, x=samples.x.detach().to(torch.promote_types(samples.x.dtype, torch.float32)))
     teacher, tasks = job.teacher, []
     log(f"teacher: {teacher}; at most {most_calls(job):,} network calls")
+    several = len(settings.guidance) > 1
     for knot in settings.guidance or (None,):
         argument = {settings.guidance_argument: knot} if settings.guidance_argument and knot is not None else {}
         at_knot = replace(samples, extra_args={**samples.extra_args, **argument})
-        prefix = "" if knot is None else f"{knot:g}/"
+        prefix = "" if knot is None else f"{knot!r}/"
         folder = None if cache is None else Path(cache)
-        tasks.append(Task(job, at_knot, counted, objective, processes, records, log, folder, prefix))
+        named = partial(_log_at, log, knot) if several and knot is not None else log
+        tasks.append(Task(job, at_knot, counted, objective, processes, records, named, folder, prefix))
     parameters, cards, reports = {}, {}, {}
     for n in settings.steps:
         parameters[n], cards[n], reports[n] = fit_steps(tasks, n)
@@ -146,7 +154,18 @@ def fit(
     solver = Solver(f"{settings.family}_fitted", card, parameters)
     used = (max(report.samples for report in at_knot) + job.held_out for at_knot in zip(*reports.values(), strict=True))
     at_middle = {n: each[len(each) // 2] for n, each in reports.items()}
-    return FitResult(solver, at_middle, sum(map(job.teacher_calls, used)), job.held_out)
+    calls = sum(job.teacher_calls(count, first_knot=k == len(tasks) // 2) for k, count in enumerate(used))
+    at_knots = {
+        f"{n} at guidance {knot:g}": report
+        for n, each in reports.items()
+        for knot, report in zip(settings.guidance, each, strict=False)
+        if several
+    }
+    return FitResult(solver, at_middle, calls, job.held_out, at_knots)
+
+
+def _log_at(log: Progress, knot: float, line: str) -> None:
+    log(f"guidance {knot:g}: {line}")
 
 
 @torch.no_grad()

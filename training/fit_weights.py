@@ -13,6 +13,7 @@ torchrun --nproc-per-node N.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         command = parse_fit(__doc__ or "", arguments)
         if isinstance(command, DemoCommand):
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise ValueError("--demo runs in one process: start it without torchrun")
             run_demo(command.output, overwrite=command.overwrite)
         else:
             processes = join_processes()

@@ -28,7 +28,7 @@ from .starts.choose import resolve_initial
 from .starts.path import PATH_SAMPLES
 from .store.content import content_hash
 
-__all__ = ["OPTIMIZER_NAMES", "FitJob", "FitSettings", "Optimizer", "make_optimizer"]
+__all__ = ["OPTIMIZER_NAMES", "FitJob", "FitSettings", "Optimizer", "check_calls", "make_optimizer"]
 
 MOST_STEPS = 100  # beyond, there is nothing to learn, and a Jacobian takes days
 OPTIMIZER_NAMES = ("gauss-newton", *OPTIMIZERS)
@@ -50,6 +50,16 @@ def make_optimizer(optimizer: str | Optimizer, seed: int, rate: float = 3e-2) ->
     if optimizer == "gauss-newton":
         return None
     return GradientDescent(optimizer, rate=1e-2 if optimizer == "lion" else rate, epochs=40, seed=seed)
+
+
+def check_calls(teacher: Teacher | Recipe, longest: int) -> None:
+    """Refuses a sampler that makes no more calls than the longest solver; a table or a function may."""
+    is_table = isinstance(teacher, Recipe) and teacher.table is not None
+    if 0 < teacher.calls <= longest and not is_table:
+        raise ValueError(
+            f"the teacher makes {teacher.calls} model calls ({teacher}), but must make more than the solver's "
+            f"{longest}: give it more steps"
+        )
 
 
 @dataclass(frozen=True)
@@ -89,12 +99,20 @@ class FitSettings:
         knots = self.guidance
         if list(knots) != sorted(set(knots)) or (len(knots) > 1 and knots[0] <= 0):
             raise ValueError(f"several guidance values must be positive and ascending, got {list(knots)}")
+        if len({f"{knot:g}" for knot in knots}) < len(knots):
+            raise ValueError(f"guidance values must differ in their first six digits, got {list(knots)}")
+        if len(knots) > 1 and not self.guidance_argument:
+            raise ValueError(
+                "several guidance values need guidance_argument: the name under which the model takes them"
+            )
         needs_trajectory = make_objective(self.loss).needs_trajectory
         object.__setattr__(self, "teacher", self._teacher(steps[-1]))
         if needs_trajectory and not isinstance(self.teacher, Teacher):
             raise ValueError(
                 f"the trajectory loss needs a path: choose a teacher of {', '.join(TEACHERS)}, or another loss"
             )
+        if isinstance(self.teacher, Teacher | Recipe):  # always, see above
+            check_calls(self.teacher, steps[-1])
 
     def _teacher(self, longest: int) -> Teacher | Recipe:
         if isinstance(self.teacher, Teacher | Recipe):
@@ -124,6 +142,7 @@ class FitJob:
         settings, noise, count = self.settings, self.noise, len(self.samples.x)
         family = settings.family
         check_noise(noise)
+        _check_table(self.teacher, noise)
         _check_samples(self.samples, noise)
         held_out = settings.held_out
         held_out = max(1, min(self.effort.held_out, count // 4)) if held_out is None else index(held_out)
@@ -161,11 +180,14 @@ class FitJob:
         """The teacher whose path a fit starts from: the teacher itself, or the usual one beside a recipe."""
         return self.teacher if isinstance(self.teacher, Teacher) else Teacher.of("ode", None, self.settings.steps[-1])
 
-    def teacher_calls(self, samples: int) -> int:
-        """Network calls of the teacher for the given number of samples at one guidance."""
-        path = self.path_teacher
-        calls = path.pilot_calls + self.teacher.calls * samples
-        return calls + (0 if path is self.teacher else path.calls * min(PATH_SAMPLES, self.blocks[0]))
+    def teacher_calls(self, samples: int, *, first_knot: bool) -> int:
+        """Network calls of the teacher for the given number of samples at one guidance, and of a recipe's path."""
+        calls, path = self.teacher.calls * samples, self.path_teacher
+        if path is self.teacher:
+            return calls + path.pilot_calls
+        if not first_knot or self.initial != "path":
+            return calls
+        return calls + path.pilot_calls + path.calls * min(PATH_SAMPLES, self.blocks[0])
 
     def starts(self, steps: int) -> int:
         """Starts of which each gets a Jacobian before one is chosen; with many steps that costs too much."""
@@ -241,6 +263,15 @@ class FitJob:
             settings, self.samples.x, self.samples.extra_args, self.noise, VERSION,
             describe=lambda other: getattr(other, "__qualname__", type(other).__qualname__),
         )  # fmt: skip
+
+
+def _check_table(teacher: Teacher | Recipe, noise: Noise) -> None:
+    table = teacher.table if isinstance(teacher, Recipe) else None
+    if table is not None and abs(float(table.levels[0]) / noise.sigma_max - 1) > 1e-3:
+        raise ValueError(
+            f"the teacher's table starts at noise level {float(table.levels[0]):.4g}, this {noise.kind} model at "
+            f"{noise.sigma_max:.4g}: make the table for the model's schedule"
+        )
 
 
 def _check_samples(samples: Samples, noise: Noise) -> None:

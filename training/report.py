@@ -58,12 +58,20 @@ class FitResult:
         report: Results per step count.
         teacher_calls: Network calls of the teacher, over all samples, shared by all step counts.
         held_out: Number of samples that the solver was evaluated on.
+        at_knots: If fitted at several guidance values, the results at each: "6 at guidance 3". `report` has the middle
+            one's.
     """
 
     solver: Solver
     report: Mapping[int, StepReport]
     teacher_calls: int
     held_out: int
+    at_knots: Mapping[str, StepReport] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> Mapping[str, StepReport]:
+        """All results, by steps and guidance."""
+        return self.at_knots or {f"{steps}": report for steps, report in self.report.items()}
 
 
 def _least_median(report: StepReport) -> float:
@@ -77,10 +85,11 @@ def _ratio(peer: float, fitted: float) -> str:
 def _better_peers(result: FitResult) -> list[str]:
     """A sentence for each step count at which a classical solver is as close to the teacher as the fitted one."""
     return [
-        f"At {steps} calls {report.peers[0].name} is {_closeness(report)} the new solver"
+        f"At {row.replace(' at', ' calls at') if ' ' in row else f'{row} calls'} {report.peers[0].name} is "
+        f"{_closeness(report)} the new solver"
         + (", though its median is larger" if report.median_after < _least_median(report) else "")
         + ": fit to more samples, or use the classical solver."
-        for steps, report in result.report.items()
+        for row, report in result.rows.items()
         if report.peers[0].error < _AS_CLOSE * report.error_after
     ]
 
@@ -109,9 +118,9 @@ def table_of(result: FitResult) -> str:
         "| medians: best classical / fitted | network calls spent | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for steps, report in result.report.items():
+    for row, report in result.rows.items():
         lines.append(
-            f"| {steps} | {_shown(report)} | {report.error_before:.4f} | **{report.error_after:.4f}** "
+            f"| {row} | {_shown(report)} | {report.error_before:.4f} | **{report.error_after:.4f}** "
             f"| {_ratio(report.peers[0].error, report.error_after)} "
             f"| {_ratio(_least_median(report), report.median_after)} "
             f"| {report.network_calls:,} | {report.seconds:.0f} |"

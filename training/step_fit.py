@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..samplers import SolverTable
+from ..samplers import Grid, SolverTable
 from ..samplers.conversion import with_derivatives
 from ..samplers.files.card import StepCard
 from .optimise.levenberg_marquardt import LevenbergMarquardt
@@ -46,10 +46,12 @@ class Fit:
 def fit_steps(tasks: Sequence[Task], n: int) -> tuple[dict[str, Tensor], StepCard, list[StepReport]]:
     """Parameters [K, ...], card entry and reports for n steps at K guidances; the middle one is fitted first."""
     middle = len(tasks) // 2
-    fits = {middle: _fit(tasks[middle], n, None)}
+    fits, knots = {middle: _fit(tasks[middle], n, None)}, tasks[middle].job.settings.guidance
     for k in [*range(middle + 1, len(tasks)), *range(middle - 1, -1, -1)]:
         fits[k] = _fit(tasks[k], n, fits[k - 1 if k > middle else k + 1])
     fit, job = fits[middle], tasks[middle].job
+    heads = [f"Guidance {knot:g}: " for knot in knots] if len(tasks) > 1 else [""]
+    note = " ".join(heads[k] + f.note for k, f in sorted(fits.items()) if f.note) or None
     settings = job.settings
     report = fit.report
     errors = {
@@ -61,7 +63,7 @@ def fit_steps(tasks: Sequence[Task], n: int) -> tuple[dict[str, Tensor], StepCar
         fit.start.space.step_card(fit.theta),
         **{name: error for name, error in errors.items() if math.isfinite(error)},  # a card stores finite numbers only
         knots=settings.guidance if len(tasks) > 1 else (),
-        best_peer=report.peers[0].name, network_calls=sum(f.report.network_calls for f in fits.values()), note=fit.note,
+        best_peer=report.peers[0].name, network_calls=sum(f.report.network_calls for f in fits.values()), note=note,
         teacher=job.teacher.name, teacher_steps=job.teacher.steps,
         loss=settings.loss if isinstance(settings.loss, str) else "features",
     )  # fmt: skip
@@ -74,20 +76,20 @@ def _fit(task: Task, n: int, neighbour: Fit | None) -> Fit:
     """The fit at one guidance; `neighbour` is the fit at the guidance beside it, which it then starts from."""
     start_time, task.model.calls = time.monotonic(), 0
     order = _screened_peers(task, n)
-    starts = [dataclasses.replace(neighbour.start, theta=neighbour.theta)] if neighbour else find_starts(task, n, order)
+    starts = [_beside(task, n, neighbour)] if neighbour else find_starts(task, n, order)
     start, begun = _best_start(task, n, starts)
     theta = start.theta
     before = task.errors(f"{n}/before", [task.held_out], [start.space.table(theta)])[0][0]
-    fitted = _optimise(task, n, start, begun, first_knot=neighbour is None)
-    fitted, note = _ensure_no_worse(task, n, order, fitted, first_knot=neighbour is None)
-    start, theta = fitted.start, fitted.theta
     usual = task.job.settings.usual.name if task.job.settings.usual else ""
     compared = [*order[:3], *(c for c in order[3:] if c.name == usual)]
-    tables = [start.space.table(theta), *(c.table for c in compared)]
-    (after, median), *of_peers = task.errors(f"{n}/after", [task.held_out], tables)
-    peers = sorted(
-        (Peer(c.name, *pair, c.table) for c, pair in zip(compared, of_peers, strict=True)), key=lambda p: p.error
-    )
+    of_peers = task.errors(f"{n}/of peers", [task.held_out], [c.table for c in compared])
+    judged = sorted(zip(of_peers, compared, strict=True), key=lambda pair: pair[0][0])
+    peers = [Peer(c.name, *pair, c.table) for pair, c in judged]
+    fitted = _optimise(task, n, start, begun, first_knot=neighbour is None)
+    order = [*(c for _, c in judged), *(c for c in order if c not in compared)]
+    fitted, note = _ensure_no_worse(task, n, order, fitted, neighbour.start.space.grid if neighbour else None)
+    start, theta = fitted.start, fitted.theta
+    after, median = task.errors(f"{n}/after", [task.held_out], [start.space.table(theta)])[0]
     ratio = peers[0].error / max(after, 1e-300)
     task.log(f"{n} steps: held-out error {after:.4f}, 1/{ratio:.2f} of {peers[0].name}'s")
     report = StepReport(
@@ -102,6 +104,13 @@ def _fit(task: Task, n: int, neighbour: Fit | None) -> Fit:
         usual,
     )
     return Fit(start, theta, report, note)
+
+
+def _beside(task: Task, n: int, neighbour: Fit) -> Start:
+    """A neighbour's result as a start, with the job's history."""
+    space = task.job.space_on(n, neighbour.start.space.grid)
+    theta = space.initial(neighbour.start.space.table(neighbour.theta))
+    return Start(space, theta, neighbour.start.name)
 
 
 def _screened_peers(task: Task, n: int) -> list[Candidate]:
@@ -158,7 +167,7 @@ def _optimise(task: Task, n: int, start: Start, begun: Record | None, *, first_k
         if losses is None or job.settings.loss != "l2":
             error = rmse_and_median(task.fitted(count), start.space.table(point))[0]
         else:
-            error = float(losses.mean()) ** 0.5
+            error = float(losses.mean().nan_to_num(nan=math.inf)) ** 0.5
         numbers = torch.tensor([count, error], dtype=torch.float64)
         return {"theta": point, "numbers": numbers}
 
@@ -168,13 +177,14 @@ def _optimise(task: Task, n: int, start: Start, begun: Record | None, *, first_k
 
 
 def _ensure_no_worse(
-    task: Task, n: int, order: Sequence[Candidate], fitted: _Outcome, *, first_knot: bool
+    task: Task, n: int, order: Sequence[Candidate], fitted: _Outcome, grid: Grid | None
 ) -> tuple[_Outcome, str | None]:
     """A result no worse than the best classical solver on the fitted samples, or a note that says otherwise.
 
-    At the first knot the classical solver itself replaces a worse result, where the family can represent it.
+    The classical solver itself replaces a worse result, where the family can represent it: on its own grid at the first
+    knot, on `grid`, which all knots share, at the others.
     """
-    peers = list(islice(_as_they_are(task, n, order), task.job.effort.compared)) if first_knot else []
+    peers = list(islice(_as_they_are(task, n, order, grid), task.job.effort.compared))
     tables = [start.space.table(start.theta) for _, start in peers]
     if not any(_equal(table, order[0].table) for table in tables):
         tables.append(order[0].table)
@@ -186,24 +196,29 @@ def _ensure_no_worse(
             fitted = _Outcome(start, start.theta, fitted.samples, error)
     if fitted.error <= min(errors) * (1 + 1e-9):
         return fitted, None
-    note = (
-        f"Error {fitted.error:.4g} on the fitted samples, but {errors[-1]:.4g} with {order[0].name}: use that one, or "
-        "fit to more samples."
-    )
+    if not math.isfinite(fitted.error):
+        note = "The end states of some fitted samples are not finite: fit without these starts."
+    else:
+        note = (
+            f"Error {fitted.error:.4g} on the fitted samples, but {errors[-1]:.4g} with {order[0].name}: use that one, "
+            "or fit to more samples."
+        )
     task.log(f"{n} steps: {note}")
     return fitted, note
 
 
-def _as_they_are(task: Task, n: int, order: Sequence[Candidate]) -> Iterator[tuple[Candidate, Start]]:
+def _as_they_are(
+    task: Task, n: int, order: Sequence[Candidate], grid: Grid | None
+) -> Iterator[tuple[Candidate, Start]]:
     """The classical solvers whose levels the family can represent, as it represents them.
 
     That is exact, but for DS-Solver on VP models, whose times have ends of their own.
     """
     for peer in order:
         if task.job.can_start_from(peer):
-            space = task.job.space(n, peer, history=n)
+            space = task.job.space_on(n, grid, history=n) if grid else task.job.space(n, peer, history=n)
             theta = space.initial(peer.table)
-            if is_valid(space, theta):
+            if is_valid(space, theta) and all(bool(t.isfinite().all()) for t in space.tensors(theta).values()):
                 yield peer, Start(space, theta, peer.name)
 
 

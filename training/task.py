@@ -109,6 +109,8 @@ class Task:
         """The states of the teacher's path for this process's samples; of a recipe, the usual teacher's and its end."""
         if not isinstance(self.job.teacher, Recipe):
             return few.reference.states
+        if not len(few.samples):
+            return self.samples.x.new_zeros(len(self.levels()), 0, *self.samples.x.shape[1:])
         path = self.job.path_teacher.reference(
             self.model, few.samples, self.job.noise, trajectory=True, cache=self.cache, levels=self.levels()
         )

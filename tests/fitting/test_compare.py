@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
 from learned_solvers.samplers import FlowNoise, Grid, Solver, load_solver
 from learned_solvers.samplers.files.card import Card, StepCard
-from learned_solvers.training import Peer, StepReport, Teacher, compare, fit_weights, table_of
+from learned_solvers.training import FitResult, Peer, StepReport, Teacher, compare, fit_weights, table_of
 from learned_solvers.training.command import demo
 from learned_solvers.training.command.demo import demo_starts
 from learned_solvers.training.comparison.measure import Entry, Refusal, Result, table_entries
@@ -180,7 +179,7 @@ def test_the_demo_writes_a_solver_a_report_and_a_picture(tmp_path, monkeypatch, 
 def test_a_report_has_the_leads_and_names_a_closer_classical_solver_with_a_remedy(error, median, row, remark):
     peers = (Peer("deis 2, shift 3", 0.20, 0.15), Peer("euler, shift 1", 0.45, 0.12))
     report = {4: StepReport(0.5, error, median, peers, 100, 1.0, "euler")}
-    result = SimpleNamespace(report=report, held_out=16, teacher_calls=1000)
+    result = FitResult(load_solver("dyweight_sd15"), report, 1000, 16)
     first, *lines = table_of(result).splitlines()
     assert sum(row in line for line in lines) == 1
     assert remark in first if remark else first.startswith("| calls")

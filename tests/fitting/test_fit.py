@@ -9,7 +9,7 @@ import pytest
 import torch
 from fits import FLOW, GRIDS, NOISES, VP, make_problem, quick_fit, starts, theta_of
 from learned_solvers.samplers import Grid, Solver, VPNoise, dpmpp_2m, euler, ipndm, load_solver, sample_table
-from learned_solvers.training import GradientDescent, LevenbergMarquardt
+from learned_solvers.training import GradientDescent, LevenbergMarquardt, table_of
 from learned_solvers.training.data.samples import CountedDenoiser, Samples
 from learned_solvers.training.data.teacher import Reference, Teacher
 from learned_solvers.training.data.trial import Trial
@@ -19,7 +19,7 @@ from learned_solvers.training.optimise.levenberg_marquardt import difference_ste
 from learned_solvers.training.optimise.losses import LOSSES, make_objective
 from learned_solvers.training.optimise.problem import Problem, jacobian_calls
 from learned_solvers.training.spaces import make_space
-from learned_solvers.training.starts.candidates import candidates, rank, rmse
+from learned_solvers.training.starts.candidates import candidates, peers_of, rank, rmse
 from oracles import curved, k_diffusion_module
 from torch import Tensor
 from torch.testing import assert_close
@@ -214,6 +214,23 @@ def test_a_fit_is_never_worse_than_the_best_classical_solver_on_its_samples(kind
         assert error <= (1 + 1e-6) * rmse(trial, possible[0].table) or (kind, family) == ("vp", "ds")
         assert (error > (1 + 1e-6) * order[0][0]) == (result.solver.card.steps[steps].note is not None)
         assert result.report[steps].error_after <= result.report[steps].error_before
+
+
+def test_a_fit_is_never_worse_than_the_best_classical_solver_at_its_knots():
+    def guided(x: Tensor, sigma: Tensor, guidance: float) -> Tensor:  # at 8 a start from the fit at 2 leads nowhere
+        s = sigma.reshape(-1, 1)
+        return curved(x, sigma) + (guidance - 1) * torch.sin(3 * x) * s / (1 + s) / 2
+
+    x, teacher = starts("flow", 28), Teacher("heun", 30)
+    settings = {"guidance": (1.0, 2.0, 8.0), "guidance_argument": "guidance", "teacher": teacher}
+    result = quick_fit(guided, x, steps=(6,), teacher_steps=None, **settings)
+    assert len(result.at_knots) == 3 and "| 6 at guidance 8 |" in table_of(result)
+    for knot, report in zip((1.0, 2.0, 8.0), result.at_knots.values(), strict=True):
+        count = report.samples
+        model, samples = CountedDenoiser(guided, torch.float64), Samples(x[:count], {"guidance": knot}, count)
+        trial = Trial(model, samples, teacher.reference(model, samples, FLOW), count)
+        best = next(c.table for c in peers_of(6, FLOW, every=False) if c.name == report.peers[0].name)
+        assert rmse(trial, result.solver.table(6, FLOW, guidance=knot)) <= (1 + 1e-6) * rmse(trial, best)
 
 
 @pytest.mark.parametrize("level", [1.0, 0.9, 0.7, 0.5, 0.0])

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from fits import FLOW, VP, quick_fit, starts
-from learned_solvers.samplers import EDMNoise, Solver
-from learned_solvers.training import FitSettings, GradientDescent, fit_solver
+from learned_solvers.samplers import EDMNoise, Solver, euler
+from learned_solvers.training import FitSettings, GradientDescent, LevenbergMarquardt, fit_solver
 from learned_solvers.training.optimise.losses import LOSSES
 from oracles import curved, dyweight_solver
 
@@ -23,6 +23,10 @@ def rising_solver() -> Solver:
     weights[:, 1] *= -0.1
     card = replace(solver.card, steps={4: replace(solver.card.steps[4], options={"divisor": "call"})})
     return replace(solver, card=card, parameters={4: {**solver.parameters[4], "weights": weights}})
+
+
+def mean_of_rows(model, x, extra_args):
+    return x.mean(1)
 
 
 def never(x, sigma, **extra_args):
@@ -39,6 +43,10 @@ def never(x, sigma, **extra_args):
         ({"loss": "lpips"}, f"loss must be one of {', '.join(LOSSES)} or"),
         ({"held_out": 24}, r"held_out must be between 1 and 23 \(24 samples given\), got 24"),
         ({"steps": ()}, "steps must be between 1 and 100"),
+        ({"guidance": (1.0, 3.0)}, "several guidance values need guidance_argument"),
+        ({"teacher": euler(VP.teacher_grid(20))}, r"table starts at noise level 14\.61, this flow model at 1:"),
+        ({"teacher": mean_of_rows, "cache": "absent"}, "cannot tell the function mean_of_rows from others"),
+        ({"teacher": "euler", "teacher_steps": 3}, r"the teacher makes 3 model calls \(euler, 3 steps\), but must"),
         ({"steps": (3, 101)}, r"steps must be between 1 and 100, got \[3, 101\]"),
         ({"history": 0}, "history must be at least 1, got 0"),
         ({"microbatch": -1}, "microbatch must be at least 1, got -1"),
@@ -122,3 +130,27 @@ def test_a_model_that_is_no_denoiser_is_refused(model, error, message):
 def test_invalid_settings_of_gradient_descent_are_refused(changed, message):
     with pytest.raises(ValueError, match=message):
         GradientDescent(**changed)
+
+
+def nans(model, x, extra_args):
+    return x.masked_fill(x == x[0], torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"teacher": nans}, ValueError, "the teacher nans ends in states that are not finite for 1 of"),
+        ({"loss": lambda x: x > 0}, TypeError, r"loss function must return floating-point features, .* torch.bool"),
+        ({"loss": lambda x: x[:1]}, ValueError, "the loss function must return a row per state, 8, got 1"),
+        ({"loss": lambda x: x / 0 * 0}, ValueError, "features of the teacher's end states are not finite"),
+    ],
+)
+def test_wrong_results_of_a_users_function_are_refused_by_its_name(changed, error, message):
+    with pytest.raises(error, match=message):
+        quick_fit(curved, **changed)
+
+
+@pytest.mark.parametrize("name", ["work", "outlier", "damping", "difference"])
+def test_settings_of_levenberg_marquardt_are_positive(name):
+    with pytest.raises(ValueError, match=f"{name} must be a positive number, got 0"):
+        LevenbergMarquardt(**{name: 0.0})

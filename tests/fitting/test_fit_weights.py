@@ -208,8 +208,13 @@ def test_the_reported_command_has_the_options_that_change_the_result_in_a_fixed_
     assert command.count == 24 + 4
 
 
+def guided(x: Tensor, sigma: Tensor, guidance: float = 1.0) -> Tensor:
+    return curved(x, sigma) * (1 + 0.02 * guidance)
+
+
 def job_of(samples: int, held_out: int, kind: str = "flow", size: int = 6, **options) -> FitJob:
     x = starts(kind, samples + held_out, size, torch.float32)
+    options |= {"guidance_argument": "guidance"} if options.get("guidance") else {}
     return FitJob(FitSettings(held_out=held_out, **options), Samples(x, {}, len(x)), NOISES[kind], {})
 
 
@@ -228,7 +233,7 @@ def job_of(samples: int, held_out: int, kind: str = "flow", size: int = 6, **opt
 )
 def test_a_fit_makes_little_fewer_calls_than_it_said(family, kind, samples, options):
     job = job_of(samples, 2, kind, family=family, steps=(2, 4), **options)
-    model = CountedDenoiser(curved, torch.float32)
+    model = CountedDenoiser(guided, torch.float32)
     result, most = fit(job, model, lambda line: None), most_calls(job)
     if "guidance" not in options:  # the report has the middle knot
         reported = result.teacher_calls + sum(report.network_calls for report in result.report.values())
@@ -264,7 +269,7 @@ def test_a_fit_never_makes_more_calls_than_it_said(kind, samples, held_out, step
     own = Today()
     teacher = {"table": heun(NOISES[kind].teacher_grid(5)), "function": own}.get(teacher, teacher)
     job = job_of(samples, held_out, kind, steps=tuple(steps), teacher=teacher, teacher_steps=7, **options)
-    model = CountedDenoiser(curved, torch.float32)
+    model = CountedDenoiser(guided, torch.float32)
     fit(job, model, lambda line: None)
     assert model.calls - own.calls <= most_calls(job)
 

@@ -179,3 +179,16 @@ def test_of_two_starts_the_fit_goes_on_from_the_one_that_is_closer_after_its_fir
     assert result.report[3].start == starts_of_path[closer].name
     fitted = {name: tensor[0] for name, tensor in result.solver.parameters[3].items()}
     assert_close(fitted, starts_of_path[closer].space.tensors(alone), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("guidance", "steps"), [(4.0, 4), (1.0, 50)])
+def test_every_path_gives_a_start(guidance, steps):
+    """Without levels that descend, from a classical solver; with as many as the teacher's, from a usual grid."""
+    lines = []
+    result = quick_fit(
+        smooth, starts("flow", 28), steps=(steps,), teacher_steps=None, effort="quick", guidance=(guidance,),
+        guidance_argument="guidance", progress=lines.append,
+    )  # fmt: skip
+    named = f"{steps} steps: no levels descend along the teacher's path, starting from {result.report[steps].start}"
+    assert (named in lines) == (steps == 4)
+    assert result.report[steps].error_after < 0.8 * result.report[steps].error_before

@@ -185,7 +185,7 @@ class ModelFit:
     def folder(self, conds: list[Cond]) -> Path:
         """The folder of this fit's journal and of the teacher's states."""
         teacher = self.command.teacher_files
-        stamps = [*self.command.files.stamps(), *(teacher.stamps() if teacher else ())]
+        stamps = [*self.command.files.stamps(vae=self.command.of_pictures), *(teacher.stamps() if teacher else ())]
         return self.command.output.folder / content_hash(conds, stamps, self.guidance, self.shape)[:16]
 
     def _hint(self) -> str:

@@ -151,7 +151,7 @@ class Teacher:
             states = self.run(model, batch, levels)
             return states if trajectory else states[-1:]
 
-        states = _of_microbatches(states_of, model, samples, (self, levels, trajectory), cache)
+        states = _of_microbatches(states_of, model, samples, (self, levels, trajectory), cache, self.method)
         return Reference(levels if trajectory else levels[-1:], states)
 
 
@@ -188,7 +188,7 @@ class Recipe:
         return cls("table", teacher.steps, teacher.nfe, run, teacher)
 
     def reference(self, model: Denoiser, samples: Samples, *, cache: Path | None = None) -> Reference:
-        """The end states of samples, as `Teacher.reference` gives them; the cache knows a function by its name."""
+        """The end states of samples, as `Teacher.reference` gives them; the cache knows a recipe by its name."""
 
         def ends_of(batch: Samples) -> Tensor:
             ends = self.run(model, batch.x, batch.extra_args)
@@ -201,11 +201,17 @@ class Recipe:
             return ends.to(batch.x)[None]
 
         key = (self.name, self.steps, self.table)
-        return Reference(torch.zeros(1, dtype=torch.float64), _of_microbatches(ends_of, model, samples, key, cache))
+        states = _of_microbatches(ends_of, model, samples, key, cache, self.name)
+        return Reference(torch.zeros(1, dtype=torch.float64), states)
+
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether it is a function, which a cache and a journal cannot tell from others."""
+        return self.steps is None and self.table is None
 
 
 def _of_microbatches(
-    work: Callable[[Samples], Tensor], model: Denoiser, samples: Samples, key: Any, cache: Path | None
+    work: Callable[[Samples], Tensor], model: Denoiser, samples: Samples, key: Any, cache: Path | None, name: str
 ) -> Tensor:
     """The states [T + 1, S, ...] that `work` returns for each microbatch, from the cache where it has them."""
 
@@ -217,6 +223,12 @@ def _of_microbatches(
         states = _cached(path, batch)
         if states is None:
             states = work(batch)
+            finite = states[-1].isfinite().flatten(1).all(1)
+            if not bool(finite.all()):
+                raise ValueError(
+                    f"the teacher {name} ends in states that are not finite for {int((~finite).sum())} of "
+                    f"{len(batch)} samples: give it more steps, or choose another"
+                )
             if path is not None:
                 write_tensors(path, {"states": states})
         return states

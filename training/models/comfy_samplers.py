@@ -77,21 +77,38 @@ def host_recipe(patcher: Any, sampler: Any, sigmas: Tensor, shape: Sequence[int]
         raise ValueError(f"{name} cannot be a teacher, as it is no sampler function: choose another sampler")
     if len(sigmas) < 3 or not bool((sigmas.diff() < 0).all()) or float(sigmas[-1]) > 0:
         raise ValueError(f"a teacher's levels must descend to 0 in at least 2 steps, got {printable(str(sigmas), 200)}")
-    sampling, calls = patcher.get_model_object("model_sampling"), []
-
-    def cheap(x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
-        calls.append(len(x))
-        return x / (1 + sigma.reshape(-1, *[1] * (x.ndim - 1)) ** 2)
-
-    run, ends = _run_of(patcher, sampling, sampler, sigmas), []
+    sampling = patcher.get_model_object("model_sampling")
+    if float(sigmas[0]) < 0.9 * float(sampling.sigma_max):
+        raise ValueError(
+            f"a teacher's levels must start at the model's highest, {float(sampling.sigma_max):.4g}, got "
+            f"{float(sigmas[0]):.4g}: use a scheduler at denoise 1"
+        )
+    run, ends, calls = _run_of(patcher, sampling, sampler, sigmas), [], []
     x = float(sampling.sigma_max) * torch.randn(list(shape), generator=torch.Generator().manual_seed(0))
-    with torch.random.fork_rng(devices=[]):
-        for seed in (0, 1):
-            torch.manual_seed(seed)
-            ends.append(run(cheap, x, {"row": [seed], "seed": seed}))
-    if not torch.allclose(*ends):
+
+    def ends_in(size: float, seed: int) -> Tensor:
+        """The end state on a Gaussian of that size; appends the calls."""
+
+        def cheap(x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
+            calls[-1] += len(x)
+            return x / (1 + (sigma / size).reshape(-1, *[1] * (x.ndim - 1)) ** 2)
+
+        calls.append(0)
+        torch.manual_seed(seed)
+        return run(cheap, x, {"row": [seed], "seed": seed})
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            ends = [ends_in(size, seed) for size, seed in ((1.0, 0), (1.0, 1), (30.0, 0))]
+    except (TypeError, AttributeError, KeyError) as error:
+        raise ValueError(
+            f"{name} needs more than a denoiser ({error}): choose another sampler as the teacher"
+        ) from error
+    if not torch.allclose(ends[0], ends[1]):
         raise ValueError(f"{name} draws noise, so no solver can follow it: choose a sampler without, such as dpmpp_2m")
-    return Recipe(name, len(sigmas) - 1, sum(calls) // 2, run)
+    if calls[0] != calls[2]:
+        raise ValueError(f"{name} chooses its number of calls by the model: choose a sampler with a fixed number")
+    return Recipe(name, len(sigmas) - 1, calls[0], run)
 
 
 def named_recipe(patcher: Any, sampler: str, scheduler: str, steps: int, shape: Sequence[int]) -> Recipe:

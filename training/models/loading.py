@@ -70,9 +70,10 @@ class ModelFiles:
         """ComfyUI's folder."""
         return find_comfy(self.comfyui)
 
-    def stamps(self) -> list[tuple[str, int, int]]:
-        """Identity of the model and its encoders: path, size and modification time of each file."""
-        files = [file for file in (self.checkpoint, self.diffusion_model, *self.clip) if file and file.exists()]
+    def stamps(self, *, vae: bool = False) -> list[tuple[str, int, int]]:
+        """Identity of the model and its encoders, and of its VAE: path, size and modification time of each file."""
+        parts = (self.checkpoint, self.diffusion_model, *self.clip, *([self.vae] if vae else []))
+        files = [file for file in parts if file and file.exists()]
         return [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 

@@ -19,7 +19,7 @@ from ...samplers.guidance import Guidance
 from ..data.processes import Processes
 from ..data.samples import CountedDenoiser, Samples
 from ..data.teacher import Recipe, Teacher
-from ..job import FitJob
+from ..job import FitJob, check_calls
 from ..optimise.gradient import GradientDescent
 from .guider import EncodedPrompts, WiredConditioning, with_denoiser
 
@@ -71,6 +71,7 @@ class OtherTeacher:
                 f"{names} start from different noise ({job.noise.kind} at {levels[0]:.4g}, {kind} at {levels[1]:.4g}): "
                 "choose a teacher with the model's own schedule"
             )
+        check_calls(self.teacher, job.settings.steps[-1])
         fitted = job.card["guidance"].kind
         if self.guidance is None and fitted != self._kind:
             raise ValueError(
@@ -121,7 +122,9 @@ class OtherTeacher:
         noise = noise_of(self.patcher.model, self.patcher.get_model_object("model_sampling"), self.shape)
         values = self._rows(job)
         known = tuple(sorted(value for value in values if value is not None))
-        cfg = 1.0 if self._kind == "embedded" else None
+        own, cfg = job.card["guidance"], None
+        if self._kind == "embedded":
+            cfg = own.cfg if own.kind == "embedded" else 1.0
         microbatch = job.samples.microbatch
 
         def work(denoiser: Callable[..., Tensor], device: torch.device) -> None:

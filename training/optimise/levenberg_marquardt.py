@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from operator import index
 
 import torch
 from torch import Tensor
@@ -103,8 +104,12 @@ class LevenbergMarquardt:
 
     def __post_init__(self) -> None:
         for name in ("samples", "first", "batch", "steps"):
-            if getattr(self, name) < 1:
+            if index(getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("work", "outlier", "damping", "difference"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number, got {value}")
 
     def blocks(self) -> list[int]:
         """Numbers of samples after the first Jacobian and after each addition of at least `batch`."""
@@ -194,6 +199,8 @@ class LevenbergMarquardt:
             return replace(now, stage=2, evaluations=2 * self.steps - 2, reference=math.inf)
         new = block(count, stop).linearise(now.theta, now.difference)
         progress(f"error {_mean(new.losses) ** 0.5:.4f} on {stop - count} new samples")
+        if missing := int((~new.losses.isfinite()).sum()):
+            progress(f"{missing} of them end in states that are not finite, and are left out")
         at = Linearisation(*(torch.cat(pair) for pair in zip(now.at, new, strict=True)))
         judged = torch.tensor([[_mean(new.losses), loss]], dtype=torch.float64)
         calls = now.calls + (stop - count) * jacobian
@@ -209,14 +216,15 @@ class LevenbergMarquardt:
     def _weights(self, losses: Tensor) -> Tensor:
         """Weights of samples: 1, less for outliers, which bounds the influence of each (Huber's loss of the errors)."""
         errors = losses.clamp(min=0).sqrt()
-        return (self.outlier * errors.median() / errors.clamp(min=1e-300)).clamp(max=1.0)
+        return (self.outlier * errors.nanmedian() / errors.clamp(min=1e-300)).clamp(max=1.0).nan_to_num(nan=0.0)
 
     def _stepped(self, block: Callable[[int, int], Problem], now: Fitted, gain: float) -> Fitted:
         """The fit after evaluating one damped step, taken if it lowers the loss; Broyden's update of the Jacobian."""
         at, damping, counts = now.at, now.damping, self.blocks()
         weight = self._weights(at.losses)
         root = (weight / weight.sum()).sqrt()
-        jacobian, residual = at.jacobian.cpu().double(), at.residual.cpu().double()
+        # A sample whose states are not finite has no weight.
+        jacobian, residual = (part.cpu().double().nan_to_num(0.0, 0.0, 0.0) for part in (at.jacobian, at.residual))
         rows = (root[:, None, None] * jacobian).transpose(0, 1).flatten(1)  # [P, S K]
         matrix, gradient = rows @ rows.T, rows @ (root[:, None] * residual).flatten()
         problem = block(0, counts[0])
@@ -232,7 +240,8 @@ class LevenbergMarquardt:
         parts = [block(*ends).residuals(now.theta + step) for ends in _parts(counts, len(at.losses))]
         new = [torch.cat(part) for part in zip(*parts, strict=True)]
         now = replace(now, calls=now.calls + problem.space.steps * len(at.losses))
-        before, after = (float((weight * losses).sum() / weight.sum()) for losses in (at.losses, new[1]))
+        before = float((weight * at.losses).nansum() / weight.sum())
+        after = float((weight * new[1]).where(weight > 0, torch.zeros(())).sum() / weight.sum())
         predicted = residual + torch.einsum("p,spk->sk", step, jacobian)
         if bool(torch.isfinite(new[0]).all()):
             along = damped @ step / (step @ damped @ step)
@@ -257,7 +266,7 @@ def _parts(counts: list[int], count: int) -> list[tuple[int, int]]:
 
 
 def _mean(losses: Tensor) -> float:
-    return float(losses.mean())
+    return float(losses[losses.isfinite()].mean())
 
 
 def _check_effect(at: Linearisation) -> None:

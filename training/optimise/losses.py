@@ -82,9 +82,23 @@ class PointLoss:
         end, goal = states[-1], reference.end
         if self.features is not None:
             if not (self._goal and self._goal[0] is reference):
-                self._goal[:] = reference, self.features(goal)
-            end, goal = self.features(end), self._goal[1]
+                self._goal[:] = reference, self._features_of(goal)
+                if not bool(self._goal[1].isfinite().all()):
+                    raise ValueError("the loss function's features of the teacher's end states are not finite")
+            end, goal = self._features_of(end), self._goal[1]
         return (end - goal).flatten(1)
+
+    def _features_of(self, states: Tensor) -> Tensor:
+        assert self.features is not None
+        features = self.features(states)
+        if not isinstance(features, Tensor) or not features.is_floating_point() or features.ndim < 2:
+            raise TypeError(
+                "the loss function must return floating-point features, a row per state, got "
+                + (f"{features.dtype} of shape {list(features.shape)}" if isinstance(features, Tensor) else "no tensor")
+            )
+        if len(features) != len(states) or not features.numel():
+            raise ValueError(f"the loss function must return a row per state, {len(states)}, got {len(features)}")
+        return features
 
     def rho(self, residual: Tensor) -> Tensor:
         return self.loss.rho(residual.abs()).mean(1)

@@ -167,8 +167,9 @@ def peers_of(steps: int, noise: Noise, *, every: bool, usual: UsualSampler | Non
     if not every:
         options = [c for c in options if c.method in methods and c.grid_name in grids] or options[:1]
     if usual is not None:
-        own = _on_grid(usual.grid_name, None, usual.levels, steps, noise)
-        options += [c for c in own if c.method in methods | {usual.method}]
+        on_grid = _on_grid(usual.grid_name, None, usual.levels, steps, noise)
+        own = {c.name: c for c in on_grid if c.method in methods | {usual.method}}
+        options = [*(c for c in options if c.name not in own), *own.values()]
     return options
 
 

@@ -21,7 +21,7 @@ from ..spaces import FIRST_HISTORY, SPACES, make_space
 from ..spaces.base import Space, is_valid
 from ..store.journal import Record
 from .candidates import Candidate, best_of_methods, candidates, carrier_grid
-from .path import PATH_SAMPLES, closed_loop, path_levels
+from .path import MOST_LEVELS, PATH_SAMPLES, closed_loop, path_levels
 
 if TYPE_CHECKING:
     from ..task import Task
@@ -96,7 +96,10 @@ def find_starts(task: Task, steps: int, order: Sequence[Candidate]) -> list[Star
         space = job.space_on(steps, step.grid)
         return [Start(space, _parameters(space, initial, steps), f"{initial.name} at {count} steps")]
     if initial == "path":
-        return _from_path(task, steps)
+        if starts := _from_path(task, steps):
+            return starts
+        initial = next(c.name for c in (*order, *candidates(steps, job.noise)) if job.can_start_from(c))
+        task.log(f"{steps} steps: no levels descend along the teacher's path, starting from {initial}")
     options = [c for c in (*order, *candidates(steps, job.noise)) if job.can_start_from(c) and _has_name(c, initial)]
     space = job.space(steps, options[0])
     return [Start(space, space.initial(options[0].table), options[0].name)]
@@ -137,13 +140,13 @@ def _grids(steps: int, noise: Noise) -> dict[str, Grid]:
 
 
 def _from_path(task: Task, steps: int) -> list[Start]:
-    """The best of a few grids, on each of which every row is regressed to the teacher's path."""
+    """The best of a few grids, on each of which every row is regressed to the teacher's path; none if none descends."""
     job, options = task.job, _grids(steps, task.job.noise)
 
     def work() -> Record:
         samples, path = task.path()
         levels = [grid.levels(steps, job.noise) for grid in options.values()]
-        if len(path.levels) > steps + 1:
+        if min(len(path.levels), MOST_LEVELS) > steps + 1:
             levels.append(path_levels(path, steps, job.noise, job.history))
         found = None if task.processes.rank else _nearest_to_path(task, samples, path, levels)
         return task.processes.from_first(found)
@@ -167,6 +170,6 @@ def _nearest_to_path(task: Task, samples: Samples, path: Reference, options: Seq
         if math.isfinite(error) and family.can_start_from(table, job.noise):
             found.append((error, table))
     if not found:
-        raise ValueError("no grid gives a start from the teacher's path: choose a classical solver as initial")
+        return {"levels": torch.zeros(0), "coeffs": torch.zeros(0)}
     best = [table for _, table in sorted(found, key=lambda pair: pair[0])[: job.starts(len(options[0]) - 1)]]
     return {"levels": torch.stack([t.levels for t in best]), "coeffs": torch.stack([t.coeffs for t in best])}

@@ -16,7 +16,7 @@ from ...samplers.schedules import Noise
 from ..data.samples import CountedDenoiser, Samples
 from ..data.teacher import Reference
 
-__all__ = ["NO_EFFECT", "PATH_SAMPLES", "closed_loop", "path_levels"]
+__all__ = ["MOST_LEVELS", "NO_EFFECT", "PATH_SAMPLES", "closed_loop", "path_levels"]
 
 PATH_SAMPLES = 4
 NO_EFFECT = (
@@ -24,7 +24,7 @@ NO_EFFECT = (
     "constant times it"
 )
 _RIDGE = 1e-3
-_MOST_LEVELS = 49  # the program's cost grows with their fourth power
+MOST_LEVELS = 49  # the program's cost grows with their fourth power
 
 
 def _slopes(path: Reference) -> Tensor:
@@ -42,7 +42,7 @@ def path_levels(path: Reference, steps: int, noise: Noise, history: int) -> Tens
     A dynamic program over triples of levels. The local error of a step is what remains of the teacher's step after
     regression on the newest slopes (at most three), divided by sigma^2 + 1 where noise is added to the state.
     """
-    some = torch.linspace(0, len(path.levels) - 1, min(len(path.levels), _MOST_LEVELS)).round().long()
+    some = torch.linspace(0, len(path.levels) - 1, min(len(path.levels), MOST_LEVELS)).round().long()
     levels, slopes = path.levels.double().cpu()[some], _slopes(path)[some]
     x = path.states.flatten(2).cpu().double()[some]
     if not bool(slopes.any()):
