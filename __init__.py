@@ -7,6 +7,6 @@ if __package__ and find_spec("comfy"):  # ComfyUI; not the tests, the trainer or
 else:
     NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS = {}, {}
 
-WEB_DIRECTORY = "./web"
+WEB_DIRECTORY = "./web" if NODE_CLASS_MAPPINGS else None
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import comfy.sample
@@ -16,6 +18,7 @@ __all__ = [
     "AUTO",
     "SolverName",
     "SolverNode",
+    "active_copy",
     "add_routes",
     "check_number",
     "counts_of",
@@ -122,6 +125,16 @@ def show_text(text: str, node_id: str | None = None) -> None:
     server = getattr(PromptServer, "instance", None)  # none where another program imports the nodes
     if server is not None and (target := node_id or server.last_node_id):
         server.send_progress_text(text, target)
+
+
+def active_copy() -> Path | None:
+    """The folder of another copy of the pack whose nodes the host has; None without one."""
+    host = sys.modules.get("nodes")  # None where another program imports the pack
+    node: Any = getattr(host, "NODE_CLASS_MAPPINGS", {}).get("LearnedSolver")
+    module = None if node is None else sys.modules.get(node.__module__)
+    file = getattr(module, "__file__", None)
+    folder = None if file is None else Path(file).parents[1]
+    return None if folder == Path(__file__).parents[1] else folder
 
 
 def add_routes() -> None:

@@ -9,7 +9,8 @@ import re
 import pytest
 import torch
 from comfy_graphs import WIRES, Graph, assert_same, differs, ksampler, node, one_node, options
-from comfy_host import run_script
+from comfy_host import Server, run_script
+from host_server import ROOT
 
 NAMES = ["dyweight", "ds_solver"]
 
@@ -52,6 +53,19 @@ def test_importing_the_pack_loads_no_package_and_touches_no_file_and_no_network(
     assert imported["foreign"] == []  # the host has all that it needs
     # A server that only samples does not load the code that fits a solver.
     assert imported["own"] and {name.split(".")[1] for name in imported["own"]} == {"nodes", "samplers"}
+
+
+def test_a_server_with_two_copies_serves_one_and_names_the_other(server, tmp_path):
+    copies = [tmp_path / "custom_nodes" / name for name in ("learned-solvers", "learned-solvers-main")]
+    for copy in copies:
+        copy.parent.mkdir(exist_ok=True)
+        copy.symlink_to(ROOT, target_is_directory=True)
+    with Server(server.checkout, tmp_path) as two:
+        assert two.get("/learned_solvers/steps?solver=dyweight_sd15") == {"steps": [4, 6, 8, 10]}
+        assert options(two, "LearnedSolverKSampler", "solver")
+        assert len([path for path in two.get("/extensions") if path.endswith("/learned_solvers.js")]) == 1
+        (line,) = [line for line in two.log.splitlines() if "custom_nodes twice" in line]
+        assert all(f"{copy} is " in line for copy in copies)
 
 
 # ---- samplers and scheduler in stock nodes
