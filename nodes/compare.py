@@ -125,7 +125,8 @@ class CompareSamplers(SolverNode):
         for n, name in product(counts, names):
             try:
                 sampler, sigmas, _, file = select_solver(model, name, n, shape=shape, guidance=guidance)
-                entry = Entry(name, "" if file == name else file, partial(runs.sample, sampler, sigmas), learned=True)
+                run = partial(runs.attempt, partial(runs.sample, sampler, sigmas))
+                entry = Entry(name, "" if file == name else file, run, learned=True)
             except ValueError as error:
                 refusals.append(error)
                 entry = Entry(name, "", partial(runs.refuse, error), learned=True)
@@ -133,7 +134,9 @@ class CompareSamplers(SolverNode):
         if len(refusals) == len(counts) * len(names):
             raise refusals[0]  # before the teacher's slow run
         for n in counts:
-            entries[n] += [Entry("/".join(pair), "", partial(runs.within, *pair, n)) for pair in stock]
+            entries[n] += [
+                Entry("/".join(pair), "", partial(runs.attempt, partial(runs.within, *pair, n))) for pair in stock
+            ]
         noise = comfy.sample.prepare_noise(latent["samples"], seed, latent.get("batch_index"))
         starts = Samples(noise, {"latent": latent["samples"]}, len(noise))
         goal = runs.stock(teacher, scheduler, teacher_steps, starts.x, starts.extra_args)

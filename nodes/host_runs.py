@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
+import comfy.model_management
 import comfy.samplers
 import comfy.utils
 from torch import Tensor
 
-from ..samplers.families import FAMILIES
+from .sampling import SolverRefused
 
 __all__ = ["HostRuns"]
+
+_log = logging.getLogger("learned_solvers")
 
 
 class _WrongCalls(Exception):
@@ -35,6 +39,21 @@ class HostRuns:
         self.bar.update(1)
         raise Refusal(str(reason))
 
+    def attempt(self, run: Callable[[Tensor, Mapping[str, Any]], Tensor], *starts: Any) -> Tensor:
+        """The end states of a run; one that fails is refused with its error, so that the others are still compared."""
+        from ..training.comparison.measure import Refusal
+        from ..training.data.batch_limit import is_out_of_memory
+
+        try:
+            return run(*starts)
+        except (Refusal, comfy.model_management.InterruptProcessingException):
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise  # repeated with fewer images
+            _log.warning("left out of the comparison: %s", error, exc_info=not isinstance(error, SolverRefused))
+            self.refuse(error)
+
     def within(self, sampler: str, scheduler: str, calls: int, x: Tensor, extra_args: Mapping[str, Any]) -> Tensor:
         """End states of a stock sampler with the most steps that take at most `calls` model calls."""
         for steps in dict.fromkeys([calls, calls - 1, (calls + 1) // 2, (calls + 2) // 3, 1]):
@@ -42,10 +61,6 @@ class HostRuns:
                 return self.stock(sampler, scheduler, steps, x, extra_args, most=calls)
             except _WrongCalls:
                 continue
-            except ValueError as error:  # a learned sampler without this step count
-                if sampler in {family.sampler for family in FAMILIES.values()}:
-                    self.refuse(error)
-                raise
         self.refuse(f"cannot sample in {calls} model calls")
 
     def stock(

@@ -60,7 +60,7 @@ def test_the_errors_are_those_of_the_saved_latents(server):
 
 
 def test_a_sampler_that_cannot_run_has_its_reason_in_the_table(server):
-    samplers = "euler, dyweight/karras, ds_solver/karras, dpm_adaptive, dpm_fast"
+    samplers = "euler, dyweight/karras, broken, ds_solver/karras, dpm_adaptive, dpm_fast"
     graph = comparison(server, solver="ds_vp-dit", steps="5 6", samplers=samplers)
     graph.submit()
     table = graph.text("comparisontext")
@@ -69,6 +69,7 @@ def test_a_sampler_that_cannot_run_has_its_reason_in_the_table(server):
         r"5 \| dyweight/karras \| 0 \| .*5 steps",
         *(rf"{steps} \| ds_solver/karras \| {steps} \| \d" for steps in (5, 6)),
         r"6 \| dyweight/karras \| 6 \| \d",
+        r"6 \| broken/simple \| 0 \| this sampler does not run on this machine",
         r"6 \| dpm_adaptive/simple \| 0 \| cannot sample in 6 model calls",
         r"6 \| dpm_fast/simple \| [1-6] \| \d",
     ):

@@ -2,10 +2,15 @@
 (KJNodes), wrap a sampler's model in a plain function (Detail Daemon).
 """
 
+import contextlib
+import copy
 import importlib
+import io
 import json
+import pickle
 import sys
 
+import comfy.sample
 import comfy.samplers
 import torch
 from comfy.k_diffusion import sampling
@@ -76,15 +81,53 @@ def scheduled_guider(model, positive, negative, first, later):
     return guider
 
 
-@node("TinyWrapped", "SAMPLER", sampler="SAMPLER")
-def wrapped(sampler):
-    """A sampler whose model is a plain function, with the host's `inner_model` as its only attribute."""
+@node("TinyWrapped", "SAMPLER", sampler="SAMPLER", hidden="INT")
+def wrapped(sampler, hidden=0):
+    """A sampler whose model is a plain function with the host's `inner_model` as its only attribute.
+
+    `hidden` 1: without that, too; 2: the host's model is one object further inside.
+    """
 
     def sample(model, x, sigmas, **options):
         def wrapper(x, sigma, **extra_args):
             return model(x, sigma, **extra_args)
 
-        wrapper.inner_model = model.inner_model
+        if hidden != 1:
+            wrapper.inner_model = model if hidden else model.inner_model
         return sampler.sampler_function(wrapper, x, sigmas, **options, **sampler.extra_options)
 
     return comfy.samplers.KSAMPLER(sample)
+
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda sampler: pickle.loads(pickle.dumps(sampler))}
+
+
+@node("TinyCopied", "SAMPLER", sampler="SAMPLER", how=[*COPIES, "torch"])
+def copied(sampler, how):
+    """A copy of a sampler."""
+    if how != "torch":
+        return COPIES[how](sampler)
+    torch.save(sampler, file := io.BytesIO())
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@node("TinyStepByStep", "LATENT", model="MODEL", **CONDITIONING, latent="LATENT", sampler="SAMPLER", steps="INT")
+def step_by_step(model, positive, negative, latent, sampler, steps):
+    """A latent sampled in one run of the host per step; a step that raises a ValueError is skipped (Impact)."""
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
+    x = latent["samples"]
+    noise = comfy.sample.prepare_noise(x, 1)
+    for i in range(steps):
+        step = sampler, sigmas[i : i + 2], positive, negative, x
+        with contextlib.suppress(ValueError):
+            x = comfy.sample.sample_custom(model, noise if i == 0 else torch.zeros_like(x), 2.0, *step)
+    return {"samples": x}
+
+
+def sample_broken(model, x, sigmas, **_):
+    raise RuntimeError("this sampler does not run on this machine")
+
+
+sampling.sample_broken = sample_broken
+comfy.samplers.SAMPLER_NAMES.append("broken")

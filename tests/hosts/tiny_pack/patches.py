@@ -24,13 +24,14 @@ def with_sampling(model, prediction):
 
 @node("TinyWatch", "MODEL", model="MODEL", name="STRING")
 def watch(model, name):
-    """The model, recording the sigma of every call and the timestep that its network receives."""
-    calls = CALLS[name] = {"sigma": [], "timestep": []}
+    """The model, recording every call: sigma, its places in the host's `sample_sigmas`, and the network's timestep."""
+    calls = CALLS[name] = {"sigma": [], "places": [], "timestep": []}
     kinds = comfy.patcher_extension.WrappersMP
 
-    def apply_model(executor, x, t, *args, **kwargs):
+    def apply_model(executor, x, t, concat, context, control, transformer_options, **kwargs):
         calls["sigma"].append(float(t[0]))
-        return executor(x, t, *args, **kwargs)
+        calls["places"].append((transformer_options["sample_sigmas"] == t[0]).nonzero().flatten().tolist())
+        return executor(x, t, concat, context, control, transformer_options, **kwargs)
 
     def network(executor, x, timesteps, *args, **kwargs):
         calls["timestep"].append(float(timesteps[0]))
