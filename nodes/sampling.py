@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from comfy.samplers import CFGGuider
 from torch import Tensor
 
@@ -15,11 +17,26 @@ from ..samplers.comfy_models import default_guidance, has_guidance, noise_of
 from ..samplers.k_diffusion import table_between
 from ..samplers.loop import Callback
 from ..samplers.remarks import guidance_mismatch
+from ..samplers.schedules import Noise
 from ..samplers.text import count_noun
 
-__all__ = ["guidance_of", "guidance_of_run", "sample_learned_solver"]
+__all__ = ["SolverRefused", "guidance_of", "guidance_of_run", "guider_of", "refusals", "sample_learned_solver"]
 
 _log = logging.getLogger("learned_solvers")
+
+
+class SolverRefused(Exception):
+    """A sampler cannot run. Not a ValueError: packs that sample step by step skip a step that raises one."""
+
+
+@contextmanager
+def refusals(subject: str = "") -> Iterator[None]:
+    """Raises a SolverRefused for a ValueError or OSError, and logs it, as the calling pack may hide exceptions."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        _log.error("%s%s", subject, error)
+        raise SolverRefused(f"{subject}{error}") from error
 
 
 def sample_learned_solver(
@@ -32,14 +49,15 @@ def sample_learned_solver(
     *,
     solver: Solver,
     steps: int,
-    tokens: int | None = None,
+    noise: Noise,
     report: bool = False,
 ) -> Tensor:
     """Returns the sampled latent; noise schedule and guidance are read from the model being sampled.
 
     A change after the node ran (image size, guidance, a model patch such as v prediction, zero terminal SNR or EDM)
-    therefore selects the right table or is refused. `tokens` is the node's value, for latents without an image's
-    shape. `report`: log a guidance mismatch here, as the node did not know the guidance.
+    therefore selects the right table or is refused. `noise` is the node's: its tokens are for latents without an
+    image's shape, and all of it is for a wrapped model that hides the host's. `report`: log a guidance mismatch here,
+    as the node did not know the guidance.
 
     Learned levels fall between the 1000 levels of an eps or v model. ComfyUI scales the input and the output by the
     level itself, but passes the network the nearest index: 0 below the lowest level, 999 above the highest, the same
@@ -47,23 +65,36 @@ def sample_learned_solver(
     """
     if len(sigmas) < 2:
         return x
-    guider = model.inner_model  # the only attribute required of `model`: another pack may wrap it
-    base, guidance, grid = guider.inner_model, guidance_of_run(guider), solver.card.steps[steps].grid
-    noise = noise_of(base, base.model_sampling, x.shape).with_tokens(tokens)
-    if grid is not None and grid.needs_tokens and noise.kind == "flow" and noise.tokens is None:
-        raise ValueError(
-            f"the grid of {solver.name} depends on the image size, which is not known for this latent. Connect the "
-            "latent to the Learned Solver node, or choose a solver whose grid does not depend on it"
-        )
-    table, unfinished = table_between(solver, steps, noise, sigmas, solver.guidance_of(guidance))
+    with refusals():
+        guider, guidance, grid = guider_of(model), None, solver.card.steps[steps].grid
+        if guider is not None:
+            base, guidance = guider.inner_model, guidance_of_run(guider)
+            noise = noise_of(base, base.model_sampling, x.shape).with_tokens(noise.tokens)
+        if grid is not None and grid.needs_tokens and noise.kind == "flow" and noise.tokens is None:
+            raise ValueError(
+                f"the grid of {solver.name} depends on the image size, which is not known for this latent. Connect the "
+                "latent to the Learned Solver node, or choose a solver whose grid does not depend on it"
+            )
+        table, unfinished = table_between(solver, steps, noise, sigmas, solver.guidance_of(guidance))
     if table.steps != len(sigmas) - 1:
         _log.info("%s makes %s; only the first and last of the %d sigmas are used", solver.name,
                   count_noun(table.nfe, "model call"), len(sigmas))  # fmt: skip
     if report and (mismatch := guidance_mismatch(solver, steps, guidance)):
         _log.info("%s: %s", solver.name, mismatch)
-    extra_args = _with_mask_function(extra_args or {}, sigmas)
-    x = sample_table(model, x, table, extra_args, callback, disable)
-    return _with_kept_region(model, x, sigmas, table, unfinished, extra_args)
+    extra_args = _with_called_levels(_with_mask_function(extra_args or {}, sigmas), table, x)
+    kept = _KeptRegion(model, x, table, extra_args, callback)
+    end = sample_table(model, x, table, extra_args, kept.watch, disable)
+    return kept.restore(end, sigmas, unfinished)
+
+
+def guider_of(model: Any) -> Any:
+    """The host's guider inside the model that a sampler received; None if another pack's wrapper hides it."""
+    for _ in range(8):  # wrappers around wrappers
+        inner = getattr(model, "inner_model", None)
+        if inner is None or hasattr(inner, "model_sampling"):
+            return None if inner is None else model
+        model = inner
+    return None
 
 
 def guidance_of_run(guider: Any) -> Guidance | None:
@@ -114,24 +145,52 @@ def _with_mask_function(extra_args: Mapping[str, Any], sigmas: Tensor) -> Mappin
     return {**extra_args, "model_options": {**options, "denoise_mask_function": change}}
 
 
-def _with_kept_region(
-    model: Any, x: Tensor, sigmas: Tensor, table: SolverTable, unfinished: bool, extra_args: Mapping[str, Any]
-) -> Tensor:
-    """Restores the kept region of an inpaint mask in x, as a learned row need not sum to 1.
+def _with_called_levels(extra_args: Mapping[str, Any], table: SolverTable, x: Tensor) -> Mapping[str, Any]:
+    """The arguments, with the levels at which the model is called, and the last one, as the host's `sample_sigmas`.
 
-    The host composites the model's input and output, but not the state.
+    Context windows, guidance schedules, caches and mean-flow models look up the current step there.
     """
-    mask, original = extra_args.get("denoise_mask"), getattr(model, "latent_image", None)
-    if mask is None or original is None:  # another pack's wrapper may hide the latent
-        return x
-    if change_mask := extra_args.get("model_options", {}).get("denoise_mask_function"):
-        # The mask of the last call: at the end itself a differential mask keeps nothing. Nor does it at the model's
-        # lowest level, where some grids make their last call, so a value of 0 always keeps its place.
-        last = table.sigmas[-1].item() * x.new_ones([x.shape[0]])
-        changed = change_mask(last, mask, extra_options={"model": model.inner_model, "sigmas": sigmas})
-        mask = changed * (mask > 0)
-    if unfinished:
-        # By the noise schedule, not scale_latent_inpaint: video models show the network a clean region, but stock
-        # samplers leave a noisy one behind.
-        original = model.inner_model.inner_model.model_sampling.noise_scaling(sigmas[-1], model.noise, original)
-    return x * mask + original * (1 - mask)
+    options = extra_args.get("model_options", {})
+    levels = torch.cat([table.sigmas[int(table.analytic_first) :], table.levels[-1:]])
+    levels = levels.to(torch.promote_types(x.dtype, torch.float32)).to(x.device)  # as the loop does
+    transformer_options = {**options.get("transformer_options", {}), "sample_sigmas": levels}
+    return {**extra_args, "model_options": {**options, "transformer_options": transformer_options}}
+
+
+class _KeptRegion:
+    """The kept region of an inpaint mask, as a stock sampler leaves it: a learned row need not sum to 1.
+
+    The host composites the model's input and output, but not the state. `model.latent_image` may be hidden by another
+    pack's wrapper; the host's outputs show it where the mask keeps it.
+    """
+
+    def __init__(
+        self, model: Any, x: Tensor, table: SolverTable, extra_args: Mapping[str, Any], callback: Callback | None
+    ) -> None:
+        self.guider, self.start, self.table, self.callback = guider_of(model), x, table, callback
+        self.mask, self.original = extra_args.get("denoise_mask"), getattr(model, "latent_image", None)
+        self.change_mask = extra_args.get("model_options", {}).get("denoise_mask_function")
+        self.output: Tensor | None = None
+
+    def watch(self, step: dict[str, Any]) -> None:
+        """The sampler's callback."""
+        called = step["i"] >= self.table.analytic_first
+        if called and (self.output is None or not self.change_mask):  # a differential mask keeps most in the first call
+            self.output = step["denoised"]
+        if self.callback is not None:
+            self.callback(step)
+
+    def restore(self, x: Tensor, sigmas: Tensor, unfinished: bool) -> Tensor:
+        """The end state with the kept region, which moves on a straight line towards the clean latent."""
+        mask, original = self.mask, self.output if self.original is None else self.original
+        if mask is None or original is None:
+            return x
+        if self.change_mask and self.guider is not None:
+            # The mask of the last call: at the end itself a differential mask keeps nothing. Nor does it at the model's
+            # lowest level, where some grids make their last call, so a value of 0 always keeps its place.
+            last = self.table.sigmas[-1].item() * x.new_ones([x.shape[0]])
+            options = {"model": self.guider, "sigmas": sigmas}
+            mask = self.change_mask(last, mask, extra_options=options) * (mask > 0)
+        if unfinished:
+            original = torch.lerp(original, self.start, float(sigmas[-1] / sigmas[0]))
+        return x * mask + original * (1 - mask)

@@ -52,7 +52,7 @@ def select_solver(
     else:
         info += f"{steps} steps, {table.nfe} model calls"
     _log.info("%s", "; ".join([info, *remarks]))
-    options = {"solver": solver, "steps": steps, "tokens": noise.tokens, "report": guidance is None}
+    options = {"solver": solver, "steps": steps, "noise": noise, "report": guidance is None}
     sampler = KSAMPLER(sample_learned_solver, options)
     return Selection(sampler, table.levels.float(), "\n".join([info, *remarks]), solver.name)
 

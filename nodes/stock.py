@@ -28,7 +28,7 @@ from ..samplers.loop import Callback
 from ..samplers.text import count_noun
 from .base import AUTO, show_text
 from .folder import SOLVERS
-from .sampling import guidance_of_run, sample_learned_solver
+from .sampling import guidance_of_run, guider_of, refusals, sample_learned_solver
 from .selection import find_solver
 
 __all__ = ["CHANNEL", "register"]
@@ -84,31 +84,64 @@ def _sample(
     chosen = options.get(CHANNEL, {})
     entry, set_steps = chosen.get("solver", AUTO), chosen.get("steps")
     steps = set_steps or len(sigmas) - 1
-    guider = model.inner_model
-    base, guidance = guider.inner_model, guidance_of_run(guider)
-    try:
-        solver, _, table, remarks = find_solver(
-            entry, steps, base, base.model_sampling, shape=x.shape, guidance=guidance, family=family.name
-        )
-    except ValueError as error:
-        message = f"sampler {family.sampler}: {error}"
-        if entry == AUTO:
-            message += _list_options(base, x, steps)
-        if not set_steps and (entry == AUTO or isinstance(error, MissingSteps)):
-            message += ". The scheduler ddim_uniform may produce one more step than requested (7 for 6)"
-        raise ValueError(message) from error
-    calls = part_of_table(table, float(sigmas[0]), float(sigmas[-1])).nfe
+    with refusals(f"sampler {family.sampler}: "):
+        guider = guider_of(model)
+        if guider is None:
+            raise ValueError(
+                "another node wraps the model and hides its noise schedule; use the sampler of the Learned Solver node "
+                "there"
+            )
+        base, guidance = guider.inner_model, guidance_of_run(guider)
+        _check_whole(base.model_sampling, sigmas, getattr(model, "noise", None), bool(set_steps))
+        try:
+            solver, noise, table, remarks = find_solver(
+                entry, steps, base, base.model_sampling, shape=x.shape, guidance=guidance, family=family.name
+            )
+        except ValueError as error:
+            message = str(error)
+            if entry == AUTO:
+                message += _list_options(base, x, steps)
+            if not set_steps and (entry == AUTO or isinstance(error, MissingSteps)):
+                message += ". The scheduler ddim_uniform may produce one more step than requested (7 for 6)"
+            raise ValueError(message) from error
+        calls = part_of_table(table, float(sigmas[0]), float(sigmas[-1])).nfe
     extent = f"{calls} of its {count_noun(steps, 'model call')}" if calls < steps else count_noun(steps, "step")
-    lines = [f"sampler {family.sampler}: {solver.name}, {extent}"]
-    if calls < steps and not set_steps:
-        lines.append(
-            f"{count_noun(steps, 'step')} assumed from this node's sigmas: if they are part of a longer grid (a start "
-            "or end step, SplitSigmas), set that grid's steps in Set Learned Solver"
-        )
-    lines += remarks
+    lines = [f"sampler {family.sampler}: {solver.name}, {extent}", *remarks]
     _log.info("%s", "; ".join(lines))
     show_text("\n".join(lines))
-    return sample_learned_solver(model, x, sigmas, extra_args, callback, disable, solver=solver, steps=steps)
+    own = {"solver": solver, "steps": steps, "noise": noise}
+    return sample_learned_solver(model, x, sigmas, extra_args, callback, disable, **own)
+
+
+def _check_whole(sampling: Any, sigmas: Tensor, noise: Tensor | None, steps_are_set: bool) -> None:
+    """Refuses a part of a schedule whose whole step count is unknown; image-to-image, a part with noise, is allowed.
+
+    Args:
+        sampling: The model's model_sampling.
+        sigmas: The host's noise levels, descending, shape [M + 1].
+        noise: The noise that the host added; zeros where a sampler continues another's state.
+        steps_are_set: Whether Set Learned Solver gives the steps of the whole schedule.
+    """
+    first, *_, before_last, last = (float(sigma) for sigma in (sigmas[0], *sigmas))
+    steps, near = len(sigmas) - 1, 1e-3
+    if first <= last:
+        return  # refused as ascending
+    if steps > 1 and last == 0 and before_last > float(sampling.percent_to_sigma(1 - 1.4 / steps)):
+        raise ValueError(
+            f"this node's sigmas end with a large step from {before_last:.4g} to 0, so they are the beginning of a "
+            "longer schedule. Enable return_with_leftover_noise, or choose another scheduler"
+        )
+    if last > float(sampling.sigma_min) * (1 + near):
+        fact = f"end at sigma {last:.4g}"
+    elif first < float(sampling.sigma_max) * (1 - near) and noise is not None and not bool(noise.any()):
+        fact = f"start at sigma {first:.4g} without new noise"
+    else:
+        return
+    if not steps_are_set:
+        raise ValueError(
+            f"this node's sigmas are a part of a schedule, as they {fact}. Put Set Learned Solver before it, and set "
+            "the steps of the whole schedule there"
+        )
 
 
 def _list_options(base: Any, x: Tensor, steps: int) -> str:

@@ -27,7 +27,8 @@ def imported(server):
 def test_stock_drop_downs_end_with_our_names_and_are_otherwise_the_hosts_own(server, imported):
     samplers, schedulers = imported["samplers"], imported["schedulers"]
     for kind in ("KSampler", "KSamplerAdvanced", "KSamplerSelect"):
-        assert options(server, kind, "sampler_name") == [*samplers, *NAMES]
+        names = [name for name in options(server, kind, "sampler_name") if name != "broken"]  # the test pack's
+        assert names == [*samplers, *NAMES]
     for kind in ("KSampler", "KSamplerAdvanced", "BasicScheduler"):
         assert options(server, kind, "scheduler") == [*schedulers, "learned"]
 
@@ -135,7 +136,7 @@ def test_the_log_says_how_much_of_the_grid_ran(server):
     # They start at almost the same level: the scheduler's, and the one of the percentage.
     assert_same(half, one, 0.1)
     for line in (
-        "sampler dyweight: dyweight_sd15, 3 of its 6 model calls; 6 steps assumed from this node's sigmas",
+        "sampler dyweight: dyweight_sd15, 3 of its 6 model calls; fitted",
         "dyweight_sd15 makes 3 model calls; only",
         "sampler dyweight: dyweight_sd15, 1 of its 4 model calls",
         "dyweight_sd15 makes 1 model call; only",
