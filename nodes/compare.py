@@ -124,7 +124,7 @@ class CompareSamplers(SolverNode):
         refusals = []
         for n, name in product(counts, names):
             try:
-                sampler, sigmas, _, file = select_solver(model, name, n, shape=shape, guidance=guidance)
+                sampler, sigmas, _, file, _ = select_solver(model, name, n, shape=shape, guidance=guidance)
                 run = partial(runs.attempt, partial(runs.sample, sampler, sigmas))
                 entry = Entry(name, "" if file == name else file, run, learned=True)
             except ValueError as error:

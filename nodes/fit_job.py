@@ -17,7 +17,7 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ..samplers.comfy_models import architecture_name, noise_of, pixel_size
+from ..samplers.comfy_models import architecture_name, fingerprint, noise_of, pixel_size
 from ..samplers.files.solver import SUFFIX
 from ..samplers.files.write import check_name, has_suffix
 from ..samplers.guidance import Guidance
@@ -118,6 +118,7 @@ class NodeFit:
         card = {
             "architecture": architecture_name(model.model),
             "checkpoint": checkpoint,
+            "fingerprint": fingerprint(model.model),
             "guidance": self.guidance,
             "resolution": pixel_size(model.model, shape) or "",
         }

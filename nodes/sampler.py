@@ -96,10 +96,10 @@ class LearnedSolverKSampler(SolverNode):
         latent = fixed_latent(model, latent_image)
         samples = latent["samples"]
         guidance = guidance_of(model.model, [entry[1] for entry in positive], cfg)
-        sampler, sigmas, info, _ = select_solver(
+        sampler, sigmas, info, _, note = select_solver(
             model, solver, steps, denoise=denoise, shape=samples.shape, guidance=guidance
         )
-        show_text(info, node_id)
+        show_text(note, node_id)
         latent["samples"] = comfy.sample.sample_custom(
             model,
             comfy.sample.prepare_noise(samples, seed, latent.get("batch_index")),

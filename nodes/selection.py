@@ -10,10 +10,11 @@ from comfy.samplers import KSAMPLER
 from torch import Tensor
 
 from ..samplers import Guidance, Solver, SolverTable, choose_solver, part_of_table
-from ..samplers.comfy_models import architecture_name, noise_of, pixel_size
+from ..samplers.comfy_models import architecture_name, checkpoint_of, noise_of, pixel_size
 from ..samplers.families import FAMILIES
 from ..samplers.remarks import mismatches, notes
 from ..samplers.schedules import Noise
+from ..samplers.text import count_noun, format_list
 from .base import AUTO, check_number
 from .folder import SOLVERS
 from .sampling import sample_learned_solver
@@ -24,12 +25,33 @@ _log = logging.getLogger("learned_solvers")
 
 
 class Selection(NamedTuple):
-    """Outputs of the Learned Solver node, and the solver's name."""
+    """Outputs of the Learned Solver node, the solver's name, and the note on a node."""
 
     sampler: KSAMPLER
     sigmas: Tensor
     info: str
     name: str
+    note: str
+
+
+class Found(NamedTuple):
+    """A solver for a model, its whole table on the model's noise schedule, and texts for the user.
+
+    Attributes:
+        mismatches: Differences between the solver's fit and the run.
+        remarks: All that the user may want to know, the mismatches first.
+    """
+
+    solver: Solver
+    noise: Noise
+    table: SolverTable
+    mismatches: list[str]
+    remarks: list[str]
+
+    def note(self, calls: int) -> str:
+        """A short text for a node, which shows two lines of it next to a preview."""
+        facts = [f"{fact[0].upper()}{fact[1:].partition(': ')[0]}" for fact in self.mismatches]
+        return ". ".join([f"{self.solver.name}, {count_noun(calls, 'call')}", *facts, ""]).rstrip()
 
 
 def select_solver(
@@ -44,7 +66,8 @@ def select_solver(
     """Resolves a drop-down entry for a MODEL and logs the choice. See `find_solver`."""
     check_number("denoise", denoise, 0.01, 1)
     sampling = model.get_model_object("model_sampling")
-    solver, noise, table, remarks = find_solver(entry, steps, model.model, sampling, shape=shape, guidance=guidance)
+    found = find_solver(entry, steps, model.model, sampling, shape=shape, guidance=guidance, patcher=model)
+    solver, noise, table, _, remarks = found
     info = f"{solver.name} ({SOLVERS.place_of(solver.name)}): "
     if denoise < 1:
         table = part_of_table(table, float(sampling.percent_to_sigma(1 - denoise)), 0.0)
@@ -54,7 +77,7 @@ def select_solver(
     _log.info("%s", "; ".join([info, *remarks]))
     options = {"solver": solver, "steps": steps, "noise": noise, "report": guidance is None}
     sampler = KSAMPLER(sample_learned_solver, options)
-    return Selection(sampler, table.levels.float(), "\n".join([info, *remarks]), solver.name)
+    return Selection(sampler, table.levels.float(), "\n".join([info, *remarks]), solver.name, found.note(table.nfe))
 
 
 def find_solver(
@@ -65,9 +88,10 @@ def find_solver(
     *,
     shape: Sequence[int] | None,
     guidance: Guidance | None,
+    patcher: Any = None,
     family: str | None = None,
-) -> tuple[Solver, Noise, SolverTable, list[str]]:
-    """The solver for a drop-down entry, the model's noise schedule, the whole table on it, and remarks for the user.
+) -> Found:
+    """The solver for a drop-down entry, with its whole table and remarks on a model.
 
     Args:
         entry: Drop-down entry.
@@ -76,15 +100,22 @@ def find_solver(
         sampling: Its model_sampling, patched or not.
         shape: The latent's shape; None if unknown.
         guidance: Of the run; None if unknown.
+        patcher: ComfyUI's ModelPatcher, for the name of its file; None if unknown.
         family: Name of the solver family; None for any.
     """
     noise, architecture, remarks = noise_of(base, sampling, shape), architecture_name(base), []
+    checkpoint = checkpoint_of(base, patcher)
     if entry == AUTO:
         solvers = SOLVERS.loadable()
-        solver = choose_solver(solvers, noise, steps, architecture=architecture, family=family)
-        if solver.card.architecture != architecture:
-            exact = [s for s in solvers if s.card.architecture == architecture and s.prediction == noise.kind]
-            remarks = [f"fitted for this model: {s.name} ({', '.join(map(str, s.steps))} steps)" for s in exact]
+        known = {"architecture": architecture, "checkpoint": checkpoint, "guidance": guidance}
+        solver = choose_solver(solvers, noise, steps, family=family, **known)
+        exact = [
+            s for s in solvers if s.card.architecture == architecture and s.prediction == noise.kind and s != solver
+        ]
+        if solver.card.architecture == architecture:
+            exact = [s for s in exact if steps in s.steps and family in (None, s.family)]
+        if exact:
+            remarks = [f"also fitted for {architecture}: {format_list([s.name for s in exact])}"]
     else:
         solver = SOLVERS.load(entry)
     if family not in (None, solver.family):
@@ -96,9 +127,12 @@ def find_solver(
     table = solver.table(steps, noise.with_tokens(), solver.guidance_of(guidance))  # 1024x1024 without a latent
     card, grid = solver.card, solver.card.steps[steps].grid
     if card.architecture == architecture and card.checkpoint != "unknown":
-        remarks.append(f"fitted for {card.checkpoint}")
+        remarks.insert(0, f"fitted for {card.checkpoint}")
     size = None if shape is None else pixel_size(base, shape)
-    remarks += mismatches(solver, steps, noise, architecture=architecture, guidance=guidance, size=size)
+    facts = mismatches(solver, steps, noise, architecture=architecture, guidance=guidance, size=size)
+    if card.architecture == architecture and checkpoint.likeness(solver) < 0:
+        facts.insert(0, f"fitted for {card.checkpoint}, you use another {architecture} checkpoint")
+        remarks = remarks[1:] if card.checkpoint != "unknown" else remarks
     if noise.kind == "flow" and hasattr(sampling, "shift"):
         remarks.append(f"the solver has its own noise levels: the model's shift of {sampling.shift:g} is not used")
     if grid is not None and grid.needs_tokens and noise.tokens is None:
@@ -111,4 +145,4 @@ def find_solver(
             "sigmas and model calls are shown for the usual guidance; at another guidance they differ. For denoise "
             "below 1 use KSampler (Learned Solver), and do not split these sigmas"
         )
-    return solver, noise, table, [*remarks, *notes(solver, steps)]
+    return Found(solver, noise, table, facts, [*facts, *remarks, *notes(solver, steps)])

@@ -93,23 +93,21 @@ def _sample(
             )
         base, guidance = guider.inner_model, guidance_of_run(guider)
         _check_whole(base.model_sampling, sigmas, getattr(model, "noise", None), bool(set_steps))
+        known = {"shape": x.shape, "guidance": guidance, "patcher": getattr(guider, "model_patcher", None)}
         try:
-            solver, noise, table, remarks = find_solver(
-                entry, steps, base, base.model_sampling, shape=x.shape, guidance=guidance, family=family.name
+            found = find_solver(entry, steps, base, base.model_sampling, family=family.name, **known)
+        except MissingSteps as error:
+            hint = (
+                "" if set_steps else ". The scheduler ddim_uniform may produce one more step than requested (7 for 6)"
             )
+            raise ValueError(f"{error}{hint}") from error
         except ValueError as error:
-            message = str(error)
-            if entry == AUTO:
-                message += _list_options(base, x, steps)
-            if not set_steps and (entry == AUTO or isinstance(error, MissingSteps)):
-                message += ". The scheduler ddim_uniform may produce one more step than requested (7 for 6)"
-            raise ValueError(message) from error
-        calls = part_of_table(table, float(sigmas[0]), float(sigmas[-1])).nfe
+            raise ValueError(f"{_other_sampler(base, x, steps) if entry == AUTO else ''}{error}") from error
+        calls = part_of_table(found.table, float(sigmas[0]), float(sigmas[-1])).nfe
     extent = f"{calls} of its {count_noun(steps, 'model call')}" if calls < steps else count_noun(steps, "step")
-    lines = [f"sampler {family.sampler}: {solver.name}, {extent}", *remarks]
-    _log.info("%s", "; ".join(lines))
-    show_text("\n".join(lines))
-    own = {"solver": solver, "steps": steps, "noise": noise}
+    _log.info("%s", "; ".join([f"sampler {family.sampler}: {found.solver.name}, {extent}", *found.remarks]))
+    show_text(found.note(calls))
+    own = {"solver": found.solver, "steps": steps, "noise": found.noise}
     return sample_learned_solver(model, x, sigmas, extra_args, callback, disable, **own)
 
 
@@ -144,15 +142,14 @@ def _check_whole(sampling: Any, sigmas: Tensor, noise: Tensor | None, steps_are_
         )
 
 
-def _list_options(base: Any, x: Tensor, steps: int) -> str:
-    """The user's options where no solver of a family fits, as text for an error."""
-    options = ". Set a file, or the steps of the whole grid, in Set Learned Solver"
+def _other_sampler(base: Any, x: Tensor, steps: int) -> str:
+    """The beginning of an error: the sampler that can serve the model, where the chosen one has no solver for it."""
     noise, architecture = noise_of(base, base.model_sampling, x.shape), architecture_name(base)
     for family in FAMILIES.values():
         with suppress(ValueError):
             solver = choose_solver(SOLVERS.loadable(), noise, steps, architecture=architecture, family=family.name)
-            options += f", or choose the sampler {family.sampler} ({solver.name})"
-    return options
+            return f"choose the sampler {family.sampler} ({solver.name}), or set a file in Set Learned Solver: "
+    return ""
 
 
 def _learned_schedule(model_sampling: Any, steps: int) -> Tensor:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePath
 
-from .files.solver import Solver
+from .families import FAMILIES
+from .files.solver import MissingSteps, Solver
+from .guidance import Guidance
 from .schedules import Noise
-from .text import format_list, printable
+from .text import format_list, format_numbers, printable
 
-__all__ = ["choose_solver", "nearest_steps"]
+__all__ = ["Checkpoint", "choose_solver", "nearest_steps"]
 
 _log = logging.getLogger("learned_solvers")
 
@@ -21,12 +25,15 @@ def choose_solver(
     *,
     architecture: str | None = None,
     family: str | None = None,
+    checkpoint: Checkpoint | None = None,
+    guidance: Guidance | None = None,
 ) -> Solver:
     """The solver that fits a model best.
 
-    A solver fitted for this architecture comes first, then one that its authors show on other models of the same
-    prediction type. Either must have the step count and give a valid table on the model's noise schedule. Among equals
-    the first of `solvers` wins, so hosts list the user's files before the bundled ones.
+    Only where none is fitted for this architecture, one is chosen that its authors show on other models of the same
+    prediction type. Either must have the step count and give a valid table on the model's noise schedule. Of several
+    for the architecture, one fitted for this checkpoint comes first, then one whose guidance covers the run's, then
+    the newest; among equals the first of `solvers`, so hosts list the user's files before the bundled ones.
 
     Args:
         solvers: Candidates.
@@ -35,30 +42,65 @@ def choose_solver(
         steps: Network calls.
         architecture: The model's architecture in ComfyUI's spelling; None if unknown.
         family: Name of the solver family; None for any.
+        checkpoint: The model's weights; None if unknown.
+        guidance: Of the run; None if unknown.
 
     Raises:
+        MissingSteps: The solvers that fit have other step counts; the message lists them.
         ValueError: No solver fits; the message lists the alternatives.
     """
     same_type = [s for s in solvers if s.prediction == noise.kind and family in (None, s.family)]
     same_type = [s for s in same_type if steps not in s.steps or _makes_table(s, noise, steps)]
     exact = [s for s in same_type if architecture is not None and s.card.architecture == architecture]
     transferable = [s for s in same_type if s.card.transferable]
-    for candidates in (exact, transferable):
-        for solver in candidates:
-            if steps in solver.steps:
-                return solver
-    which = f"{family} solver" if family else "solver"
-    fitting = list(dict.fromkeys([*exact, *transferable]))  # a transferable solver's own model is an exact match too
-    other_counts, other_models = (
-        [f"{printable(s.name, 100)} ({', '.join(map(str, s.steps))} steps)" for s in group]
-        for group in (fitting, [s for s in same_type if s not in fitting and steps in s.steps])
-    )
-    options = [f"use a step count that another solver supports: {format_list(other_counts)}"] if other_counts else []
-    options += [f"choose a solver fitted for another model: {format_list(other_models)}"] if other_models else []
-    options.append(f"fit one for {steps} steps on this model")
+    fitting = exact or transferable
+    candidates = [s for s in fitting if steps in s.steps]
+    if exact:
+        known = checkpoint or Checkpoint()
+        candidates.sort(key=lambda s: s.card.date, reverse=True)
+        candidates.sort(key=lambda s: (-known.likeness(s), not _covers(s, steps, guidance)))
+    if candidates:
+        return candidates[0]
+    if fitting:
+        counts = format_list([f"{printable(s.name, 100)} has {format_numbers(s.steps)} steps" for s in fitting])
+        nearest = nearest_steps([count for s in fitting for count in s.steps], steps)
+        raise MissingSteps(f"{counts}, not {steps}: set steps to {nearest}, or fit a solver for {steps} on this model")
+    others = [f"{printable(s.name, 100)} ({format_numbers(s.steps)} steps)" for s in same_type if steps in s.steps]
+    option = f"choose one fitted for another model: {format_list(others)}; or " if others else ""
+    which = f"{FAMILIES[family].title} solver" if family else "solver"
     raise ValueError(
-        f"no {which} for {architecture or 'this model'} ({noise.kind}) has {steps} steps; {'; or '.join(options)}"
+        f"no {which} is fitted for {architecture or 'this model'} or transfers to {noise.kind} models: {option}fit one "
+        "on this model"
     )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What identifies a model's weights; empty texts if unknown.
+
+    Args:
+        name: Name of the file.
+        fingerprint: Of the weights, equal under any file name.
+    """
+
+    name: str = ""
+    fingerprint: str = ""
+
+    def likeness(self, solver: Solver) -> int:
+        """2 for a solver of these weights, 1 for one of a checkpoint with this name, -1 for other weights, else 0."""
+        card = solver.card
+        if self.fingerprint and card.fingerprint:
+            return 2 if self.fingerprint == card.fingerprint else -1
+        return int(bool(self.name) and _stem(self.name) == _stem(card.checkpoint))
+
+
+def _stem(name: str) -> str:
+    return PurePath(name).name.lower().removesuffix(".safetensors")
+
+
+def _covers(solver: Solver, steps: int, guidance: Guidance | None) -> bool:
+    fitted = solver.card.guidance_of(steps)
+    return fitted is not None and guidance is not None and fitted.covers(guidance)
 
 
 def nearest_steps(counts: Iterable[int], steps: int) -> int:

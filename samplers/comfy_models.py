@@ -5,16 +5,22 @@ The nodes and the trainer use them. Nothing is imported from ComfyUI: its classe
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from .architectures import Architecture, architecture_of
+from .choose import Checkpoint
 from .schedules import EDMNoise, FlowNoise, Noise, VPNoise
 
 __all__ = [
     "architecture_name",
+    "checkpoint_of",
     "default_guidance",
+    "fingerprint",
     "has_guidance",
     "latent_tokens",
     "model_architecture",
@@ -34,6 +40,31 @@ def architecture_name(base: Any) -> str:
 def model_architecture(base: Any) -> Architecture:
     """The facts about a BaseModel's architecture."""
     return architecture_of(*(c.__name__ for c in type(base.model_config).__mro__))
+
+
+def checkpoint_of(base: Any, patcher: Any = None) -> Checkpoint:
+    """What identifies a BaseModel's weights; the file's name only where the patcher has it (ComfyUI 0.33)."""
+    _, (path, *_), *_ = getattr(patcher, "cached_patcher_init", None) or (None, ("",))
+    return Checkpoint(path if isinstance(path, str) else "", fingerprint(base))
+
+
+def fingerprint(base: Any) -> str:
+    """16 hexadecimal digits of a BaseModel's weights; empty if they cannot be read.
+
+    It reads the beginnings of a few vectors (biases, norms), which quantised files leave unquantised and most LoRAs
+    unchanged, rounded to bfloat16: so it is the same for the float32, float16 and quantised files of a checkpoint. A
+    model whose vectors are quantised, too, has none (weight_dtype fp8 of ComfyUI's loader).
+    """
+    try:
+        vectors = sorted((name, p) for name, p in base.diffusion_model.named_parameters() if p.ndim == 1)
+        if any(p.element_size() < 2 for _, p in vectors):
+            return ""
+        chosen = vectors[:: max(1, len(vectors) // 16)]
+        values = [p.detach()[:64].cpu().to(torch.float32).to(torch.bfloat16).float() for _, p in chosen]
+        content = torch.cat(values).numpy().tobytes() if values else b""
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):  # meta tensors, wrapped networks
+        return ""
+    return hashlib.sha256(content).hexdigest()[:16] if content else ""
 
 
 def has_guidance(base: Any) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-__all__ = ["count_noun", "format_list", "printable", "to_ascii"]
+__all__ = ["count_noun", "format_list", "format_numbers", "printable", "to_ascii"]
 
 
 def printable(text: str, longest: int = 800) -> str:
@@ -23,6 +23,12 @@ def format_list(texts: Sequence[str], joint: str = ", ", most: int = 8) -> str:
     """The first `most` texts, each `printable`, and the number of the others."""
     first = joint.join(printable(text, 200) for text in texts[:most])
     return first if len(texts) <= most else f"{first} and {len(texts) - most} more"
+
+
+def format_numbers(numbers: Iterable[int]) -> str:
+    """Numbers as a list: "4, 6 and 8"."""
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def to_ascii(text: str) -> str:

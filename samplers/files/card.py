@@ -124,6 +124,7 @@ class Card:
         prediction: Kind of noise schedule: "flow", "vp" (eps and v prediction) or "edm".
         architecture: The model's architecture, in ComfyUI's spelling if it has one ("Flux", "SD15").
         checkpoint: Name of the model's weights.
+        fingerprint: Of the model's weights, see `comfy_models.fingerprint`.
         steps: One StepCard per number of network calls.
         guidance: Guidance of the fit; None if unknown.
         resolution: Image size of the fit, "512x512".
@@ -145,6 +146,7 @@ class Card:
     checkpoint: str
     steps: Mapping[int, StepCard]
     guidance: Guidance | None = None
+    fingerprint: str = ""
     resolution: str = ""
     transferable: bool = False
     source: str = ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from numbers import Integral
@@ -24,7 +24,7 @@ from ..families import FAMILIES
 from ..guidance import Guidance, at_guidance
 from ..schedules import Noise, check_noise
 from ..table import SolverTable
-from ..text import printable
+from ..text import format_numbers, printable
 from .card import Card, is_count
 from .safe import read_container
 from .write import check_name, has_suffix, write_whole
@@ -148,11 +148,11 @@ class Solver:
         """The family's tensors for a step count at a guidance, without the dimension of knots; see `table`."""
         if isinstance(steps, bool) or not isinstance(steps, Integral):
             raise TypeError(
-                f"steps must be an int, got {printable(repr(steps), 200)}: choose one of {_format_numbers(self.steps)}"
+                f"steps must be an int, got {printable(repr(steps), 200)}: choose one of {format_numbers(self.steps)}"
             )
         if steps not in self.parameters:
             raise MissingSteps(
-                f"{self.name} has {_format_numbers(self.steps)} steps, not {steps}: choose one of these, or fit a "
+                f"{self.name} has {format_numbers(self.steps)} steps, not {steps}: choose one of these, or fit a "
                 f"solver for {steps}"
             )
         knots, fitted = self.card.steps[steps].knots, self.card.guidance_of(steps)
@@ -256,8 +256,3 @@ def _assemble(name: str, metadata: Mapping[str, str], tensors: Mapping[str, Tens
         # A copy, not a view of the file's bytes.
         parameters.setdefault(int(count), {})[tensor_name] = tensor.to(torch.float64, copy=True)
     return Solver(name, card, parameters)
-
-
-def _format_numbers(numbers: Iterable[int]) -> str:
-    *most, last = map(str, numbers)
-    return f"{', '.join(most)} and {last}" if most else last

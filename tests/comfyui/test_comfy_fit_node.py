@@ -53,7 +53,11 @@ def test_a_fitted_file_is_in_the_drop_downs_and_samples(server, model, name, fam
     assert sorted(options(server, "FitLearnedSolver", "teacher")) == sorted(TEACHERS)
     solver = load_solver(path)
     step = solver.card.steps[2]
-    assert solver.card.checkpoint == f"tiny_{model}" and str(solver.card.guidance) == guidance
+    assert (
+        solver.card.checkpoint == f"tiny_{model}"
+        and len(solver.card.fingerprint) == 16
+        and str(solver.card.guidance) == guidance
+    )
     assert (step.teacher, step.teacher_steps) == ("dpmpp_2m", 6) and step.network_calls > 100
     assert f"**{step.error_after:.4f}**" in graph.text("fit") and str(path) in graph.text("fit")
     assert "2 steps: held-out error" in log and "model calls" in log

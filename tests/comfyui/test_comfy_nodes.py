@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from comfy_graphs import WIRES, Graph, assert_same, differs, ksampler, node, one_node, options
 from comfy_host import Server, run_script
 from host_server import ROOT
+from learned_solvers.samplers import load_solver
 
 NAMES = ["dyweight", "ds_solver"]
 
@@ -92,6 +94,39 @@ def test_ksampler_equals_the_learned_solver_node_and_the_one_node(server, model,
     assert_same(one, custom)
 
 
+def test_auto_takes_the_file_of_this_checkpoint_and_names_the_others(server):
+    graph = Graph.of(server, "sd15")
+    loads = {"plain": "default", "fp8": "fp8_e4m3fn"}
+    for key, dtype in loads.items():
+        graph.add(key, "UNETLoader", unet_name="tiny_sd15.safetensors", weight_dtype=dtype)
+    lora = graph.add(
+        "lora", "LoraLoaderModelOnly", model=["1", 0], lora_name="tiny_lora.safetensors", strength_model=1.0
+    )
+    graph.save(run=ksampler("euler", 1, model=lora))
+    graph.add("sd2", "UNETLoader", unet_name="tiny_sd21.safetensors", weight_dtype="default")
+    for key in (*loads, "sd2"):
+        graph.show(key + "text", graph.add(key + "print", "TinyFingerprint", model=[key, 0]))
+    graph.show("loratext", graph.add("loraprint", "TinyFingerprint", model=lora, after=["run", 0]))
+    graph.submit()
+    plain, fp8, sd2, with_lora = (graph.text(f"{key}text") for key in ("plain", "fp8", "sd2", "lora"))
+    assert plain == with_lora and len({plain, sd2, fp8}) == 3 and fp8 == ""
+    solver = load_solver("dyweight_sd15")
+    for name, facts in {
+        "own": {"checkpoint": "mine", "fingerprint": plain, "date": "2026-01-01"},
+        "newer": {"checkpoint": "other", "fingerprint": sd2, "date": "2026-02-01"},
+    }.items():
+        replace(solver, card=replace(solver.card, **facts)).save(server.solver(name))
+    graph = Graph.of(server, "sd15")
+    graph.save(run=one_node("auto", 6), named=one_node("newer.safetensors", 6))
+    graph.show("info", ["run", 1])
+    graph.show("namedinfo", ["named", 1])
+    graph.submit()
+    info = graph.text("info")
+    assert info.startswith("own.safetensors (models/solver_weights): 6 steps") and "fitted for mine" in info
+    assert "also fitted for SD15: newer.safetensors, dyweight_sd15" in info
+    assert "fitted for other, you use another SD15 checkpoint" in graph.text("namedinfo")
+
+
 def test_set_learned_solver_names_the_file_and_leaves_stock_samplers_alone(server):
     graph = Graph.of(server, "sd3")
     model = graph.add("set", "SetLearnedSolver", model=["1", 0], solver="ds_flow-flowdcn", steps=0)
@@ -117,7 +152,7 @@ def test_set_learned_solver_names_the_steps_for_a_part_of_the_grid(server):
 
     before = len(server.log)
     assert all(torch.isfinite(latent).all() for latent in run_from(4, patched, 8).submit("run"))
-    assert re.search("sampler dyweight: dyweight_sd15, [345] of its 8 model calls; fitted for", server.log[before:])
+    assert re.search("sampler dyweight: dyweight_sd15, [345] of its 8 model calls; fitted at CFG 7.5", server.log[before:])
     # Without the steps of the whole grid, the sigmas of seven steps are a grid of seven, from any scheduler.
     for model, set_steps, hint in ((["1", 0], 8, True), (patched, 7, False), (patched, 0, True)):
         message = run_from(1, model, set_steps).error()
@@ -140,7 +175,7 @@ def test_the_log_says_how_much_of_the_grid_ran(server):
         "dyweight_sd15 makes 3 model calls; only",
         "sampler dyweight: dyweight_sd15, 1 of its 4 model calls",
         "dyweight_sd15 makes 1 model call; only",
-        "sampler dyweight: dyweight_sd15, 10 steps; fitted for v1-5-pruned-emaonly; fitted at",
+        "sampler dyweight: dyweight_sd15, 10 steps; fitted at CFG 7.5, you use 2; fitted at 512x512, you use 64x64; fitted for v1-5",
     ):
         assert line in server.log[before:]
 

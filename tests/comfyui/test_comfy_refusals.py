@@ -55,21 +55,24 @@ KARRAS = node("BasicScheduler", model=["1", 0], scheduler="karras", steps=4, den
 # The part of a stock schedule that starts where dyweight_sd15 ends, at the model's lowest level.
 LAST_STEP = {"karras": KARRAS, "split": node("SplitSigmas", sigmas=["karras", 0], step=3)}
 FLIPPED = {"flip": node("FlipSigmas", sigmas=["runsolver", 1])}
-SD15_STEPS, SIT_STEPS = "dyweight_sd15 (4, 6, 8, 10 steps)", "ds_flow-sit (5, 6, 7, 8, 9, 10 steps)"
+SD15_STEPS, SIT_STEPS = (
+    "dyweight_sd15 has 4, 6, 8 and 10 steps, not",
+    "ds_flow-sit has 5, 6, 7, 8, 9 and 10 steps, not 20",
+)
 OTHER_FAMILY = ["ds_flow-sit is a DS-Solver file", "ds_solver", "the sampler dyweight"]
 REFUSALS = {  # model, what samples, and the facts
     "vp solver": ("sd3", learned("dyweight_sd15", 6), ["dyweight_sd15", "vp", "flow"]),
     "flow solver": ("sd15", learned("ds_flow-sit", 6), ["ds_flow-sit", "flow", "vp"]),
     "another model than the node's": ("sd15", sd15(OTHER, **TO_OTHER), ["dyweight_sd15", "vp", "flow"]),
     "steps": ("sd15", learned("dyweight_sd15", 5), ["dyweight_sd15", "4, 6, 8 and 10 steps", " 5"]),
-    "steps of auto": ("sd15", learned("auto", 3), ["SD15", "3 steps", "dyweight_sd15 (4, 6, 8, 10"]),
+    "steps of auto": ("sd15", learned("auto", 3), [f"{SD15_STEPS} 3: set steps to 4"]),
     "ascending sigmas": ("sd3", sd3(FLIPPED, run={"sigmas": ["flip", 0]}), ["descending"]),
     "below the solver's end": ("sd15", sd15(LAST_STEP, run={"sigmas": ["split", 1]}), ["0.02"]),
     # Of NaN the host validates nothing.
     "NaN": ("sd3", sd3(runsolver={"denoise": float("nan")}), ["denoise must be between 0.01 and 1, got nan"]),
-    "dyweight": ("sd15", stock("dyweight", 7), [SD15_STEPS, "sampler ds_solver (ds_vp-dit)", "(7 for 6)"]),
+    "dyweight": ("sd15", stock("dyweight", 20), [f"sampler dyweight: {SD15_STEPS} 20: set steps to 10", "(7 for 6)"]),
     "ds_solver": ("sd3", stock("ds_solver", 20), [SIT_STEPS, "ddim_uniform may produce one more step"]),
-    "no dyweight file": ("sd3", stock("dyweight", 6), ["in Set Learned Solver"]),
+    "no dyweight file": ("sd3", stock("dyweight", 6), ["sampler dyweight: choose the sampler ds_solver (ds_flow-sit)"]),
     "the other family's sampler": ("sd3", stock("dyweight", 6, "ds_flow-sit"), OTHER_FAMILY),
     "learned schedule of an EDM model": ("sd15", schedule_of_edm, ["edm", "Choose another scheduler"]),
 }

@@ -87,7 +87,7 @@ def test_a_hostile_file_in_the_folder_is_named_once_and_hides_no_other(server):
         graph.submit()
         assert BUNDLED in graph.text("runinfo")
         assert server.log.count(message) == count
-    assert "no solver for SD3 (flow) has 20 steps" in auto(server, 20).error()
+    assert "not 20: set steps to 10" in auto(server, 20).error()
     assert server.log.count(r"the name of 'caf\udce9.safetensors' in models/solver_weights is not UTF-8") == 1
 
 

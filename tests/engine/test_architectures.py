@@ -10,10 +10,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from comfy_host import EACH_CHECKOUT, checkouts, python_of, run_script
 from learned_solvers.samplers import comfy_models
 from learned_solvers.samplers.architectures import RECORDS, Architecture, architecture_of
-from learned_solvers.samplers.comfy_models import architecture_name, default_guidance, has_guidance, latent_tokens
+from learned_solvers.samplers.comfy_models import (
+    architecture_name,
+    default_guidance,
+    fingerprint,
+    has_guidance,
+    latent_tokens,
+)
 from learned_solvers.training.models.comfy import ComfyModel
 from learned_solvers.training.models.loading import text_encoder_type
 
@@ -200,6 +207,21 @@ def test_guidance_and_size(model, embeds, default, usual, size):
     fitted = ComfyModel(SimpleNamespace(model=model), None, None)
     assert fitted.architecture == comfy_models.model_architecture(model).name == architecture_name(model)
     assert (fitted.embeds_guidance, fitted.usual_guidance, fitted.size) == (embeds, usual, size)
+
+
+def network(seed=0, dtype=torch.float32, matrix=1.0):
+    draw = torch.Generator().manual_seed(seed)
+    values = {f"bias{i}": torch.randn(70, generator=draw).half().to(dtype) for i in range(40)}
+    tensors = {**values, "matrix": torch.full((4, 4), matrix)}
+    parameters = [(name, torch.nn.Parameter(tensor, requires_grad=False)) for name, tensor in tensors.items()]
+    return SimpleNamespace(diffusion_model=SimpleNamespace(named_parameters=lambda: parameters))
+
+
+def test_a_fingerprint_depends_on_the_vectors_and_not_on_their_precision_nor_on_matrices():
+    same = {fingerprint(network(**change)) for change in ({}, {"dtype": torch.float16}, {"matrix": 2.0})}
+    (own,) = same
+    assert len(own) == 16 and fingerprint(network(seed=1)) not in same
+    assert fingerprint(SimpleNamespace(diffusion_model=None)) == ""
 
 
 ClipType = Enum("ClipType", ["STABLE_DIFFUSION", "FLUX", "WAN", "HUNYUAN_VIDEO"])  # not FLUX2: an older ComfyUI

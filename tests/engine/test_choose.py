@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from learned_solvers.samplers import EDMNoise, FlowNoise, Guidance, Solver, VPNoise, list_solvers, load_solver
-from learned_solvers.samplers.choose import choose_solver, nearest_steps
+from learned_solvers.samplers.choose import Checkpoint, choose_solver, nearest_steps
 from learned_solvers.samplers.remarks import guidance_mismatch, mismatches, notes
 from oracles import ds_solver, dyweight_solver, knotted_solver
 
@@ -25,16 +25,15 @@ NOISES = {"flow": FlowNoise(), "vp": VPNoise.stable_diffusion(), "edm": EDMNoise
         (ALL, "flow", "Flux", None, 5, "exact"),
         (ALL, "flow", "Flux", "dyweight", 5, "dyweight"),
         (ALL, "flow", "Flux", None, 9, "dyweight"),  # exact has other steps
-        (ALL, "flow", "Flux", None, 7, "transferable"),  # no exact match with the steps
         (ALL, "flow", "SD3", None, 5, "transferable"),
         (ALL, "flow", None, None, 5, "transferable"),
         (ALL, "flow", "Wan", None, 8, "other"),  # an exact match need not be transferable
         (ALL, "vp", "Flux", None, 5, "vp"),
         (BUNDLED, "flow", "Flux", None, 5, "dyweight_flux1-dev"),
-        (BUNDLED, "flow", "Flux", None, 8, "ds_flow-sit"),
+        (BUNDLED, "flow", "SD3", None, 8, "ds_flow-sit"),
         (BUNDLED, "flow", None, None, 7, "ds_flow-sit"),
         (BUNDLED, "vp", "SD15", None, 6, "dyweight_sd15"),
-        (BUNDLED, "vp", "SD15", None, 5, "ds_vp-dit"),
+        (BUNDLED, "vp", "SD15", "ds", 5, "ds_vp-dit"),
     ],
 )
 def test_the_best_match_is_chosen(solvers, prediction, architecture, family, steps, chosen):
@@ -53,38 +52,73 @@ def refusal(solvers: list[Solver], prediction: str, steps: int, **options: str |
     return str(refused.value)
 
 
-BY_STEPS = "exact (5, 6 steps), dyweight (5, 9 steps), transferable (5, 6, 7 steps)"
-FLUX, OTHER_MODEL = {"architecture": "Flux"}, "another model: other (5, 8 steps)"
+FLUX, OTHER_MODEL = {"architecture": "Flux"}, "another model: other (5 and 8 steps); or fit one"
 
 
 @pytest.mark.parametrize(
-    ("prediction", "steps", "options", "facts", "absent"),
+    ("prediction", "steps", "options", "facts"),
     [
-        ("flow", 8, FLUX, ["Flux (flow) has 8 steps", BY_STEPS, OTHER_MODEL, "fit one"], "vp"),
-        ("flow", 8, {"architecture": "SiT"}, ["supports: transferable (", OTHER_MODEL], "exact"),
-        ("flow", 4, FLUX, [BY_STEPS], "another model"),
-        ("flow", 4, FLUX | {"family": "dyweight"}, ["no dyweight solver", "supports: dyweight (5"], "exact"),
-        ("edm", 5, {}, ["no solver for this model (edm) has 5 steps; fit one for 5 steps"], "choose"),
+        ("flow", 8, FLUX, ["exact has 5 and 6 steps, dyweight has 5 and 9 steps, not 8: set steps to 9"]),
+        ("flow", 7, FLUX, ["dyweight has 5 and 9 steps, not 7: set steps to 6"]),  # never a transfer
+        ("flow", 20, FLUX | {"family": "dyweight"}, ["dyweight has 5 and 9 steps, not 20: set steps to 9"]),
+        ("flow", 8, {"architecture": "SiT"}, ["transferable has 5, 6 and 7 steps, not 8"]),
+        (
+            "flow",
+            8,
+            {"family": "dyweight"},
+            ["no DyWeight solver", "or transfers to flow models: fit one"],
+        ),
+        ("edm", 5, {}, ["no solver is fitted for this model or transfers to edm models: fit one"]),
     ],
 )
-def test_a_missing_step_count_is_refused_with_the_alternatives(prediction, steps, options, facts, absent):
+def test_a_missing_step_count_is_refused_with_the_alternatives(prediction, steps, options, facts):
     message = refusal(ALL, prediction, steps, **options)
-    assert [message.count(fact) for fact in facts] == [1] * len(facts) and absent not in message
+    assert [message.count(fact) for fact in facts] == [1] * len(facts), message
 
 
-def test_a_refusal_lists_eight_of_each_kind_and_counts_the_others():
+def test_a_refusal_lists_eight_and_counts_the_others():
     exact = [ds_solver(5, name=f"exact{i:02}", architecture="Flux") for i in range(20)]
+    message = refusal(exact, "flow", 8, architecture="Flux")
+    assert ", exact07 has 5 steps and 12 more, not 8: set steps to 5" in message and "exact08" not in message
     others = [ds_solver(8, name=f"other{i:02}", architecture="Wan") for i in range(11)]
-    message = refusal([*exact, *others], "flow", 8, architecture="Flux")
-    assert ", exact07 (5 steps) and 12 more; or" in message and "exact08" not in message
+    message = refusal(others, "flow", 8, architecture="Flux")
     assert "other07 (8 steps) and 3 more; or" in message and "other08" not in message
 
 
 def test_a_name_in_a_refusal_is_printable_and_cut():
     solver = ds_solver(5, name="a\udce9\nb" + 200 * "c", architecture="Flux")
     message = refusal([solver], "flow", 8, architecture="Flux")
-    assert r": a\udce9\nbccc" in message and " ... (5 steps)" in message
+    assert message.startswith(r"a\udce9\nbccc") and " ... has 5 steps" in message
     assert message.isprintable() and len(message) < 300
+
+
+NAMED, HASHED, NEW, WIDE = (
+    ds_solver(5, name=name, architecture="SDXL", **facts)
+    for name, facts in (
+        ("named", {"checkpoint": "pony", "date": "2026-01-01"}),
+        ("hashed", {"checkpoint": "illustrious", "fingerprint": "1f", "date": "2026-01-02"}),
+        ("new", {"checkpoint": "unknown", "date": "2026-03-01"}),
+        ("wide", {"checkpoint": "unknown", "date": "2026-02-01", "guidance": Guidance("cfg", (2, 8))}),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "guidance", "chosen"),
+    [
+        (Checkpoint("renamed.safetensors", "1f"), 5, HASHED),
+        (Checkpoint("models/Pony.safetensors", "2e"), 5, NAMED),
+        (Checkpoint("illustrious.safetensors", "2e"), None, NEW),  # other weights under a fitted one's name
+        (Checkpoint("illustrious.safetensors"), 5, HASHED),
+        (None, 5, WIDE),
+        (None, 9, NEW),
+        (None, None, NEW),
+    ],
+)
+def test_of_several_the_checkpoint_decides_then_guidance_then_the_date(checkpoint, guidance, chosen):
+    run = None if guidance is None else Guidance("cfg", (guidance,))
+    options = {"architecture": "SDXL", "checkpoint": checkpoint, "guidance": run}
+    assert choose_solver([NAMED, HASHED, NEW, WIDE], NOISES["flow"], 5, **options) is chosen
 
 
 def test_a_solver_without_a_valid_table_is_neither_chosen_nor_offered(caplog):
@@ -118,14 +152,14 @@ EMBEDDED = Guidance("embedded", (6,), cfg=1)
     ("change", "facts"),
     [
         ({}, []),
-        ({"architecture": "SDXL"}, ["fitted for v1-5 but used on SDXL (transfer)"]),
-        ({"architecture": None}, ["fitted for v1-5 but used on another model (transfer)"]),
-        ({"guidance": Guidance("cfg", (8,))}, ["fitted at CFG 5, 7.5, but this run uses CFG 8"]),
-        ({"guidance": EMBEDDED}, ["fitted at CFG 5, 7.5, but this run uses embedded guidance 6, CFG 1"]),
+        ({"architecture": "SDXL"}, ["fitted for v1-5, you use SDXL (transfer)"]),
+        ({"architecture": None}, ["fitted for v1-5, you use another model (transfer)"]),
+        ({"guidance": Guidance("cfg", (8,))}, ["fitted at CFG 5, 7.5, you use 8"]),
+        ({"guidance": EMBEDDED}, ["fitted at CFG 5, 7.5, you use embedded guidance 6, CFG 1"]),
         ({"guidance": None}, ["fitted at CFG 5, 7.5, but the guidance of this run is unknown"]),
-        ({"size": "1024x512"}, ["fitted at 512x512, but this image is 1024x512"]),
+        ({"size": "1024x512"}, ["fitted at 512x512, you use 1024x512"]),
         ({"noise": ZERO_SNR}, ["this model's noise starts at sigma 65.93, but Stable Diffusion's at 14.61"]),
-        ({"size": None, "architecture": "SDXL"}, ["fitted for v1-5 but used on SDXL (transfer)"]),
+        ({"size": None, "architecture": "SDXL"}, ["fitted for v1-5, you use SDXL (transfer)"]),
     ],
 )
 def test_each_mismatch_is_one_fact(change, facts):
@@ -136,11 +170,11 @@ def test_each_mismatch_is_one_fact(change, facts):
 @pytest.mark.parametrize(
     ("guidance", "remark"),
     [
-        (1.5, ", but this run uses CFG 1.5: the parameters for 2 are used"),
+        (1.5, ", you use 1.5: the parameters for 2 are used"),
         *((value, None) for value in (2, 5, 8)),
-        (9, ", but this run uses CFG 9: the parameters for 8 are used"),
+        (9, ", you use 9: the parameters for 8 are used"),
         (None, "; the sampler uses your guidance if it is a single number, otherwise 8"),
-        (EMBEDDED, ", but this run uses embedded guidance 6, CFG 1: the usual parameters are used"),
+        (EMBEDDED, ", you use embedded guidance 6, CFG 1: the usual parameters are used"),
     ],
 )
 def test_a_guidance_outside_the_knots_is_a_fact_with_the_parameters_used(guidance, remark):

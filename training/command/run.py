@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...samplers.architectures import architecture_of
+from ...samplers.comfy_models import fingerprint
 from ...samplers.guidance import Guidance
 from ..comparison.measure import Result
 from ..comparison.sheet import draw_results
@@ -95,6 +96,7 @@ class ModelFit:
         card = {
             "architecture": model.architecture,
             "checkpoint": command.files.name,
+            "fingerprint": fingerprint(model.patcher.model),
             "guidance": self.guidance,
             "resolution": model.pixels(self.shape),
             "note": f"fitted to {self.fitted} samples, evaluated on {settings.held_out}, seed {settings.seed}",
