@@ -33,8 +33,8 @@ def mismatches(
     card, facts = solver.card, []
     if card.architecture != architecture:
         facts.append(
-            f"fitted for {card.checkpoint} but used on {architecture or 'another model'} (transfer): compare with a "
-            "stock sampler first"
+            f"fitted for {card.checkpoint}, you use {architecture or 'another model'} (transfer): compare with a stock "
+            "sampler first"
         )
     if noise.kind == "vp" and abs(noise.sigma_max / _SD_SIGMA_MAX - 1) > 0.01:
         facts.append(
@@ -44,7 +44,7 @@ def mismatches(
     if mismatch := guidance_mismatch(solver, steps, guidance):
         facts.append(mismatch)
     if size and card.resolution and size != card.resolution:
-        facts.append(f"fitted at {card.resolution}, but this image is {size}")
+        facts.append(f"fitted at {card.resolution}, you use {size}")
     return facts
 
 
@@ -68,7 +68,8 @@ def guidance_mismatch(solver: Solver, steps: int, guidance: Guidance | None) -> 
             used = ": the usual parameters are used"
         elif not lowest <= value <= highest:
             used = f": the parameters for {min(max(value, lowest), highest):g} are used"
-    return f"fitted at {fitted}, but this run uses {guidance}{used}"
+    run = f"{guidance.values[0]:g}" if guidance.kind == fitted.kind == "cfg" and guidance.values else guidance
+    return f"fitted at {fitted}, you use {run}{used}"
 
 
 def notes(solver: Solver, steps: int) -> list[str]:

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from comfy_graphs import DS_VP, Graph, Oracle, Situation, assert_same, options
+from comfy_graphs import DS_VP, Graph, Oracle, Situation, assert_same, ksampler, one_node, options
 from learned_solvers.samplers import VPNoise, load_solver
 from learned_solvers.samplers.files.solver import BUNDLED
 from oracles import ds_solver, sd_sigmas
@@ -73,9 +73,10 @@ def test_the_model_gets_the_learned_level_and_its_network_the_nearest_index(serv
 @pytest.mark.parametrize(
     ("model", "choices"),
     [
-        ("sd15", {6: "dyweight_sd15", 7: "ds_vp-dit"}),
-        ("flux", {5: "dyweight_flux1-dev", 6: "ds_flow-sit"}),
-        ("sd3", {5: "ds_flow-sit", 6: "own.safetensors"}),
+        ("sd15", {6: "dyweight_sd15"}),
+        ("flux", {5: "dyweight_flux1-dev"}),
+        ("sd3", {6: "own.safetensors"}),
+        ("wan", {5: "ds_flow-sit"}),
     ],
 )
 def test_auto_takes_the_users_file_or_the_models_own_solver_or_else_a_transferable_one(server, model, choices):
@@ -98,7 +99,7 @@ def test_the_grid_follows_the_size_that_is_sampled(server):
     assert_close(*graph.submit("with", "without"))
     assert "sigmas shown for 1024x1024" in graph.text("withoutinfo")
     assert "shown for" not in graph.text("withinfo")
-    assert "fitted at 512x512, but this image is 128x64" in graph.text("withinfo")
+    assert "fitted at 512x512, you use 128x64" in graph.text("withinfo")
 
 
 def test_new_files_appear_and_changed_files_run_again_without_a_restart(server):
@@ -136,6 +137,16 @@ def test_progress_and_previews_come_with_every_step(server):
     progress = [data for kind, data in seen if kind == "progress" and data["node"] == "run"]
     assert progress[-1]["value"] == 8 and {data["max"] for data in progress} == {8}
     assert [kind for kind, _ in seen].count("preview") >= 8
+
+
+def test_the_note_on_a_node_has_the_solver_and_what_does_not_match(server):
+    graph = Graph.of(server, "sd15")
+    graph.save(stock=ksampler("dyweight", 6, cfg=5.5), one=one_node("dyweight_sd15", 6, cfg=5.5, denoise=0.5))
+    with server.messages() as messages:
+        graph.submit()
+        notes = [data.rpartition("dyweight_sd15,")[2] for kind, data in messages if kind == "text"]
+    facts = "Fitted at CFG 7.5, you use 5.5. Fitted at 512x512, you use 64x64."
+    assert sorted(notes) == [f" {calls} calls. {facts}" for calls in (3, 6)]
 
 
 def test_interrupt_stops_between_model_calls(server):

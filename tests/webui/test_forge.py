@@ -254,7 +254,7 @@ def test_each_pass_uses_the_parameters_for_its_own_cfg(forge, knots):
     job = hires(forge, 2, cfg_scale=4.0, hr_cfg=12.0, sampler_name="DS-Solver", file="vp.safetensors")
     first = from_noise(knots["vp"].table(2, SD, 4), guided(discrete, 4.0))
     close(job.latents[-1], from_first(knots["vp"].table(2, SD, 8), first, guided(discrete, 12.0), 1))
-    assert "this run uses CFG 12: the parameters for 8 are used" in job.seen["comments"]
+    assert "you use 12: the parameters for 8 are used" in job.seen["comments"]
     assert job.seen["comments"].count("fitted at") == 1  # the first pass is within the fitted range
 
 
@@ -264,7 +264,7 @@ def test_a_distilled_cfg_is_an_embedded_guidance(forge, knots, file, guidance):
     job = forge.run("txt2img", model="flux", steps=2, file=f"{file}.safetensors", **fields)
     table = knots[file].table(2, FlowNoise(tokens=16), guidance)
     close(job.latents[0], from_noise(table, guided(flow, 1.0), channels=16))
-    remark = "flow.safetensors: fitted at CFG 2, 8, but this run uses embedded guidance 4, CFG 1: the usual"
+    remark = "flow.safetensors: fitted at CFG 2, 8, you use embedded guidance 4, CFG 1: the usual"
     assert (remark in job.seen["comments"]) == ("fitted at" in job.seen["comments"]) == (file == "flow")
 
 

@@ -59,7 +59,7 @@ def test_a_picture_is_generated_and_its_infotext_pasted_back(forge, page, tmp_pa
     keep_shot(page, tmp_path / "webui.png")
     infotext = page.locator("#html_info_txt2img").inner_text()
     assert "Learned solver: dyweight_sd15, Learned solver calls: 6" in infotext and "Schedule type" not in infotext
-    assert "dyweight_sd15: fitted at CFG 7.5, but this run uses CFG 7" in log
+    assert "dyweight_sd15: fitted at CFG 7.5, you use 7" in log
     first = picture(page, forge)
     assert first.size == (512, 512)
     sun, foreground = first.getpixel((358, 153)), first.getpixel((256, 490))
