@@ -12,6 +12,7 @@ import comfy.sample
 from aiohttp import web
 from server import PromptServer
 
+from ..samplers.text import printable
 from .folder import FOLDER, SOLVERS
 
 __all__ = [
@@ -43,8 +44,8 @@ _INPUTS: dict[str, tuple[Any, dict[str, Any], str]] = {  # name: type, options, 
     "solver": (
         [AUTO],  # `inputs` adds the current files
         {},
-        f"Solver file, bundled or from models/{FOLDER}. auto picks one fitted for this model architecture, otherwise "
-        "one that transfers to its prediction type.",
+        f"Solver file, bundled or from models/{FOLDER}. auto picks one fitted for this checkpoint, else for its "
+        "architecture, else one that transfers to its prediction type.",
     ),
     "steps": (
         "INT",
@@ -72,7 +73,7 @@ def inputs(*names: str, **changes: dict[str, Any]) -> dict[str, Any]:
     definitions = {}
     for name in (*names, *changes):
         kind, options, tooltip = _INPUTS[name]
-        kind = [*kind, *SOLVERS.names()] if name == "solver" else kind
+        kind = [*kind, *SOLVERS.choices()] if name == "solver" else kind
         definitions[name] = (kind, {**options, "tooltip": tooltip, **changes.get(name, {})})
     return definitions
 
@@ -81,6 +82,12 @@ class SolverNode:
     """Base class of the nodes. A node runs again when the file of its `solver` input changes."""
 
     CATEGORY = "sampling/learned solvers"
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, solver: str | None = None) -> bool | str:
+        """Accepts any solver file by name, also those that drop-downs leave out; None is a wired name."""
+        known = [AUTO, *SOLVERS.names()]
+        return solver is None or solver in known or f"no solver file named {printable(repr(solver), 200)}"
 
     @classmethod
     def IS_CHANGED(cls, solver: str | None = None, **_: Any) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from ..architectures import RECORDS
 from ..text import format_list, printable
 from .solver import BUNDLED, SUFFIX, Solver, list_solvers, load_solver
 
@@ -42,6 +43,10 @@ class SolverFolder:
             else:
                 _warn_once(f"skipped: the name of {name!a} in {self.place} is not UTF-8; rename it")
         return [*names, *list_solvers()]
+
+    def choices(self) -> list[str]:
+        """The `names` for drop-downs: without the bundled solvers of models that no host loads; `load` accepts them."""
+        return [name for name in self.names() if name not in _unhosted()]
 
     def load(self, name: str) -> Solver:
         """The solver of a name in `names`; any other name, such as a path in a prompt, is refused."""
@@ -90,6 +95,14 @@ class SolverFolder:
                 f"put the file into {self.place}"
             )
         return Path(path)
+
+
+@cache
+def _unhosted() -> frozenset[str]:
+    """The bundled solvers that neither transfer nor were fitted for an architecture of a host."""
+    hosted = {record.name for record in RECORDS}
+    cards = {name: load_solver(name).card for name in list_solvers()}
+    return frozenset(n for n, card in cards.items() if not card.transferable and card.architecture not in hosted)
 
 
 @cache

@@ -34,6 +34,8 @@ def folder(tmp_path):
 
 def test_the_users_files_come_first_and_keep_their_suffix(folder):
     assert folder.names() == ["a.safetensors", "broken.safetensors", *list_solvers()]
+    hosted = ["ds_flow-sit", "ds_vp-dit", "dyweight_flux1-dev", "dyweight_sd15"]  # not the literature's pixel models
+    assert folder.choices() == ["a.safetensors", "broken.safetensors", *hosted]
     assert (folder.load("a.safetensors").name, folder.place_of("a.safetensors")) == ("a.safetensors", folder.place)
     assert (folder.load("ds_flow-sit").name, folder.place_of("ds_flow-sit")) == ("ds_flow-sit", "bundled")
 
