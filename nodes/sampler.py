@@ -135,10 +135,18 @@ class SetLearnedSolver(SolverNode):
             "Steps of the solver's whole grid; 0 uses the sampler node's steps. Set this when only part of a grid "
             "runs: KSamplerAdvanced with a start or end step, or SplitSigmas."
         )
-        return {"required": inputs("model", "solver", steps={"default": 0, "min": 0, "tooltip": steps})}
+        missing = "Where the file lacks the steps: an error, or the nearest count, which the sampler's node then shows."
+        return {
+            "required": inputs("model", "solver", steps={"default": 0, "min": 0, "tooltip": steps}),
+            "optional": {"missing_steps": (["error", "nearest"], {"tooltip": missing})},
+        }
 
-    def patch(self, model: Any, solver: str, steps: int) -> tuple[Any]:
+    def patch(self, model: Any, solver: str, steps: int, missing_steps: str = "error") -> tuple[Any]:
         """Returns a clone of the model with the choice in its options."""
         patched = model.clone()
-        patched.model_options["transformer_options"][CHANNEL] = {"solver": solver, "steps": steps}
+        patched.model_options["transformer_options"][CHANNEL] = {
+            "solver": solver,
+            "steps": steps,
+            "nearest": missing_steps == "nearest",
+        }
         return (patched,)

@@ -19,7 +19,7 @@ from .base import AUTO, check_number
 from .folder import SOLVERS
 from .sampling import sample_learned_solver
 
-__all__ = ["find_solver", "select_solver"]
+__all__ = ["Found", "find_solver", "select_solver"]
 
 _log = logging.getLogger("learned_solvers")
 

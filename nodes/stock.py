@@ -8,7 +8,7 @@ pack already has stays that pack's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -29,12 +29,12 @@ from ..samplers.text import count_noun
 from .base import AUTO, show_text
 from .folder import SOLVERS
 from .sampling import guidance_of_run, guider_of, refusals, sample_learned_solver
-from .selection import find_solver
+from .selection import Found, find_solver
 
 __all__ = ["CHANNEL", "register"]
 
 CHANNEL = "learned_solver"
-"""Key in a model's transformer_options: {"solver": drop-down entry, "steps": step count or 0}, plain values only."""
+"""Key in a model's transformer_options: {"solver": drop-down entry, "steps": step count or 0, "nearest": bool}."""
 _log = logging.getLogger("learned_solvers")
 
 
@@ -83,7 +83,7 @@ def _sample(
     options = (extra_args or {}).get("model_options", {}).get("transformer_options", {})
     chosen = options.get(CHANNEL, {})
     entry, set_steps = chosen.get("solver", AUTO), chosen.get("steps")
-    steps = set_steps or len(sigmas) - 1
+    requested = set_steps or len(sigmas) - 1
     with refusals(f"sampler {family.sampler}: "):
         guider = guider_of(model)
         if guider is None:
@@ -94,21 +94,33 @@ def _sample(
         base, guidance = guider.inner_model, guidance_of_run(guider)
         _check_whole(base.model_sampling, sigmas, getattr(model, "noise", None), bool(set_steps))
         known = {"shape": x.shape, "guidance": guidance, "patcher": getattr(guider, "model_patcher", None)}
+        find = partial(find_solver, entry, base=base, sampling=base.model_sampling, family=family.name, **known)
         try:
-            found = find_solver(entry, steps, base, base.model_sampling, family=family.name, **known)
+            found, steps = _find(find, requested, bool(chosen.get("nearest")))
         except MissingSteps as error:
-            hint = (
-                "" if set_steps else ". The scheduler ddim_uniform may produce one more step than requested (7 for 6)"
-            )
-            raise ValueError(f"{error}{hint}") from error
+            hint = ". The scheduler ddim_uniform may produce one more step than requested (7 for 6)"
+            raise ValueError(f"{error}{'' if set_steps else hint}") from error
         except ValueError as error:
-            raise ValueError(f"{_other_sampler(base, x, steps) if entry == AUTO else ''}{error}") from error
+            raise ValueError(f"{_other_sampler(base, x, requested) if entry == AUTO else ''}{error}") from error
         calls = part_of_table(found.table, float(sigmas[0]), float(sigmas[-1])).nfe
     extent = f"{calls} of its {count_noun(steps, 'model call')}" if calls < steps else count_noun(steps, "step")
     _log.info("%s", "; ".join([f"sampler {family.sampler}: {found.solver.name}, {extent}", *found.remarks]))
     show_text(found.note(calls))
     own = {"solver": found.solver, "steps": steps, "noise": found.noise}
     return sample_learned_solver(model, x, sigmas, extra_args, callback, disable, **own)
+
+
+def _find(find: Callable[[int], Found], steps: int, nearest: bool) -> tuple[Found, int]:
+    """A solver and its steps: those requested, or with `nearest` the nearest that it has."""
+    try:
+        return find(steps), steps
+    except MissingSteps as error:
+        if not nearest:
+            raise
+        found = find(error.nearest)
+        for texts in (found.mismatches, found.remarks):
+            texts.insert(0, f"nearest to the {steps} steps requested")
+        return found, error.nearest
 
 
 def _check_whole(sampling: Any, sigmas: Tensor, noise: Tensor | None, steps_are_set: bool) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from .families import FAMILIES
-from .files.solver import MissingSteps, Solver
+from .files.solver import MissingSteps, Solver, nearest_steps
 from .guidance import Guidance
 from .schedules import Noise
 from .text import format_list, format_numbers, printable
@@ -64,7 +64,8 @@ def choose_solver(
     if fitting:
         counts = format_list([f"{printable(s.name, 100)} has {format_numbers(s.steps)} steps" for s in fitting])
         nearest = nearest_steps([count for s in fitting for count in s.steps], steps)
-        raise MissingSteps(f"{counts}, not {steps}: set steps to {nearest}, or fit a solver for {steps} on this model")
+        message = f"{counts}, not {steps}: set steps to {nearest}, or fit a solver for {steps} on this model"
+        raise MissingSteps(message, nearest)
     others = [f"{printable(s.name, 100)} ({format_numbers(s.steps)} steps)" for s in same_type if steps in s.steps]
     option = f"choose one fitted for another model: {format_list(others)}; or " if others else ""
     which = f"{FAMILIES[family].title} solver" if family else "solver"
@@ -101,11 +102,6 @@ def _stem(name: str) -> str:
 def _covers(solver: Solver, steps: int, guidance: Guidance | None) -> bool:
     fitted = solver.card.guidance_of(steps)
     return fitted is not None and guidance is not None and fitted.covers(guidance)
-
-
-def nearest_steps(counts: Iterable[int], steps: int) -> int:
-    """The count nearest to `steps`; of two equally near ones the larger."""
-    return min(counts, key=lambda count: (abs(count - steps), -count))
 
 
 def _makes_table(solver: Solver, noise: Noise, steps: int) -> bool:

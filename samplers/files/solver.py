@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from numbers import Integral
@@ -29,7 +29,7 @@ from .card import Card, is_count
 from .safe import read_container
 from .write import check_name, has_suffix, write_whole
 
-__all__ = ["BUNDLED", "SUFFIX", "MissingSteps", "Solver", "list_solvers", "load_solver"]
+__all__ = ["BUNDLED", "SUFFIX", "MissingSteps", "Solver", "list_solvers", "load_solver", "nearest_steps"]
 
 BUNDLED = Path(__file__).resolve().parents[2] / "solver_weights"
 SUFFIX = ".safetensors"
@@ -39,7 +39,14 @@ _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # fewer
 
 
 class MissingSteps(ValueError):
-    """A solver has no parameters for the requested step count."""
+    """A solver has no parameters for the requested step count; `nearest` is a count that it has."""
+
+    def __init__(self, message: str, nearest: int) -> None:
+        super().__init__(message, nearest)
+        self.nearest = nearest
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,9 +158,11 @@ class Solver:
                 f"steps must be an int, got {printable(repr(steps), 200)}: choose one of {format_numbers(self.steps)}"
             )
         if steps not in self.parameters:
+            nearest = nearest_steps(self.steps, steps)
             raise MissingSteps(
-                f"{self.name} has {format_numbers(self.steps)} steps, not {steps}: choose one of these, or fit a "
-                f"solver for {steps}"
+                f"{self.name} has {format_numbers(self.steps)} steps, not {steps}: set steps to {nearest}, or fit a "
+                f"solver for {steps}",
+                nearest,
             )
         knots, fitted = self.card.steps[steps].knots, self.card.guidance_of(steps)
         at = fitted.default if fitted is not None and guidance is None else guidance
@@ -185,6 +194,11 @@ class Solver:
         except FileExistsError as error:
             raise FileExistsError(f"{path} already exists: choose another name, or pass overwrite=True") from error
         return path
+
+
+def nearest_steps(counts: Iterable[int], steps: int) -> int:
+    """The count nearest to `steps`; of two equally near ones the larger."""
+    return min(counts, key=lambda count: (abs(count - steps), -count))
 
 
 def load_solver(solver: str | Path) -> Solver:

@@ -139,6 +139,21 @@ def test_set_learned_solver_names_the_file_and_leaves_stock_samplers_alone(serve
     assert differs(named, auto)
 
 
+def test_set_learned_solver_may_take_the_nearest_steps(server):
+    graph = Graph.of(server, "sd15")
+    nearest = {"model": ["1", 0], "solver": "dyweight_sd15", "steps": 0, "missing_steps": "nearest"}
+    for name, solver in (("named", "dyweight_sd15"), ("auto", "auto")):
+        model = graph.add(f"set {name}", "SetLearnedSolver", **nearest | {"solver": solver})
+        graph.save(**{name: ksampler("dyweight", 20, model=model)})
+    graph.save(ten=ksampler("dyweight", 10))
+    with server.messages() as messages:
+        named, auto, ten = graph.submit("named", "auto", "ten")
+        notes = [data for kind, data in messages if kind == "text"]
+    assert_same(named, ten)
+    assert_same(auto, ten)
+    assert sum("dyweight_sd15, 10 calls. Nearest to the 20 steps requested. Fitted" in note for note in notes) == 2
+
+
 def test_set_learned_solver_names_the_steps_for_a_part_of_the_grid(server):
     graph = Graph.of(server, "sd15")
     patched = graph.add("set", "SetLearnedSolver", model=["1", 0], solver="dyweight_sd15", steps=8)
@@ -152,7 +167,7 @@ def test_set_learned_solver_names_the_steps_for_a_part_of_the_grid(server):
 
     before = len(server.log)
     assert all(torch.isfinite(latent).all() for latent in run_from(4, patched, 8).submit("run"))
-    assert re.search("sampler dyweight: dyweight_sd15, [345] of its 8 model calls; fitted at CFG 7.5", server.log[before:])
+    assert re.search("sampler dyweight: dyweight_sd15, [345] of its 8 model calls; fitted at", server.log[before:])
     # Without the steps of the whole grid, the sigmas of seven steps are a grid of seven, from any scheduler.
     for model, set_steps, hint in ((["1", 0], 8, True), (patched, 7, False), (patched, 0, True)):
         message = run_from(1, model, set_steps).error()
@@ -175,7 +190,7 @@ def test_the_log_says_how_much_of_the_grid_ran(server):
         "dyweight_sd15 makes 3 model calls; only",
         "sampler dyweight: dyweight_sd15, 1 of its 4 model calls",
         "dyweight_sd15 makes 1 model call; only",
-        "sampler dyweight: dyweight_sd15, 10 steps; fitted at CFG 7.5, you use 2; fitted at 512x512, you use 64x64; fitted for v1-5",
+        "sampler dyweight: dyweight_sd15, 10 steps; fitted at CFG 7.5, you use 2; fitted at 512x512",
     ):
         assert line in server.log[before:]
 
