@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import comfy.sample
+import torch
 from aiohttp import web
 from server import PromptServer
 
+from ..samplers import FlowNoise, Guidance
 from ..samplers.text import printable
 from .folder import FOLDER, SOLVERS
 
@@ -145,7 +147,11 @@ def active_copy() -> Path | None:
 
 
 def add_routes() -> None:
-    """Adds GET /learned_solvers/steps?solver=ENTRY for the page: {"steps": [4, 6, 8]}, or 404 with the reason."""
+    """Adds two routes for the page; 404 with the reason if they cannot answer.
+
+    GET /learned_solvers/steps?solver=ENTRY: {"steps": [4, 6, 8]}.
+    GET /learned_solvers/fit_calls?steps=4+6: {"calls": 3000}, what a fit with the default effort usually takes.
+    """
     server = getattr(PromptServer, "instance", None)
     if server is None:
         return
@@ -156,3 +162,23 @@ def add_routes() -> None:
             return web.json_response({"steps": SOLVERS.load(request.query.get("solver", "")).steps})
         except (OSError, ValueError) as error:
             return web.json_response({"error": str(error)}, status=404)
+
+    @server.routes.get("/learned_solvers/fit_calls")
+    async def fit_calls(request: Any) -> Any:
+        try:
+            return web.json_response({"calls": _usual_calls(counts_of(request.query.get("steps", "")))})
+        except ValueError as error:
+            return web.json_response({"error": str(error)}, status=404)
+
+
+def _usual_calls(steps: tuple[int, ...]) -> int:
+    """The model calls that a fit with the default effort usually takes."""
+    from ..training.cost import usual_calls
+    from ..training.data.samples import Samples
+    from ..training.effort import EFFORTS
+    from ..training.job import FitJob, FitSettings
+
+    effort, guidance = EFFORTS["default"], Guidance.around(7.5)
+    samples, held_out = effort.sizes(None)
+    settings = FitSettings("dyweight", steps, optimizer=effort.optimizer, held_out=held_out, guidance=guidance.values)
+    return usual_calls(FitJob(settings, Samples(torch.zeros(samples + held_out, 1), {}, 1), FlowNoise(), {}))

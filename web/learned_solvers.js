@@ -1,10 +1,11 @@
-// Limits the steps widget to the step counts of the chosen solver file and lists them in its label. The API still
-// accepts any INT.
+// Limits the steps widget to the step counts of the chosen solver file and lists them in its label; the API still
+// accepts any INT. Adds "Fit a solver for this model" to the menus of sampler nodes.
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
 const NODES = ["LearnedSolver", "LearnedSolverKSampler", "SetLearnedSolver", "LearnedSolverInfo"];
+const SAMPLERS = ["KSampler", "LearnedSolverKSampler"];
 const GENERATED_LABEL = /^steps \(\d+(, \d+)*\)$/; // any other label is the user's
 const REFRESH = Symbol("learned_solvers.refresh");
 
@@ -76,6 +77,61 @@ function limitSteps(node) {
   refresh();
 }
 
+// Adds a Fit node next to a sampler node, wired to the same model, conditioning and latent, with its step count.
+const FITTED_INPUTS = { model: "model", positive: "positive", negative: "negative", latent_image: "latent" };
+
+function addFitNode(sampler) {
+  const fit = LiteGraph.createNode("FitLearnedSolver");
+  fit.pos = [sampler.pos[0], sampler.pos[1] + sampler.size[1] + 60];
+  sampler.graph.add(fit);
+  for (const [from, to] of Object.entries(FITTED_INPUTS)) {
+    const input = sampler.findInputSlot(from);
+    const source = input < 0 ? null : sampler.getInputNode(input);
+    if (source) source.connect(sampler.getInputLink(input).origin_slot, fit, fit.findInputSlot(to));
+  }
+  for (const name of ["cfg", "steps"]) {
+    const [from, to] = [sampler, fit].map((node) => node.widgets?.find((w) => w.name === name));
+    // Of more steps than these the fit takes long, and stock samplers need no help.
+    if (from && to) to.value = name === "steps" ? String(Math.min(from.value, 8)) : from.value;
+  }
+  sampler.graph.setDirtyCanvas?.(true, true);
+  return fit;
+}
+
+// Seconds per step of the last run of each sampler node.
+const secondsPerStep = new Map();
+let lastStep = {};
+api.addEventListener("progress", ({ detail: { node, value } }) => {
+  const now = performance.now() / 1000;
+  if (lastStep.node === node && value === lastStep.value + 1) secondsPerStep.set(String(node), now - lastStep.time);
+  lastStep = { node, value, time: now };
+});
+
+async function fitSolver(sampler) {
+  const fit = addFitNode(sampler);
+  const steps = fit.widgets.find((w) => w.name === "steps").value;
+  const answer = await api.fetchApi(`/learned_solvers/fit_calls?steps=${steps}`);
+  if (!answer.ok) return;
+  const { calls } = await answer.json();
+  const seconds = secondsPerStep.get(String(sampler.id));
+  const duration = seconds ? `about ${Math.max(1, Math.round((calls * seconds) / 60))} minutes` : "run this node once to estimate its minutes";
+  app.extensionManager.toast.add({
+    severity: "info",
+    summary: "Fit Learned Solver",
+    detail: `Usually ${calls.toLocaleString("en")} model calls: ${duration}.`,
+    life: 15000,
+  });
+}
+
+function offerFit(node) {
+  const original = node.getExtraMenuOptions;
+  node.getExtraMenuOptions = function (canvas, options) {
+    const result = original?.apply(this, arguments);
+    options.unshift({ content: "Fit a solver for this model", callback: () => fitSolver(this) }, null);
+    return result;
+  };
+}
+
 // A file may have been fitted again under its name, with other step counts.
 function refreshAll() {
   const root = app.graph?.rootGraph ?? app.graph;
@@ -89,6 +145,7 @@ app.registerExtension({
   name: "learned_solvers.steps",
   nodeCreated(node) {
     if (NODES.includes(node.comfyClass)) limitSteps(node);
+    if (SAMPLERS.includes(node.comfyClass)) offerFit(node);
   },
   refreshComboInNodes: refreshAll,
 });

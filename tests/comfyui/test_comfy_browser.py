@@ -248,6 +248,25 @@ def test_an_example_opens_complete_and_shows_the_text_and_picture_that_its_note_
     assert re.search(INFO[name], text), text
 
 
+def test_the_menu_of_a_sampler_adds_a_fit_node_with_the_same_wires(page):
+    page.open("menu", workflow("sd15_first_image"))
+    choose = "options.find(o => o?.content === 'Fit a solver for this model').callback()"
+    page.page.evaluate(
+        f"kind => {{ const options = []; {_NODE}.getExtraMenuOptions(app.canvas, options); {choose}; }}", KSAMPLER
+    )
+    page.page.locator("text=/Usually [0-9,]+ model calls: run this node once/").first.wait_for()
+    nodes = {node["class_type"]: node["inputs"] for node in page.prompt().values()}
+    fit, sampler = nodes["FitLearnedSolver"], nodes["LearnedSolverKSampler"]
+    for ours, its in {
+        "model": "model",
+        "positive": "positive",
+        "negative": "negative",
+        "latent": "latent_image",
+    }.items():
+        assert fit[ours] == sampler[its]
+    assert (fit["cfg"], fit["steps"]) == (sampler["cfg"], str(sampler["steps"]))
+
+
 # ---- the steps widget
 
 
@@ -326,7 +345,7 @@ def test_a_picture_is_sampled_and_the_solver_named_on_the_node(page, tmp_path):
     sun, foreground = picture.getpixel((358, 153)), picture.getpixel((256, 490))
     assert sun == pytest.approx((255, 230, 115), abs=30) and foreground == pytest.approx((33, 64, 51), abs=30)
     text, _ = page.widget(KSAMPLER, "$$node-text-preview")
-    assert text.startswith("dyweight_sd15, 6 calls. ")
+    assert text == "dyweight_sd15, 6 calls."
     for kind in (SAVE, KSAMPLER):  # the picture, and the preview that is left from sampling
         yellow = np.abs(page.pixels(kind) - (255, 230, 115)).max(-1) < 40
         assert yellow.mean() > 0.003
