@@ -80,6 +80,12 @@ def select_solver(
     return Selection(sampler, table.levels.float(), "\n".join([info, *remarks]), solver.name, found.note(table.nfe))
 
 
+def _shift_of(sampling: Any) -> float:
+    """The shift s of a flow model's schedule, sigma(t) = s * t / (1 + (s - 1) * t)."""
+    middle = float(sampling.percent_to_sigma(0.5))
+    return middle / (1 - middle)
+
+
 def find_solver(
     entry: str,
     steps: int,
@@ -129,7 +135,8 @@ def find_solver(
     if card.architecture == architecture and card.checkpoint != "unknown":
         remarks.insert(0, f"fitted for {card.checkpoint}")
     size = None if shape is None else pixel_size(base, shape)
-    facts = mismatches(solver, steps, noise, architecture=architecture, guidance=guidance, size=size)
+    context = {"guidance": guidance, "size": size, "shift": _shift_of(sampling) if noise.kind == "flow" else None}
+    facts = mismatches(solver, steps, noise, architecture=architecture, **context)
     if card.architecture == architecture and checkpoint.likeness(solver) < 0:
         facts.insert(0, f"fitted for {card.checkpoint}, you use another {architecture} checkpoint")
         remarks = remarks[1:] if card.checkpoint != "unknown" else remarks

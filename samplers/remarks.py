@@ -8,6 +8,7 @@ from .schedules import Noise, VPNoise
 
 __all__ = ["guidance_mismatch", "mismatches", "notes"]
 
+_FAR_SHIFT = 5.0  # Wan and HunyuanVideo; the transferable solvers were shown at 1 to 4
 _SD_SIGMA_MAX = VPNoise.stable_diffusion().sigma_max
 
 
@@ -19,6 +20,7 @@ def mismatches(
     architecture: str | None,
     guidance: Guidance | None = None,
     size: str | None = None,
+    shift: float | None = None,
 ) -> list[str]:
     """Differences between a solver's fit and a run, as clauses that follow the solver's name.
 
@@ -29,13 +31,15 @@ def mismatches(
         architecture: The model's architecture in ComfyUI's spelling; None if unknown.
         guidance: Guidance of the run; None if unknown.
         size: Size of the image, "512x512"; None if unknown.
+        shift: Of a flow model's usual schedule; None if unknown.
     """
     card, facts = solver.card, []
     if card.architecture != architecture:
-        facts.append(
-            f"fitted for {card.checkpoint}, you use {architecture or 'another model'} (transfer): compare with a stock "
-            "sampler first"
-        )
+        used, advice = architecture or "another model", "compare with a stock sampler first"
+        if shift is not None and shift >= _FAR_SHIFT:
+            used += f" with shift {shift:.3g}"
+            advice = "nobody has shown that this works at such a shift; fit a solver for this model"
+        facts.append(f"fitted for {card.checkpoint}, you use {used} (transfer): {advice}")
     if noise.kind == "vp" and abs(noise.sigma_max / _SD_SIGMA_MAX - 1) > 0.01:
         facts.append(
             f"this model's noise starts at sigma {noise.sigma_max:.4g}, but Stable Diffusion's at {_SD_SIGMA_MAX:.4g}: "

@@ -90,6 +90,7 @@ def test_auto_takes_the_users_file_or_the_models_own_solver_or_else_a_transferab
         info, place = graph.text(f"{steps}info"), "models/solver_weights" if solver[:3] == "own" else "bundled"
         assert info.splitlines()[0] == f"{solver} ({place}): {steps} steps, {steps} model calls"
         assert ("(transfer)" in info) == solver.startswith("ds_")
+        assert ("WAN21_T2V with shift 8 (transfer): nobody has shown" in info) == (model == "wan")
 
 
 def test_the_grid_follows_the_size_that_is_sampled(server):

@@ -153,6 +153,8 @@ EMBEDDED = Guidance("embedded", (6,), cfg=1)
     [
         ({}, []),
         ({"architecture": "SDXL"}, ["fitted for v1-5, you use SDXL (transfer)"]),
+        ({"architecture": "Wan", "shift": 8.0}, ["fitted for v1-5, you use Wan with shift 8 (transfer): nobody"]),
+        ({"architecture": "SD3", "shift": 3.0}, ["fitted for v1-5, you use SD3 (transfer): compare with"]),
         ({"architecture": None}, ["fitted for v1-5, you use another model (transfer)"]),
         ({"guidance": Guidance("cfg", (8,))}, ["fitted at CFG 5, 7.5, you use 8"]),
         ({"guidance": EMBEDDED}, ["fitted at CFG 5, 7.5, you use embedded guidance 6, CFG 1"]),
