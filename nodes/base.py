@@ -14,6 +14,7 @@ from aiohttp import web
 from server import PromptServer
 
 from ..samplers import FlowNoise, Guidance
+from ..samplers.families import FAMILIES
 from ..samplers.text import printable
 from .folder import FOLDER, SOLVERS
 
@@ -180,5 +181,7 @@ def _usual_calls(steps: tuple[int, ...]) -> int:
 
     effort, guidance = EFFORTS["default"], Guidance.around(7.5)
     samples, held_out = effort.sizes(None)
-    settings = FitSettings("dyweight", steps, optimizer=effort.optimizer, held_out=held_out, guidance=guidance.values)
+    settings = FitSettings(
+        next(iter(FAMILIES)), steps, optimizer=effort.optimizer, held_out=held_out, guidance=guidance.values
+    )
     return usual_calls(FitJob(settings, Samples(torch.zeros(samples + held_out, 1), {}, 1), FlowNoise(), {}))
