@@ -106,7 +106,7 @@ def test_txt2img_equals_the_table_by_hand(a1111, name, file, steps):
 
 def test_missing_steps_are_refused(a1111):
     missing = a1111["jobs"]["missing"]
-    assert "dyweight_sd15 (4, 6, 8, 10 steps)" in missing["error"] and missing["calls"] == []
+    assert "dyweight_sd15 has 4, 6, 8 and 10 steps, not" in missing["error"] and missing["calls"] == []
     assert "7 steps" in a1111["jobs"]["nearest"]["comments"]
 
 

@@ -67,11 +67,11 @@ def test_each_picture_of_a_batch_has_its_own_seed_and_without_a_mismatch_no_comm
     ("fields", "words"),
     [
         ({"file": "dyweight_sd15", "steps": 7}, ("dyweight_sd15", "4, 6, 8 and 10 steps")),
-        ({"file": "auto", "steps": 7}, ("has 7 steps", "dyweight_sd15 (4, 6, 8, 10 steps)")),
+        ({"file": "auto", "steps": 7}, ("dyweight_sd15 has 4, 6, 8 and 10 steps, not 7: set steps to 8",)),
         ({"file": "dyweight_sd15", "model": "flux"}, ("vp models", "flow")),
         ({"file": "dyweight_sd15", "sampler_name": "DS-Solver"}, ("DyWeight file", "sampler DyWeight")),
         ({"file": "../my.safetensors"}, ("'../my.safetensors'", "choose one of ds_flow-")),
-        ({"file": "auto", "model": "v"}, ("SD20 (vp)", "has 6 steps")),
+        ({"file": "auto", "model": "v"}, ("no DyWeight solver is fitted for SD20", "vp models")),
         # The API accepts these, the page's slider does not.
         *(({"denoising_strength": strength}, (f"between 0 and 1, got {strength}",)) for strength in (1.5, -0.25)),
     ],
