@@ -11,7 +11,7 @@ from tqdm.auto import trange
 
 from .table import SolverTable
 
-__all__ = ["Callback", "Denoiser", "sample_table"]
+__all__ = ["Callback", "Denoiser", "next_state", "sample_table"]
 
 Callback = Callable[[dict[str, Any]], None]
 
@@ -75,8 +75,7 @@ def sample_table(
                 entries[i] = denoised if table.entry == "denoised" else (x - denoised).div_(divisors[i])
             if callback is not None:
                 callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
-        # x_{i+1} = scale_i * x_i + sum_{j<=i} coeffs_ij * h_j
-        x = _weighted_sum(x, scale[i], [(coeffs[i][j], entries[j]) for j in range(i + 1) if _is_used(coeffs[i][j])])
+        x = next_state(x, scale[i], coeffs[i][: i + 1], entries)
         for j in [j for j in entries if not any(_is_used(row[j]) for row in coeffs[i + 1 :])]:
             del entries[j]
     return x.to(dtype)
@@ -94,14 +93,25 @@ def _is_used(coeff: float | Tensor) -> bool:
     return isinstance(coeff, Tensor) or coeff != 0
 
 
-def _weighted_sum(x: Tensor, scale: float | Tensor, terms: Sequence[tuple[float | Tensor, Tensor]]) -> Tensor:
-    """Computes scale * x plus the terms, with one new tensor and one pass over it per term."""
+def next_state(
+    x: Tensor, scale: float | Tensor, coeffs: Sequence[float | Tensor], entries: Mapping[int, Tensor]
+) -> Tensor:
+    """x_{i+1} = scale_i * x_i + sum_{j<=i} coeffs_ij * h_j, with one new tensor and one pass over it per term.
+
+    Args:
+        x: The state x_i, shape [B, ...].
+        scale: The table's scale_i.
+        coeffs: The table's row i up to its diagonal; entries of factor 0 are not read.
+        entries: The history h_j by j.
+    """
     total = x if isinstance(scale, float) and scale == 1 else scale * x
-    for coeff, entry in terms:
+    for j, coeff in enumerate(coeffs):
+        if not _is_used(coeff):
+            continue
         if isinstance(coeff, Tensor):
-            total = total + coeff * entry
+            total = total + coeff * entries[j]
         elif total is x:
-            total = torch.add(x, entry, alpha=coeff)
+            total = torch.add(x, entries[j], alpha=coeff)
         else:
-            total.add_(entry, alpha=coeff)
+            total.add_(entries[j], alpha=coeff)
     return total
