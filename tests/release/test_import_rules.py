@@ -15,13 +15,18 @@ MAY_IMPORT = {  # folder, or file of the root: the other folders that it may imp
     "training": {"samplers"},
     "nodes": {"samplers", "training"},
     "webui_extension": {"samplers"},
+    "integrations": {"samplers"},
     "scripts": {"webui_extension"},
 }
 WEBUI_MODULES = {"modules", "modules_forge", "backend", "ldm_patched", "gradio"}
 HOST_MODULES = {"nodes": COMFY_MODULES, "webui_extension": WEBUI_MODULES, "scripts": WEBUI_MODULES}
 NOT_BY_NAME = {*MAY_IMPORT, *COMFY_MODULES, *WEBUI_MODULES, "benchmarks", "tests", "learned_solvers"}
 CORE = {"torch", "safetensors", "tqdm", "numpy", *sys.stdlib_module_names}
-INSTALLED = {"samplers": CORE, "nodes": CORE | COMFY_MODULES | {"PIL"}}  # all that is certain to be installed there
+INSTALLED = {
+    "samplers": CORE,
+    "nodes": CORE | COMFY_MODULES | {"PIL"},
+    "integrations": CORE | {"diffusers"},
+}  # all that is certain to be installed there
 PATHS = [path for folder in MAY_IMPORT for path in (ROOT / folder, *(ROOT / folder).rglob("*.py")) if path.is_file()]
 
 
@@ -65,6 +70,7 @@ def test_imports_point_from_the_edges_to_the_engine(path):
         ("nodes/plot.py", "import matplotlib.pyplot; from ..webui_extension import ui; from ..scripts import webui"),
         ("training/models/comfy.py", "from ...nodes import host; import comfy.sd, folder_paths, benchmarks.jobs"),
         ("webui_extension/sampler.py", "import comfy.utils; from ..nodes import host; from ..training import fit"),
+        ("integrations/diffusers/network.py", "from ...training import fit; import transformers"),
         ("scripts/webui.py", "from learned_solvers.nodes import host; from .other import something; import samplers"),
         ("__init__.py", "from . import training"),
     ],

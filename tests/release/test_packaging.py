@@ -131,7 +131,7 @@ def test_the_wheel_has_all_code_and_data_and_nothing_else(tmp_path):
     (built,), wheel = tmp_path.glob("*.whl"), tmp_path / "unpacked"
     with zipfile.ZipFile(built) as archive:
         archive.extractall(wheel)
-    folders = ("nodes", "samplers", "training", "solver_weights", "webui_extension")
+    folders = ("integrations", "nodes", "samplers", "training", "solver_weights", "webui_extension")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*")]
     suffixes = (".py", ".safetensors", ".txt", ".json")
     expected = {path.relative_to(ROOT).as_posix() for path in files if path.suffix in suffixes} | {"__init__.py"}

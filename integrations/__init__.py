@@ -1,0 +1,1 @@
+"""Adapters for libraries that Learned Solvers does not need itself; each module imports one of them."""
