@@ -12,6 +12,8 @@ import pytest
 import torch
 from browser_host import running_browser
 from comfy_host import EACH_CHECKOUT, Server, checkouts, make_base
+from forge_host import FORGES, ForgeServer
+from forge_host import make_base as make_forge_base
 from host_server import ROOT
 
 NAME = "learned_solvers"
@@ -29,13 +31,15 @@ def pytest_collection_modifyitems(items):
 
     The slowest file comes first, so that it does not keep one worker busy after the other has finished.
     """
-    hosts = {path.name for path in checkouts()}
+    hosts = {path.name for path in checkouts()} | FORGES.keys()
     for item in items:
         parameters = getattr(item, "callspec", None)
         server = set() if parameters is None else set(parameters._idlist)
-        group = next(iter(server & hosts), "forge" if "forge" in item.fixturenames else item.path.name)
+        group = next(iter(server & hosts), item.path.name)
         item.add_marker(pytest.mark.xdist_group(group))
-        for fixture, marker in (("server", "comfy"), ("forge", "forge"), ("browser", "browser")):
+        if "forge" in item.fixturenames:
+            item.add_marker(next(iter(server & FORGES.keys())))
+        for fixture, marker in (("server", "comfy"), ("browser", "browser")):
             if fixture in item.fixturenames:
                 item.add_marker(marker)
     items.sort(key=lambda item: item.path.name != "test_fit_digits.py")
@@ -59,16 +63,15 @@ def server(request, tmp_path_factory):
         yield running
 
 
-@pytest.fixture(scope="session")
-def forge(tmp_path_factory):
-    """A running Forge with this checkout as an extension, one for the whole session."""
-    from forge_host import NO_FORGE, ForgeServer, checkout, make_base
-
-    if (place := checkout()) is None:
-        pytest.skip(NO_FORGE)
-    base = tmp_path_factory.mktemp("forge") / "base"
-    make_base(place, base)
-    with ForgeServer(place, base) as running:
+@pytest.fixture(scope="session", params=FORGES)
+def forge(request, tmp_path_factory):
+    """A running Forge, and a running Forge Neo, with this checkout as an extension."""
+    host = FORGES[request.param]
+    if (place := host.checkout()) is None:
+        pytest.skip(host.missing)
+    base = tmp_path_factory.mktemp(request.param) / "base"
+    make_forge_base(host, place, base)
+    with ForgeServer(place, base, host=host) as running:
         yield running
 
 

@@ -38,8 +38,9 @@ def register() -> None:
             sd_samplers.all_samplers.append(data)
         sd_samplers.all_samplers_map[data.name] = data
     sd_samplers.set_samplers()
-    if hasattr(sd_samplers.get_sampler_and_scheduler, "cache_clear"):
-        sd_samplers.get_sampler_and_scheduler.cache_clear()
+    find = getattr(sd_samplers, "get_sampler_and_scheduler", None)  # not in every host; some cache it
+    if clear := getattr(find, "cache_clear", None):
+        clear()
     script_callbacks.on_ui_settings(add_settings)
     script_callbacks.on_before_ui(add_axis)  # later than all scripts, the X/Y/Z plot among them
     titles = ", ".join(family.title for family in FAMILIES.values())

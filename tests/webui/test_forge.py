@@ -36,14 +36,23 @@ DYWEIGHT = load_solver("dyweight_sd15")
         ("flux", "DyWeight", "dyweight_flux1-dev", 5),
         ("flux", "DS-Solver", "ds_flow-sit", 6),
         ("edm", "DyWeight", "dyweight_imagenet64", 4),
+        ("sdxl", "DyWeight", "dyweight_sd15", 6),
+        ("klein", "DyWeight", "dyweight_flux1-dev", 7),
+        ("zimage", "DS-Solver", "ds_flow-flowdcn", 8),
+        ("qwen", "DS-Solver", "ds_flow-flowdcn", 15),
+        ("wan", "DS-Solver", "ds_flow-sit", 5),
     ],
 )
 def test_txt2img_equals_the_table_by_hand(forge, model, sampler, file, steps):
-    answer, schedule, channels, architecture = MODELS[model]
-    fields = {"width": 104, "sampler_name": sampler, "steps": steps, "scheduler": "Karras"}
+    answer, schedule, channels, *architectures = MODELS[model]
+    architecture = architectures[forge.is_neo]
+    if architecture is None:
+        pytest.skip(f"{forge.title} has no {model} model")
+    width, tokens = (128, 4 * 8) if forge.is_neo else (104, 4 * 7)  # Forge Neo rounds sizes to 64
+    fields = {"width": width, "sampler_name": sampler, "steps": steps, "scheduler": "Karras"}
     job = forge.run("txt2img", model=model, file=file, **fields)
-    solver = load_solver(file)
-    close(job.latents[0], from_noise(solver.table(steps, schedule), guided(answer), channels=channels, width=104))
+    solver, size = load_solver(file), {"channels": channels, "width": width, "ratio": 16 if model == "klein" else 8}
+    close(job.latents[0], from_noise(solver.table(steps, schedule.with_tokens(tokens)), guided(answer), **size))
     assert len(job.calls) == steps and job.seen["sampling_steps"] == steps
     assert all(sorted(call["guide"]) == pytest.approx([0, 0.05]) for call in job.calls)  # both prompts
     assert job.info.items() >= {"Sampler": sampler, "Steps": str(steps)}.items()
@@ -71,7 +80,7 @@ def test_each_picture_of_a_batch_has_its_own_seed_and_without_a_mismatch_no_comm
         ({"file": "dyweight_sd15", "model": "flux"}, ("vp models", "flow")),
         ({"file": "dyweight_sd15", "sampler_name": "DS-Solver"}, ("DyWeight file", "sampler DyWeight")),
         ({"file": "../my.safetensors"}, ("'../my.safetensors'", "choose one of ds_flow-")),
-        ({"file": "auto", "model": "v"}, ("no DyWeight solver is fitted for SD20", "vp models")),
+        ({"file": "auto", "model": "v"}, ("no DyWeight solver is fitted for SD", "vp models")),
         # The API accepts these, the page's slider does not.
         *(({"denoising_strength": strength}, (f"between 0 and 1, got {strength}",)) for strength in (1.5, -0.25)),
     ],
@@ -120,10 +129,31 @@ def test_the_xyz_plot_has_an_axis_over_solver_files(forge):
 
 
 def test_the_refiner_takes_over_at_its_share_of_the_calls(forge):
-    job = forge.run("txt2img", steps=6, refiner_checkpoint="refiner.safetensors", refiner_switch_at=0.5)
+    settings = {"refiner_use_steps": True} if forge.is_neo else {}  # Forge has no other way
+    fields = {"refiner_checkpoint": "refiner.safetensors", "refiner_switch_at": 0.5, "override_settings": settings}
+    job = forge.run("txt2img", steps=6, **fields)
     assert [call["model"] for call in job.calls] == 3 * ["eps"] + 3 * ["refiner"]
     denoisers = 3 * [CAT] + 3 * [guided(discrete, mean=-0.5)]
     close(job.latents[0], from_noise(DYWEIGHT.table(6, SD), denoisers))
+
+
+@pytest.mark.parametrize(
+    ("model", "refiner", "file", "answer", "switch"),
+    [("eps", "refiner", "dyweight_sd15", discrete, 2.0), ("wan", "wan-low", "ds_flow-sit", flow, 0.875)],
+)
+def test_in_forge_neo_the_refiner_takes_over_at_a_noise_level(forge, model, refiner, file, answer, switch):
+    if not forge.is_neo:
+        pytest.skip("Forge switches by the share of the steps only")
+    schedule, channels = MODELS[model][1:3]
+    solver = load_solver(file)
+    fields = {"refiner_checkpoint": f"{refiner}.safetensors", "refiner_switch_at": switch}
+    sampler = "DyWeight" if solver.family == "dyweight" else "DS-Solver"
+    job = forge.run("txt2img", model=model, steps=8, sampler_name=sampler, file=file, **fields)
+    table = solver.table(8, schedule)
+    first = int((table.sigmas > switch).sum())
+    assert 0 < first < 8 and [call["model"] for call in job.calls] == first * [model] + (8 - first) * [refiner]
+    denoisers = first * [guided(answer)] + (8 - first) * [guided(answer, mean=-0.5)]
+    close(job.latents[0], from_noise(table, denoisers, channels=channels))
 
 
 def zero_snr_products():
@@ -281,19 +311,26 @@ def test_the_extension_is_loaded_next_to_others_with_packages_of_the_same_names(
     assert "learned solvers" in forge.get("/sdapi/v1/scripts")["img2img"]
 
 
+def test_registration_needs_no_function_that_finds_a_sampler(forge):
+    before = forge.get("/probe")["registered"]
+    forge.request("/probe/classic", {})
+    after = forge.get("/probe")["registered"]
+    assert [name for name, _ in after] == [name for name, _ in before] and after != before
+
+
 def test_reload_ui_registers_again_and_a_second_copy_is_refused_in_one_line(forge):
     def registered():
         samplers = forge.get("/probe")["registered"]
         return len(samplers), {name: mark for name, mark in samplers if name in ("DyWeight", "DS-Solver")}
 
-    count, before = registered()
+    (count, before), loaded = registered(), forge.log.count(f"Learned Solvers {VERSION}")
     other = forge.base / "data" / "extensions" / "zz-second-copy"
     for folder in ("scripts", "samplers", "webui_extension", "solver_weights"):
         shutil.copytree(ROOT / folder, other / folder)
     try:
         forge.request("/probe/reload", {})
         deadline = time.time() + 60
-        while forge.log.count(f"Learned Solvers {VERSION}") < 2 and time.time() < deadline:
+        while forge.log.count(f"Learned Solvers {VERSION}") <= loaded and time.time() < deadline:
             time.sleep(0.2)
         time.sleep(0.5)
         forge.wait()

@@ -25,9 +25,9 @@ Answer = Callable[[Tensor, float, float], Tensor]  # (x, sigma, mean of the data
 Denoiser = Callable[[Tensor, float], Tensor]
 
 
-def noise(seeds: Sequence[int] = (1,), channels: int = 4, height: int = 64, width: int = 64) -> Tensor:
+def noise(seeds: Sequence[int] = (1,), channels: int = 4, height: int = 64, width: int = 64, ratio: int = 8) -> Tensor:
     """The initial noise of pictures of height x width pixels, as the WebUI draws it on the CPU."""
-    shape = (channels, height // 8, width // 8)
+    shape = (channels, height // ratio, width // ratio)
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]).double()
 
 
@@ -53,11 +53,16 @@ def edm(x: Tensor, sigma: float, mean: float) -> Tensor:
     return (VARIANCE * x + sigma**2 * mean) / (VARIANCE + sigma**2)
 
 
-MODELS = {  # a Forge model's answer, schedule for 104 x 64 pixels, channels, architecture
-    "eps": (discrete, SD, 4, "SD15"),
-    "v": (partial(discrete, v=True), SD, 4, "SD20"),
-    "flux": (flow, FlowNoise(tokens=4 * 7), 16, "Flux"),
-    "edm": (edm, EDMNoise(0.002, 120.0), 4, "SDXL"),
+MODELS = {  # a model's answer, schedule, channels, architecture in Forge and in Forge Neo
+    "eps": (discrete, SD, 4, "SD15", "SD15"),
+    "v": (partial(discrete, v=True), SD, 4, "SD20", "SDXL"),
+    "flux": (flow, FlowNoise(), 16, "Flux", "Flux"),
+    "edm": (edm, EDMNoise(0.002, 120.0), 4, "SDXL", None),
+    "sdxl": (discrete, SD, 4, None, "SDXL"),
+    "klein": (flow, FlowNoise(), 128, None, "Flux2"),
+    "zimage": (flow, FlowNoise(), 16, None, "ZImage"),
+    "qwen": (flow, FlowNoise(), 16, None, "QwenImage"),
+    "wan": (flow, FlowNoise(), 16, None, "WAN21_T2V"),
 }
 
 
@@ -113,4 +118,5 @@ def from_first(table: SolverTable, first: Tensor, denoiser: Denoiser, start: int
 
 
 def close(latent: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+    latent = latent.squeeze(2) if latent.ndim == 5 else latent  # a video of one frame
     assert_close(latent.double(), expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))

@@ -8,6 +8,8 @@ from modules import script_callbacks, scripts, sd_samplers, shared
 from safetensors.torch import save
 
 JOB = {}
+# Forge Neo still has the code for latent upscalers, but none.
+shared.latent_upscale_modes.setdefault("Latent", {"mode": "bilinear", "antialias": False})
 
 
 class Probe(scripts.Script):
@@ -38,10 +40,21 @@ def decoded():
     return Response(save({str(i): x.contiguous() for i, x in enumerate(tiny_engine.DECODED)}))
 
 
+def register_as_in_forge_classic():
+    """Registers the extension again in a host that has no get_sampler_and_scheduler."""
+    find = sd_samplers.get_sampler_and_scheduler
+    del sd_samplers.get_sampler_and_scheduler
+    try:
+        sys.modules["learned_solvers.webui_extension"].register()
+    finally:
+        sd_samplers.get_sampler_and_scheduler = find
+
+
 def add_routes(demo, app):
     app.add_api_route("/probe", seen)
     app.add_api_route("/probe/decoded", decoded)
     app.add_api_route("/probe/reset", reset, methods=["POST"])
+    app.add_api_route("/probe/classic", register_as_in_forge_classic, methods=["POST"])
     app.add_api_route("/probe/reload", shared.state.request_restart, methods=["POST"])
 
 

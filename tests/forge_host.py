@@ -16,35 +16,80 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 TINY = HOSTS / "tiny_forge"
-NO_FORGE = (
-    "no Forge: set FORGE_PATH to a checkout of Stable Diffusion WebUI Forge with a venv in it or next to it, or set "
-    "FORGE_PYTHON to the python that runs it"
-)
-MODELS = ("eps", "refiner", "v", "flux", "edm", "picture")
+
+
+@dataclass(frozen=True)
+class Host:
+    """Forge or Forge Neo: where it is, the environment variables that say so, its options, its models."""
+
+    title: str
+    variable: str
+    python_variable: str
+    default: str
+    options: tuple[str, ...]
+    models: tuple[str, ...]
+
+    def checkout(self) -> Path | None:
+        """The checkout to test, if there is one that can run."""
+        found = find_checkouts(self.variable, (self.default,), "modules_forge")
+        return next((checkout for checkout in found if self.python_of(checkout)), None)
+
+    def python_of(self, checkout: Path) -> Path | None:
+        return find_python(self.python_variable, checkout / "venv", checkout.parent / "venv")
+
+    @property
+    def missing(self) -> str:
+        """Why the tests are skipped."""
+        return (
+            f"no {self.title}: set {self.variable} to a checkout of it with a venv in it or next to it, or set "
+            f"{self.python_variable} to the python that runs it"
+        )
+
+
+_MODELS = ("eps", "refiner", "v", "flux", "picture")
+FORGES = {
+    "forge": Host(
+        "Forge",
+        "FORGE_PATH",
+        "FORGE_PYTHON",
+        "forge/webui",
+        ("--always-cpu", "--no-download-sd-model"),
+        (*_MODELS, "edm"),
+    ),
+    "forge_neo": Host(
+        "Forge Neo",
+        "FORGE_NEO_PATH",
+        "FORGE_NEO_PYTHON",
+        "forge-neo/webui",
+        ("--cpu",),
+        (*_MODELS, "sdxl", "klein", "zimage", "qwen", "wan", "wan-low"),
+    ),
+}
 CLASHES = {"a-clash": ("samplers", "training"), "zz-clash": ("nodes", "webui_extension")}
 """Extensions loaded before and after Learned Solvers; some of their packages have the same names."""
 SETTINGS = {"sd_model_checkpoint": "eps.safetensors", "randn_source": "CPU", "forge_preset": "sd"}
 SETTINGS |= dict.fromkeys(("live_previews_enable", "samples_save", "grid_save", "upcast_attn"), False)
 # Forge restores an overridden setting only if it is set here.
 SETTINGS |= {"hires_fix_show_sampler": True, "sd_noise_schedule": "Default", "img2img_fix_steps": False}
+SETTINGS |= {"refiner_use_steps": False}  # Forge Neo's
 SETTINGS |= {"learned_solvers_file": "auto", "learned_solvers_nearest": False}
 FIELDS = {"prompt": "a cat", "seed": 1, "width": 64, "height": 64, "cfg_scale": 3.0, "sampler_name": "DyWeight"}
 
 
-def checkout() -> Path | None:
-    """The Forge checkout to test, if there is one that can run."""
-    return next((c for c in find_checkouts("FORGE_PATH", ("forge/webui",), "modules_forge") if python_of(c)), None)
-
-
-def python_of(checkout: Path) -> Path | None:
-    return find_python("FORGE_PYTHON", checkout / "venv", checkout.parent / "venv")
-
-
+@dataclass
 class ForgeServer(HostServer):
     """A running Forge; `run` runs a job through its API."""
 
-    title = "Forge"
     ready_path = "/probe"  # extensions' routes are the last to be added
+    host: Host = FORGES["forge"]
+
+    @property
+    def title(self) -> str:
+        return self.host.title
+
+    @property
+    def is_neo(self) -> bool:
+        return self.host is FORGES["forge_neo"]
 
     @property
     def solvers(self) -> Path:
@@ -52,9 +97,9 @@ class ForgeServer(HostServer):
 
     def command(self) -> list[str]:
         data = self.base / "data"
-        command = [str(python_of(self.checkout)), str(TINY / "start.py"), str(self.base / "webui")]
-        command += ["--data-dir", str(data), "--port", str(self.port), "--api", "--always-cpu", "--skip-install"]
-        command += ["--skip-torch-cuda-test", "--skip-version-check", "--no-prompt-history", "--no-download-sd-model"]
+        command = [str(self.host.python_of(self.checkout)), str(TINY / "start.py"), str(self.base / "webui")]
+        command += ["--data-dir", str(data), "--port", str(self.port), "--api", *self.host.options, "--skip-install"]
+        command += ["--skip-torch-cuda-test", "--skip-version-check", "--no-prompt-history"]
         command += ["--gradio-allowed-path", str(self.base / "webui")]
         return [*command, "--ui-settings-file", f"{data}/config.json", "--ui-config-file", f"{data}/ui-config.json"]
 
@@ -105,7 +150,7 @@ class Job:
         return {key.strip(): value.strip().strip('"') for key, value in pairs}
 
 
-def make_base(checkout: Path, base: Path) -> None:
+def make_base(host: Host, checkout: Path, base: Path) -> None:
     """Fills a folder with Forge, models, the test extensions, and this checkout as an extension.
 
     Forge finds its root by the real path of its modules and serves no linked files: only large folders are linked.
@@ -119,7 +164,7 @@ def make_base(checkout: Path, base: Path) -> None:
         elif entry.name not in (".git", "venv", "models", "repositories", "extensions", "extensions-builtin"):
             copy = shutil.copytree if entry.is_dir() else shutil.copy
             copy(entry, webui / entry.name)
-    for entry in (checkout / "repositories").iterdir():
+    for entry in (checkout / "repositories").glob("*"):  # Forge Neo has none
         if not (webui / "repositories" / entry.name).exists():
             (webui / "repositories" / entry.name).symlink_to(entry)
     for extension, packages in CLASHES.items():
@@ -130,6 +175,7 @@ def make_base(checkout: Path, base: Path) -> None:
     (extensions / "probe").symlink_to(TINY / "probe")
     (extensions / "learned-solvers").symlink_to(ROOT, target_is_directory=True)
     models.mkdir(parents=True)
-    for i, name in enumerate(MODELS):
+    (base / "data" / "tmp").mkdir()  # Forge Neo's launch.py makes it
+    for i, name in enumerate(host.models):
         save_file({"weight": torch.tensor([float(i)])}, models / f"{name}.safetensors")
     (base / "data" / "config.json").write_text(json.dumps(SETTINGS))
