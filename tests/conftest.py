@@ -12,11 +12,9 @@ import pytest
 import torch
 from browser_host import running_browser
 from comfy_host import EACH_CHECKOUT, Server, checkouts, make_base
-from forge_host import FORGES, ForgeServer
-from forge_host import make_base as make_forge_base
 from host_server import ROOT
 
-NAME = "learned_solvers"
+NAME, FORGES = "learned_solvers", {"forge", "forge_neo"}
 if NAME not in sys.modules:
     spec = spec_from_file_location(NAME, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
     assert spec is not None and spec.loader is not None
@@ -31,14 +29,14 @@ def pytest_collection_modifyitems(items):
 
     The slowest file comes first, so that it does not keep one worker busy after the other has finished.
     """
-    hosts = {path.name for path in checkouts()} | FORGES.keys()
+    hosts = {path.name for path in checkouts()} | FORGES
     for item in items:
         parameters = getattr(item, "callspec", None)
         server = set() if parameters is None else set(parameters._idlist)
         group = next(iter(server & hosts), item.path.name)
         item.add_marker(pytest.mark.xdist_group(group))
         if "forge" in item.fixturenames:
-            item.add_marker(next(iter(server & FORGES.keys())))
+            item.add_marker(next(iter(server & FORGES)))
         for fixture, marker in (("server", "comfy"), ("browser", "browser")):
             if fixture in item.fixturenames:
                 item.add_marker(marker)
@@ -63,14 +61,16 @@ def server(request, tmp_path_factory):
         yield running
 
 
-@pytest.fixture(scope="session", params=FORGES)
+@pytest.fixture(scope="session", params=sorted(FORGES))
 def forge(request, tmp_path_factory):
     """A running Forge, and a running Forge Neo, with this checkout as an extension."""
+    from forge_host import FORGES, ForgeServer, make_base
+
     host = FORGES[request.param]
     if (place := host.checkout()) is None:
         pytest.skip(host.missing)
     base = tmp_path_factory.mktemp(request.param) / "base"
-    make_forge_base(host, place, base)
+    make_base(host, place, base)
     with ForgeServer(place, base, host=host) as running:
         yield running
 
