@@ -114,6 +114,7 @@ EXTERNAL = (  # so that a new or misspelt link is noticed; tests open no connect
     *(family.paper for family in FAMILIES.values()),
     PROJECT["project"]["urls"]["Repository"] + "/",
     "https://github.com/AUTOMATIC1111/stable-diffusion-webui",
+    "https://github.com/Haoming02/sd-webui-forge-classic/tree/neo",
     "https://github.com/crowsonkb/k-diffusion",
     "https://github.com/lllyasviel/stable-diffusion-webui-forge",
     "https://keepachangelog.com/en/1.1.0/",
