@@ -12,6 +12,7 @@ teacher from the same initial noise. Choose a --seed that the solvers were not f
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 if not __package__:  # run as a file
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # absent with python -I and in portable builds
     import _as_package
 
     __package__ = _as_package.TRAINING

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 
 if not __package__:  # run as a file
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # absent with python -I and in portable builds
     import _as_package
 
     __package__ = _as_package.TRAINING

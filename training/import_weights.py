@@ -10,12 +10,15 @@ loss is in the paper's released code is kept.
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
 if not __package__:  # run as a file
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # absent with python -I and in portable builds
     import _as_package
 
     __package__ = _as_package.TRAINING

@@ -6,6 +6,8 @@ Takes about five minutes on two CPU cores. Needs scikit-learn (`pip install scik
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 if not __package__:  # run as a file
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # absent with python -I and in portable builds
     import _as_package
 
     __package__ = _as_package.TRAINING

@@ -188,3 +188,13 @@ def test_the_registrys_entry_is_complete():
     repository = project["urls"]["Repository"].removeprefix("https://github.com/")
     icon = comfy["Icon"].removeprefix(f"https://raw.githubusercontent.com/{repository}/main/")
     assert (ROOT / icon).is_file()
+
+
+SCRIPTS = [file.name for file in sorted((ROOT / "training").glob("[a-z]*.py")) if "__main__" in file.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_runs_through_a_link_in_an_isolated_python_as_portable_builds_have(tmp_path, script):
+    (tmp_path / "pack").symlink_to(ROOT, target_is_directory=True)
+    command = "-I", tmp_path / "pack" / "training" / script, "--help"
+    assert run_python(*command, cwd=tmp_path).startswith(f"usage: {script}")
