@@ -12,11 +12,12 @@ from .data.batch_limit import is_out_of_memory
 from .data.samples import Samples
 from .job import FitJob
 from .optimise.gradient import GradientDescent
+from .optimise.losses import make_objective
 from .spaces import make_space
 from .starts.candidates import scan_calls
 from .starts.choose import start_calls
 
-__all__ = ["duration", "most_calls", "seconds_of_call", "usual_calls"]
+__all__ = ["duration", "most_calls", "seconds_of_call", "usual_calls", "work_bytes"]
 
 _GRADIENT_CHECK_RUNS = 11  # a gradient and up to eight differences, and three runs to measure rounding
 _UPDATE_PASSES = 3  # a forward pass, and a backward pass that counts as two
@@ -53,6 +54,13 @@ def usual_calls(job: FitJob) -> int:
     """The network calls that a fit usually takes; measured: 0.69 to 0.96 of the largest number."""
     part = 1.0 if isinstance(job.optimizer, GradientDescent) else 0.87
     return 100 * math.ceil(part * most_calls(job) / 100)
+
+
+def work_bytes(job: FitJob) -> int:
+    """Size of a fit's working files: the teacher's states in float32, twice for safety, and the journal."""
+    paths = len(job.samples) if make_objective(job.settings.loss).needs_trajectory else job.blocks[0]
+    states = paths * job.path_teacher.steps + len(job.samples)
+    return 2 * 4 * states * job.samples.x[0].numel() * max(1, len(job.settings.guidance)) + 2**26
 
 
 def seconds_of_call(denoiser: Callable[..., Tensor], batch: Samples, hint: str) -> float:

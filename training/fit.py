@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
 from functools import partial
@@ -27,9 +28,10 @@ from .optimise.losses import make_objective
 from .report import FitResult
 from .step_fit import fit_steps
 from .store.journal import Journal
+from .store.output import WORK_SUFFIX
 from .task import Task
 
-__all__ = ["fit", "fit_solver", "run_fit"]
+__all__ = ["fit", "fit_solver", "remark_of", "run_fit"]
 
 
 def fit_solver(
@@ -175,13 +177,27 @@ def run_fit(
     log: Progress,
     *,
     on_call: Callable[[int], object],
+    deliver: Callable[[FitResult], object],
+    remark: Callable[[str], object],
     pictures: int,
-    folder: Path | None = None,
+    folder: Path,
     processes: Processes | None = None,
-) -> tuple[FitResult, list[Result]]:
-    """Fits a job with a host's model; process 0 then samples a few held-out starts for the comparison picture.
+) -> list[Result]:
+    """Fits a job with a host's model; process 0 then delivers it, and samples a few held-out starts for the picture.
 
-    `on_call` receives the number of samples of each call of the fit. An interrupted fit resumes from `folder`.
+    Args:
+        job: The fit.
+        model: The denoiser, while the host has it loaded.
+        log: Receives log lines.
+        on_call: Receives the number of samples of each call of the fit.
+        deliver: Writes the result, before anything else can fail.
+        remark: Receives a sentence if the starts for the picture cannot be sampled.
+        pictures: Number of starts.
+        folder: An interrupted fit resumes from it.
+        processes: This process's rank among several.
+
+    Returns:
+        The end states of teacher, peers and solver; empty if they cannot be sampled, and in other processes.
     """
 
     def counted(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
@@ -189,9 +205,24 @@ def run_fit(
         on_call(len(x))
         return denoised
 
-    paths = {"cache": folder / "teacher", "journal": folder / "journal.safetensors"} if folder else {}
+    paths = {"cache": folder / "teacher", "journal": folder / f"journal{WORK_SUFFIX}"}
     result = fit(job, counted, log, **paths, processes=processes)
     if processes and processes.rank > 0:
-        return result, []
+        return []
+    deliver(result)
     starts = job.samples.rows(len(job.samples) - min(pictures, job.held_out), len(job.samples))
-    return result, fit_results(result.solver, result, job.teacher, model, starts, job.noise)
+    with remark_of("picture", remark):
+        return fit_results(result.solver, result, job.teacher, model, starts, job.noise)
+    return []
+
+
+@contextmanager
+def remark_of(what: str, remark: Callable[[str], object]) -> Iterator[None]:
+    """Turns an error in what follows the delivered solver into a remark; an interrupt stays one."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ == "InterruptProcessingException":  # an Exception in older ComfyUI
+            raise
+        reason = (str(error).splitlines() or [""])[0][:200]
+        remark(f"No {what} ({type(error).__name__}: {reason}). The solver file is complete.")

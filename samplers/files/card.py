@@ -135,6 +135,7 @@ class Card:
         date: ISO date of the file.
         package_version: Version of Learned Solvers that wrote it.
         note: Note to the user.
+        fit_id: Hash of the fit's inputs, by which the fit recognises its own file.
 
     Raises:
         ValueError: A value breaks a rule.
@@ -155,6 +156,7 @@ class Card:
     date: str = ""
     package_version: str = ""
     note: str = ""
+    fit_id: str = ""
 
     def __post_init__(self) -> None:
         if self.prediction not in KINDS:

@@ -146,6 +146,7 @@ def started(base) -> Iterator[dict[str, Future[Any]]]:
             teacher_guidance=3,
             teacher_diffusion_model=base / "models" / SD3["diffusion_model"],
         ),
+        "no picture": [python, "-c", NO_PICTURE, str(ROOT / "training"), *fit_of(base, SD3, base / "blind")[2:]],
         "refusals": [python, "-c", REFUSALS, str(ROOT / "training"), json.dumps(options), *arguments],
         "compare sd15": comparison(base, "sd15", "vp", "compare sd15", grids="karras"),
         "compare sd3": comparison(base, "sd3", "flow", "compare sd3", grids="simple"),
@@ -259,7 +260,7 @@ def test_an_interrupted_fit_resumes_and_ends_with_the_same_file(base, whole, nam
     )  # fmt: skip
     deadline = time.time() + 600
     # Until the journal has the result of a start.
-    while not any(b"start" in path.read_bytes() for path in output.with_suffix(".fit").glob("*/journal.safetensors")):
+    while not any(b"start" in path.read_bytes() for path in output.with_suffix(".fit").glob("*/journal.work")):
         assert process.poll() is None and time.time() < deadline
         time.sleep(0.02)
     os.kill(process.pid, getattr(signal, name))
@@ -280,6 +281,41 @@ def test_two_processes_through_comfyui_find_the_result_of_one(base, whole):
     output_of(run([python, *launch, *rest]))
     one, both = load_solver(whole).parameters[2], load_solver(output).parameters[2]
     torch.testing.assert_close(dict(both), dict(one), rtol=0, atol=1e-6)
+
+
+NO_PICTURE = """
+import sys
+sys.path.append(sys.argv[1])
+import _as_package
+import torch
+from learned_solvers.training import fit_weights
+from learned_solvers.training.models.comfy import ComfyModel
+from learned_solvers.training.models.guider import _make_denoiser
+
+decoded, make = [], _make_denoiser
+
+def watched(*arguments):
+    denoiser = make(*arguments)
+    def call(*arguments, **options):
+        assert not decoded
+        return denoiser(*arguments, **options)
+    return call
+
+def decode(self, latents):
+    decoded.append(latents)
+    raise torch.cuda.OutOfMemoryError("no room for the VAE")
+
+sys.modules[make.__module__]._make_denoiser, ComfyModel.decode = watched, decode
+fit_weights.main(sys.argv[2:])
+"""
+
+
+def test_a_picture_that_cannot_be_decoded_costs_nothing_else(base, started):
+    output = output_of(started["no picture"].result())
+    sentence = "No picture (OutOfMemoryError: no room for the VAE). The solver file is complete."
+    assert sentence in output and sentence in (base / "blind.md").read_text()
+    assert load_solver(base / "blind.safetensors").steps == (2,)
+    assert not (base / "blind.png").exists() and not (base / "blind.fit").exists()
 
 
 REFUSALS = """

@@ -23,6 +23,7 @@ import torch
 from learned_solvers.samplers import FlowNoise
 from learned_solvers.training import fit_solver
 from learned_solvers.training.store.output import Output
+from PIL import Image
 from safetensors import safe_open
 from tqdm import tqdm
 
@@ -59,19 +60,19 @@ def fit(solver: Path, kill_at: int = 0, overwrite: bool = False) -> None:
     for name in FILE_OPERATIONS:
         setattr(os, name, counted(getattr(os, name)))
     print("started", flush=True)
-    output = Output(solver, "fit", overwrite)
+    output = Output(solver, "killed", overwrite)
     output.check()
     with output.claimed(2**20):
+        output.check()
         work, starts = output.folder / _WORK, torch.randn(8, 6, generator=torch.Generator().manual_seed(2))
         result = fit_solver(
             denoiser, starts, noise=FlowNoise(), steps=(2,), teacher_steps=8, microbatch=4,
-            cache=work / "teacher", journal=work / "journal.safetensors", card={"date": "2026-01-31"},
+            cache=work / "teacher", journal=work / "journal.work",
+            card={"date": "2026-01-31", "fit_id": output.fit_id},
         )  # fmt: skip
-        picture, report, file = (output.folder / file.name for file in output.files)
-        result.solver.save(file, overwrite=True)
-        report.write_text("report\n" * 1000)
-        picture.write_bytes(b"picture\n" * 10_000)
-        output.deliver()
+        output.deliver(result.solver, "report\n" * 1000)
+        output.add_picture(Image.effect_mandelbrot((300, 200), (-2, -1, 1, 1), 50))
+        output.clear()
     print(next(numbers) - 1)
 
 
@@ -88,11 +89,13 @@ def _state_of(solver: Path, reference: dict[str, bytes]) -> str:
     folder = solver.with_suffix(".fit")
     files = {path.name: path for path in solver.parent.iterdir() if path.name.removesuffix(".lock") != folder.name}
     assert files.keys() <= reference.keys(), f"unexpected: {files}"
-    for name, path in files.items():
-        assert path.read_bytes() == reference[name], f"{name} is not whole"
-    journal = folder / _WORK / "journal.safetensors"
+    delivered = not (folder / _WORK).exists()
+    for name, path in files.items():  # the report's last paragraph is the picture
+        whole, content = reference[name], path.read_bytes()
+        assert content == whole or (path.suffix == ".md" and not delivered and content == whole.rpartition(b"\n!")[0])
+    journal = folder / _WORK / "journal.work"
     if files:
-        return "delivered" if solver.name in files else "delivering"
+        return "delivered" if delivered else "delivering"
     if not journal.exists():
         return "begun" if folder.exists() else "nothing yet"
     with safe_open(journal, framework="pt") as file:

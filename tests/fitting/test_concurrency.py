@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
@@ -17,6 +19,7 @@ import pytest
 from learned_solvers.samplers import load_solver
 from learned_solvers.training.store.output import Output
 from oracles import ds_solver
+from PIL import Image
 
 FEW, MANY = ds_solver(5), ds_solver(5, 6, 7, 8, 9, 10)
 PROCESSES, TURNS = 3, 10
@@ -80,13 +83,13 @@ def test_of_many_writers_of_a_new_name_one_succeeds(pool, tmp_path):
 
 
 def deliver(folder: Path, overwrite: tuple[bool, bool], number: int) -> str:
-    output = Output(folder / "a.safetensors", str(number), overwrite=overwrite[number])
+    output = Output(folder / "a.safetensors", f"fit {number}", overwrite=overwrite[number])
     output.check()
     with output.claimed(0):
-        for file in output.files:
-            (output.folder / file.name).write_text(str(number))
-        output.deliver()
-    return "delivered"
+        output.deliver(replace(FEW, card=replace(FEW.card, fit_id=output.fit_id)), output.fit_id)
+        output.add_picture(Image.new("RGB", (8, 8), (number, 0, 0)))
+        output.clear()
+    return output.fit_id
 
 
 @pytest.mark.parametrize("overwrite", [(False, False), (True, True), (False, True)])
@@ -94,10 +97,11 @@ def test_of_two_fits_with_one_name_neither_loses_its_files_without_an_error(pool
     for turn in range(TURNS):
         folder = tmp_path / str(turn)
         results = at_once(pool, 2, partial(deliver, folder, overwrite))
-        delivered = {str(number) for number, line in enumerate(results) if line == "delivered"}
-        contents = {path.read_text() for path in folder.iterdir()}
+        delivered = {line for line in results if re.fullmatch(r"fit \d", line)}
         assert sorted(os.listdir(folder)) == ["a.md", "a.png", "a.safetensors"]
-        assert len(contents) == 1 and contents <= delivered, "files of both"
-        refusals = [line for line in results if line != "delivered"]
+        owner = load_solver(folder / "a.safetensors").card.fit_id
+        number = Image.open(folder / "a.png").getpixel((0, 0))[0]
+        assert owner in delivered and owner in (folder / "a.md").read_text() and owner == f"fit {number}"
+        refusals = [line for line in results if line not in delivered]
         assert all("another process is fitting" in line or "already exists" in line for line in refusals)
         assert len(delivered) == 1 or any(overwrite)  # the later of two may overwrite

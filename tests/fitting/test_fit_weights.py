@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from fits import FLOW, NOISES, starts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from learned_solvers.samplers import euler, heun, sample_table
+from learned_solvers.samplers import Solver, euler, heun, sample_table
 from learned_solvers.samplers.loop import Denoiser
 from learned_solvers.training import (
     EFFORTS,
@@ -29,7 +30,8 @@ from learned_solvers.training.fit import fit
 from learned_solvers.training.models.conditioning import read_conditioning, write_conditioning
 from learned_solvers.training.models.loading import find_comfy
 from learned_solvers.training.store.output import Output
-from oracles import curved
+from oracles import curved, ds_solver
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -147,38 +149,47 @@ def test_an_output_that_cannot_be_written_is_refused_at_the_start(tmp_path):
         pass
 
 
-def write_files(output: Output) -> None:
-    for file in output.files:
-        (output.folder / file.name).write_text("new")
+def solver_of(output: Output) -> Solver:
+    solver = ds_solver(5)
+    return replace(solver, card=replace(solver.card, fit_id=output.fit_id))
 
 
-@pytest.mark.parametrize("moved", [0, 1, 3])
-def test_a_killed_delivery_is_finished_only_by_the_same_command(tmp_path, moved):
+def test_a_killed_delivery_is_finished_only_by_the_same_fit(tmp_path):
     output = Output(tmp_path / "a.safetensors", "one")
+    work = output.folder / "0123456789abcdef"
     with output.claimed(0):
-        write_files(output)
-        (output.folder / "delivering").write_text("one")
-        for file in output.files[:moved]:  # killed here
-            (output.folder / file.name).rename(file)
-    if moved:
+        work.mkdir()
+        output.deliver(solver_of(output), "report")  # killed here
+    assert not output.is_finished()
+    for other in (Output(output.solver, "another"), Output(output.solver, "")):
         with pytest.raises(FileExistsError):
-            Output(output.solver, "another").check()
+            other.check()
+        assert not other.is_finished()
     with output.claimed(0):
-        write_files(output)
-        output.deliver()
+        output.check()
+        output.deliver(solver_of(output), "report")
+        output.add_picture(Image.new("RGB", (8, 8)))
+        output.clear()
+    assert output.is_finished()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.md", "a.png", "a.safetensors"]
+    assert output.report.read_text() == "# a\n\nreport\n\n<!-- fit one -->\n\n![the same starts](a.png)\n"
+    output.solver.unlink()  # a fit may replace its own report and picture, no other's
+    output.check()
+    with pytest.raises(FileExistsError, match=r"a\.md already exists"):
+        Output(output.solver, "another").check()
 
 
-def test_a_delivery_keeps_foreign_files_in_the_folder(tmp_path):
-    output = Output(tmp_path / "run.safetensors", "one")
+def test_a_delivery_keeps_foreign_files_in_the_folder_and_removes_an_overwritten_picture(tmp_path):
+    output = Output(tmp_path / "run.safetensors", "one", overwrite=True)
+    output.picture.touch()
     with output.claimed(0):
         (output.folder / "mine").mkdir()
         (output.folder / "mine" / "data.txt").write_text("dear")
         (output.folder / "0123456789abcdef").mkdir()
-        (output.folder / "prompts-0123456789abcdef.safetensors").touch()
-        write_files(output)
-        output.deliver()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.fit", "run.md", "run.png", "run.safetensors"]
+        (output.folder / "prompts-0123456789abcdef.work").touch()
+        output.deliver(solver_of(output), "report")
+        output.clear()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.fit", "run.md", "run.safetensors"]
     kept = [path.relative_to(output.folder).as_posix() for path in output.folder.rglob("*")]
     assert kept == ["mine", "mine/data.txt"]
 
@@ -204,8 +215,13 @@ def test_the_reported_command_has_the_options_that_change_the_result_in_a_fixed_
     command = parse_fit("", [*options, *unreported, *MODEL])
     words = "--checkpoint absent.safetensors --prompts 'my prompts.txt' --size 64x32 --guidance 2.0 1.0"
     assert isinstance(command, FitCommand)
-    assert command.output.command == f"`python training/fit_weights.py {words}`"
+    assert command.text == f"`python training/fit_weights.py {words}`"
     assert command.count == 24 + 4
+    named, other = (
+        parse_fit("", [*options, *MODEL, "--output", "./x"]),
+        parse_fit("", [*options, *MODEL, "--seed", "1"]),
+    )
+    assert named.output.fit_id == command.output.fit_id != other.output.fit_id
 
 
 def guided(x: Tensor, sigma: Tensor, guidance: float = 1.0) -> Tensor:

@@ -23,6 +23,7 @@ from ..models.loading import ModelFiles
 from ..optimise.losses import LOSSES
 from ..spaces import SPACES
 from ..starts.choose import resolve_initial
+from ..store.content import content_hash
 from ..store.output import Output
 
 __all__ = [
@@ -91,6 +92,8 @@ class FitCommand:
     dry_run: bool
     recipe: tuple[str, str, int] | None
     """Sampler, scheduler and steps of the teacher, instead of the settings'."""
+    text: str
+    """The command as reported, in Markdown."""
     teacher_files: ModelFiles | None = None
     teacher_guidance: float | None = None
     of_pictures: bool = False
@@ -159,10 +162,12 @@ def parse_fit(description: str, arguments: Sequence[str] | None) -> FitCommand |
         effort=args.effort, samples=args.samples,
     )  # fmt: skip
     resolve_initial(settings.initial, settings.family, settings.steps)
-    output = Output(_solver_file(args.output, args.family, files), _reported_command(parser, args), args.overwrite)
+    fit_id = content_hash(_reported_command(parser, args, "output"))[:32]
+    output = Output(_solver_file(args.output, args.family, files), fit_id, args.overwrite)
     return FitCommand(
         files, prompts(args), settings, samples, args.microbatch, tuple(sorted(args.guidance)), args.size, output,
-        args.dry_run, recipe, _teacher_files(args, files), args.teacher_guidance, args.loss == "features",
+        args.dry_run, recipe, _reported_command(parser, args), _teacher_files(args, files), args.teacher_guidance,
+        args.loss == "features",
     )  # fmt: skip
 
 
@@ -191,11 +196,12 @@ def _recipe(teacher: str, teacher_steps: int | None) -> tuple[str, str, int] | N
     return words[0], words[1], int(words[2])
 
 
-def _reported_command(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
+def _reported_command(parser: argparse.ArgumentParser, args: argparse.Namespace, *omitted: str) -> str:
     """The command in Markdown, without defaults and without options that do not change the result."""
+    omitted = ("overwrite", "dry_run", "threads", "comfyui", *omitted)
     words = ["python", "training/fit_weights.py"]
     for name, value in vars(args).items():
-        if value != parser.get_default(name) and name not in ("overwrite", "dry_run", "threads", "comfyui"):
+        if value != parser.get_default(name) and name not in omitted:
             values = ["x".join(map(str, value))] if name == "size" else value if isinstance(value, list) else [value]
             words += [f"--{name.replace('_', '-')}", *([] if value is True else map(str, values))]
     return f"`{shlex.join(words)}`"

@@ -18,12 +18,12 @@ from ...samplers.comfy_models import fingerprint
 from ...samplers.guidance import Guidance
 from ..comparison.measure import Result
 from ..comparison.sheet import draw_results
-from ..cost import duration, most_calls, seconds_of_call, usual_calls
+from ..cost import duration, most_calls, seconds_of_call, usual_calls, work_bytes
 from ..data.processes import Processes
 from ..data.samples import Samples
 from ..data.teacher import Recipe, Teacher
 from ..effort import EFFORTS
-from ..fit import run_fit
+from ..fit import remark_of, run_fit
 from ..job import FitJob
 from ..models import Model
 from ..models.comfy import ComfyModel
@@ -34,9 +34,9 @@ from ..models.other_teacher import OtherTeacher
 from ..models.picture_loss import picture_loss
 from ..optimise.gradient import GradientDescent
 from ..optimise.levenberg_marquardt import Progress
-from ..optimise.losses import make_objective
 from ..report import FitResult, table_of
 from ..store.content import content_hash
+from ..store.output import WORK_SUFFIX
 from .options import FitCommand
 
 __all__ = ["fit_model", "guidance_for"]
@@ -52,22 +52,22 @@ def fit_model(command: FitCommand, processes: Processes) -> None:
         command.output.check()
     run = ModelFit(command, processes, log)
     log(run.describe())
-    job, whole = run.job, make_objective(command.settings.loss).needs_trajectory
-    paths = len(job.samples) if whole else job.blocks[0]
-    # The teacher's states in float32, twice for safety, and the journal.
-    states = paths * job.path_teacher.steps + len(job.samples)
-    needed = 2 * 4 * states * job.samples.x[0].numel() + 2**26
-    with command.output.claimed(needed) if first and not command.dry_run else nullcontext():
+    output = command.output
+    with output.claimed(work_bytes(run.job)) if first and not command.dry_run else nullcontext():
+        output.check()  # another fit may have just delivered
         conds = processes.from_first(run.conditioning() if first else None)
         run.model.free_text_encoders()
         if run.other and not command.dry_run:
             run.other.run(
                 run.job, EncodedPrompts(conds), log, processes=processes, cache=run.folder(conds) / "other teacher"
             )
-        run.model.with_denoiser(
+        ends = run.model.with_denoiser(
             lambda denoiser, device: run.fit(denoiser, device, conds),
             conds, run.guidance, [command.microbatch, *run.shape[1:]], differentiable=run.differentiable,
         )  # fmt: skip
+        if first and not command.dry_run:
+            run.draw(ends)
+            output.clear()
 
 
 def guidance_for(model: Model, values: Sequence[float]) -> Guidance:
@@ -84,7 +84,7 @@ class ModelFit:
     def __init__(self, command: FitCommand, processes: Processes, log: Progress) -> None:
         self.command, self.processes, self.log, settings = command, processes, log, command.settings
         texts = command.prompts.texts(command.count)
-        name = f"prompts-{content_hash(texts, command.files.stamps())[:16]}.safetensors"
+        name = f"prompts-{content_hash(texts, command.files.stamps())[:16]}{WORK_SUFFIX}"
         self.prompts = command.prompts.encoded or command.output.folder / name
         self.reused = self.prompts.exists()
         self.model = model = ComfyModel.load(command.files, text_encoders=processes.rank == 0 and not self.reused)
@@ -99,6 +99,7 @@ class ModelFit:
             "fingerprint": fingerprint(model.patcher.model),
             "guidance": self.guidance,
             "resolution": model.pixels(self.shape),
+            "fit_id": command.output.fit_id,
             "note": f"fitted to {self.fitted} samples, evaluated on {settings.held_out}, seed {settings.seed}",
         }
         settings = replace(
@@ -151,8 +152,11 @@ class ModelFit:
         count, file = (1, None) if encode_one else (self.command.count, self.prompts)
         return self.command.prompts.conditioning(self.model, count, file, self.log)
 
-    def fit(self, denoiser: Callable[..., Tensor], device: torch.device, conds: list[Cond]) -> None:
-        """Times the model, fits unless this is a dry run, and writes the files; called while the model is loaded."""
+    def fit(self, denoiser: Callable[..., Tensor], device: torch.device, conds: list[Cond]) -> list[Result]:
+        """Times the model and, unless this is a dry run, fits and writes solver and report; the picture's end states.
+
+        Called while the model is loaded.
+        """
         command, processes, job = self.command, self.processes, self.job.on(device)
         batch = job.samples.rows(0, command.microbatch)
         seconds, sampling = seconds_of_call(denoiser, batch, self._hint()), peak_memory(device)
@@ -164,7 +168,7 @@ class ModelFit:
             f"Memory for sampling {len(batch)} at a time: {sampling}."
         )
         if command.dry_run:
-            return
+            return []
         folder = self.folder(conds)
         # disable=None: no bar unless the output is a terminal.
         bar = tqdm(total=most, unit=" calls", disable=True if processes.rank else None, dynamic_ncols=True)
@@ -175,14 +179,37 @@ class ModelFit:
                 if "held out" in line or "held-out" in line:
                     bar.set_postfix_str(line.rpartition(": ")[2])
 
-        result, ends = run_fit(
-            job, denoiser, show, on_call=bar.update, pictures=_PICTURES, folder=folder, processes=processes
+        def deliver(result: FitResult) -> None:
+            bar.total = bar.n
+            bar.close()
+            memory = f"Peak memory: {peak_memory(device)}; plain sampling: {sampling}."
+            facts = f"{command.text}\n\nGuidance of the samples: {self.guidance}. {memory}"
+            command.output.deliver(result.solver, f"{facts}\n\n{table_of(result)}")
+            self.log(f"\n{table_of(result)}\n\nwritten: {command.output.solver}, {command.output.report}")
+
+        ends = run_fit(
+            job, denoiser, show, on_call=bar.update, deliver=deliver, remark=self.remark, pictures=_PICTURES,
+            folder=folder, processes=processes,
         )  # fmt: skip
-        bar.total = bar.n
         bar.close()
-        if processes.rank == 0:
-            self._write(result, ends, f"Peak memory: {peak_memory(device)}; plain sampling: {sampling}.")
-            self.log(f"\n{table_of(result)}\n\nwritten: {', '.join(map(str, reversed(command.output.files)))}")
+        return ends
+
+    def remark(self, sentence: str) -> None:
+        """Shows a sentence and adds it to the report."""
+        self.command.output.append(sentence)
+        self.log(sentence)
+
+    def draw(self, ends: list[Result]) -> None:
+        """Draws the picture; called when sampling is over, as decoding may unload the model."""
+
+        def pictures(states: Tensor) -> Tensor:
+            return torch.cat([self.model.decode(state[None]) for state in states])
+
+        output = self.command.output
+        if ends:
+            with remark_of("picture", self.remark):
+                output.add_picture(draw_results(f"{output.solver.stem}: the same held-out starts", ends, pictures, 160))
+                self.log(f"written: {output.picture}")
 
     def folder(self, conds: list[Cond]) -> Path:
         """The folder of this fit's journal and of the teacher's states."""
@@ -198,20 +225,6 @@ class ModelFit:
             files = ", ".join(map(str, clip))
             return f"if the text encoders {files} are for another model, pass the right ones with --clip"
         return "check that this checkpoint and its text encoders work in ComfyUI"
-
-    def _write(self, result: FitResult, ends: list[Result], memory: str) -> None:
-        """Writes solver file, report and picture into the output's folder, then moves them together."""
-        output, decode = self.command.output, self.model.decode
-        png, md, solver = (output.folder / file.name for file in output.files)
-        result.solver.save(solver, overwrite=True)
-
-        def pictures(states: Tensor) -> Tensor:
-            return torch.cat([decode(state[None]) for state in states])
-
-        draw_results(f"{solver.stem}: the same held-out starts", ends, pictures, side=160).save(png)
-        facts = f"{output.command}\n\nGuidance of the samples: {self.guidance}. {memory}"
-        md.write_text(f"# {solver.stem}\n\n{facts}\n\n{table_of(result)}\n\n![the same starts]({png.name})\n", "utf-8")
-        output.deliver()
 
 
 def peak_memory(device: torch.device) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from .canvas import Canvas, text_width
 from .measure import Result
 
-__all__ = ["Cell", "Head", "draw_results", "draw_sheet"]
+__all__ = ["Cell", "Head", "draw_note", "draw_results", "draw_sheet"]
 
 _GAP, _MARGIN, _TITLE_HEIGHT, _HEAD_HEIGHT, _CAPTION_HEIGHT = 8, 16, 46, 44, 24
 _CAPTION_WIDTH, _HEAD_WIDTH = 150, 240  # smallest of a column with captions, largest of the row heads
@@ -81,6 +81,14 @@ def draw_sheet(
                 canvas.picture(x, y, width, height, cell.picture)
                 colour = Canvas.BLUE if columns[k].learned else Canvas.GREY
                 canvas.text(x, y + height + 13, cell.caption, 14, colour, width=column_width)
+    return canvas.reduced()
+
+
+def draw_note(text: str) -> Image.Image:
+    """Draws a line of text, in place of a sheet that cannot be drawn."""
+    width = round(text_width(text, 15)) + 2 * _MARGIN
+    canvas = Canvas(width, 2 * _MARGIN + 20)
+    canvas.text(_MARGIN, _MARGIN + 10, text, 15, Canvas.INK, width=width - _MARGIN)
     return canvas.reduced()
 
 

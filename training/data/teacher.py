@@ -18,6 +18,7 @@ from ...samplers.files.write import write_tensors
 from ...samplers.loop import Denoiser
 from ...samplers.schedules import Noise
 from ..store.content import content_hash
+from ..store.output import WORK_SUFFIX
 from .batch_limit import BatchLimit
 from .dense_grid import PILOT_CALLS, dense_grid
 from .samples import CountedDenoiser, Samples
@@ -219,7 +220,7 @@ def _of_microbatches(
         batch = samples.rows(start, stop)
         path = None
         if cache is not None:
-            path = cache / f"{content_hash(key, batch.x, batch.extra_args)[:32]}.safetensors"
+            path = cache / f"{content_hash(key, batch.x, batch.extra_args)[:32]}{WORK_SUFFIX}"
         states = _cached(path, batch)
         if states is None:
             states = work(batch)

@@ -1,8 +1,9 @@
-"""Output of a fit: a working folder first, then solver file, report and picture, all three or none."""
+"""Output of a fit: a working folder, then the solver file, its report and its picture, in this order."""
 
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import re
@@ -11,68 +12,121 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 from filelock import FileLock, Timeout
 
-__all__ = ["Output", "claimed"]
+from ...samplers.files.solver import Solver, load_solver
+from ...samplers.files.write import write_whole
+
+__all__ = ["WORK_SUFFIX", "Output", "claimed"]
 
 # Before version 4 filelock deletes the file itself; deleting it again could hit another process's lock.
 _RELEASE_KEEPS_FILE = int(filelock.__version__.partition(".")[0]) >= 4
 _log = logging.getLogger("learned_solvers")
 
+WORK_SUFFIX = ".work"
+"""Suffix of files that a fit works with. They are safetensors, but no host must list them as solvers."""
 # What a fit leaves in its folder; prompts and working folders are named by a hash.
-_WORK_FILES = re.compile(r"delivering|prompts-[0-9a-f]+\.safetensors|[0-9a-f]{16}|\..*\.part")
+_WORK_FILES = re.compile(rf"prompts-[0-9a-f]+\{WORK_SUFFIX}|[0-9a-f]{{16}}|\..*\.part")
 
 
 @dataclass(frozen=True)
 class Output:
     """The solver file of a fit, with its report (.md) and picture (.png) next to it.
 
-    `command`, reduced to what affects the result, distinguishes an unfinished delivery from unrelated files.
+    Args:
+        solver: Path of the solver file.
+        fit_id: Identity of the fit, as on the solver's card; tells its own files from others.
+        overwrite: Whether files of other fits may be replaced.
+        rename: In messages, how to choose another name.
+        replace: In messages, how to allow overwriting.
     """
 
     solver: Path
-    command: str
+    fit_id: str
     overwrite: bool = False
+    rename: str = "choose another --output"
+    replace: str = "add --overwrite"
 
     @property
-    def files(self) -> list[Path]:
-        """Picture, report and, last to appear, the solver file."""
-        return [self.solver.with_suffix(suffix) for suffix in (".png", ".md", ".safetensors")]
+    def report(self) -> Path:
+        """The report, in Markdown."""
+        return self.solver.with_suffix(".md")
+
+    @property
+    def picture(self) -> Path:
+        """The picture of a few held-out samples; missing if it could not be drawn."""
+        return self.solver.with_suffix(".png")
 
     @property
     def folder(self) -> Path:
-        """The folder that an interrupted fit resumes from; deleted after the delivery."""
+        """The folder that an interrupted fit resumes from; deleted at the end."""
         return self.solver.with_suffix(".fit")
 
+    def is_finished(self) -> bool:
+        """Whether this very fit has written its solver and removed its working files."""
+        return self._is_own() and not self._work_files()
+
     def check(self) -> None:
-        """Refuses to overwrite files, unless they are an unfinished delivery of the same command."""
-        mark = self.folder / "delivering"
-        if self.overwrite or (mark.exists() and mark.read_text("utf-8") == self.command):
+        """Refuses to overwrite files, unless this fit wrote them and was interrupted before its end."""
+        unfinished = self._is_own() and self._work_files()
+        if self.overwrite or unfinished:
             return
-        for file in reversed(self.files):
-            if file.exists():
-                raise FileExistsError(f"{file} already exists: choose another --output, or add --overwrite")
+        for file in (self.solver,) if self._is_own_report() else (self.solver, self.report, self.picture):
+            if os.path.lexists(file):
+                raise FileExistsError(f"{file} already exists: {self.rename}, or {self.replace}")
 
     @contextmanager
     def claimed(self, needed: int) -> Iterator[None]:
-        """Locks the folder, see `claimed`, and checks again: another fit may have just delivered."""
-        with claimed(self.folder, needed, name=str(self.solver), remedy="choose another --output"):
-            self.check()
+        """Locks the folder, see `claimed`."""
+        with claimed(self.folder, needed, name=str(self.solver), remedy=self.rename):
             yield
 
-    def deliver(self) -> None:
-        """Moves the three files out of the locked folder and deletes what else the fit left there."""
-        self.check()
-        mark = self.folder / "delivering"
-        mark.write_text(self.command, "utf-8")
-        for file in self.files:
-            os.replace(self.folder / file.name, file)
-        mark.unlink()  # from here on the files are finished and protected
-        for path in self.folder.iterdir():
-            if _WORK_FILES.fullmatch(path.name):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    def deliver(self, solver: Solver, report: str) -> None:
+        """Writes the solver, then the report; a former picture is deleted."""
+        self.check()  # again: another program may have written there during the fit
+        solver.save(self.solver, overwrite=self.overwrite or self._is_own())
+        write_whole(self.report, f"# {self.solver.stem}\n\n{report}\n\n{self._mark}\n".encode())
+        self.picture.unlink(missing_ok=True)
+
+    def add_picture(self, picture: Any) -> None:
+        """Writes the picture, a PIL image, and adds it to the report."""
+        content = io.BytesIO()
+        picture.save(content, "PNG")
+        write_whole(self.picture, content.getvalue())
+        self.append(f"![the same starts]({self.picture.name})")
+
+    def append(self, paragraph: str) -> None:
+        """Adds a paragraph to the report."""
+        write_whole(self.report, self.report.read_bytes() + f"\n{paragraph}\n".encode())
+
+    def clear(self) -> None:
+        """Deletes the working files; foreign files in the folder are kept."""
+        for path in self._work_files():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _is_own(self) -> bool:
+        try:
+            return bool(self.fit_id) and load_solver(self.solver).card.fit_id == self.fit_id
+        except (OSError, ValueError):
+            return False
+
+    @property
+    def _mark(self) -> str:
+        """A line of the report that tells it from foreign files, where the solver has been deleted."""
+        return f"<!-- fit {self.fit_id} -->"
+
+    def _is_own_report(self) -> bool:
+        try:
+            return bool(self.fit_id) and self._mark in self.report.read_text("utf-8")
+        except (OSError, UnicodeDecodeError):
+            return False
+
+    def _work_files(self) -> list[Path]:
+        names = os.listdir(self.folder) if self.folder.is_dir() else []
+        return [self.folder / name for name in names if _WORK_FILES.fullmatch(name)]
 
 
 @contextmanager
