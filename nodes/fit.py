@@ -6,28 +6,29 @@ from typing import Any
 
 from ..samplers.families import FAMILIES
 from .base import SolverName, SolverNode, inputs
-from .fit_job import FitWidgets, NodeFit, claim, model_file, path_of_new, upstream_of
-from .folder import FOLDER, SOLVERS
+from .fit_job import FitWidgets, NodeFit, finished_outputs, output_of, path_of_new
+from .folder import FOLDER
+from .graph import inputs_hash, model_file
 
 __all__ = ["FitLearnedSolver"]
 
 TEACHERS = ("ode", "heun", "dpmpp_2m", "ipndm", "euler")
 LOSSES = ("l2", "features", "huber", "l1")
 EFFORTS = ("default", "quick", "thorough")
+_NOT_OF_THE_FIT = ("file_name", "overwrite")  # inputs that do not change the solver
 
 
 class FitLearnedSolver(SolverNode):
     """A solver file fitted to the connected model.
 
-    The host runs the node again when any solver file changes. It then fits again only if its own file or its inputs
-    have changed.
+    A fit that was interrupted continues when the same graph runs again; a finished one returns its file.
     """
 
     TITLE = "Fit Learned Solver"
     DESCRIPTION = (
         "Learns a solver for the connected model as it is: quantised, patched with LoRAs, offloaded. Needs only "
         f"forward passes and no more memory than sampling. The new file in models/{FOLDER} appears in the drop-downs "
-        "at once. An interrupted fit writes no file."
+        "at once. An interrupted fit continues on the next run of the same graph."
     )
     RETURN_TYPES = (SolverName("STRING,COMBO"), "IMAGE", "STRING")
     RETURN_NAMES = ("solver", "comparison", "report")
@@ -38,10 +39,6 @@ class FitLearnedSolver(SolverNode):
     )
     FUNCTION = "fit"
     OUTPUT_NODE = True
-
-    def __init__(self) -> None:
-        self.outputs: dict[str, Any] = {"result": ("",)}  # of the last fit
-        self.made_from: Any = None  # the last fit's graph and the fingerprint of its file
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: D102 - ComfyUI's
@@ -140,20 +137,21 @@ class FitLearnedSolver(SolverNode):
     ) -> dict[str, Any]:
         """Fits and writes the file; returns its drop-down entry, the comparison and the report."""
         prompt, number = prompt or {}, str(node_id)
-        graph = upstream_of(prompt, number)
-        if self.made_from == (graph, SOLVERS.fingerprint(self.outputs["result"][0])):
-            return self.outputs
         settings = FitWidgets(**widgets)
         checkpoint = model_file(prompt, number) or "unknown"
         path, entry = path_of_new(settings.file_name.strip() or f"{settings.family}_{checkpoint}")
-        with claim(path, entry, settings.overwrite):
-            recipe = sampler, sigmas
-            fit = NodeFit(model, positive, negative, latent, settings, checkpoint, node_id, recipe, teacher_model, vae)
-            result, ends = fit.run()
-            result.solver.save(path, overwrite=settings.overwrite)
-        fit.show(f"written: {entry}")
-        picture, table = fit.outputs(f"{path.stem}: same noise, same model", result, ends, vae)
-        report = f"{table}\n\nwritten: {path}"
-        self.outputs = {"ui": {"text": (report,)}, "result": (entry, picture, report)}
-        self.made_from = graph, SOLVERS.fingerprint(entry)
-        return self.outputs
+        ignored = _NOT_OF_THE_FIT if settings.loss == "features" else (*_NOT_OF_THE_FIT, "vae")
+        fit_id = inputs_hash(prompt, number, ignored)
+        output = output_of(path, fit_id, settings.overwrite)
+        if output.is_finished():
+            picture, report = finished_outputs(output)
+        else:
+            output.check()
+            fit = NodeFit(
+                model, positive, negative, latent, settings, checkpoint, fit_id, node_id, (sampler, sigmas),
+                teacher_model, vae,
+            )  # fmt: skip
+            with output.claimed(fit.bytes):
+                output.check()  # another fit may have just delivered
+                picture, report = fit.run(output, vae)
+        return {"ui": {"text": (report,)}, "result": (entry, picture, report)}

@@ -5,9 +5,8 @@ A server that only samples loads nothing of training/, which is imported when a 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -28,16 +27,16 @@ from .pictures import pictures_of, to_image
 from .sampling import guidance_of
 
 if TYPE_CHECKING:
-    from ..training import FitResult
     from ..training.comparison.measure import Result
+    from ..training.store.output import Output
 
-__all__ = ["FitWidgets", "NodeFit", "claim", "model_file", "path_of_new", "upstream_of"]
+__all__ = ["FitWidgets", "NodeFit", "Outputs", "finished_outputs", "output_of", "path_of_new"]
 
-_FREE_BYTES = 2**20  # on the disk; a file has 100 kB
+Outputs = tuple[Tensor, str]
+"""The comparison as an IMAGE, and the report."""
 _PICTURES = 3  # held-out starts drawn in the image
 _LOG_LINES = 4  # shown on the node
 _LONGEST_NAME = 200  # bytes; operating systems allow 255, suffix included
-_MODEL_WIDGETS = ("ckpt_name", "unet_name", "model_name", "gguf_name", "model_path")
 
 
 @dataclass(frozen=True)
@@ -78,13 +77,14 @@ class NodeFit:
         latent: Mapping[str, Any],
         widgets: FitWidgets,
         checkpoint: str,
+        fit_id: str,
         node_id: str | None,
         recipe: tuple[Any, Any],
         teacher_model: Any = None,
         vae: Any = None,
     ) -> None:
         from ..training import EFFORTS, FitJob, FitSettings, most_calls
-        from ..training.cost import usual_calls
+        from ..training.cost import usual_calls, work_bytes
         from ..training.data.samples import Samples
         from ..training.data.teacher import Recipe, Teacher
         from ..training.models.comfy_samplers import usual_sampler
@@ -121,12 +121,13 @@ class NodeFit:
             "fingerprint": fingerprint(model.model),
             "guidance": self.guidance,
             "resolution": pixel_size(model.model, shape) or "",
+            "fit_id": fit_id,
         }
         noise = noise_of(model.model, sampling, shape)
         self.job = FitJob(settings, Samples(x, {"row": list(range(count))}, len(self.latent)), noise, card)
         if self.other:
             self.other.check(self.job, model)
-        self.most, self.usual = most_calls(self.job), usual_calls(self.job)
+        self.most, self.usual, self.bytes = most_calls(self.job), usual_calls(self.job), work_bytes(self.job)
         self.others = self.other.calls(self.job) if self.other else 0
         self.bar = comfy.utils.ProgressBar(self.most + self.others)
 
@@ -140,34 +141,58 @@ class NodeFit:
             raise ValueError("the loss features decodes end states, but no vae is connected: connect one, or use l2")
         return picture_loss(self.model.model, vae)
 
-    def run(self) -> tuple[FitResult, list[Result]]:
-        """Fits, and returns the result and the samples drawn from a few held-out starts."""
-        from ..training import run_fit
+    def run(self, output: Output, vae: Any) -> Outputs:
+        """Fits, writes the files, and draws the comparison after sampling, as decoding may unload the model."""
+        from ..training import run_fit, table_of
+        from ..training.comparison.sheet import draw_results
+        from ..training.fit import remark_of
         from ..training.models.guider import Denoiser, with_denoiser
+        from ..training.store.content import content_hash
 
-        def work(denoiser: Denoiser, device: torch.device) -> tuple[FitResult, list[Result]]:
-            return run_fit(self.job.on(device), denoiser, self.show, on_call=self.bar.update, pictures=_PICTURES)
+        folder = output.folder / content_hash(output.fit_id, self.job.content_hash())[:16]
+
+        def work(denoiser: Denoiser, device: torch.device) -> list[Result]:
+            return run_fit(
+                self.job.on(device), denoiser, self.show, on_call=self.bar.update, pictures=_PICTURES, folder=folder,
+                deliver=lambda result: output.deliver(result.solver, table_of(result)), remark=output.append,
+            )  # fmt: skip
 
         of_teacher = f", and {self.others:,} of the teacher's" if self.other else ""
         self.show(f"at most {self.most:,} model calls, usually about {self.usual:,}{of_teacher}")
         if self.other:
-            self.other.run(self.job, self.conditioning, self.show, on_call=self.bar.update, seed=self.seed)
-        outcome = with_denoiser(work, self.model, self.conditioning, self.guidance, self.latent, seed=self.seed)
+            self.other.run(
+                self.job, self.conditioning, self.show, on_call=self.bar.update, cache=folder / "other teacher",
+                seed=self.seed,
+            )  # fmt: skip
+        ends = with_denoiser(work, self.model, self.conditioning, self.guidance, self.latent, seed=self.seed)
+        self.show(f"written: {output.solver.name}")
+        if ends:
+            with remark_of("picture", output.append):
+                title = f"{output.solver.stem}: same noise, same model"
+                output.add_picture(draw_results(title, ends, lambda states: pictures_of(self.model, states, vae)))
+        output.clear()
         self.bar.update_absolute(self.most + self.others, self.most + self.others)
-        return outcome
+        return finished_outputs(output)
 
     def show(self, line: str) -> None:
         """Shows a line on the node, below the last few."""
         self.lines = [*self.lines, line][-_LOG_LINES:]
         show_text("\n".join(self.lines), self.node_id)
 
-    def outputs(self, title: str, result: FitResult, ends: Sequence[Result], vae: Any) -> tuple[Tensor, str]:
-        """The comparison as an IMAGE; the table of errors, with remarks on better classical solvers."""
-        from ..training import table_of
-        from ..training.comparison.sheet import draw_results
 
-        picture = draw_results(title, ends, lambda states: pictures_of(self.model, states, vae))
-        return to_image(picture), table_of(result)
+def finished_outputs(output: Output) -> Outputs:
+    """Comparison and report of a finished fit, from its files; a note in place of a picture that is missing."""
+    from PIL import Image
+
+    from ..training.comparison.sheet import draw_note
+
+    report = output.report.read_text("utf-8") if output.report.exists() else f"No report: {output.report} is missing."
+    try:
+        picture = to_image(Image.open(output.picture))
+    except OSError:
+        picture = to_image(draw_note(f"No picture: {output.picture.name} is missing or unreadable."))
+    text = re.sub(r"(?m)^(<!--|!\[).*\n\n?", "", report).strip()  # its mark, and the link to its picture
+    return picture, f"{text}\n\nwritten: {output.solver}"
 
 
 def _teacher(model: Any, recipe: tuple[Any, Any], shape: Sequence[int]) -> Any:
@@ -229,36 +254,8 @@ def path_of_new(name: str) -> tuple[Path, str]:
     return path, str(Path(*plain.parts))
 
 
-@contextmanager
-def claim(path: Path, entry: str, overwrite: bool) -> Iterator[None]:
-    """Reserves a new file's name, `entry` in the drop-downs, for one fit at a time."""
-    from ..training import claimed
+def output_of(path: Path, fit_id: str, overwrite: bool) -> Output:
+    """The files of a fit, with the node's remedies in messages."""
+    from ..training.store.output import Output
 
-    with claimed(path.with_suffix(".fit"), _FREE_BYTES, name=entry, remedy="choose another file_name"):
-        if os.path.lexists(path) and not overwrite:
-            raise FileExistsError(f"{path} already exists: choose another file_name, or turn overwrite on")
-        yield
-
-
-def upstream_of(prompt: Mapping[str, Any], node_id: str) -> dict[str, Any]:
-    """A node and the nodes that lead to it, by number: class, inputs and `is_changed`, the host's mark of files.
-
-    The node's own mark is left out, as it changes with the file that the node writes.
-    """
-    graph, queue = {}, [node_id]
-    for key in queue:  # grows in the loop
-        if key in prompt and key not in graph:
-            node = prompt[key]
-            graph[key] = node["class_type"], node["inputs"], key != node_id and node.get("is_changed")
-            queue += [str(value[0]) for value in node["inputs"].values() if isinstance(value, list) and value]
-    return graph
-
-
-def model_file(prompt: Mapping[str, Any], node_id: str) -> str | None:
-    """The stem of the model file that a node's `model` input comes from; None if unknown."""
-    inputs, visited = prompt.get(node_id, {}).get("inputs", {}), set()
-    while isinstance(wire := inputs.get("model"), list) and wire and str(wire[0]) not in visited:
-        visited.add(str(wire[0]))
-        inputs = prompt.get(str(wire[0]), {}).get("inputs", {})
-    files = [inputs.get(widget) for widget in _MODEL_WIDGETS]
-    return next((PurePosixPath(f.replace("\\", "/")).stem for f in files if isinstance(f, str) and f), None)
+    return Output(path, fit_id, overwrite, "choose another file_name", "turn overwrite on")

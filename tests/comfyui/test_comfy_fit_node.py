@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from comfy_graphs import fit, ksampler, node, one_node, options
+from comfy_host import Server, make_base
 from learned_solvers.samplers import Guidance, Solver, load_solver
 from learned_solvers.training import TEACHERS
 from torch.testing import assert_close
@@ -60,6 +62,7 @@ def test_a_fitted_file_is_in_the_drop_downs_and_samples(server, model, name, fam
     )
     assert (step.teacher, step.teacher_steps) == ("dpmpp_2m", 6) and step.network_calls > 100
     assert f"**{step.error_after:.4f}**" in graph.text("fit") and str(path) in graph.text("fit")
+    assert path.with_suffix(".md").exists() and not path.with_suffix(".fit").exists()
     assert "2 steps: held-out error" in log and "model calls" in log
     assert torch.isfinite(latent).all() and latent.ndim == dimensions
     drawn = graph.picture("picture")
@@ -222,13 +225,56 @@ def test_a_lora_offloading_and_quantisation_are_part_of_the_model_and_constants_
     assert fp8 != plain and fp8 == pytest.approx(plain, rel=0.2)
 
 
-def test_an_interrupted_fit_writes_no_file(server):
-    graph = fit(server, "sd3", name="stopped", steps="8", samples=64, teacher_steps=12)
-    before = {*server.solvers.rglob("*")}
-    with server.messages() as messages, ThreadPoolExecutor(1) as pool:
-        history = pool.submit(server.submit, graph.prompt)
-        assert "text" in (kind for kind, _ in messages)  # reads that far
-        server.post("/interrupt", {})
-        kinds = [kind for kind, _ in history.result(60)["status"]["messages"]]
-    assert "execution_interrupted" in kinds
-    assert {*server.solvers.rglob("*")} == before
+def listed(server) -> set[str]:
+    return {*options(server, "LearnedSolverKSampler", "solver")}
+
+
+def test_a_fit_that_was_interrupted_and_killed_continues_lists_no_work_file_and_is_returned_when_done(server, tmp_path):
+    make_base(server.checkout, base := tmp_path / "base")
+    settings = {"steps": "2 3", "samples": 6, "teacher_steps": 8, "batch": 2}
+    with Server(server.checkout, base) as host, ThreadPoolExecutor(1) as pool:
+        graph, path = fit(host, "sd3", name="stopped", **settings), host.solver("stopped")
+        before = listed(host)
+
+        def run_until(record: bytes):
+            """The prompt, running until the journal has a record."""
+            history = pool.submit(host.submit, graph.prompt)
+            while not any(record in file.read_bytes() for file in path.with_suffix(".fit").glob("*/journal.work")):
+                time.sleep(0.02)
+            assert listed(host) == before and not path.exists()
+            return history
+
+        interrupted = run_until(b"2/after")
+        host.post("/interrupt", {})
+        assert "execution_interrupted" in (kind for kind, _ in interrupted.result(60)["status"]["messages"])
+        run_until(b"3/")
+        host.process.kill()
+    with Server(server.checkout, base) as host:
+        graph.server, prompt = host, graph.prompt
+        prompt["again"] = prompt.pop("fit")  # another number
+        prompt["picture"]["inputs"]["images"] = ["again", 1]
+        with host.messages() as messages:
+            graph.submit()
+            assert "resuming the fit" in "".join(text for kind, text in messages if kind == "text")
+        content, report, picture = path.read_bytes(), graph.text("again"), graph.picture("picture")
+        prompt["again"]["inputs"]["overwrite"] = True  # the host runs the node again, which returns its file
+        graph.submit()
+        assert path.read_bytes() == content and not path.with_suffix(".fit").exists()
+        assert graph.text("again") == report and (graph.picture("picture") == picture).all()
+    assert load_solver(path).card.steps == fitted(fit(server, "sd3", name="whole", **settings)).card.steps  # calls too
+
+
+@pytest.mark.parametrize(
+    ("fails", "remark"),
+    [
+        ("decoding", r"No picture \(OutOfMemoryError: a late failure, with the file in place: \[True\]\)"),
+        ("sampling", r"No picture \(AssertionError: a late failure\)"),
+    ],
+)
+def test_a_picture_that_fails_is_a_remark_and_no_call_follows_a_decoded_one(server, fails, remark):
+    graph, path = fit(server, "sd3", name=fails, **QUICK), server.solver(fails)
+    late = graph.add("late", "TinyLate", model=["1", 0], file=str(path), fails=fails)
+    graph.prompt["fit"]["inputs"] |= {"model": late, "vae": ["late", 1]}
+    assert fitted(graph).steps == (1,)
+    assert re.search(remark, graph.text("fit")) and "The solver file is complete" in graph.text("fit")
+    assert graph.picture("picture").mean() > 200 and not path.with_suffix(".png").exists()  # a note on white

@@ -124,7 +124,7 @@ def test_two_servers_share_a_folder(server):
         assert get_steps(other, "shared.safetensors") == (200, {"steps": [2]})
         # Both at once to one name: one is written, the other gets an error.
         with ThreadPoolExecutor(2) as pool:
-            race = (fit(host, "sd3", name="race", **small) for host in (server, other))
+            race = (fit(host, "sd3", name="race", **small, seed=seed) for seed, host in enumerate((server, other)))
             (message,) = filter(None, pool.map(Graph.outcome, race))
     assert "race.safetensors" in message and ("another process" in message or "already exists" in message)
     assert not list(server.solvers.glob("*.fit")) and not list(server.solvers.glob(".*"))

@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from pathlib import Path
 
 import comfy.conds
 import comfy.model_base
@@ -80,3 +81,22 @@ def with_constant(model):
     model.add_object_patch("extra_conds", lambda **values: {**conds(**values), "tiny_constant": constant})
     model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "tiny", call)
     return model
+
+
+@node("TinyLate", ("MODEL", "VAE"), model="MODEL", file="STRING", fails=["sampling", "decoding"])
+def late(model, file, fails):
+    """A model and a VAE, one of which fails once a file exists; the model also fails after a picture was decoded."""
+    decoded = []
+
+    class Decoder:
+        def decode(self, latents):
+            decoded.append(Path(file).exists())
+            raise torch.cuda.OutOfMemoryError(f"a late failure, with the file in place: {decoded}")
+
+    def call(executor, *args, **kwargs):
+        assert not decoded and not (fails == "sampling" and Path(file).exists()), "a late failure"
+        return executor(*args, **kwargs)
+
+    model = model.clone()
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "tiny", call)
+    return model, Decoder()
