@@ -31,7 +31,7 @@ if not __package__:  # run as a file, by ComfyUI's Python
 
 from learned_solvers.samplers import FlowNoise, SolverTable, load_solver, sample_table
 from learned_solvers.samplers.families.dyweight import dyweight_table
-from learned_solvers.training.models.loading import find_comfy, host_module
+from learned_solvers.training.models.host import Host, find_comfy
 
 from .k_diffusion_modules import k_diffusion_folder, k_diffusion_module
 
@@ -81,7 +81,7 @@ def overhead(turns: int = 41) -> dict[str, Any]:
 
 def _overhead_in_comfyui(comfy: str, k_diffusion_parent: str, turns: str) -> dict[str, Any]:
     sys.path.append(k_diffusion_parent)
-    ipndm = host_module(Path(comfy), "comfy.k_diffusion.sampling").sample_ipndm
+    ipndm = Host(Path(comfy)).module("comfy.k_diffusion.sampling").sample_ipndm
     return _measure({**samplers(), "ipndm": lambda x: ipndm(_network, x, SIGMAS, disable=True)}, int(turns))
 
 

@@ -35,6 +35,7 @@ from .command.options import (
     Prompts,
     add_model_options,
     check_demo,
+    join_host_options,
     model_files,
     parse_count,
     parse_guidance,
@@ -50,7 +51,7 @@ from .data.teacher import TEACHERS, Teacher
 from .models.comfy import ComfyModel
 from .models.comfy_samplers import host_entries
 from .models.digits import load_digits
-from .models.loading import ModelFiles, find_comfy
+from .models.loading import ModelFiles
 
 __all__ = ["main"]
 
@@ -83,7 +84,7 @@ class CompareCommand:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command."""
     try:
-        command = _parse(sys.argv[1:] if arguments is None else arguments)
+        command = _parse(join_host_options(arguments))
         (_compare_demo if command.files is None else _compare_model)(command)
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
@@ -121,7 +122,7 @@ def _parse(arguments: list[str]) -> CompareCommand:
     for path in (args.output / name for name in FILES):
         if path.exists() and not args.overwrite:
             raise FileExistsError(f"{path} already exists: choose another --output, or add --overwrite")
-    solvers = tuple(load_solver(path if args.demo else _solver_file(path, args.comfyui)) for path in args.solver)
+    solvers = tuple(load_solver(_solver_file(path, files)) for path in args.solver)
     steps = args.steps or [n for solver in solvers for n in solver.steps] or range(3, 9)
     return CompareCommand(
         shlex.join(["python", "training/compare.py", *arguments]), files, prompts(args), args.size, args.microbatch,
@@ -130,11 +131,11 @@ def _parse(arguments: list[str]) -> CompareCommand:
     )  # fmt: skip
 
 
-def _solver_file(path: Path, comfyui: Path | None) -> Path:
+def _solver_file(path: Path, files: ModelFiles | None) -> Path:
     """The path as given; for a bare name that does not exist, that file in the folder that fits write to."""
-    if path.parent != Path(".") or path.is_file():
+    if files is None or path.parent != Path(".") or path.is_file():
         return path
-    fitted = find_comfy(comfyui) / "models" / "solver_weights" / path.name
+    fitted = files.host.solver_folder / path.name
     return fitted if fitted.is_file() else path
 
 

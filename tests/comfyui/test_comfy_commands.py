@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import time
@@ -21,6 +22,7 @@ import pytest
 import torch
 from comfy_graphs import MODELS as SIZES
 from comfy_graphs import Graph, euler_solver
+from comfy_graphs import options as choices
 from comfy_host import NO_COMFYUI, ROOT, Server, checkouts, make_base, python_of, run_script
 from host_server import free_port
 from learned_solvers.samplers import FlowNoise, VPNoise, load_solver
@@ -409,3 +411,85 @@ def test_comfyuis_euler_has_the_error_of_our_table_and_every_peer_is_compared_on
         assert_drawn(base / "compare grids" / "pictures.png")
     else:
         assert rows["euler"]["error"] == pytest.approx(rows[f"euler_{kind}"]["error"], rel=1e-4)
+
+
+RESULT = """
+import sys
+sys.path.append(sys.argv[1])
+import _as_package
+from pathlib import Path
+from learned_solvers.training import compare
+from learned_solvers.training.command.options import parse_fit
+
+command = parse_fit("", ["--checkpoint", "absent.safetensors", "--output", "mine", "--overwrite", *sys.argv[2:]])
+print(command.output.solver)
+print(compare._solver_file(Path("mine.safetensors"), command.files))
+"""
+
+
+DTYPE = """
+import sys
+from pathlib import Path
+sys.path.append(sys.argv[1])
+import _as_package
+from learned_solvers.training.models.host import Host
+from learned_solvers.training.models.loading import ModelFiles, load_parts
+
+files = ModelFiles(diffusion_model=Path(sys.argv[3]), host=Host(Path(sys.argv[2]), tuple(sys.argv[4:])))
+print(load_parts(files, text_encoders=False)[0].model.get_dtype())
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["--bf16-unet"]])
+def test_comfyuis_own_options_reach_its_loaders(base, options):
+    file = base / "models" / SD3["diffusion_model"]
+    output = output_of(run([str(python_of(CHECKOUT)), "-c", DTYPE, str(ROOT / "training"), CHECKOUT, file, *options]))
+    assert output.split()[-1] == ("torch.bfloat16" if options else "torch.float32")
+
+
+class Elsewhere(Server):
+    """A server whose folders are not the program's."""
+
+    options: tuple[str, ...] = ()
+
+    def command(self) -> list[str]:
+        return [*super().command(), *self.options]
+
+
+@pytest.mark.parametrize(
+    ("options", "folder"),
+    [
+        ([], "data/models/solver_weights"),
+        (["--models-directory", "{0}/big models"], "big models/solver_weights"),
+        (["--extra-model-paths-config", "{0}/paths.yaml"], "yaml"),
+        (["--base-directory", "{0}/other"], "other/models/solver_weights"),
+    ],
+)
+def test_the_command_writes_where_a_server_with_its_options_lists(tmp_path, options, folder):
+    """Case 06: a program, and a data folder with models and, through a link, the pack."""
+    for name in ("data", "other"):
+        (tmp_path / name / "models").mkdir(parents=True)
+        (tmp_path / name / "custom_nodes").mkdir()
+        (tmp_path / name / "custom_nodes" / "learned-solvers").symlink_to(ROOT, target_is_directory=True)
+    (tmp_path / "big models").mkdir()
+    (tmp_path / "paths.yaml").write_text(
+        f"mine:\n  base_path: {tmp_path}\n  is_default: true\n  solver_weights: yaml\n"
+    )
+    options = [word.format(tmp_path) for word in options]
+    command = [str(python_of(CHECKOUT)), "-c", RESULT, str(tmp_path / "data/custom_nodes/learned-solvers/training")]
+    environment = {name: value for name, value in os.environ.items() if name != "COMFYUI_PATH"}
+
+    def result(*words: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, *map(str, words)], capture_output=True, text=True, env=environment, cwd="/")
+
+    assert "ComfyUI not found in COMFYUI_PATH or in " in result().stderr
+    path = tmp_path / folder / "mine.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    euler_solver("flow").save(path)
+    # Where a fit writes, and where a comparison finds it.
+    lines = output_of(result("--comfyui", CHECKOUT, "--comfyui-args", shlex.join(options))).splitlines()
+    assert lines[-2:] == [str(path)] * 2
+    server = Elsewhere(CHECKOUT, tmp_path / "data")
+    server.options = tuple(options)
+    with server:
+        assert "mine.safetensors" in choices(server, "LearnedSolverKSampler", "solver")

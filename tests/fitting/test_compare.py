@@ -120,20 +120,6 @@ def test_a_solver_that_cannot_run_has_a_reason_instead_of_an_error():
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [("mine", "/models/solver_weights/mine.safetensors: not a"), ("other", "other.safetensors does not exist")],
-)
-def test_a_solver_is_also_found_where_a_fit_writes_it(tmp_path, capsys, name, message):
-    for path in ("comfy/sd.py", "models/solver_weights/mine.safetensors"):
-        (tmp_path / path).parent.mkdir(parents=True)
-        (tmp_path / path).write_text("nothing")
-    options = ["--checkpoint", "absent.ckpt", "--comfyui", str(tmp_path), "--output", str(tmp_path / "out")]
-    with pytest.raises(SystemExit):
-        compare.main([*options, "--solver", f"{name}.safetensors"])
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
     ("options", "message"),
     [
         ([], "specify one model: --checkpoint FILE, or --diffusion-model FILE with"),

@@ -28,7 +28,7 @@ from learned_solvers.training.command.options import PROMPTS, FitCommand, parse_
 from learned_solvers.training.data.samples import CountedDenoiser, Samples
 from learned_solvers.training.fit import fit
 from learned_solvers.training.models.conditioning import read_conditioning, write_conditioning
-from learned_solvers.training.models.loading import find_comfy
+from learned_solvers.training.models.host import find_comfy
 from learned_solvers.training.store.output import Output
 from oracles import curved, ds_solver
 from PIL import Image
@@ -89,10 +89,11 @@ def test_wrong_arguments_are_refused(capsys, arguments, message):
 )
 def test_an_unusable_model_or_python_is_refused(capsys, comfy, monkeypatch, file, message):
     (comfy / "comfy" / "sd.safetensors").touch()
-    (comfy / "comfy" / "cli_args.py").write_text("import not_installed_here")
+    (comfy / "comfy" / "options.py").write_text("import not_installed_here")
     monkeypatch.setattr(sys, "path", [*sys.path])
     try:
-        assert message in refusal(capsys, "--checkpoint", comfy.parent / file, "--comfyui", comfy)
+        paths = "--comfyui", comfy, "--output", comfy / "new"
+        assert message in refusal(capsys, "--checkpoint", comfy.parent / file, *paths)
     finally:
         sys.modules.pop("comfy", None)
 
@@ -109,7 +110,7 @@ def test_an_error_of_the_model_keeps_its_traceback(capsys, comfy, monkeypatch):
 
     monkeypatch.setattr(fit_weights, "fit_model", fail)
     with pytest.raises(RuntimeError, match="of the model"):
-        fit_weights.main([*MODEL, "--comfyui", str(comfy)])
+        fit_weights.main([*MODEL, "--comfyui", str(comfy), "--output", str(comfy / "new")])
     assert "progress is saved" in capsys.readouterr().err
 
 
@@ -194,34 +195,17 @@ def test_a_delivery_keeps_foreign_files_in_the_folder_and_removes_an_overwritten
     assert kept == ["mine", "mine/data.txt"]
 
 
-@pytest.mark.parametrize(
-    ("output", "path"),
-    [
-        ("mine", "host/models/solver_weights/mine.safetensors"),
-        ("mine.SAFETENSORS", "host/models/solver_weights/mine.safetensors"),
-        ("./mine.safetensors", "mine.safetensors"),
-        ("sub/mine", "sub/mine.safetensors"),
-    ],
-)
-def test_a_bare_name_is_in_comfyuis_folder_and_a_path_is_not(output, path, comfy, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    command = parse_fit("", [*MODEL, "--comfyui", str(comfy), "--output", output, "--overwrite"])
-    assert isinstance(command, FitCommand) and command.output.solver.absolute() == tmp_path / path
-
-
 def test_the_reported_command_has_the_options_that_change_the_result_in_a_fixed_order(comfy):
     unreported = ["--comfyui", str(comfy), "--steps", "4", "6", "8", "--dry-run", "--overwrite"]
-    options = ["--size", "64x32", "--prompts", "my prompts.txt", "--guidance", "2", "1"]
-    command = parse_fit("", [*options, *unreported, *MODEL])
-    words = "--checkpoint absent.safetensors --prompts 'my prompts.txt' --size 64x32 --guidance 2.0 1.0"
+    options = ["--size", "64x32", "--prompts", "my prompts.txt", "--guidance", "2", "1", "--comfyui-args", "--novram"]
+    command = parse_fit("", [*options, *unreported, *MODEL, "--output", "./y"])
+    words = "--checkpoint absent.safetensors --comfyui-args --novram --prompts 'my prompts.txt' --size 64x32"
+    words += " --guidance 2.0 1.0 --output ./y"
     assert isinstance(command, FitCommand)
     assert command.text == f"`python training/fit_weights.py {words}`"
     assert command.count == 24 + 4
-    named, other = (
-        parse_fit("", [*options, *MODEL, "--output", "./x"]),
-        parse_fit("", [*options, *MODEL, "--seed", "1"]),
-    )
-    assert named.output.fit_id == command.output.fit_id != other.output.fit_id
+    same, other = (parse_fit("", [*options, *MODEL, "--output", "./x", *more]) for more in ([], ["--seed", "1"]))
+    assert same.output.fit_id == command.output.fit_id != other.output.fit_id
 
 
 def guided(x: Tensor, sigma: Tensor, guidance: float = 1.0) -> Tensor:

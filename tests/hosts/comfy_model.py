@@ -18,6 +18,7 @@ import _as_package  # noqa: F401 - makes the folder the package learned_solvers
 from learned_solvers.training.command.run import guidance_for
 from learned_solvers.training.models.comfy import ComfyModel
 from learned_solvers.training.models.comfy_samplers import named_recipe
+from learned_solvers.training.models.host import Host
 from learned_solvers.training.models.loading import ModelFiles
 
 SHAPE = (3, 16, 8, 8)
@@ -110,7 +111,7 @@ def tensor_memory():
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()) / 2**20
 
 
-model = ComfyModel.load(ModelFiles(checkpoint=models / "checkpoints" / "tiny_sd15_whole.ckpt", comfyui=comfy))
+model = ComfyModel.load(ModelFiles(checkpoint=models / "checkpoints" / "tiny_sd15_whole.ckpt", host=Host(comfy)))
 model.encode(["a cat"], print)
 before = tensor_memory()
 model.free_text_encoders()
@@ -118,6 +119,6 @@ print("freed", before - tensor_memory())
 for name, dim, pooled in (("sd3", 64, 32), ("flux", 64, 768)):
     file = models / "diffusion_models" / f"tiny_{name}.safetensors"
     if file.exists():
-        model = ComfyModel.load(ModelFiles(diffusion_model=file, comfyui=comfy))
+        model = ComfyModel.load(ModelFiles(diffusion_model=file, host=Host(comfy)))
         compare(name, model, dim, pooled)
         print("default", name, *guidance_for(model, ()).values)

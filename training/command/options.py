@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..effort import EFFORTS
 from ..job import OPTIMIZER_NAMES, FitSettings, make_optimizer
 from ..models import Model
 from ..models.conditioning import Cond, read_conditioning, write_conditioning
+from ..models.host import Host
 from ..models.loading import ModelFiles
 from ..optimise.losses import LOSSES
 from ..spaces import SPACES
@@ -33,6 +35,7 @@ __all__ = [
     "Prompts",
     "add_model_options",
     "check_demo",
+    "join_host_options",
     "model_files",
     "parse_count",
     "parse_fit",
@@ -122,6 +125,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--vae", type=Path, help="VAE of the model, for the images")
     comfyui = "ComfyUI's folder (default: COMFYUI_PATH, otherwise the one containing this folder)"
     add("--comfyui", type=Path, help=comfyui)
+    add("--comfyui-args", default="", metavar="OPTIONS",
+        help="options of ComfyUI that your server has, such as \"--lowvram --base-directory D:/AI\"")  # fmt: skip
     add("--prompts", type=Path, default=PROMPTS, help="text file, one prompt per line (default: 200 bundled prompts)")
     add("--negative", help="negative prompt (default: empty)")
     add("--conditioning", type=Path, help="file of encoded prompts: read if it exists, otherwise written")
@@ -132,7 +137,22 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def model_files(args: argparse.Namespace) -> ModelFiles:
     """The model files named by the options of `add_model_options`."""
-    return ModelFiles(args.checkpoint, args.diffusion_model, tuple(args.clip), args.vae, args.comfyui)
+    host = Host(args.comfyui, tuple(split_words(args.comfyui_args)))
+    return ModelFiles(args.checkpoint, args.diffusion_model, tuple(args.clip), args.vae, host)
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a command line; on Windows a backslash is part of a path."""
+    return [word.strip("\"'") for word in shlex.split(text, posix=False)] if os.name == "nt" else shlex.split(text)
+
+
+def join_host_options(arguments: Sequence[str] | None) -> list[str]:
+    """The arguments with --comfyui-args and its value as one word: argparse takes the value for an option."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if "--comfyui-args" in words[:-1]:
+        i = words.index("--comfyui-args")
+        words[i : i + 2] = [f"--comfyui-args={words[i + 1]}"]
+    return words
 
 
 def prompts(args: argparse.Namespace) -> Prompts:
@@ -142,7 +162,7 @@ def prompts(args: argparse.Namespace) -> Prompts:
 
 def parse_fit(description: str, arguments: Sequence[str] | None) -> FitCommand | DemoCommand:
     """Parses the arguments of training/fit_weights.py and makes every check that needs no model."""
-    parser = _fit_parser(description)
+    parser, arguments = _fit_parser(description), join_host_options(arguments)
     args = parser.parse_args(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -178,7 +198,7 @@ def _teacher_files(args: argparse.Namespace, files: ModelFiles) -> ModelFiles | 
         return None
     if None not in (checkpoint, diffusion_model):
         raise ValueError("specify the teacher with --teacher-checkpoint or with --teacher-diffusion-model, not both")
-    return ModelFiles(checkpoint, diffusion_model, comfyui=files.comfyui)
+    return ModelFiles(checkpoint, diffusion_model, host=files.host)
 
 
 def _recipe(teacher: str, teacher_steps: int | None) -> tuple[str, str, int] | None:
@@ -307,4 +327,4 @@ def _solver_file(output: str | None, family: str, files: ModelFiles) -> Path:
     path = plain.with_name(plain.name + ".safetensors")
     if os.path.dirname(output or ""):  # "./name" is a path, a bare name is in ComfyUI's folder
         return path
-    return files.comfy / "models" / "solver_weights" / path.name
+    return files.host.solver_folder / path.name

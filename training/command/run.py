@@ -163,7 +163,7 @@ class ModelFit:
         most = math.ceil(most_calls(job) / processes.count)
         usual = usual_calls(job) / processes.count
         self.log(
-            f"One call takes {seconds:.2f} s here: usually {duration(seconds * usual)}, at most "
+            f"One call takes {seconds:.2f} s on {device_name(device)}: usually {duration(seconds * usual)}, at most "
             f"{duration(seconds * most)}.\n"
             f"Memory for sampling {len(batch)} at a time: {sampling}."
         )
@@ -225,6 +225,11 @@ class ModelFit:
             files = ", ".join(map(str, clip))
             return f"if the text encoders {files} are for another model, pass the right ones with --clip"
         return "check that this checkpoint and its text encoders work in ComfyUI"
+
+
+def device_name(device: torch.device) -> str:
+    """A device as text, with the name of a GPU."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def peak_memory(device: torch.device) -> str:

@@ -101,5 +101,5 @@ class CountedDenoiser:
         raise ValueError(
             f"network call {self.calls} (sigma {level:.4g}) returned {count} non-finite values out of "
             f"{denoised.numel()} for a state of normal magnitude ({size:.3g}): run the model in bfloat16 or float32 "
-            "(ComfyUI: --bf16-unet, --fp32-unet) instead of float16, or download the checkpoint again"
+            "(ComfyUI options --bf16-unet, --fp32-unet) instead of float16, or download the checkpoint again"
         )

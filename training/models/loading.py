@@ -1,15 +1,12 @@
-"""ComfyUI's folder, and model files loaded by ComfyUI's own loaders, in any format and quantisation."""
+"""Model files loaded by ComfyUI's own loaders, in any format and quantisation."""
 
 from __future__ import annotations
 
-import importlib
 import logging
-import os
 import pickle
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +15,11 @@ from safetensors import SafetensorError, safe_open
 
 from ...samplers.comfy_models import architecture_name, model_architecture
 from ...samplers.files.write import has_suffix
+from .host import Host
 
-__all__ = ["ModelFiles", "find_comfy", "host_module", "load_parts", "text_encoder_type"]
+__all__ = ["ModelFiles", "load_parts", "text_encoder_type"]
 
 _log = logging.getLogger("learned_solvers")
-
-
-def find_comfy(folder: Path | None) -> Path:
-    """ComfyUI's folder: the one given, else COMFYUI_PATH or the one whose custom_nodes contains this package."""
-    here = Path(os.path.abspath(__file__)).parents[4]
-    candidates = [folder] if folder else [Path(os.environ.get("COMFYUI_PATH", "").split(os.pathsep)[0]), here]
-    for candidate in candidates:
-        if (candidate / "comfy" / "sd.py").is_file():
-            return candidate.resolve()
-    where = f"in {folder}" if folder else f"in COMFYUI_PATH or in {here}"
-    raise FileNotFoundError(f"ComfyUI not found {where}: specify its folder with --comfyui, or set COMFYUI_PATH")
 
 
 @dataclass(frozen=True)
@@ -44,14 +31,14 @@ class ModelFiles:
         diffusion_model: The diffusion model alone, instead of a checkpoint.
         clip: Text encoders; they replace those of a checkpoint.
         vae: VAE; it replaces that of a checkpoint.
-        comfyui: ComfyUI's folder; None: see `find_comfy`.
+        host: The ComfyUI.
     """
 
     checkpoint: Path | None = None
     diffusion_model: Path | None = None
     clip: tuple[Path, ...] = ()
     vae: Path | None = None
-    comfyui: Path | None = None
+    host: Host = field(default_factory=Host)
 
     def __post_init__(self) -> None:
         if (self.checkpoint is None) == (self.diffusion_model is None):
@@ -65,11 +52,6 @@ class ModelFiles:
         """The model file's name without its suffix."""
         return (self.checkpoint or self.diffusion_model or Path("model")).stem
 
-    @property
-    def comfy(self) -> Path:
-        """ComfyUI's folder."""
-        return find_comfy(self.comfyui)
-
     def stamps(self, *, vae: bool = False) -> list[tuple[str, int, int]]:
         """Identity of the model and its encoders, and of its VAE: path, size and modification time of each file."""
         parts = (self.checkpoint, self.diffusion_model, *self.clip, *([self.vae] if vae else []))
@@ -79,10 +61,10 @@ class ModelFiles:
 
 def load_parts(files: ModelFiles, *, text_encoders: bool) -> tuple[Any, Any, Any]:
     """ComfyUI's ModelPatcher, CLIP or None, VAE or None; files named separately replace a checkpoint's parts."""
-    comfy, checkpoint, diffusion_model = files.comfy, files.checkpoint, files.diffusion_model
+    host, checkpoint, diffusion_model = files.host, files.checkpoint, files.diffusion_model
     clip, vae = files.clip, files.vae
     _check_files([file for file in (checkpoint, diffusion_model, vae, *clip) if file is not None])
-    sd, utils = host_module(comfy, "comfy.sd"), host_module(comfy, "comfy.utils")
+    sd, utils, *_ = map(host.module, ("comfy.sd", "comfy.utils", "comfy.samplers", "comfy.sampler_helpers"))
     encoders = own_vae = None
     if checkpoint is not None:
         with _loading("a checkpoint with --checkpoint", checkpoint):
@@ -158,22 +140,3 @@ def _check_files(files: Sequence[Path]) -> None:
                     pass
             except SafetensorError as error:
                 raise ValueError(f"{file} is not a readable safetensors file ({error}): download it again") from error
-
-
-def host_module(comfy: Path, name: str) -> Any:
-    """Imports a module of ComfyUI; without an accelerator, ComfyUI is set to the CPU."""
-    if str(comfy) not in sys.path:
-        sys.path.insert(0, str(comfy))
-    try:
-        options = importlib.import_module("comfy.cli_args")
-        accelerators = [torch.cuda, getattr(torch, "xpu", torch.cuda), torch.backends.mps]
-        if not any(a.is_available() for a in accelerators):
-            options.args.cpu = True
-        importlib.import_module("comfy.samplers")
-        importlib.import_module("comfy.sampler_helpers")
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"ComfyUI in {comfy} needs {error.name}, which {sys.executable} does not have: run this with the Python "
-            "that runs your ComfyUI"
-        ) from error
