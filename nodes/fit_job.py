@@ -90,7 +90,9 @@ class NodeFit:
         from ..training.models.comfy_samplers import usual_sampler
         from ..training.models.guider import WiredConditioning, draw_starts
         from ..training.models.other_teacher import OtherTeacher
+        from ..training.models.stateful import refuse_stateful
 
+        refuse_stateful(model)
         self.model, self.node_id, self.lines = model, node_id, []
         self.latent, self.seed = _empty(model, latent), widgets.seed
         self.guidance = _guidance(model.model, [entry[1] for entry in positive], widgets)

@@ -19,6 +19,7 @@ from ..samplers.files.card import Card
 from ..samplers.schedules import Noise
 from .comparison.measure import Result, fit_results
 from .cost import most_calls
+from .data.probe import check_is_function
 from .data.processes import Processes
 from .data.samples import CountedDenoiser, Samples
 from .data.teacher import Recipe, Teacher
@@ -185,6 +186,8 @@ def run_fit(
 ) -> list[Result]:
     """Fits a job with a host's model; process 0 then delivers it, and samples a few held-out starts for the picture.
 
+    A model that remembers earlier calls is refused first, see `check_is_function`.
+
     Args:
         job: The fit.
         model: The denoiser, while the host has it loaded.
@@ -205,6 +208,7 @@ def run_fit(
         on_call(len(x))
         return denoised
 
+    check_is_function(model, job.samples, job.noise, log)
     paths = {"cache": folder / "teacher", "journal": folder / f"journal{WORK_SUFFIX}"}
     result = fit(job, counted, log, **paths, processes=processes)
     if processes and processes.rank > 0:

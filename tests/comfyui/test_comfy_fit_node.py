@@ -278,3 +278,39 @@ def test_a_picture_that_fails_is_a_remark_and_no_call_follows_a_decoded_one(serv
     assert fitted(graph).steps == (1,)
     assert re.search(remark, graph.text("fit")) and "The solver file is complete" in graph.text("fit")
     assert graph.picture("picture").mean() > 200 and not path.with_suffix(".png").exists()  # a note on white
+
+
+STATEFUL = {  # node and widgets
+    "easycache": ("EasyCache", {"reuse_threshold": 0.2, "start_percent": 0.0, "end_percent": 1.0, "verbose": False}),
+    "lazycache": ("LazyCache", {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}),
+    "momentum": ("APG", {"eta": 1.0, "norm_threshold": 5.0, "momentum": -0.5}),
+    "no momentum": ("APG", {"eta": 1.0, "norm_threshold": 5.0, "momentum": 0.0}),
+    "unnamed": ("TinyMemory", {}),
+    "random": ("TinyRandom", {}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("easycache", "EasyCache or LazyCache is on this model: it reuses earlier calls"),
+        ("lazycache", "EasyCache or LazyCache is on this model: it reuses earlier calls"),
+        ("momentum", "this model remembers earlier calls: after others, the same state gives a result that differs by"),
+        ("unnamed", "this model remembers earlier calls: after others, the same state gives a result that differs by"),
+        ("no momentum", None),
+        ("random", None),
+    ],
+)
+def test_a_model_that_remembers_earlier_calls_is_refused_before_the_fit(server, name, message):
+    graph = fit(server, "sd3", name=name, **QUICK)
+    kind, widgets = STATEFUL[name]
+    if "reuse_threshold" in widgets and not server.get(f"/object_info/{kind}"):
+        pytest.skip(f"this ComfyUI has no {kind}")
+    graph.prompt["fit"]["inputs"]["model"] = graph.add("patched", kind, model=["1", 0], **widgets)
+    with server.messages() as messages:
+        error = graph.outcome()
+        log = "".join(text for kind, text in messages if kind == "text")
+    assert (message in error) if message else not error
+    assert (name == "random") == ("two equal calls of this model differ by" in log)
+    if message:
+        assert not list(server.solvers.glob(f"{name}*"))

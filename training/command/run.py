@@ -32,6 +32,7 @@ from ..models.conditioning import Cond
 from ..models.guider import EncodedPrompts
 from ..models.other_teacher import OtherTeacher
 from ..models.picture_loss import picture_loss
+from ..models.stateful import refuse_stateful
 from ..optimise.gradient import GradientDescent
 from ..optimise.levenberg_marquardt import Progress
 from ..report import FitResult, table_of
@@ -88,6 +89,7 @@ class ModelFit:
         self.prompts = command.prompts.encoded or command.output.folder / name
         self.reused = self.prompts.exists()
         self.model = model = ComfyModel.load(command.files, text_encoders=processes.rank == 0 and not self.reused)
+        refuse_stateful(model.patcher)
         self.shape = model.latent_shape(*(command.size or model.size))
         self.guidance = guidance_for(model, command.guidance)
         effort = EFFORTS[settings.effort].for_numbers(math.prod(self.shape))

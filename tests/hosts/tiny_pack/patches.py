@@ -100,3 +100,33 @@ def late(model, file, fails):
     model = model.clone()
     model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "tiny", call)
     return model, Decoder()
+
+
+def with_change(model, change):
+    """The model with its denoised state changed by `change(output, state)`; `state` is kept between calls."""
+    state = {}
+
+    def call(executor, *args, **kwargs):
+        return change(executor(*args, **kwargs), state)
+
+    model = model.clone()
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "tiny", call)
+    return model
+
+
+@node("TinyMemory", "MODEL", model="MODEL")
+def with_memory(model):
+    """The model with a tenth of the call before in each call, as caches that no one can name."""
+
+    def change(output, state):
+        last = state.get("last")
+        state["last"] = output
+        return output if last is None or last.shape != output.shape else 0.9 * output + 0.1 * last
+
+    return with_change(model, change)
+
+
+@node("TinyRandom", "MODEL", model="MODEL")
+def with_random(model):
+    """The model with noise of 1 % in each call, as token merging has."""
+    return with_change(model, lambda output, state: output * (1 + 0.01 * torch.randn_like(output)))
