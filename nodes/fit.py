@@ -79,7 +79,7 @@ class FitLearnedSolver(SolverNode):
                 "family": (list(FAMILIES), {"tooltip": f"Form of the solver. {families}."}),
                 "steps": (
                     "STRING",
-                    {"default": "4 6 8", "tooltip": "Step counts to fit, in model calls, such as 4 6 8."},
+                    {"default": "6", "tooltip": "Step counts to fit, in model calls, such as 6, or 4 6 8."},
                 ),
                 "samples": ("INT", {"default": 0, "min": 0, "max": 4096, "tooltip": samples}),
                 "teacher": (

@@ -2,9 +2,9 @@
 
     python training/fit_weights.py --demo                a complete run on the bundled small model, on any CPU
 
-    python training/fit_weights.py --checkpoint sd15.safetensors --steps 4 6 8 --size 512x512
+    python training/fit_weights.py --checkpoint sd15.safetensors --steps 6 --size 512x512
     python training/fit_weights.py --diffusion-model flux1-dev.safetensors --clip clip_l.safetensors \\
-        t5xxl.safetensors --vae ae.safetensors --steps 4 6 8 --guidance 3.5 --size 1024x1024
+        t5xxl.safetensors --vae ae.safetensors --steps 6 --guidance 3.5 --size 1024x1024
 
 ComfyUI loads and runs the models: the one given by --comfyui or COMFYUI_PATH, or the one whose custom_nodes contains
 this folder. You can interrupt a fit at any time; the same command resumes it. For several GPUs, start the script with

@@ -196,7 +196,7 @@ def test_a_delivery_keeps_foreign_files_in_the_folder_and_removes_an_overwritten
 
 
 def test_the_reported_command_has_the_options_that_change_the_result_in_a_fixed_order(comfy):
-    unreported = ["--comfyui", str(comfy), "--steps", "4", "6", "8", "--dry-run", "--overwrite"]
+    unreported = ["--comfyui", str(comfy), "--steps", "6", "--dry-run", "--overwrite"]
     options = ["--size", "64x32", "--prompts", "my prompts.txt", "--guidance", "2", "1", "--comfyui-args", "--novram"]
     command = parse_fit("", [*options, *unreported, *MODEL, "--output", "./y"])
     words = "--checkpoint absent.safetensors --comfyui-args --novram --prompts 'my prompts.txt' --size 64x32"

@@ -164,8 +164,8 @@ def parse_fit(description: str, arguments: Sequence[str] | None) -> FitCommand |
     """Parses the arguments of training/fit_weights.py and makes every check that needs no model."""
     parser, arguments = _fit_parser(description), join_host_options(arguments)
     args = parser.parse_args(arguments)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    if args.threads or args.demo:  # more threads only wait for each other on the demo's small tensors
+        torch.set_num_threads(args.threads or 1)
     if args.demo:
         check_demo(parser, arguments, args, ("demo", "output", "overwrite", "threads"))
         return DemoCommand(Path(args.output or "demo"), args.overwrite)
@@ -235,8 +235,8 @@ def _fit_parser(description: str) -> argparse.ArgumentParser:
     add("--guidance", type=parse_guidance, nargs="+", default=[], metavar="G",
         help="CFG values to fit at, between which the solver interpolates; on FLUX, embedded guidance with CFG 1 "
              "(default: 0.4, 2/3, 1 and 1.6 times the usual one)")  # fmt: skip
-    add("--steps", type=parse_count, nargs="+", default=[4, 6, 8],
-        help="step counts, in network calls (default: 4 6 8)")  # fmt: skip
+    add("--steps", type=parse_count, nargs="+", default=[6],
+        help="step counts, in network calls, such as 4 6 8 (default: 6)")  # fmt: skip
     add("--effort", choices=tuple(EFFORTS), default=FitSettings.effort,
         help="how much the fit spends: samples, iterations and peers (default: %(default)s)")  # fmt: skip
     add(
