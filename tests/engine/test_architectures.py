@@ -228,16 +228,20 @@ ClipType = Enum("ClipType", ["STABLE_DIFFUSION", "FLUX", "WAN", "HUNYUAN_VIDEO"]
 
 
 @pytest.mark.parametrize(
-    ("model", "loaded", "known"),
+    ("model", "name", "loaded"),
     [
-        (fake("WAN21_I2V", "WAN21_T2V"), ClipType.WAN, True),
-        (fake("SDXL"), ClipType.STABLE_DIFFUSION, True),
-        (fake("Flux2", "Flux"), ClipType.STABLE_DIFFUSION, False),
-        (fake("Later"), ClipType.STABLE_DIFFUSION, False),
+        (fake("WAN21_I2V", "WAN21_T2V"), None, ClipType.WAN),
+        (fake("SDXL"), None, ClipType.STABLE_DIFFUSION),
+        (fake("Later"), "wan", ClipType.WAN),
+        (fake("Flux2", "Flux"), None, "the text encoder type flux2 is not in this ComfyUI: pass --clip-type, one of"),
+        (fake("Later"), None, "the text encoder type of Later is unknown: pass --clip-type, one of stable_diffusion,"),
+        (fake("SDXL"), "mochi", "the text encoder type mochi is not in this ComfyUI"),
     ],
     ids=name_of,
 )
-def test_text_encoders_are_loaded_as_the_architectures_type_or_with_a_warning(model, loaded, known, caplog):
-    assert text_encoder_type(ClipType, model) is loaded
-    assert (caplog.text == "") == known
-    assert known or f"text encoder type for {architecture_name(model)}" in caplog.text
+def test_text_encoders_are_loaded_as_the_architectures_type_or_the_one_given(model, name, loaded):
+    if isinstance(loaded, ClipType):
+        assert text_encoder_type(ClipType, model, name) is loaded
+    else:
+        with pytest.raises(ValueError, match=loaded):
+            text_encoder_type(ClipType, model, name)

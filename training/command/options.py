@@ -122,6 +122,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", type=Path, help="checkpoint with model, text encoders and VAE")
     add("--diffusion-model", type=Path, help="diffusion model without text encoders and VAE (FLUX, SD3.x, ...)")
     add("--clip", type=Path, nargs="+", default=[], help="text encoders of the model")
+    add("--clip-type", help="ComfyUI's type of the --clip files, such as wan (default: the architecture's)")
     add("--vae", type=Path, help="VAE of the model, for the images")
     comfyui = "ComfyUI's folder (default: COMFYUI_PATH, otherwise the one containing this folder)"
     add("--comfyui", type=Path, help=comfyui)
@@ -138,7 +139,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def model_files(args: argparse.Namespace) -> ModelFiles:
     """The model files named by the options of `add_model_options`."""
     host = Host(args.comfyui, tuple(split_words(args.comfyui_args)))
-    return ModelFiles(args.checkpoint, args.diffusion_model, tuple(args.clip), args.vae, host)
+    return ModelFiles(args.checkpoint, args.diffusion_model, tuple(args.clip), args.vae, host, args.clip_type)
 
 
 def split_words(text: str) -> list[str]:

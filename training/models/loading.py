@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +18,6 @@ from .host import Host
 
 __all__ = ["ModelFiles", "load_parts", "text_encoder_type"]
 
-_log = logging.getLogger("learned_solvers")
-
 
 @dataclass(frozen=True)
 class ModelFiles:
@@ -32,6 +29,7 @@ class ModelFiles:
         clip: Text encoders; they replace those of a checkpoint.
         vae: VAE; it replaces that of a checkpoint.
         host: The ComfyUI.
+        clip_type: Member of ComfyUI's CLIPType for `clip`; None: the architecture's.
     """
 
     checkpoint: Path | None = None
@@ -39,6 +37,7 @@ class ModelFiles:
     clip: tuple[Path, ...] = ()
     vae: Path | None = None
     host: Host = field(default_factory=Host)
+    clip_type: str | None = None
 
     def __post_init__(self) -> None:
         if (self.checkpoint is None) == (self.diffusion_model is None):
@@ -78,7 +77,7 @@ def load_parts(files: ModelFiles, *, text_encoders: bool) -> tuple[Any, Any, Any
     if patcher is None:
         raise ValueError(f"ComfyUI finds no diffusion model in {checkpoint or diffusion_model}: pass another file")
     if clip and text_encoders:
-        kind = text_encoder_type(sd.CLIPType, patcher.model)
+        kind = text_encoder_type(sd.CLIPType, patcher.model, files.clip_type)
         with _loading("the model's text encoders with --clip", *clip):
             encoders = sd.load_clip([str(file) for file in clip], clip_type=kind)
     if vae is not None:
@@ -91,17 +90,22 @@ def load_parts(files: ModelFiles, *, text_encoders: bool) -> tuple[Any, Any, Any
     return patcher, encoders, own_vae
 
 
-def text_encoder_type(types: Any, model: Any) -> Any:
-    """The member of ComfyUI's CLIPType that loads a model's text encoders; its default for unknown architectures."""
+def text_encoder_type(types: Any, model: Any, name: str | None = None) -> Any:
+    """The member of ComfyUI's CLIPType that loads a model's text encoders: the one named, else the architecture's.
+
+    Raises:
+        ValueError: The type is unknown; as a wrong one, the files would load without an error and encode nonsense.
+    """
     facts = model_architecture(model)
-    if facts.text_encoder is None or not hasattr(types, facts.text_encoder):
-        _log.warning(
-            "Unknown text encoder type for %s: the --clip files are loaded as ComfyUI's default type. If the "
-            "images do not follow the prompts, use a checkpoint that includes the text encoders",
-            facts.name,
+    name = facts.text_encoder if name is None else name.upper()
+    if name is None or not hasattr(types, name):
+        known = ", ".join(kind.name.lower() for kind in types)
+        unknown = f"of {facts.name} is unknown" if name is None else f"{name.lower()} is not in this ComfyUI"
+        raise ValueError(
+            f"the text encoder type {unknown}: pass --clip-type, one of {known}; or a checkpoint that includes the "
+            "text encoders"
         )
-        return types.STABLE_DIFFUSION
-    return types[facts.text_encoder]
+    return types[name]
 
 
 def _check_channels(vae: Any, model: Any) -> None:
