@@ -1,7 +1,8 @@
 """Measures what the README claims; writes results/*.json and figures/*.png.
 
     python -m benchmarks                     all parts: about five hours on two cores
-    python -m benchmarks fidelity figures    some parts; a repeated measurement replaces only its own record
+    python -m benchmarks cost guidance       some parts and their figures; a measurement replaces only its own record
+    python -m benchmarks figures             all figures, from the records
     python -m benchmarks again --seed 7      recorded solvers and peers on a new set of starts: a quarter of an hour
     python -m benchmarks --quick             two minutes: checks ratios on small samples, writes nothing
     python -m benchmarks.recipe              the papers' gradient recipe, run separately: an hour and a half
@@ -78,10 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         print(compare_with_record(seed_records), flush=True)
         except (FileNotFoundError, RuntimeError, ValueError) as error:
             parser.exit(1, f"{error}\n")
-    if "figures" in (args.parts or all_parts):
+    if args.seed is None:
         from .figures import draw
+        from .tables import write_tables
 
-        draw(RESULTS.parent / "figures")
+        draw(RESULTS.parent / "figures", () if "figures" in (args.parts or all_parts) else parts)
+        write_tables(RESULTS.parent / "README.md")
 
 
 if __name__ == "__main__":

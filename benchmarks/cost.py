@@ -1,4 +1,4 @@
-"""How the cost of a fit grows with steps and model size, and its memory compared with sampling."""
+"""What a fit costs: its error by network calls, the growth with steps and model size, and its memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from operator import itemgetter
+from statistics import geometric_mean
 from typing import Any
 
 import torch
@@ -17,12 +20,81 @@ from torch import Tensor
 
 from .networks.shapes import ShapesDenoiser
 from .networks.unet import UNet
-from .setting import Setting, fit
+from .peers import best_value, recorded_peers
+from .quality import error_and_median
+from .record import RESULTS, read_measurements, read_records
+from .setting import SEEDS, TEACHER, Setting, fit, fit_as_users_do, unseen_trial
 from .suite import BENCHMARKS
 
-__all__ = ["growth_with_size", "growth_with_steps", "memory"]
+__all__ = [
+    "earlier_fits",
+    "error_by_calls",
+    "error_curve",
+    "fits_by_calls",
+    "growth_with_size",
+    "growth_with_steps",
+    "memory",
+]
 
 NOISE, STEPS = EDMNoise(), 5
+FITS: tuple[tuple[str, int | None], ...] = (
+    ("quick", None), ("default", 14), ("default", 20), ("default", None), ("default", 40), ("thorough", 64),
+    ("thorough", None),
+)  # fmt: skip
+"""The efforts, and in between their settings with other numbers of samples."""
+
+
+def error_by_calls(name: str, steps: int, setting: Setting) -> dict[str, Any]:
+    """Calls of fits at guidance 3 and their errors on unseen starts, by effort and samples."""
+    benchmark, fits = BENCHMARKS[name], []
+    unseen = unseen_trial(benchmark, 3.0, setting)
+    for effort, samples in FITS:
+        for seed in SEEDS[:1] if (effort, samples) == ("thorough", None) else SEEDS:  # such a fit varies less
+            result = fit_as_users_do(benchmark, steps, 3.0, effort=effort, samples=samples, seed=seed)
+            errors = error_and_median(unseen.errors(result.solver.table(steps, benchmark.noise)))
+            fits.append({"effort": effort, "samples": samples, "seed": seed, **_cost(result), **errors})
+    return {"network": name, "steps": steps, "fits": fits}
+
+
+def fits_by_calls() -> list[dict[str, Any]]:
+    """The records of `error_by_calls`, by ascending steps."""
+    records = [record for name, record in read_records("cost").items() if name.startswith(error_by_calls.__name__)]
+    return sorted(records, key=itemgetter("steps"))
+
+
+def error_curve(record: Mapping[str, Any]) -> dict[tuple[str, int | None], tuple[float, float]]:
+    """Calls and error / best peer's by effort and samples, fewest calls first: geometric means over the seeds.
+
+    `record` is one of `error_by_calls`; samples are None where the effort sets them.
+    """
+    peer = _best_error(record["network"], record["steps"])
+    groups: dict[tuple[str, int | None], list[Any]] = {}
+    for run in record["fits"]:
+        groups.setdefault((run["effort"], run["samples"]), []).append(run)
+    points = {
+        key: (
+            geometric_mean([run["network_calls"] + run["teacher_calls"] for run in runs]),
+            geometric_mean([run["error"] / peer for run in runs]),
+        )
+        for key, runs in groups.items()
+    }
+    return dict(sorted(points.items(), key=itemgetter(1)))
+
+
+def earlier_fits(name: str, steps: int) -> dict[int, tuple[float, float]]:
+    """The same of fits by the earlier method, by samples; the teacher's calls for one step count are included."""
+    fits = {}
+    for samples in (96, 480):
+        measurement = read_measurements(RESULTS / f"fidelity_{samples}.json")[f"fidelity-{name}-3.0"]
+        sizes, points = measurement["about"]["samples"], measurement["record"]["records"]
+        ours = next(point for point in points if point["steps"] == steps)["ours"]["dyweight"]
+        calls = ours["network_calls"] + TEACHER.calls * (sizes["fitted"] + sizes["held_out"])
+        fits[samples] = (calls, ours["error"] / _best_error(name, steps))
+    return fits
+
+
+def _best_error(name: str, steps: int) -> float:
+    return best_value({"peers": recorded_peers(name, 3.0)[steps]}, "error")
 
 
 def growth_with_steps(name: str) -> list[dict[str, Any]]:

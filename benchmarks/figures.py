@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from operator import itemgetter
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import matplotlib
@@ -17,17 +18,21 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
+from .cost import earlier_fits, error_curve, fits_by_calls
+from .guidance import leads
 from .measures import SAVING_STEPS, lead_in_half
 from .peers import best_value, lead, recorded_points
 from .record import read_records
+from .tables import NAMES
 
 __all__ = ["draw", "pairs"]
 
 OURS, SEARCHED, PEER, PUBLISHED, BOUND = "#d1495b", "#edae49", "#30638e", "#8d96a3", "#222222"
 NETWORKS = ("#4a7c59", "#7a5195", "#8a6240")
-NAMES = {"digits": "digits", "patches": "photo patches", "shapes": "drawn shapes"}
 KINDS = {"digits": "flow, transformer", "patches": "VP/eps, U-Net", "shapes": "EDM, U-Net"}
 MIXES = {"3 to 7": "3, 5, 7", "1 to 10": "1, 3, 6, 10"}  # guidance values that the samples of a fit alternate between
+_QUALITY = ("error", "frechet", "closer")
+FIGURES = {"fidelity": _QUALITY, "peers": _QUALITY, "cost": ("cost", "calls", "size", "memory")}  # others: as the part
 SMALL_SIZE = (4.5, 3.1)  # inches, half the usual width
 STYLE = {
     "font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110, "legend.frameon": False,
@@ -35,8 +40,8 @@ STYLE = {
 }  # fmt: skip
 
 
-def draw(figures: Path) -> None:
-    """Writes one image per record; skips parts that have none."""
+def draw(figures: Path, parts: Collection[str] = ()) -> None:
+    """Writes the images of some parts or, without `parts`, of all; skips those without records."""
     figures.mkdir(exist_ok=True)
     plt.style.use(STYLE)
     points, cost = recorded_points(), read_records("cost")
@@ -58,6 +63,8 @@ def draw(figures: Path) -> None:
                  "best peer's error / DyWeight's, float32", "the same in half precision"),
         "calls": (calls, _single, _calls, SMALL_SIZE,
                   "Calls of a fit by steps", "steps of the solver", "thousand network calls"),
+        "cost": (fits_by_calls(), _cost),
+        "guidance": (read_records("guidance").values(), _guidance),
         "size": (cost.get("growth_with_size"), _single, _size, SMALL_SIZE,
                  "A call in a fit takes at most about twice\nas long as in sampling",
                  "network parameters", "ms per call and sample"),
@@ -70,7 +77,10 @@ def draw(figures: Path) -> None:
                    "The error of the papers' recipe (within 2.5 %, or lower) for a fraction of the calls",
                    "thousand network calls of the fit (a backward pass counts as two)", ""),
     }  # fmt: skip
+    wanted = {name for part in parts for name in FIGURES.get(part, [part])} or set(drawings)
     for name, (records, make, *arguments) in drawings.items():
+        if name not in wanted:
+            continue
         if not records:
             print(f"not measured: {name}", flush=True)
             continue
@@ -212,6 +222,73 @@ def _half(axis: Axes, records: Any) -> None:
         _set_ticks(side, [0.5, 1, 1.5, 2, 3, 4])
     axis.grid(alpha=0.3)
     axis.legend()
+
+
+def _cost(records: Collection[Any]) -> Figure:
+    """A panel per step count: the errors of fits, relative to the best peer's, against their network calls."""
+    counts = list(dict.fromkeys(record["steps"] for record in records))
+    figure, axes = plt.subplots(
+        1, len(counts), figsize=(4.8 * len(counts), 4.5), sharex=True, sharey=True, squeeze=False
+    )
+    for axis, steps in zip(axes[0], counts, strict=True):
+        calls_of: dict[str, list[float]] = {}
+        of_network = {record["network"]: record for record in records if record["steps"] == steps}
+        for name, color in zip(NAMES, NETWORKS, strict=True):
+            if name not in of_network:
+                continue
+            curve = error_curve(of_network[name])
+            efforts = {effort: point for (effort, samples), point in curve.items() if samples is None}
+            for effort, (calls, _) in efforts.items():
+                calls_of.setdefault(effort, []).append(calls / 1000)
+            _in_thousands(axis, curve.values(), "o-", color=color, ms=3, label=NAMES[name])
+            _in_thousands(axis, efforts.values(), "o", color=color, ms=8)
+            _in_thousands(axis, earlier_fits(name, steps).values(), "o", color=color, ms=8, mfc="white", mew=1.5)
+        axis.axhline(1, color=PEER, lw=2)
+        axis.set(title=f"{steps} steps", xscale="log", yscale="log", ylim=(0.36, 1.18))
+        axis.set_xlabel("thousand network calls of the fit, teacher included")
+        for effort, calls in calls_of.items():
+            axis.text(geometric_mean(calls), 1.04, effort, ha="center", fontsize=10)
+        axis.text(
+            0.99, 0.985, "best stock sampler", transform=axis.get_yaxis_transform(), color=PEER, ha="right", va="top"
+        )
+        _set_ticks(axis.xaxis, [2, 5, 10, 20, 50, 100, 200])
+        axis.grid(axis="y", alpha=0.3)
+    _set_ticks(axes[0][0].yaxis, [0.4, 0.5, 0.6, 0.7, 0.8, 1])
+    axes[0][0].set_ylabel("error relative to the best stock sampler's")
+    axes[0][0].plot([], [], "o", color=BOUND, ms=8, mfc="white", mew=1.5, label="earlier method, 96 and 480 samples")
+    _legend_below(axes[0][0], 4)
+    figure.suptitle("What error a fit reaches, by what it costs (lower is better)")
+    return figure
+
+
+def _in_thousands(axis: Axes, points: Collection[tuple[float, float]], line: str, **style: Any) -> None:
+    """Draws points of calls and errors."""
+    axis.plot([calls / 1000 for calls, _ in points], [error for _, error in points], line, **style)
+
+
+def _guidance(records: Any) -> Figure:
+    """A panel per network: the best peer's error / ours at each guidance."""
+    figure, axes = plt.subplots(1, len(records), figsize=(4.8 * len(records), 3.9), sharey=True, squeeze=False)
+    ways = {
+        "dedicated": ("fitted at that CFG alone", "--", BOUND),
+        "alone": ("fitted at CFG 3, used everywhere", "-", PEER),
+        "knots": ("one solver with knots (large markers)", "-", OURS),
+    }
+    for axis, record in zip(axes[0], records, strict=True):
+        at = {point["guidance"]: leads(point) for point in record["points"]}
+        for way, (label, line, color) in ways.items():
+            axis.plot(list(at), [ratios[way] for ratios in at.values()], line, c=color, marker="o", ms=3.5, label=label)
+        at_knots = {value: ratios["knots"] for value, ratios in at.items() if f"{value:g}" in record["calls"]}
+        axis.plot(*zip(*at_knots.items(), strict=True), "o", color=OURS, ms=8)
+        axis.axhline(1, color=BOUND, lw=1)
+        axis.set(title=f"{NAMES[record['network']]}, {record['steps']} steps", xlabel="CFG", xscale="log", yscale="log")
+        _set_ticks(axis.xaxis, list(at))
+        axis.grid(axis="y", alpha=0.3)
+    _set_ticks(axes[0][0].yaxis, [0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 2.5])
+    axes[0][0].set_ylabel("best stock sampler's error / ours")
+    _legend_below(axes[0][0], 3)
+    figure.suptitle("One solver with knots for all CFG values (above 1: better than every stock sampler)")
+    return figure
 
 
 def _calls(axis: Axes, by_network: Any) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from learned_solvers.samplers.files.write import write_whole
+from learned_solvers.training import EFFORTS
 
 from . import cost, generalisation
+from .guidance import knots
 from .measures import DTYPES, again, fidelity, half, precision, savings
 from .overhead import host_version, overhead_here
 from .peers import peers
@@ -23,7 +25,9 @@ from .setting import GUIDANCES, Setting
 
 __all__ = ["PARTS", "SEEDS", "Job", "jobs_by_part", "run_job", "run_part", "select_jobs"]
 
-PARTS = ("fidelity", "peers", "again", "savings", "half", "generalisation", "precision", "cost", "overhead")
+PARTS = (
+    "fidelity", "peers", "again", "savings", "half", "generalisation", "guidance", "precision", "cost", "overhead",
+)  # fmt: skip
 SEEDS = (1, 2)  # of the starts that `again` records
 NETWORKS = ("patches", "shapes", "digits")  # the longest first
 
@@ -45,6 +49,7 @@ class Job:
 def jobs_by_part(cache: Path, seeds: Sequence[int] = SEEDS) -> dict[str, list[Job]]:
     """The jobs of each part, the longest first. `seeds` are for `again`."""
     whole, few = Setting(cache=cache), Setting(fitted=64, held_out=16, unseen=256, ranked=32, cache=cache)
+    default, thorough = (Setting(*EFFORTS[effort].sizes(None), cache=cache) for effort in ("default", "thorough"))
     places = [(name, guidance) for guidance in reversed(GUIDANCES) for name in NETWORKS]
     copies = [(name, dtype, guidance) for name, guidance in places for dtype in DTYPES]
     folders = {(name, guidance): cache / f"fidelity-{name}-{guidance}" for name, guidance in places}
@@ -63,7 +68,9 @@ def jobs_by_part(cache: Path, seeds: Sequence[int] = SEEDS) -> dict[str, list[Jo
         "half": [Job(half, copy, replace(whole, unseen=128)) for copy in copies],
         "generalisation": [Job(work, tuple(place), replace(few, steps=(5,))) for work, *place in generalised],
         "precision": [Job(precision, c, replace(few, steps=steps_in_half[c[0]])) for c in copies if c[2] == 3],
+        "guidance": [Job(knots, (name,), replace(default, steps=(5,))) for name in ("patches", "digits")],
         "cost": [
+            *(Job(cost.error_by_calls, (name, steps), thorough) for steps in (8, 5) for name in NETWORKS),
             *(Job(cost.growth_with_steps, (name,)) for name in NETWORKS),
             *map(Job, (cost.growth_with_size, cost.memory)),
         ],

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from learned_solvers.samplers import Solver, load_solver
 from learned_solvers.samplers.guidance import Guidance
-from learned_solvers.training import fit_solver
+from learned_solvers.training import EFFORTS, fit_solver
 from learned_solvers.training.data.teacher import Teacher
 from learned_solvers.training.data.trial import Trial
 from learned_solvers.training.report import FitResult
@@ -19,10 +19,20 @@ from torch import Tensor
 from .record import SOLVERS
 from .suite import BENCHMARKS, Benchmark
 
-__all__ = ["GUIDANCES", "Setting", "fit", "load_fitted", "record_by_steps", "solver_file", "unseen_trial"]
+__all__ = [
+    "GUIDANCES",
+    "Setting",
+    "fit",
+    "fit_as_users_do",
+    "load_fitted",
+    "record_by_steps",
+    "solver_file",
+    "unseen_trial",
+]
 
 GUIDANCES = (1.0, 3.0, 7.0)
 TEACHER = Teacher("ipndm", 60)
+SEEDS = (0, 1, 2)  # of the starts of fits with an effort's samples: they are few, so that the results vary
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,36 @@ def fit(
         benchmark.model(dtype).model, starts.x.to(dtype), noise=benchmark.noise, family=family, steps=setting.steps,
         teacher=TEACHER.method, teacher_steps=TEACHER.steps, held_out=setting.held_out, extra_args=starts.extra_args,
         card={**card, "licence": "MIT"},
+    )  # fmt: skip
+
+
+def fit_as_users_do(
+    benchmark: Benchmark,
+    steps: int,
+    *guidance: float,
+    effort: str = "default",
+    samples: int | None = None,
+    seed: int = 0,
+    model: Callable[..., Tensor] | None = None,
+) -> FitResult:
+    """A fit with an effort's settings and the usual teacher, as the command and the node make it.
+
+    Args:
+        benchmark: The network.
+        steps: Step count.
+        guidance: The guidance, or several as knots.
+        effort: A key of EFFORTS.
+        samples: Number of samples, as `--samples` sets it; None: the effort's.
+        seed: Seed of the starts.
+        model: A denoiser that calls the network; None: the network itself.
+    """
+    settings = EFFORTS[effort]
+    fitted, held_out = settings.sizes(samples)
+    starts = benchmark.starts(fitted + held_out, seed, guidance[0])
+    return fit_solver(
+        model or benchmark.model().model, starts.x, noise=benchmark.noise, steps=(steps,), effort=effort,
+        optimizer=replace(settings.optimizer, samples=fitted), held_out=held_out, guidance=guidance,
+        guidance_argument="guidance", extra_args=starts.extra_args,
     )  # fmt: skip
 
 

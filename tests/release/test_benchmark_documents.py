@@ -25,6 +25,7 @@ from benchmarks.measures import lead_in_half
 from benchmarks.peers import best_value, lead, recorded_points
 from benchmarks.record import read_records
 from benchmarks.suite import BENCHMARKS
+from benchmarks.tables import with_tables
 
 VP = VPNoise.stable_diffusion()
 
@@ -156,6 +157,13 @@ def test_a_section_has_the_numbers_of_the_records(document, heading, values):
     numbers = re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", re.split(r"^#", text, maxsplit=1, flags=re.MULTILINE)[0])
     remaining = iter([number.replace(",", "") for number in numbers])
     assert [value for value in map(str, values()) if value not in remaining] == [], "missing, or in another order"
+
+
+def test_the_tables_are_those_of_the_records():
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert with_tables(text) == text, "run python -m benchmarks figures"
+    emptied, count = re.subn(r"(?<=<!-- table: )(\w+ -->\n).*?(?=<!-- end -->)", r"\1", text, flags=re.DOTALL)
+    assert count == 2 and emptied != text and with_tables(emptied) == text
 
 
 def test_fitted_solvers_are_ahead_where_the_documents_say_so():

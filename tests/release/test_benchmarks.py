@@ -17,10 +17,11 @@ from learned_solvers.training.data.trial import Trial
 from oracles import IPNDM
 from repository import ROOT
 
-from benchmarks import jobs, measures, overhead, peers, quick, record
+from benchmarks import cost, guidance, jobs, measures, overhead, peers, quick, record
 from benchmarks.__main__ import main
+from benchmarks.peers import recorded_peers
 from benchmarks.quality import frechet, sharpness, span_error
-from benchmarks.setting import Setting
+from benchmarks.setting import Setting, fit_as_users_do
 from benchmarks.suite import BENCHMARKS
 
 
@@ -71,6 +72,49 @@ def test_a_network_denoises_its_own_pictures_and_follows_its_guidance(name, rema
     one, three, five, rows = (model(x0, sigma, guidance=guidance, **extra_args) for guidance in guidances)
     assert torch.equal(five, rows)
     torch.testing.assert_close(five - one, 2 * (three - one), rtol=0, atol=1e-5)  # linear, from the conditional model
+
+
+@pytest.fixture
+def one_seed(monkeypatch):
+    for module in (cost, guidance):
+        monkeypatch.setattr(module, "SEEDS", (0,))
+
+
+def test_the_calls_of_the_knots_are_those_of_the_fit(one_seed, monkeypatch):
+    fits = []
+
+    def keep(*arguments: object, **more: object) -> object:
+        fits.append(fit_as_users_do(*arguments, **more))
+        return fits[-1]
+
+    monkeypatch.setattr(guidance, "fit_as_users_do", keep)
+    monkeypatch.setattr(guidance, "KNOTS", (1.0, 3.0))
+    monkeypatch.setattr(guidance, "USED", (1.0, 3.0))
+    made = guidance.knots("digits", Setting(unseen=24, ranked=2, steps=(3,)))
+    assert list(made["calls"]) == ["3", "1"]  # the middle one first
+    assert sum(calls for (calls,) in made["calls"].values()) == fits[0].solver.card.steps[3].network_calls + (
+        fits[0].teacher_calls
+    )
+    at_1, at_3 = made["points"]
+    assert at_3["knots"] == at_3["dedicated"] == at_3["alone"] and at_1["dedicated"] != at_1["alone"]
+    assert guidance.leads({"peer": 6.0, "knots": [2.0, 8.0], "dedicated": [3.0], "alone": [6.0]}) == pytest.approx(
+        {"knots": 1.5, "dedicated": 2.0, "alone": 1.0}
+    )
+
+
+def test_the_cost_of_a_fit_includes_its_teacher(one_seed, monkeypatch):
+    monkeypatch.setattr(cost, "FITS", (("quick", None), ("default", 12)))
+    made = cost.error_by_calls("digits", 5, Setting(unseen=24))
+    assert [(run["effort"], run["samples"], run["teacher_calls"]) for run in made["fits"]] == [
+        ("quick", None, 40 + 30 * (10 + 4)),  # the pilot, then six times five steps
+        ("default", 12, 40 + 30 * (12 + 4)),
+    ]
+    peer = min(measures["error"] for measures in recorded_peers("digits", 3.0)[5].values())
+    quick, default = ({**run, "network_calls": 1540, "error": peer} for run in made["fits"])
+    seeds = [quick, {**quick, "network_calls": 4 * 2000 - 460, "error": 4 * peer}, default]
+    curve = cost.error_curve({**made, "fits": seeds})
+    assert list(curve) == [("default", 12), ("quick", None)]  # by calls
+    assert curve["quick", None] == pytest.approx((2 * 2000, 2))  # geometric means
 
 
 @pytest.fixture
