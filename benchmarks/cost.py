@@ -23,7 +23,7 @@ from .networks.unet import UNet
 from .peers import best_value, recorded_peers
 from .quality import error_and_median
 from .record import RESULTS, read_measurements, read_records
-from .setting import SEEDS, TEACHER, Setting, fit, fit_as_users_do, unseen_trial
+from .setting import SEEDS, TEACHER, Setting, fit_as_users_do, unseen_trial
 from .suite import BENCHMARKS
 
 __all__ = [
@@ -98,9 +98,9 @@ def _best_error(name: str, steps: int) -> float:
 
 
 def growth_with_steps(name: str) -> list[dict[str, Any]]:
-    """Calls and seconds of fits with the default effort, 22 samples held out and a teacher of 60 calls."""
+    """Calls and seconds of fits with the default effort."""
     counts = (3, 4, 5, 6, 8, 10)
-    return [{"steps": n, **_cost(fit(BENCHMARKS[name], 3.0, Setting(64, 22, steps=(n,))))} for n in counts]
+    return [{"steps": n, **_cost(fit_as_users_do(BENCHMARKS[name], n, 3.0))} for n in counts]
 
 
 def growth_with_size() -> list[dict[str, Any]]:

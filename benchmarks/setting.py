@@ -69,13 +69,14 @@ def fit(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> FitResult:
-    """A fit with default settings except for the teacher; `seed` draws its starts."""
+    """A fit to all the setting's starts, with default settings except for the teacher; `seed` draws the starts."""
     starts = benchmark.starts(setting.fitted + setting.held_out, seed, guidance)
     values = tuple(torch.as_tensor(guidance, dtype=torch.float64).unique().tolist())
     card = {"architecture": benchmark.name, "checkpoint": benchmark.about, "guidance": Guidance("cfg", values)}
     return fit_solver(
         benchmark.model(dtype).model, starts.x.to(dtype), noise=benchmark.noise, family=family, steps=setting.steps,
         teacher=TEACHER.method, teacher_steps=TEACHER.steps, held_out=setting.held_out, extra_args=starts.extra_args,
+        optimizer=replace(EFFORTS["default"].optimizer, samples=setting.fitted),
         card={**card, "licence": "MIT"},
     )  # fmt: skip
 
