@@ -21,11 +21,10 @@ from typing import Any
 import torch
 from learned_solvers.samplers import FlowNoise, Grid, ipndm
 from learned_solvers.training import GradientDescent, fit_solver
-from learned_solvers.training.command.demo import demo_starts
 from learned_solvers.training.data.samples import CountedDenoiser, Samples
 from learned_solvers.training.data.teacher import Teacher
 from learned_solvers.training.data.trial import Trial
-from learned_solvers.training.models.digits import load_digits
+from learned_solvers.training.models.digits import digit_starts, load_digits
 from learned_solvers.training.optimise.losses import make_objective
 from learned_solvers.training.optimise.problem import Problem
 from learned_solvers.training.spaces import make_space
@@ -47,7 +46,7 @@ RUNS += [("recipe", n, shift, rate) for n in STEPS for shift in SHIFTS for rate 
 
 def trial_of(count: int, seed: int) -> Trial:
     """Starts of the bundled model with the teacher's end states."""
-    x, extra_args = demo_starts(count, seed)
+    x, extra_args = digit_starts(count, seed)
     model, samples = CountedDenoiser(load_digits(), x.dtype), Samples(x, extra_args, 256)
     return Trial(model, samples, TEACHER.reference(model, samples, NOISE), count)
 
@@ -71,7 +70,7 @@ def recipe(fresh: Trial, unseen: Trial, steps: int, shift: float, rate: float) -
 
 def gauss_newton(unseen: Trial, steps: int) -> dict[str, Any]:
     """The record of one complete fit: teacher, scan, starts and iterations."""
-    x, extra_args = demo_starts(FITTED[steps] + HELD_OUT, seed=0)
+    x, extra_args = digit_starts(FITTED[steps] + HELD_OUT, seed=0)
     result = fit_solver(
         load_digits(), x, noise=NOISE, steps=(steps,), held_out=HELD_OUT, extra_args=extra_args,
         teacher=OWN_TEACHER.method, teacher_steps=OWN_TEACHER.steps,

@@ -34,7 +34,7 @@ def with_tables(text: str) -> str:
     for name, lines in (("cost", _cost()), ("guidance", _guidance())):
         if table := "\n".join(lines):
             between = re.compile(rf"(?<=<!-- table: {name} -->\n).*?(?=<!-- end -->)", re.DOTALL)
-            text = between.sub(lambda _, table=table: f"\n{table}\n\n", text)
+            text = between.sub(lambda _, table=table: f"\n{table}\n\n", text, count=1)
     return text
 
 

@@ -1,6 +1,6 @@
 """Compare solvers with common samplers at equal network calls: a table, a plot and images.
 
-    python training/compare.py --demo --solver demo/dyweight_digits.safetensors      on the bundled small model, any CPU
+    python training/compare.py --demo --solver demo/dyweight_emoji.safetensors       on the bundled small model, any CPU
 
     python training/compare.py --checkpoint sd15.safetensors --solver dyweight_sd15.safetensors --guidance 7.5
 
@@ -50,7 +50,7 @@ from .data.samples import CountedDenoiser, Samples
 from .data.teacher import TEACHERS, Teacher
 from .models.comfy import ComfyModel
 from .models.comfy_samplers import host_entries
-from .models.digits import load_digits
+from .models.emoji import load_emoji
 from .models.loading import ModelFiles
 
 __all__ = ["main"]
@@ -140,10 +140,10 @@ def _solver_file(path: Path, files: ModelFiles | None) -> Path:
 
 
 def _compare_demo(command: CompareCommand) -> None:
-    denoiser, noise = CountedDenoiser(load_digits(), torch.float32), FlowNoise()
+    denoiser, noise = CountedDenoiser(load_emoji(), torch.float32), FlowNoise()
     x, extra_args = demo_starts(command.samples, command.seed)
     model = ComparedModel(
-        name=f"the bundled digits model, guidance {GUIDANCE:g}",
+        name=f"the bundled emoji model, guidance {GUIDANCE:g}",
         denoiser=denoiser,
         noise=noise,
         guidance=Guidance("cfg", (GUIDANCE,)),

@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(command, DemoCommand):
             if int(os.environ.get("WORLD_SIZE", "1")) > 1:
                 raise ValueError("--demo runs in one process: start it without torchrun")
-            run_demo(command.output, overwrite=command.overwrite)
+            run_demo(
+                command.output, prompts=command.prompts, steps=command.steps, overwrite=command.overwrite
+            )  # fmt: skip
         else:
             processes = join_processes()
             fit_model(command, processes)

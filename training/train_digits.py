@@ -1,4 +1,4 @@
-"""Train the bundled small model: `python training/train_digits.py` writes training/models/digits.safetensors.
+"""Train the bundled digits model: `python training/train_digits.py` writes training/models/digits.safetensors.
 
 Takes about five minutes on two CPU cores. Needs scikit-learn (`pip install scikit-learn`) for the images.
 """

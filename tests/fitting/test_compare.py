@@ -16,7 +16,7 @@ from learned_solvers.training.comparison.measure import Entry, Refusal, Result, 
 from learned_solvers.training.comparison.measure import compare as compare_entries
 from learned_solvers.training.comparison.plot import select_lines
 from learned_solvers.training.data.samples import CountedDenoiser, Samples
-from learned_solvers.training.models.digits import load_digits
+from learned_solvers.training.models.emoji import load_emoji
 from oracles import k_diffusion_module
 from PIL import Image
 
@@ -31,7 +31,7 @@ PEERS |= {"ab 2", "ab 3", "ipndm 2", "ipndm 3", "ipndm 4"}  # textbook methods
 def run(tmp_path_factory):
     """A comparison at 4 and 5 calls on one grid, with Euler's method as a solver file: its folder and its record."""
     folder = tmp_path_factory.mktemp("compare")
-    card = Card("dyweight", "flow", "Digits", "digits", {4: StepCard(grid=GRID, options={"divisor": "call"})})
+    card = Card("dyweight", "flow", "Emoji", "emoji", {4: StepCard(grid=GRID, options={"divisor": "call"})})
     parameters = {"weights": torch.eye(4).double()[None], "t_scale": torch.ones(1, 4).double()}
     Solver("learned", card, {4: parameters}).save(folder / "learned.safetensors")
     options = [*DEMO, "--steps", "4", "5", "--grids", "shift 1", "--output", str(folder / "out")]
@@ -46,10 +46,10 @@ def row_of(run, method: str, calls: int) -> dict:
 def error_of(name: str, steps: int) -> float:
     """The error of k-diffusion's sampler on the same starts."""
     x, extra_args = demo_starts(SAMPLES, SEED)
-    end = Teacher("heun", 12).reference(load_digits(), Samples(x, extra_args, SAMPLES), FlowNoise()).end
+    end = Teacher("heun", 12).reference(load_emoji(), Samples(x, extra_args, SAMPLES), FlowNoise()).end
     sampler = getattr(k_diffusion_module("sampling"), f"sample_{name}")
     levels = GRID.levels(steps, FlowNoise()).float()
-    return float((sampler(load_digits(), x, levels, extra_args=extra_args, disable=True) - end).square().mean().sqrt())
+    return float((sampler(load_emoji(), x, levels, extra_args=extra_args, disable=True) - end).square().mean().sqrt())
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_solver_that_cannot_run_has_a_reason_instead_of_an_error():
         raise Refusal("6 calls are too few")
 
     x, extra_args = demo_starts(SAMPLES, SEED)
-    model = CountedDenoiser(load_digits(), torch.float32)
+    model = CountedDenoiser(load_emoji(), torch.float32)
     entries = {2: [*table_entries(model, FlowNoise(), 2), Entry("learned", "", refuse, learned=True)]}
     results = compare_entries(entries, model, Samples(x, extra_args, 3), torch.zeros_like(x), pictures=2)
     assert (results[0].refusal, results[0].error, results[0].ends) == ("6 calls are too few", float("inf"), None)
@@ -135,19 +135,26 @@ def test_an_impossible_comparison_is_refused(options, message, tmp_path, capsys)
     assert message in capsys.readouterr().err
 
 
-def test_the_demo_writes_a_solver_a_report_and_a_picture(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "STEPS", (3,))
-    monkeypatch.setattr(demo, "TEACHER", Teacher("heun", 8))
-    fit_weights.main(["--demo", "--output", str(tmp_path)])
-    solver, text = load_solver(tmp_path / "dyweight_digits.safetensors"), (tmp_path / "demo.md").read_text()
+def test_the_demo_writes_a_solver_a_report_and_a_picture_of_the_prompts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "TEACHER", Teacher("ode", 12))
+    options = ["--demo", "--steps", "3", "--prompt", "red heart", "cat face", "--output", str(tmp_path)]
+    fit_weights.main(options)
+    solver, text = load_solver(tmp_path / "dyweight_emoji.safetensors"), (tmp_path / "demo.md").read_text()
     step = solver.card.steps[3]
-    assert step.error_after < step.error_best_peer and str(solver.card.guidance) == "CFG 3"
-    assert f"**{step.error_after:.4f}**" in text and "on 64 held-out samples" in text
+    assert step.error_after < step.error_best_peer and str(solver.card.guidance) == "CFG 4"
+    assert f"**{step.error_after:.4f}**" in text and "on 4 held-out samples" in text
     with Image.open(tmp_path / "demo.png") as picture:
-        assert picture.width > 600 and len(picture.convert("L").getcolors(256) or []) > 20
+        assert 500 < picture.width < 900 and len(picture.convert("L").getcolors(256) or []) > 20
+    for wrong, message in (
+        (options, "already exists: choose another"),
+        (["--demo", "--prompt", "xyz"], "knows no word"),
+    ):
+        with pytest.raises(SystemExit):
+            fit_weights.main(wrong)
+        assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        fit_weights.main(["--demo", "--output", str(tmp_path)])
-    assert "already exists: choose another --output, or add --overwrite" in capsys.readouterr().err
+        fit_weights.main(["--checkpoint", "a.safetensors", "--prompt", "red heart"])
+    assert "--prompt is for --demo" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

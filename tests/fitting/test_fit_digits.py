@@ -6,11 +6,10 @@ import pytest
 import torch
 from learned_solvers.samplers import FlowNoise, VPNoise
 from learned_solvers.training import fit_solver
-from learned_solvers.training.command.demo import demo_starts
 from learned_solvers.training.data.samples import CountedDenoiser, Samples
 from learned_solvers.training.data.teacher import Teacher
 from learned_solvers.training.data.trial import Trial
-from learned_solvers.training.models.digits import load_digits
+from learned_solvers.training.models.digits import digit_starts, load_digits
 from learned_solvers.training.starts.candidates import candidates, rank, rmse
 
 pytestmark = pytest.mark.slow
@@ -33,7 +32,7 @@ def model_of(kind, dtype=torch.float32):
 
 
 def samples_of(kind, count, seed, dtype=torch.float32):
-    x, extra_args = demo_starts(count, seed)
+    x, extra_args = digit_starts(count, seed)
     return Samples((x if kind == "flow" else x * VP.sigma_max).to(dtype), extra_args, 256)
 
 

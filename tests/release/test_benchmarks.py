@@ -130,7 +130,9 @@ def results(tmp_path, monkeypatch):
 def test_the_command_evaluates_recorded_solvers_on_starts_of_each_seed(results, monkeypatch, capsys):
     for part in ("fidelity", "peers"):
         shutil.copy(ROOT / "benchmarks" / "results" / f"{part}.json", results)
-    monkeypatch.setattr(jobs, "Setting", lambda **more: Setting(**more | {"unseen": 24, "steps": (3, 5)}))
+    monkeypatch.setattr(
+        jobs, "Setting", lambda *sizes, **more: Setting(*sizes, **more | {"unseen": 24, "steps": (3, 5)})
+    )
     main(["again", "--only", "digits-3.0", "--workers", "1"])
     assert re.findall(r"^Starts of seed (\d)", capsys.readouterr().out, re.MULTILINE) == ["1", "2"]
     stored = json.loads((results / "again.json").read_text())

@@ -1,58 +1,95 @@
-"""A complete run on the bundled small model: fit, save, load, sample, compare, draw. About a minute on any CPU."""
+"""A complete run on the bundled text-to-picture model: fit, save, load, sample, compare, draw. Two minutes on a CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...samplers import FlowNoise, Guidance, load_solver
-from ..comparison.measure import fit_results
-from ..comparison.sheet import draw_results
-from ..data.samples import Samples
+from ...samplers import FlowNoise, Grid, Guidance, SolverTable, euler, load_solver
+from ..comparison.sheet import Cell, Head, draw_sheet
+from ..data.samples import CountedDenoiser, Samples
 from ..data.teacher import Teacher
+from ..data.trial import Trial
 from ..fit import fit_solver
-from ..models.digits import SHAPE, load_digits
-from ..optimise.levenberg_marquardt import LevenbergMarquardt
+from ..models.emoji import SHAPE, WEIGHTS, EmojiDenoiser, load_emoji
 from ..report import FitResult, table_of
 
-__all__ = ["GUIDANCE", "demo_starts", "run_demo"]
+__all__ = ["GUIDANCE", "PROMPTS", "demo_starts", "run_demo"]
 
-GUIDANCE = 3.0
-STEPS = (3, 5, 7)
-TEACHER = Teacher("heun", 60)
+GUIDANCE = 4.0
+TEACHER = Teacher("ode", 48)
+NOISE = FlowNoise()
+PROMPTS = (
+    "red heart", "smiling face", "crying face", "cat face", "flower plant", "red apple fruit", "cake sweet food",
+    "blue book",
+)  # fmt: skip
+_OTHERS = (
+    "moon sky", "house building", "green apple", "dog face", "pizza food", "fish animal", "bird animal", "tree plant",
+    "angry face", "car transport", "yellow heart", "bread food", "guitar musical instrument", "hat clothing",
+    "umbrella", "bear face",
+)  # fmt: skip
 
 
-def demo_starts(count: int, seed: int = 0) -> tuple[Tensor, dict[str, object]]:
-    """Returns starts [count, 1, 8, 8] and the model's arguments: random labels and guidance 3."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(count, *SHAPE, generator=generator)
-    return x, {"label": torch.randint(0, 10, (count,), generator=generator), "guidance": GUIDANCE}
+def demo_starts(count: int, seed: int = 0) -> tuple[Tensor, dict[str, Any]]:
+    """Returns starts [count, 3, 32, 32] and the model's arguments: other prompts than the picture's, and guidance 4."""
+    x = torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
+    prompts = [_OTHERS[i % len(_OTHERS)] for i in range(count)]
+    return x, {"words": load_emoji().words(prompts), "guidance": GUIDANCE}
 
 
-def run_demo(output: Path, *, overwrite: bool = False, log: Callable[[str], None] = print) -> FitResult:
-    """Fits a solver and writes dyweight_digits.safetensors, demo.png and demo.md; returns the fit's result."""
-    file, picture, text = files = [output / name for name in ("dyweight_digits.safetensors", "demo.png", "demo.md")]
+def run_demo(
+    output: Path,
+    *,
+    prompts: Sequence[str] = (),
+    steps: int = 5,
+    overwrite: bool = False,
+    log: Callable[[str], None] = print,
+) -> FitResult:
+    """Fits a solver and writes dyweight_emoji.safetensors, demo.png and demo.md; returns the fit's result."""
+    file, picture, text = files = [output / name for name in ("dyweight_emoji.safetensors", "demo.png", "demo.md")]
     for path in files:
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path} already exists: choose another --output, or add --overwrite")
-    model, noise = load_digits(), FlowNoise()
-    x, extra_args = demo_starts(128)
-    facts = {"architecture": "digits", "checkpoint": "training/models/digits.safetensors", "licence": "MIT"}
-    card = {**facts, "guidance": Guidance("cfg", (GUIDANCE,)), "resolution": "8x8"}
+    model, prompts = load_emoji(), prompts or PROMPTS
+    words = model.words(prompts)
+    x, extra_args = demo_starts(28)
+    facts = {"architecture": "emoji", "checkpoint": WEIGHTS.stem, "licence": "MIT", "resolution": "32x32"}
     result = fit_solver(
-        model, x, noise=noise, steps=STEPS, held_out=64, extra_args=extra_args, progress=log,
-        teacher=TEACHER.method, teacher_steps=TEACHER.steps, card=card,
-        effort="thorough", optimizer=LevenbergMarquardt(),  # all peers, but no more samples than usual
+        model, x, noise=NOISE, steps=(steps,), extra_args=extra_args, microbatch=14, progress=log, teacher=TEACHER,
+        card={**facts, "guidance": Guidance("cfg", (GUIDANCE,))},
     )  # fmt: skip
     result.solver.save(file, overwrite=overwrite)
-    x, _ = demo_starts(10, seed=1)
-    starts = Samples(x, {"label": torch.arange(10), "guidance": GUIDANCE}, len(x))  # one per digit
-    results = fit_results(load_solver(file), result, TEACHER, model, starts, noise)
-    title = "Same noise, same network, guidance 3: which solver is closest to the teacher? (errors of these ten)"
-    draw_results(title, results, lambda end: (end + 1) / 2, side=64).save(picture)
+    _draw(model, words, prompts, result, load_solver(file).table(steps, NOISE), steps).save(picture)
     text.write_text(f"# A solver fitted to the bundled model\n\n{table_of(result)}\n", "utf-8")
     log(f"\n{table_of(result)}\n\nwritten: {', '.join(map(str, files))}")
     return result
+
+
+def _draw(
+    model: EmojiDenoiser, words: Tensor, prompts: Sequence[str], result: FitResult, table: SolverTable, steps: int
+) -> Any:
+    """A row per sampler, a column per prompt, with the distance to the teacher below each picture."""
+    x, guidance = torch.randn(len(words), *SHAPE, generator=torch.Generator().manual_seed(1)), {"guidance": GUIDANCE}
+    counted = CountedDenoiser(model, x.dtype)
+    samples = Samples(x, {"words": words, **guidance}, len(x))
+    reference = TEACHER.reference(counted, samples, NOISE)
+    trial, best = Trial(counted, samples, reference, len(x)), result.report[steps].peers[0]
+    assert best.table is not None
+    rows = {
+        Head("euler", f"as usual, {steps} calls"): euler(Grid("flow_shift", {"shift": 1.0}).levels(steps, NOISE)),
+        Head(best.name, f"the best stock sampler, {steps} calls"): best.table,
+        Head("learned", f"{steps} calls", learned=True): table,
+    }
+    heads = [Head("teacher", f"{TEACHER.calls} calls"), *rows]
+    ends = [reference.end, *(trial.ends(row) for row in rows.values())]
+    cells = [
+        [Cell((p + 1) / 2, "" if end is ends[0] else f"{float((p - q).square().mean().sqrt()):.3f}")
+         for p, q in zip(end, ends[0], strict=True)]
+        for end in ends
+    ]  # fmt: skip
+    title = f"The same noise, the same network, {steps} calls: below, the distance to the teacher"
+    return draw_sheet(title, [Head(prompt) for prompt in prompts], heads, cells, side=128)

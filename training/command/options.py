@@ -110,10 +110,12 @@ class FitCommand:
 
 @dataclass(frozen=True)
 class DemoCommand:
-    """The fit of the bundled small model; `output` is a folder."""
+    """The fit of the bundled model; `output` is a folder, the picture shows the `prompts`."""
 
     output: Path
     overwrite: bool
+    prompts: tuple[str, ...]
+    steps: int
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -168,8 +170,12 @@ def parse_fit(description: str, arguments: Sequence[str] | None) -> FitCommand |
     if args.threads or args.demo:  # more threads only wait for each other on the demo's small tensors
         torch.set_num_threads(args.threads or 1)
     if args.demo:
-        check_demo(parser, arguments, args, ("demo", "output", "overwrite", "threads"))
-        return DemoCommand(Path(args.output or "demo"), args.overwrite)
+        check_demo(parser, arguments, args, ("demo", "output", "overwrite", "threads", "prompt", "steps"))
+        if len(args.steps) > 1:
+            parser.error(f"--demo fits one step count, got {' '.join(map(str, args.steps))}")
+        return DemoCommand(Path(args.output or "demo"), args.overwrite, tuple(args.prompt), args.steps[0])
+    if args.prompt:
+        parser.error("--prompt is for --demo: write prompts into a file, one per line, and pass --prompts FILE")
     files = model_files(args)
     for option, values in (("--steps", args.steps), ("--guidance", args.guidance)):
         if len(values) != len({f"{value:g}" for value in values}):
@@ -232,6 +238,8 @@ def _fit_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--demo", action="store_true", help="fit the bundled small model and draw the result")
+    add("--prompt", nargs="+", default=[], metavar="TEXT",
+        help='with --demo: prompts to draw, such as "red heart" "cat face" (default: eight)')  # fmt: skip
     add_model_options(parser)
     add("--guidance", type=parse_guidance, nargs="+", default=[], metavar="G",
         help="CFG values to fit at, between which the solver interpolates; on FLUX, embedded guidance with CFG 1 "

@@ -1,4 +1,4 @@
-"""The bundled small model: a class-conditional flow transformer on 8x8 digits.
+"""A bundled small model, for tests and examples: a class-conditional flow transformer on 8x8 digits.
 
 It has about 250,000 parameters and was trained by training/train_digits.py on scikit-learn's digits (UCI Optical
 Recognition of Handwritten Digits, CC BY 4.0). It is small enough to fit a solver on any CPU and built like large
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-__all__ = ["NULL_LABEL", "SHAPE", "WEIGHTS", "DigitsDenoiser", "DigitsTransformer", "load_digits"]
+__all__ = ["NULL_LABEL", "SHAPE", "WEIGHTS", "DigitsDenoiser", "DigitsTransformer", "digit_starts", "load_digits"]
 
 WEIGHTS = Path(__file__).with_name("digits.safetensors")
 SHAPE = (1, 8, 8)
@@ -98,6 +98,13 @@ class DigitsDenoiser(nn.Module):
         twice = torch.cat([label, torch.full_like(label, NULL_LABEL)])
         conditional, null = self.network(x.repeat(2, 1, 1, 1), sigma.repeat(2), twice).chunk(2)
         return x - sigma.view(-1, 1, 1, 1) * (null + guidance * (conditional - null))
+
+
+def digit_starts(count: int, seed: int = 0) -> tuple[Tensor, dict[str, object]]:
+    """Returns starts [count, 1, 8, 8] and the model's arguments: random labels and guidance 3."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, *SHAPE, generator=generator)
+    return x, {"label": torch.randint(0, 10, (count,), generator=generator), "guidance": 3.0}
 
 
 def load_digits(path: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> DigitsDenoiser:
