@@ -179,9 +179,10 @@ def _usual_calls(steps: tuple[int, ...]) -> int:
     from ..training.effort import EFFORTS
     from ..training.job import FitJob, FitSettings
 
-    effort, guidance = EFFORTS["default"], Guidance.around(7.5)
-    samples, held_out = effort.sizes(None)
+    numbers = 4 * 64 * 64  # of SD 1.5's latents; larger ones take as many calls
+    samples, held_out = EFFORTS["default"].for_numbers(numbers).sizes(None)
     settings = FitSettings(
-        next(iter(FAMILIES)), steps, optimizer=effort.optimizer, held_out=held_out, guidance=guidance.values
-    )
-    return usual_calls(FitJob(settings, Samples(torch.zeros(samples + held_out, 1), {}, 1), FlowNoise(), {}))
+        next(iter(FAMILIES)), steps, held_out=held_out, guidance=Guidance.around(7.5).values,
+        guidance_argument="guidance",
+    )  # fmt: skip
+    return usual_calls(FitJob(settings, Samples(torch.zeros(samples + held_out, numbers), {}, 1), FlowNoise(), {}))
