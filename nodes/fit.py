@@ -113,7 +113,7 @@ class FitLearnedSolver(SolverNode):
                 "sigmas": ("SIGMAS", {"tooltip": "The levels of sampler, such as 20 steps of a scheduler."}),
                 "teacher_model": ("MODEL", {"tooltip": other}),
                 "loss": (list(LOSSES), {"tooltip": loss}),
-                "teacher_guidance": (
+                "teacher_cfg": (
                     "FLOAT",
                     {"default": 0.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": other_guidance},
                 ),

@@ -54,7 +54,7 @@ class FitWidgets:
     overwrite: bool
     effort: str = "default"
     guidance: str = ""
-    teacher_guidance: float = 0.0
+    teacher_cfg: float = 0.0
     loss: str = "l2"
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class FitWidgets:
         if self.teacher_steps:
             check_number("teacher_steps", self.teacher_steps, 2, 1000)
         check_number("cfg", self.cfg, 0, 100)
-        check_number("teacher_guidance", self.teacher_guidance, 0, 100)
+        check_number("teacher_cfg", self.teacher_cfg, 0, 100)
 
 
 class NodeFit:
@@ -112,9 +112,9 @@ class NodeFit:
             usual=usual_sampler(model),
         )  # fmt: skip
         self.other = None
-        if teacher_model is not None or widgets.teacher_guidance:
+        if teacher_model is not None or widgets.teacher_cfg:
             assert isinstance(settings.teacher, Teacher | Recipe)  # see FitSettings
-            self.other = OtherTeacher(source, settings.teacher, one, widgets.teacher_guidance or None)
+            self.other = OtherTeacher(source, settings.teacher, one, widgets.teacher_cfg or None)
             settings = replace(settings, teacher=self.other.recipe)
         x = draw_starts(sampling, one, count, widgets.seed)
         card = {

@@ -51,8 +51,9 @@ class HostRuns:
         except Exception as error:
             if is_out_of_memory(error):
                 raise  # repeated with fewer images
-            _log.warning("left out of the comparison: %s", error, exc_info=not isinstance(error, SolverRefused))
-            self.refuse(error)
+            if not isinstance(error, SolverRefused):  # which is logged already
+                _log.warning("left out of the comparison: %s", error, exc_info=True)
+            self.refuse(str(error) or type(error).__name__)
 
     def within(self, sampler: str, scheduler: str, calls: int, x: Tensor, extra_args: Mapping[str, Any]) -> Tensor:
         """End states of a stock sampler with the most steps that take at most `calls` model calls."""

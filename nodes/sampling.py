@@ -193,4 +193,4 @@ class _KeptRegion:
             mask = self.change_mask(last, mask, extra_options=options) * (mask > 0)
         if unfinished:
             original = torch.lerp(original, self.start, float(sigmas[-1] / sigmas[0]))
-        return x * mask + original * (1 - mask)
+        return torch.where(mask > 0, x, original.to(x.dtype))  # within a soft mask the host has mixed already

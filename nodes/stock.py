@@ -92,7 +92,7 @@ def _sample(
                 "there"
             )
         base, guidance = guider.inner_model, guidance_of_run(guider)
-        _check_whole(base.model_sampling, sigmas, getattr(model, "noise", None), bool(set_steps))
+        _check_whole(base.model_sampling, sigmas, getattr(model, "noise", None), set_steps)
         known = {"shape": x.shape, "guidance": guidance, "patcher": getattr(guider, "model_patcher", None)}
         find = partial(find_solver, entry, base=base, sampling=base.model_sampling, family=family.name, **known)
         try:
@@ -123,23 +123,24 @@ def _find(find: Callable[[int], Found], steps: int, nearest: bool) -> tuple[Foun
         return found, error.nearest
 
 
-def _check_whole(sampling: Any, sigmas: Tensor, noise: Tensor | None, steps_are_set: bool) -> None:
+def _check_whole(sampling: Any, sigmas: Tensor, noise: Tensor | None, set_steps: int | None) -> None:
     """Refuses a part of a schedule whose whole step count is unknown; image-to-image, a part with noise, is allowed.
 
     Args:
         sampling: The model's model_sampling.
         sigmas: The host's noise levels, descending, shape [M + 1].
         noise: The noise that the host added; zeros where a sampler continues another's state.
-        steps_are_set: Whether Set Learned Solver gives the steps of the whole schedule.
+        set_steps: Steps of the whole schedule, if Set Learned Solver gives them.
     """
     first, *_, before_last, last = (float(sigma) for sigma in (sigmas[0], *sigmas))
     steps, near = len(sigmas) - 1, 1e-3
-    if first <= last:
-        return  # refused as ascending
+    if first <= last or set_steps == steps:
+        return  # refused as ascending; or whole by the user's word
     if steps > 1 and last == 0 and before_last > float(sampling.percent_to_sigma(1 - 1.4 / steps)):
         raise ValueError(
             f"this node's sigmas end with a large step from {before_last:.4g} to 0, so they are the beginning of a "
-            "longer schedule. Enable return_with_leftover_noise, or choose another scheduler"
+            "longer schedule. Enable return_with_leftover_noise, or choose another scheduler; if they are whole, set "
+            f"steps to {steps} in Set Learned Solver"
         )
     if last > float(sampling.sigma_min) * (1 + near):
         fact = f"end at sigma {last:.4g}"
@@ -147,7 +148,7 @@ def _check_whole(sampling: Any, sigmas: Tensor, noise: Tensor | None, steps_are_
         fact = f"start at sigma {first:.4g} without new noise"
     else:
         return
-    if not steps_are_set:
+    if not set_steps:
         raise ValueError(
             f"this node's sigmas are a part of a schedule, as they {fact}. Put Set Learned Solver before it, and set "
             "the steps of the whole schedule there"

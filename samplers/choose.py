@@ -92,7 +92,7 @@ class Checkpoint:
         card = solver.card
         if self.fingerprint and card.fingerprint:
             return 2 if self.fingerprint == card.fingerprint else -1
-        return int(bool(self.name) and _stem(self.name) == _stem(card.checkpoint))
+        return int(bool(self.name) and PurePath(self.name).stem.lower() == _stem(card.checkpoint))
 
 
 def _stem(name: str) -> str:

@@ -44,7 +44,8 @@ def model_architecture(base: Any) -> Architecture:
 
 def checkpoint_of(base: Any, patcher: Any = None) -> Checkpoint:
     """What identifies a BaseModel's weights; the file's name only where the patcher has it (ComfyUI 0.33)."""
-    _, (path, *_), *_ = getattr(patcher, "cached_patcher_init", None) or (None, ("",))
+    init = getattr(patcher, "cached_patcher_init", None)
+    path = init[1][0] if init and init[1] else ""
     return Checkpoint(path if isinstance(path, str) else "", fingerprint(base))
 
 
@@ -52,15 +53,16 @@ def fingerprint(base: Any) -> str:
     """16 hexadecimal digits of a BaseModel's weights; empty if they cannot be read.
 
     It reads the beginnings of a few vectors (biases, norms), which quantised files leave unquantised and most LoRAs
-    unchanged, rounded to bfloat16: so it is the same for the float32, float16 and quantised files of a checkpoint. A
-    model whose vectors are quantised, too, has none (weight_dtype fp8 of ComfyUI's loader).
+    unchanged, rounded to float16 and then to bfloat16: so it is the same for the float32, float16 and quantised files
+    of a checkpoint; a bfloat16 file made from float32 weights may differ. A model whose vectors are quantised, too, has
+    none (weight_dtype fp8 of ComfyUI's loader).
     """
     try:
         vectors = sorted((name, p) for name, p in base.diffusion_model.named_parameters() if p.ndim == 1)
         if any(p.element_size() < 2 for _, p in vectors):
             return ""
         chosen = vectors[:: max(1, len(vectors) // 16)]
-        values = [p.detach()[:64].cpu().to(torch.float32).to(torch.bfloat16).float() for _, p in chosen]
+        values = [p.detach()[:64].cpu().to(torch.float16).to(torch.bfloat16).float() for _, p in chosen]
         content = torch.cat(values).numpy().tobytes() if values else b""
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):  # meta tensors, wrapped networks
         return ""

@@ -110,12 +110,13 @@ api.addEventListener("progress", ({ detail: { node, value } }) => {
 async function fitSolver(sampler) {
   const fit = addFitNode(sampler);
   const steps = fit.widgets.find((w) => w.name === "steps").value;
-  const answer = await api.fetchApi(`/learned_solvers/fit_calls?steps=${steps}`);
-  if (!answer.ok) return;
+  const answer = await api.fetchApi(`/learned_solvers/fit_calls?steps=${encodeURIComponent(steps)}`).catch(() => null);
+  if (!answer?.ok) return;
   const { calls } = await answer.json();
-  const seconds = secondsPerStep.get(String(sampler.id));
+  // Nodes of a subgraph report their progress under another number.
+  const seconds = sampler.graph === (app.graph.rootGraph ?? app.graph) && secondsPerStep.get(String(sampler.id));
   const duration = seconds ? `about ${Math.max(1, Math.round((calls * seconds) / 60))} minutes` : "run this node once to estimate its minutes";
-  app.extensionManager.toast.add({
+  app.extensionManager?.toast?.add({
     severity: "info",
     summary: "Fit Learned Solver",
     detail: `Usually ${calls.toLocaleString("en")} model calls: ${duration}.`,

@@ -13,7 +13,7 @@ from modules import shared
 from modules.paths import data_path, models_path
 
 from ..samplers import Guidance, Solver, SolverTable, choose_solver, part_of_table
-from ..samplers.choose import nearest_steps
+from ..samplers.choose import MissingSteps, nearest_steps
 from ..samplers.families import FAMILIES
 from ..samplers.files.folder import SolverFolder
 from ..samplers.files.solver import SUFFIX
@@ -56,11 +56,11 @@ class Request:
     noise: Noise
     architecture: str | None
 
-    def solver(self, steps: int) -> Solver:
+    def solver(self, steps: int, guidance: Guidance | None = None) -> Solver:
         """The solver for a step count; a named file may lack it: `Solver.table` then raises."""
         if self.file == AUTO:
-            solvers = SOLVERS.loadable()
-            return choose_solver(solvers, self.noise, steps, architecture=self.architecture, family=self.family)
+            known = {"architecture": self.architecture, "family": self.family, "guidance": guidance}
+            return choose_solver(SOLVERS.loadable(), self.noise, steps, **known)
         solver = SOLVERS.load(self.file)
         if solver.family != self.family:
             family, other = FAMILIES[self.family], FAMILIES[solver.family]
@@ -70,13 +70,11 @@ class Request:
         return solver
 
     def nearest(self, steps: int) -> int:
-        """The nearest step count that a solver for the job has; `steps` itself if there is no solver."""
-        if self.file == AUTO:
-            solvers = [s for s in SOLVERS.loadable() if s.family == self.family and s.prediction == self.noise.kind]
-            solvers = [s for s in solvers if s.card.transferable or s.card.architecture == self.architecture]
-        else:
-            solvers = [self.solver(steps)]
-        return nearest_steps([count for s in solvers for count in s.steps] or [steps], steps)
+        """The nearest step count that a solver for the job has; ValueError if there is no solver."""
+        try:
+            return nearest_steps(self.solver(steps).steps, steps)
+        except MissingSteps as error:
+            return error.nearest
 
 
 class Part(NamedTuple):
@@ -119,7 +117,7 @@ def make_pass(
         nearest = nearest_steps(first.steps, steps) if first else request.nearest(steps)
         if nearest != steps:
             steps, calls = nearest, min(nearest, max(1, round(part.strength * nearest)))
-    solver = first or request.solver(steps)
+    solver = first or request.solver(steps, guidance)
     table = solver.table(steps, request.noise, solver.guidance_of(guidance))
     if part and calls < table.steps:
         table = part_of_table(table, table.levels[-1 - calls].item(), table.sigma_end)

@@ -101,7 +101,12 @@ class SolverFolder:
 def _unhosted() -> frozenset[str]:
     """The bundled solvers that neither transfer nor were fitted for an architecture of a host."""
     hosted = {record.name for record in RECORDS}
-    cards = {name: load_solver(name).card for name in list_solvers()}
+    cards = {}
+    for name in list_solvers():
+        try:
+            cards[name] = load_solver(name).card
+        except Exception:  # its error appears when it is chosen
+            continue
     return frozenset(n for n, card in cards.items() if not card.transferable and card.architecture not in hosted)
 
 

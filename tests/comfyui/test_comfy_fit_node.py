@@ -144,7 +144,7 @@ def test_another_model_at_its_own_guidance_is_the_teacher(server):
     levels = {"scheduler": "simple", "steps": 7, "denoise": 1.0}
     inputs["sigmas"] = graph.add("sigmas", "BasicScheduler", model=["1", 0], **levels)
     inputs["sampler"] = graph.add("sampler", "KSamplerSelect", sampler_name="euler")
-    inputs |= {"model": lora, "teacher_model": ["1", 0], "teacher_guidance": 3.5}
+    inputs |= {"model": lora, "teacher_model": ["1", 0], "teacher_cfg": 3.5}
     step = fitted(graph).card.steps[1]
     assert (step.teacher, step.teacher_steps) == ("euler at guidance 3.5", 7)
     student = one_node("other.safetensors", 1, model=lora, seed=seed)

@@ -32,7 +32,7 @@ with torch.inference_mode():
         sample_table(denoiser, row, euler(levels), {{}}, disable=True)
     print(peak())
     fit_solver(
-        denoiser, x, noise=noise, steps=(2,), held_out=1, microbatch=1, teacher="euler", teacher_steps=2,
+        denoiser, x, noise=noise, steps=(2,), held_out=1, microbatch=1, teacher="euler", teacher_steps=3,
         initial="euler", optimizer=LevenbergMarquardt(work=1.5),
     )
     print(peak())

@@ -66,8 +66,9 @@ def refusal(capsys, *arguments: object) -> str:
         ([*MODEL, "--steps", "4", "4"], "--steps contains duplicate values: 4 4"),
         ([*MODEL, "--guidance", "5", "5"], "--guidance contains duplicate values"),
         ([*MODEL, "--guidance", "-1"], "must be a finite number of at least 0, got '-1'"),
-        (["--demo", "--steps", "4", "6", "8"], "--demo cannot be combined with --steps"),  # a default, but not its own
-        (["--demo", "--steps", "3", "--seed", "1"], "--demo cannot be combined with --steps, --seed"),
+        (["--demo", "--steps", "4", "6", "8"], "--demo fits one step count, got 4 6 8"),
+        (["--demo", "--effort", "default"], "--demo cannot be combined with --effort"),  # a default, but not its own
+        (["--demo", "--samples", "3", "--seed", "1"], "--demo cannot be combined with --samples, --seed"),
         ([*MODEL, "--seed", "-1"], "must be a whole number below 2^64, got '-1'"),
         ([*MODEL, "--seed", str(2**64)], f"must be a whole number below 2^64, got '{2**64}'"),
         ([*MODEL, "--teacher-steps", "1"], "a teacher needs at least 2 steps, got 1"),

@@ -175,7 +175,7 @@ def test_the_registrys_archive_has_the_pack_and_its_pictures_and_is_small():
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(published):
             archive.write(ROOT / name, name)
-    assert 0.5e6 < len(packed.getvalue()) < 3e6
+    assert 0.5e6 < len(packed.getvalue()) < 8e6  # most of it the weights of the bundled model
 
 
 def test_the_registrys_entry_is_complete():

@@ -58,7 +58,7 @@ def test_txt2img_equals_the_table_by_hand(forge, model, sampler, file, steps):
     assert job.info.items() >= {"Sampler": sampler, "Steps": str(steps)}.items()
     assert job.info["Learned solver"] == file and job.info["Learned solver calls"] == str(steps)
     assert "Schedule type" not in job.info
-    assert (f"{file}: fitted for {solver.card.checkpoint} but used on {architecture}" in job.seen["comments"]) == (
+    assert (f"{file}: fitted for {solver.card.checkpoint}, you use {architecture}" in job.seen["comments"]) == (
         solver.card.architecture != architecture
     )
 
