@@ -24,8 +24,11 @@ parser.add_argument("--samples", type=int, default=28)
 parser.add_argument("--effort", default="default", help="quick, default or thorough")
 parser.add_argument("--microbatch", type=int, default=4, help="images per network call")
 options = parser.parse_args()
-if options.output.exists():
-    parser.error(f"{options.output} exists: choose another name")
+if options.output.suffix != ".safetensors":
+    parser.error(f"{options.output}: a solver file must end in .safetensors")
+for path in (options.output, options.output.with_suffix(".png")):
+    if path.exists():
+        parser.error(f"{path} exists: choose another name")
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 pipe = AutoPipelineForText2Image.from_pretrained(options.pipeline).to(device)

@@ -1,6 +1,6 @@
 """Learned solvers in diffusers: a scheduler for its pipelines, and its pipelines as denoisers, to fit solvers for them.
 
-Needs diffusers: `pip install learned-solvers[diffusers]`.
+Needs diffusers: `pip install -e ".[diffusers]"` in a clone.
 """
 
 from .denoiser import PipelineDenoiser

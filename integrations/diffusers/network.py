@@ -36,11 +36,11 @@ class Network:
         """Read from a scheduler's config; ValueError for a network that learned solvers cannot run."""
         name, count = config.get("_class_name"), config.get("num_train_timesteps", 1000)
         # Schedulers that were not loaded from a file have no class name.
-        is_flow_scheduler = "beta_start" not in config and "invert_sigmas" in config
+        is_flow_scheduler = "beta_start" not in config and "shift" in config
         if name not in (*VP, *FLOW, _OWN, None):
             raise _refusal(f"class is {name}")
         if not is_flow_scheduler and "beta_start" not in config:
-            raise _refusal(f"options are {', '.join(config)}")
+            raise _refusal(f"options are {', '.join(key for key in config if not key.startswith('_'))}")
         for option, expected in (("invert_sigmas", False), ("timestep_type", "discrete")):
             if config.get(option, expected) != expected:
                 raise _refusal(f"{option} is {config[option]}")

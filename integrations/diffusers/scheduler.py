@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,7 +120,9 @@ class LearnedSolverScheduler(SchedulerMixin, ConfigMixin):
         if isinstance(config, dict):
             if "solver" not in {*config, *kwargs}:
                 raise ValueError("pass solver=, a bundled solver's name or the path of a file")
-            kwargs = {"prediction_type": Network.of(config).prediction, **kwargs}
+            # diffusers replaces the other scheduler's default values by this one's, so they are passed on as given.
+            known = {key: config[key] for key in cls._get_init_keys(cls) if key in config}
+            kwargs = {**known, "prediction_type": Network.of(config).prediction, **kwargs}
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     @classmethod
@@ -128,8 +131,9 @@ class LearnedSolverScheduler(SchedulerMixin, ConfigMixin):
         folder = Path(pretrained_model_name_or_path, subfolder or "")
         if folder.is_dir():
             config: Any = cls.load_config(folder)
-            file = _file_in(folder, config["solver"])
-            kwargs = {**({"solver": file} if file.is_file() else {}), **kwargs}
+            saved = config.get("solver")
+            if saved and (file := _file_in(folder, saved)).is_file():
+                kwargs = {"solver": file, **kwargs}
         return super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -167,33 +171,33 @@ class LearnedSolverScheduler(SchedulerMixin, ConfigMixin):
         if num_inference_steps is None:
             raise ValueError("the number of steps is missing: pass num_inference_steps")
         solver, noise, guidance = self.solver, self._network.noise, self.config["guidance"]
-        if self._network.is_flow and noise.tokens is None:
-            step = solver.card.steps.get(num_inference_steps)
-            if mu is not None:
-                noise = FlowNoise(self._tokens_at(mu))
-            elif step and step.grid and step.grid.needs_tokens:
-                raise ValueError(
-                    f"{solver.name}'s noise levels depend on the image size, which this pipeline does not pass on: "
-                    "pass tokens=H/16 * W/16 to the scheduler"
-                )
+        step = solver.card.steps.get(num_inference_steps)
+        if self._network.is_flow and noise.tokens is None and step and step.grid and step.grid.needs_tokens:
+            noise = FlowNoise(self._tokens_at(mu))
         self._start(solver.table(num_inference_steps, noise, guidance), device)
         self.num_inference_steps = num_inference_steps
-        run = solver.card.guidance
-        if run is not None and run.kind != "none" and guidance is not None:
-            run = Guidance(run.kind, (float(guidance),))
+        fitted, run = solver.card.guidance, None
+        if fitted is not None and fitted.kind != "none" and guidance is not None:
+            run = Guidance(fitted.kind, (float(guidance),))
         facts = mismatches(solver, num_inference_steps, noise, architecture=solver.card.architecture, guidance=run)
         for fact in (*facts, *notes(solver, num_inference_steps)):
             if fact not in self._logged:
                 _log.warning("%s: %s", solver.name, fact)
                 self._logged.add(fact)
 
-    def _tokens_at(self, mu: float) -> int:
-        """The number of tokens for which a pipeline with this config passes `mu`."""
+    def _tokens_at(self, mu: float | None) -> int:
+        """The number of tokens for which a pipeline with this config passes `mu`; ValueError if no number does."""
         config = self.config
-        slope = (config["max_shift"] - config["base_shift"]) / (
-            config["max_image_seq_len"] - config["base_image_seq_len"]
-        )
-        return max(1, round(config["base_image_seq_len"] + (mu - config["base_shift"]) / slope))
+        rise, tokens = config["max_shift"] - config["base_shift"], math.nan
+        if mu is not None and rise:
+            span = config["max_image_seq_len"] - config["base_image_seq_len"]
+            tokens = config["base_image_seq_len"] + (mu - config["base_shift"]) * span / rise
+        if not (tokens >= 1 and abs(tokens - round(tokens)) < 1e-3):
+            raise ValueError(
+                f"{self.solver.name}'s noise levels depend on the image size, which this pipeline's shift does not "
+                "tell: pass tokens=H/16 * W/16 to the scheduler"
+            )
+        return round(tokens)
 
     def _start(self, table: SolverTable, device: str | torch.device | None = None) -> None:
         """Prepares a run of a table."""
@@ -282,20 +286,20 @@ class LearnedSolverScheduler(SchedulerMixin, ConfigMixin):
 
         If the pipeline has set a begin index: at its first timestep, or within a run at the current one.
         """
-        count, table = timesteps.numel(), self.table
-        index = self._begin_index if self._step_index is None else self._step_index
-        known = None if self._begin_index is None else index
-        indices = [self._index_of(t) for t in timesteps.flatten()] if known is None else [known] * count
+        table, steps = self.table, len(self.timesteps)
+        if not timesteps.numel():
+            raise ValueError(f"the strength leaves none of {steps} steps: raise it to at least 1/{steps}")
         clean = original_samples.to(torch.promote_types(original_samples.dtype, torch.float32))
-        states = []
-        for k, i in enumerate(indices):
-            at_start = i == 0 and table.analytic_first
-            sigma = table.levels[0 if at_start else i + table.analytic_first].item()
-            rows = slice(k, k + 1) if count > 1 else slice(None)
-            signal = 1 - sigma if self._network.is_flow else 1
-            state = signal * clean[rows] + sigma * noise[rows].to(clean)
-            states.append(self._first_factor * state if at_start else state)
-        return torch.cat(states).to(original_samples.dtype)
+        if self._begin_index is None:
+            indices = torch.tensor([self._index_of(t) for t in timesteps.flatten()])
+        else:
+            indices = torch.tensor([self._begin_index if self._step_index is None else self._step_index])
+        at_start = (indices == 0) & table.analytic_first
+        sigma = table.levels[torch.where(at_start, 0, indices + table.analytic_first)]
+        factor = torch.where(at_start, self._first_factor, 1.0)
+        sigma, factor = (v.to(clean).reshape(-1, *[1] * (clean.ndim - 1)) for v in (sigma, factor))
+        signal = 1 - sigma if self._network.is_flow else 1
+        return (factor * (signal * clean + sigma * noise.to(clean))).to(original_samples.dtype)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """`add_noise`, under the name that flow pipelines use."""

@@ -150,12 +150,43 @@ def test_what_a_run_lacks_is_refused():
         ({"num_inference_steps": 4, "mu": 1.15}, "dyweight_flux1-dev has 3, 5 and 7 steps, not 4"),
         ({"sigmas": [1.0, 0.5, 0.25]}, "pass num_inference_steps instead of sigmas"),
         ({"num_inference_steps": 5}, "pass tokens=H/16"),
+        ({"num_inference_steps": 5, "mu": 1.96}, "pass tokens=H/16"),  # FLUX.2's at 4096 tokens: no whole number
         ({}, "pass num_inference_steps"),
     ]:
         with pytest.raises(ValueError, match=words):
             scheduler.set_timesteps(**arguments)
     with pytest.raises(ValueError, match="pass solver="):
         LearnedSolverScheduler.from_config(diffusers.EulerDiscreteScheduler().config)
+    scheduler = LearnedSolverScheduler.from_solver("dyweight_sd15")
+    scheduler.set_timesteps(6)
+    with pytest.raises(ValueError, match="the strength leaves none of 6 steps: raise it to at least 1/6"):
+        scheduler.add_noise(torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8), torch.zeros(0))
+
+
+def test_schedulers_with_other_options_and_defaults_than_eulers_are_understood(tmp_path):
+    for scheduler in (
+        diffusers.FlowMatchHeunDiscreteScheduler(),  # has no shift by resolution
+        diffusers.FlowMatchEulerDiscreteScheduler(base_shift=1.1, max_shift=1.1),  # Qwen-Image-Lightning's kind
+    ):
+        ours = LearnedSolverScheduler.from_config(scheduler.config, solver="ds_flow-sit")
+        ours.set_timesteps(6, mu=1.1)
+        assert ours.table.nfe == 6
+    heun = diffusers.HeunDiscreteScheduler(beta_schedule="scaled_linear")  # its default betas are Stable Diffusion's
+    ours = LearnedSolverScheduler.from_config(heun.config, solver="dyweight_sd15")
+    ours.set_timesteps(6)
+    assert ours.table.sigma_start == pytest.approx(14.6146, rel=1e-4)
+    heun.save_pretrained(tmp_path)
+    ours = LearnedSolverScheduler.from_pretrained(tmp_path, solver="dyweight_sd15")
+    ours.set_timesteps(6)
+    assert ours.solver.name == "dyweight_sd15"
+
+
+def test_noise_is_added_to_every_row_of_a_batch():
+    scheduler = LearnedSolverScheduler.from_solver("dyweight_sd15")
+    scheduler.set_timesteps(6)
+    clean, noise = noise_of(5, 1, 4, 8, 8), noise_of(6, 2, 4, 8, 8)
+    levels = scheduler.table.levels[[1, 3]].float().view(2, 1, 1, 1)
+    assert_close(scheduler.add_noise(clean, noise, scheduler.timesteps[[1, 3]]), clean + levels * noise)
 
 
 @torch.no_grad()
