@@ -20,6 +20,7 @@ __all__ = [
     "architecture_name",
     "checkpoint_of",
     "default_guidance",
+    "embeds_guidance",
     "fingerprint",
     "has_guidance",
     "latent_tokens",
@@ -75,6 +76,11 @@ def has_guidance(base: Any) -> bool:
     if embeds is None:  # Chroma always reads it and has no such option
         return default_guidance(base) is not None
     return bool(embeds)
+
+
+def embeds_guidance(base: Any) -> bool:
+    """Whether a BaseModel is guided by an embedded guidance; not Chroma, whose embedded guidance is always 0."""
+    return has_guidance(base) and default_guidance(base) != 0
 
 
 def default_guidance(base: Any) -> float | None:

@@ -140,8 +140,9 @@ def _solver_file(path: Path, files: ModelFiles | None) -> Path:
 
 
 def _compare_demo(command: CompareCommand) -> None:
-    denoiser, noise = CountedDenoiser(load_emoji(), torch.float32), FlowNoise()
-    x, extra_args = demo_starts(command.samples, command.seed)
+    emoji, noise = load_emoji(), FlowNoise()
+    denoiser = CountedDenoiser(emoji, torch.float32)
+    x, extra_args = demo_starts(emoji, command.samples, command.seed)
     model = ComparedModel(
         name=f"the bundled emoji model, guidance {GUIDANCE:g}",
         denoiser=denoiser,

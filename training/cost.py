@@ -26,18 +26,16 @@ _UPDATE_PASSES = 3  # a forward pass, and a backward pass that counts as two
 def most_calls(job: FitJob) -> int:
     """The largest number of network calls of a fit, one per sample and call; the optimizer may stop earlier."""
     settings, noise, knots = job.settings, job.noise, max(1, len(job.settings.guidance))
-    fitted, held_out, optimizer = job.blocks[-1], job.held_out, job.optimizer
-    total = 0
-    for knot in range(knots):
-        optimizer = job.optimizer if knot == 0 else job.optimizer_of_next_knot
-        samples = fitted if isinstance(optimizer, GradientDescent) else optimizer.samples
-        total += job.teacher_calls(samples + held_out, first_knot=knot == 0)
+    held_out, screening = job.held_out, min(job.effort.screening, job.blocks[0])
+    total = knots * sum(scan_calls(job.peers(n), screening) for n in settings.steps)
+    for first_knot in [True, *[False] * (knots - 1)]:
+        optimizer, samples = job.optimizer_at(first_knot=first_knot), job.samples_at(first_knot=first_knot)
+        total += job.teacher_calls(samples + held_out, first_knot=first_knot)
         for n in settings.steps:
-            total += scan_calls(job.peers(n), min(job.effort.screening, job.blocks[0]))
             total += (5 + (settings.usual is not None)) * n * held_out  # before, after, three peers, the usual sampler
             known = settings.loss == "l2" and not isinstance(optimizer, GradientDescent)
             total += (1 + job.effort.compared + (not known)) * n * samples  # classical solvers, and the result
-            if knot == 0 and job.initial == "path":
+            if first_knot and job.initial == "path":
                 total += start_calls(n, noise, job.blocks[0])
             space = make_space(settings.family, n, noise, next(iter(noise.usual_grids().values())), job.history)
             if isinstance(optimizer, GradientDescent):
@@ -45,7 +43,7 @@ def most_calls(job: FitJob) -> int:
                 total += _GRADIENT_CHECK_RUNS * n * min(4, samples)
             else:
                 total += optimizer.most_calls(space)
-                if knot == 0 and job.initial == "path":
+                if first_knot and job.initial == "path":
                     total += (job.starts(n) - 1) * optimizer.first_calls(space)
     return total
 

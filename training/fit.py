@@ -71,7 +71,7 @@ def fit_solver(
         steps: Step counts, in network calls.
         effort: "quick", "default" or "thorough": the number of samples, Jacobians and peers. Other arguments override
             parts of it.
-        guidance: Knots of guidance, positive and ascending: one fit at each, started from the one beside it. The solver
+        guidance: Knots of guidance, positive and ascending: one fit at each, started from its neighbour. The solver
             interpolates between them.
         guidance_argument: Name under which each knot is passed to the model. None: as `extra_args` have it.
         history: Newest entries that a step may use. None: 3.
@@ -156,10 +156,10 @@ def fit(
     card = Card(settings.family, job.noise.kind, steps=cards, **{"date": day, **job.card})
     solver = Solver(f"{settings.family}_fitted", card, parameters)
     used = (max(report.samples for report in at_knot) + job.held_out for at_knot in zip(*reports.values(), strict=True))
-    at_middle = {n: each[len(each) // 2] for n, each in reports.items()}
-    calls = sum(job.teacher_calls(count, first_knot=k == len(tasks) // 2) for k, count in enumerate(used))
+    at_middle = {n: each[job.first_knot] for n, each in reports.items()}
+    calls = sum(job.teacher_calls(count, first_knot=k == job.first_knot) for k, count in enumerate(used))
     at_knots = {
-        f"{n} at guidance {knot:g}": report
+        (n, knot): report
         for n, each in reports.items()
         for knot, report in zip(settings.guidance, each, strict=False)
         if several

@@ -177,7 +177,7 @@ class FitJob:
 
     @property
     def path_teacher(self) -> Teacher:
-        """The teacher whose path a fit starts from: the teacher itself, or the usual one beside a recipe."""
+        """The teacher whose path a fit starts from: the teacher itself, or the usual one in addition to a recipe."""
         return self.teacher if isinstance(self.teacher, Teacher) else Teacher.of("ode", None, self.settings.steps[-1])
 
     def teacher_calls(self, samples: int, *, first_knot: bool) -> int:
@@ -192,6 +192,11 @@ class FitJob:
     def starts(self, steps: int) -> int:
         """Starts of which each gets a Jacobian before one is chosen; with many steps that costs too much."""
         return self.effort.starts if steps <= _FEW_STEPS else 1
+
+    @property
+    def first_knot(self) -> int:
+        """The index of the knot that is fitted first: the middle one."""
+        return len(self.settings.guidance) // 2
 
     def peers(self, steps: int) -> list[Candidate]:
         """The classical solvers to compare with."""
@@ -210,14 +215,18 @@ class FitJob:
             return replace(optimizer, samples=min(self.settings.samples or optimizer.samples, self.fitted))
         return optimizer
 
-    @property
-    def optimizer_of_next_knot(self) -> Optimizer:
-        """The optimizer at a guidance beside one that was fitted: fewer samples, one Jacobian of each."""
+    def optimizer_at(self, *, first_knot: bool) -> Optimizer:
+        """The optimizer at a knot; next to a fitted one, with fewer samples and one Jacobian of each."""
         optimizer = self.optimizer
-        if isinstance(optimizer, GradientDescent):
+        if first_knot or isinstance(optimizer, GradientDescent):
             return optimizer
         half = max((end for end in self.blocks if 2 * end <= optimizer.samples), default=self.blocks[0])
         return replace(optimizer, samples=half, work=1.3)
+
+    def samples_at(self, *, first_knot: bool) -> int:
+        """The largest number of samples that are fitted to at a knot."""
+        optimizer = self.optimizer_at(first_knot=first_knot)
+        return optimizer.samples if isinstance(optimizer, LevenbergMarquardt) else self.fitted
 
     @property
     def blocks(self) -> list[int]:

@@ -58,7 +58,7 @@ class FitResult:
         report: Results per step count.
         teacher_calls: Network calls of the teacher, over all samples, shared by all step counts.
         held_out: Number of samples that the solver was evaluated on.
-        at_knots: If fitted at several guidance values, the results at each: "6 at guidance 3". `report` has the middle
+        at_knots: If fitted at several guidance values, the results by step count and guidance. `report` has the middle
             one's.
     """
 
@@ -66,12 +66,14 @@ class FitResult:
     report: Mapping[int, StepReport]
     teacher_calls: int
     held_out: int
-    at_knots: Mapping[str, StepReport] = field(default_factory=dict)
+    at_knots: Mapping[tuple[int, float], StepReport] = field(default_factory=dict)
 
     @property
-    def rows(self) -> Mapping[str, StepReport]:
-        """All results, by steps and guidance."""
-        return self.at_knots or {f"{steps}": report for steps, report in self.report.items()}
+    def rows(self) -> list[tuple[int, str, StepReport]]:
+        """All results: steps, guidance as text (empty if there is one), report."""
+        if self.at_knots:
+            return [(steps, f" at guidance {knot:g}", report) for (steps, knot), report in self.at_knots.items()]
+        return [(steps, "", report) for steps, report in self.report.items()]
 
 
 def _least_median(report: StepReport) -> float:
@@ -85,11 +87,11 @@ def _ratio(peer: float, fitted: float) -> str:
 def _better_peers(result: FitResult) -> list[str]:
     """A sentence for each step count at which a classical solver is as close to the teacher as the fitted one."""
     return [
-        f"At {row.replace(' at', ' calls at') if ' ' in row else f'{row} calls'} {report.peers[0].name} is "
+        f"At {steps} calls{at} {report.peers[0].name} is "
         f"{_closeness(report)} the new solver"
         + (", though its median is larger" if report.median_after < _least_median(report) else "")
         + ": fit to more samples, or use the classical solver."
-        for row, report in result.rows.items()
+        for steps, at, report in result.rows
         if report.peers[0].error < _AS_CLOSE * report.error_after
     ]
 
@@ -118,9 +120,9 @@ def table_of(result: FitResult) -> str:
         "| medians: best classical / fitted | network calls spent | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row, report in result.rows.items():
+    for steps, at, report in result.rows:
         lines.append(
-            f"| {row} | {_shown(report)} | {report.error_before:.4f} | **{report.error_after:.4f}** "
+            f"| {steps}{at} | {_shown(report)} | {report.error_before:.4f} | **{report.error_after:.4f}** "
             f"| {_ratio(report.peers[0].error, report.error_after)} "
             f"| {_ratio(_least_median(report), report.median_after)} "
             f"| {report.network_calls:,} | {report.seconds:.0f} |"

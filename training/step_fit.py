@@ -45,7 +45,7 @@ class Fit:
 
 def fit_steps(tasks: Sequence[Task], n: int) -> tuple[dict[str, Tensor], StepCard, list[StepReport]]:
     """Parameters [K, ...], card entry and reports for n steps at K guidances; the middle one is fitted first."""
-    middle = len(tasks) // 2
+    middle = tasks[0].job.first_knot
     fits, knots = {middle: _fit(tasks[middle], n, None)}, tasks[middle].job.settings.guidance
     for k in [*range(middle + 1, len(tasks)), *range(middle - 1, -1, -1)]:
         fits[k] = _fit(tasks[k], n, fits[k - 1 if k > middle else k + 1])
@@ -73,10 +73,10 @@ def fit_steps(tasks: Sequence[Task], n: int) -> tuple[dict[str, Tensor], StepCar
 
 
 def _fit(task: Task, n: int, neighbour: Fit | None) -> Fit:
-    """The fit at one guidance; `neighbour` is the fit at the guidance beside it, which it then starts from."""
+    """The fit at one guidance; `neighbour` is the fit at the neighbouring guidance, which it then starts from."""
     start_time, task.model.calls = time.monotonic(), 0
     order = _screened_peers(task, n)
-    starts = [_beside(task, n, neighbour)] if neighbour else find_starts(task, n, order)
+    starts = [_from_neighbour(task, n, neighbour)] if neighbour else find_starts(task, n, order)
     start, begun = _best_start(task, n, starts)
     theta = start.theta
     before = task.errors(f"{n}/before", [task.held_out], [start.space.table(theta)])[0][0]
@@ -106,7 +106,7 @@ def _fit(task: Task, n: int, neighbour: Fit | None) -> Fit:
     return Fit(start, theta, report, note)
 
 
-def _beside(task: Task, n: int, neighbour: Fit) -> Start:
+def _from_neighbour(task: Task, n: int, neighbour: Fit) -> Start:
     """A neighbour's result as a start, with the job's history."""
     space = task.job.space_on(n, neighbour.start.space.grid)
     theta = space.initial(neighbour.start.space.table(neighbour.theta))
@@ -151,7 +151,7 @@ def _optimise(task: Task, n: int, start: Start, begun: Record | None, *, first_k
     """The result of the optimizer; a fit in the journal is resumed."""
     theta = start.theta
     job, name = task.job, f"{n}/main"
-    problem, optimizer = task.problem(start.space), job.optimizer if first_knot else job.optimizer_of_next_knot
+    problem, optimizer = task.problem(start.space), job.optimizer_at(first_knot=first_knot)
 
     def work() -> Record:
         save, state = partial(task.keep, name), task.resume(name) or begun

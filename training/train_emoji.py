@@ -1,26 +1,25 @@
 """Train the bundled text-to-picture model: `python training/train_emoji.py --data FOLDER` writes emoji.safetensors.
 
 FOLDER is npm's emoji-datasource-google 16.0.0, unpacked (`npm pack emoji-datasource-google@16.0.0`, then tar): its
-pictures are Google's Noto Emoji (Apache-2.0). Takes two and a quarter hours on one CPU core; the file beside the
+pictures are Google's Noto Emoji (Apache-2.0). Takes two and a quarter hours on one CPU core; the file next to the
 weights with the suffix .state keeps the progress, from which the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import os
 import re
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,6 +29,7 @@ if not __package__:  # run as a file
 
     __package__ = _as_package.TRAINING
 
+from ..samplers.files.write import write_tensors, write_whole
 from .models.emoji import LONGEST, SHAPE, WEIGHTS, EmojiUNet
 
 __all__ = ["augmented", "load_pictures", "main"]
@@ -132,11 +132,13 @@ def main() -> None:
     def save() -> None:
         state = {name: part.state_dict() for name, part in parts.items()}
         state |= {"iteration": iteration, "seconds": seconds, "random": torch.get_rng_state()}
-        _replace(progress, lambda path: torch.save(state, path))
-        halves = {name: tensor.half().contiguous() for name, tensor in average.state_dict().items()}
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_whole(progress, buffer.getvalue())
+        halves = {name: tensor.half() for name, tensor in average.state_dict().items()}
         facts = {"words": json.dumps(vocabulary), "iteration": str(iteration)}
         facts["pictures"] = "Noto Emoji (Apache-2.0), emoji-datasource-google 16.0.0"
-        _replace(args.output, lambda path: save_file(halves, path, facts))
+        write_tensors(args.output, halves, facts)
 
     began, saved, running = time.monotonic() - seconds, seconds, 0.0
     while seconds < args.seconds:
@@ -160,13 +162,6 @@ def main() -> None:
             save()
             saved = seconds
     save()
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes to a temporary file, which then takes the place of `path`."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

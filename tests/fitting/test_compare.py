@@ -45,7 +45,7 @@ def row_of(run, method: str, calls: int) -> dict:
 
 def error_of(name: str, steps: int) -> float:
     """The error of k-diffusion's sampler on the same starts."""
-    x, extra_args = demo_starts(SAMPLES, SEED)
+    x, extra_args = demo_starts(load_emoji(), SAMPLES, SEED)
     end = Teacher("heun", 12).reference(load_emoji(), Samples(x, extra_args, SAMPLES), FlowNoise()).end
     sampler = getattr(k_diffusion_module("sampling"), f"sample_{name}")
     levels = GRID.levels(steps, FlowNoise()).float()
@@ -110,7 +110,7 @@ def test_a_solver_that_cannot_run_has_a_reason_instead_of_an_error():
     def refuse(x, extra_args):
         raise Refusal("6 calls are too few")
 
-    x, extra_args = demo_starts(SAMPLES, SEED)
+    x, extra_args = demo_starts(load_emoji(), SAMPLES, SEED)
     model = CountedDenoiser(load_emoji(), torch.float32)
     entries = {2: [*table_entries(model, FlowNoise(), 2), Entry("learned", "", refuse, learned=True)]}
     results = compare_entries(entries, model, Samples(x, extra_args, 3), torch.zeros_like(x), pictures=2)

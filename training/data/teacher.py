@@ -89,7 +89,7 @@ class Teacher:
     def of(cls, name: str, steps: int | None, longest: int, factor: int = 6) -> Teacher:
         """The teacher of that name for solvers of at most `longest` steps.
 
-        By default it takes `factor` times their steps, at least 20: its error is then small beside the solvers'.
+        By default it takes `factor` times their steps, at least 20: its error is then small compared with the solvers'.
         """
         return cls(name, max(20, factor * longest) if steps is None else steps)
 
@@ -163,7 +163,7 @@ class Recipe:
     Args:
         name: As on the card, "euler simple".
         steps: Its steps, for the card; None: unknown.
-        calls: Network calls of the fitted model per sample; 0 if it has a model of its own.
+        calls: Network calls of the fitted model per sample; 0 if it runs another model.
         run: `run(model, x, extra_args) -> end states`; must not draw noise.
         table: The table that it runs; None: a function.
     """

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...samplers.architectures import DEFAULT_CFG, DEFAULT_GUIDANCE, DEFAULT_SIZE, Architecture
-from ...samplers.comfy_models import default_guidance, has_guidance, model_architecture, noise_of, pixel_size
+from ...samplers.comfy_models import embeds_guidance, model_architecture, noise_of, pixel_size
 from ...samplers.guidance import Guidance
 from ...samplers.schedules import Noise
 from . import Model
@@ -84,7 +84,7 @@ class ComfyModel(Model):
     @property
     def embeds_guidance(self) -> bool:
         """As in `Model`; False for Chroma, which CFG guides: its embedded guidance is always 0."""
-        return has_guidance(self.patcher.model) and default_guidance(self.patcher.model) != 0
+        return embeds_guidance(self.patcher.model)
 
     @property
     def usual_guidance(self) -> float:  # noqa: D102 - see Model

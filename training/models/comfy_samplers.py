@@ -62,7 +62,7 @@ def _grids(sampling: Any, steps: int, discard_penultimate: bool) -> dict[str, Te
 def host_recipe(patcher: Any, sampler: Any, sigmas: Tensor, shape: Sequence[int], name: str = "") -> Recipe:
     """A sampler of ComfyUI on its levels, as the teacher of a fit.
 
-    Its calls are counted, and noise of its own is noticed, on a denoiser that costs nothing.
+    Its calls are counted, and noise that it draws is noticed, on a denoiser that costs nothing.
 
     Args:
         patcher: ComfyUI's ModelPatcher.

@@ -30,7 +30,7 @@ def _fill_with_zeros(layer: nn.Module) -> None:
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut; the condition scales and shifts the middle."""
+    """Two 3x3 convolutions and a shortcut; the condition scales and shifts the middle."""
 
     def __init__(self, inputs: int, outputs: int, condition: int) -> None:
         super().__init__()

@@ -121,7 +121,8 @@ def with_denoiser(
         work: Receives the denoiser and the model's device.
         patcher: ComfyUI's ModelPatcher.
         conditioning: Of the samples, by number.
-        guidance: Its kind, its usual value and the CFG beside an embedded one; CFG 1 makes a single conditional pass.
+        guidance: Its kind, its usual value and the CFG in addition to an embedded one; CFG 1 makes a
+            single conditional pass.
         latent: An empty latent with the largest batch of a call, for ComfyUI's memory estimate.
         seed: Of conditioning that draws noise.
         differentiable: Let gradients through the model; otherwise it runs in inference mode, as in ComfyUI's sampling.

@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...samplers.comfy_models import architecture_name, default_guidance, has_guidance, noise_of
+from ...samplers.comfy_models import architecture_name, embeds_guidance, noise_of
 from ...samplers.guidance import Guidance
 from ..data.processes import Processes
 from ..data.samples import CountedDenoiser, Samples
 from ..data.teacher import Recipe, Teacher
 from ..job import FitJob, check_calls
-from ..optimise.gradient import GradientDescent
 from .guider import EncodedPrompts, WiredConditioning, with_denoiser
 
 __all__ = ["OtherTeacher"]
@@ -28,7 +27,7 @@ __all__ = ["OtherTeacher"]
 
 @dataclass(eq=False)
 class OtherTeacher:
-    """A teacher on a model of its own.
+    """A teacher on another model.
 
     Args:
         patcher: ComfyUI's ModelPatcher of the teacher.
@@ -41,8 +40,7 @@ class OtherTeacher:
     teacher: Teacher | Recipe
     shape: Sequence[int]
     guidance: float | None = None
-    _ends: dict[float | None, dict[int, Tensor]] = field(default_factory=dict)
-    _usual: float | None = None
+    _ends: dict[float | None, dict[int, Tensor]] = field(default_factory=dict)  # None: at the usual guidance
 
     @property
     def recipe(self) -> Recipe:
@@ -51,7 +49,7 @@ class OtherTeacher:
         return Recipe(self.teacher.name + own, self.teacher.steps, 0, self._look_up)
 
     def _look_up(self, model: Any, x: Tensor, extra_args: Mapping[str, Any]) -> Tensor:
-        ends = self._ends[self._key(extra_args.get("guidance", self._usual))]
+        ends = self._ends[self._key(extra_args.get("guidance"))]
         return torch.stack([ends[row] for row in extra_args["row"]]).to(x)
 
     def _key(self, knot: float | None) -> float | None:
@@ -81,21 +79,19 @@ class OtherTeacher:
     @property
     def _kind(self) -> str:
         base = self.patcher.model
-        return "embedded" if has_guidance(base) and default_guidance(base) != 0 else "cfg"
+        return "embedded" if embeds_guidance(base) else "cfg"
 
     def _rows(self, job: FitJob) -> dict[float | None, list[int]]:
         """The samples that the fit may ask for, by guidance."""
-        count, held_out = len(job.samples), range(len(job.samples) - job.held_out, len(job.samples))
-        knots = job.settings.guidance
-        rows: dict[float | None, set[int]] = {self._key(self._usual_of(job)): set(held_out)}
-        for place, knot in enumerate(knots):
-            optimizer = job.optimizer if place == len(knots) // 2 else job.optimizer_of_next_knot
-            fitted = count - job.held_out if isinstance(optimizer, GradientDescent) else optimizer.samples
+        held_out = range(job.fitted, len(job.samples))
+        rows: dict[float | None, set[int]] = {self._usual_of(job): set(held_out)}
+        for place, knot in enumerate(job.settings.guidance):
+            fitted = job.samples_at(first_knot=place == job.first_knot)
             rows.setdefault(self._key(knot), set()).update(range(fitted), held_out)
         return {value: sorted(numbers) for value, numbers in rows.items()}
 
     def _usual_of(self, job: FitJob) -> float | None:
-        return job.card["guidance"].default
+        return self._key(job.card["guidance"].default)
 
     def calls(self, job: FitJob) -> int:
         """Network calls of `run`, one per sample and call."""
@@ -118,7 +114,6 @@ class OtherTeacher:
         `cache` is a folder of this teacher's own.
         """
         processes = processes or Processes()
-        self._usual = self._usual_of(job)
         noise = noise_of(self.patcher.model, self.patcher.get_model_object("model_sampling"), self.shape)
         values = self._rows(job)
         known = tuple(sorted(value for value in values if value is not None))
@@ -145,6 +140,8 @@ class OtherTeacher:
                 ends = processes.gather(reference.end.cpu(), share, len(samples))
                 self._ends[value] = dict(zip(rows, ends, strict=True))
                 log(f"teacher: {len(rows)} samples" + (f" at guidance {value:g}" if value is not None else ""))
+
+            self._ends[None] = self._ends[self._usual_of(job)]
 
         latent = torch.zeros([microbatch, *self.shape[1:]])
         with_denoiser(work, self.patcher, conditioning, Guidance(self._kind, known, cfg=cfg), latent, seed=seed)

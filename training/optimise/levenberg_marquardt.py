@@ -1,7 +1,7 @@
 """Levenberg-Marquardt with few Jacobians, on a growing number of samples: fitting by forward passes.
 
 No backpropagation and no stored activations. A Jacobian by differences costs as much as 6 to 20 runs of a sample, so
-it is corrected after every step by Broyden's update, and new samples, each with a Jacobian of its own, are worth more
+it is corrected after every step by Broyden's update, and new samples, each with its Jacobian, are worth more
 than new Jacobians of old ones.
 """
 

@@ -27,7 +27,7 @@ class DyWeightSpace(Space):
 
     Vector: for each step i the log of sigmas_i / levels_i, the deviations of coeffs_ij / (levels_{i+1} - levels_i) from
     those of Adams-Bashforth on the levels, for the newest `history` - 1 older entries, oldest first; then the log of
-    levels_{i+1}. The newest entry's deviation makes the sum of the row 1. The last step has no level of its own, but
+    levels_{i+1}. The newest entry's deviation makes the sum of the row 1. The last step has no free level, but
     the deviation of its newest entry.
 
     In DyWeight's own parameters, moving one level of a good solver takes a curved path through several rows; here it is
