@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .base import active_copy, add_routes
 from .compare import CompareSamplers
+from .experts import JoinExperts
 from .fit import FitLearnedSolver
 from .info import LearnedSolverInfo
 from .sampler import LearnedSolver, LearnedSolverKSampler, SetLearnedSolver
@@ -17,6 +18,7 @@ _NODES = (
     LearnedSolver,
     LearnedSolverKSampler,
     SetLearnedSolver,
+    JoinExperts,
     FitLearnedSolver,
     CompareSamplers,
     LearnedSolverInfo,

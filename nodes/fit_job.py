@@ -16,6 +16,7 @@ import folder_paths
 import torch
 from torch import Tensor
 
+from ..samplers.comfy_experts import boundary_of
 from ..samplers.comfy_models import architecture_name, fingerprint, noise_of, pixel_size
 from ..samplers.files.solver import SUFFIX
 from ..samplers.files.write import check_name, has_suffix
@@ -124,6 +125,7 @@ class NodeFit:
             "guidance": self.guidance,
             "resolution": pixel_size(model.model, shape) or "",
             "fit_id": fit_id,
+            "boundary": boundary_of(model),
         }
         noise = noise_of(model.model, sampling, shape)
         self.job = FitJob(settings, Samples(x, {"row": list(range(count))}, len(self.latent)), noise, card)

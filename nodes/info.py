@@ -98,6 +98,7 @@ def _card_text(solver: Solver) -> str:
         "prediction": card.prediction,
         "fitted for": f"{card.checkpoint} ({card.architecture})",
         "guidance": card.guidance,
+        "two models": card.boundary and f"change at sigma {card.boundary:g}",
         "resolution": card.resolution,
         "steps": ", ".join(map(str, solver.steps)),
         "transfers": "also evaluated on other models of its prediction type" if card.transferable else "",

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..samplers.comfy_models import first_frame
+
 __all__ = ["pictures_of", "to_image"]
 
 
@@ -29,7 +31,7 @@ def pictures_of(model: Any, states: Tensor, vae: Any = None) -> Tensor:
     states = states.detach().float().cpu()
     if vae is None:
         return torch.stack([_preview(model.model.latent_format, state[None]) for state in states])
-    decoded = vae.decode(model.model.process_latent_out(states)).float().cpu()
+    decoded = vae.decode(first_frame(model.model.process_latent_out(states))).float().cpu()
     return (decoded[:, 0] if decoded.ndim == 5 else decoded)[..., :3].movedim(-1, 1).clamp(0, 1)
 
 

@@ -10,6 +10,7 @@ from comfy.samplers import KSAMPLER
 from torch import Tensor
 
 from ..samplers import Guidance, Solver, SolverTable, choose_solver, part_of_table
+from ..samplers.comfy_experts import boundary_of
 from ..samplers.comfy_models import architecture_name, checkpoint_of, noise_of, pixel_size
 from ..samplers.families import FAMILIES
 from ..samplers.remarks import mismatches, notes
@@ -86,6 +87,19 @@ def _shift_of(sampling: Any) -> float:
     return middle / (1 - middle)
 
 
+def _boundary_mismatch(fitted: float | None, used: float | None) -> str | None:
+    """A clause on one or two models, and the noise level at which they change; None if both are the same."""
+    if fitted == used:
+        return None
+    if used is None:
+        return (
+            f"fitted for two models that change at sigma {fitted:g}, you use one: connect both with Join Experts. In "
+            "two sampler nodes the second model starts without the calls of the first"
+        )
+    before = "one model" if fitted is None else f"a change at sigma {fitted:g}"
+    return f"fitted for {before}, you use two models that change at sigma {used:g}"
+
+
 def find_solver(
     entry: str,
     steps: int,
@@ -140,6 +154,8 @@ def find_solver(
     if card.architecture == architecture and checkpoint.likeness(solver) < 0:
         facts.insert(0, f"fitted for {card.checkpoint}, you use another {architecture} checkpoint")
         remarks = remarks[1:] if card.checkpoint != "unknown" else remarks
+    if card.architecture == architecture and (mismatch := _boundary_mismatch(card.boundary, boundary_of(patcher))):
+        facts.insert(0, mismatch)
     if noise.kind == "flow" and hasattr(sampling, "shift"):
         remarks.append(f"the solver has its own noise levels: the model's shift of {sampling.shift:g} is not used")
     if grid is not None and grid.needs_tokens and noise.tokens is None:

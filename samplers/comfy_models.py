@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .architectures import Architecture, architecture_of
 from .choose import Checkpoint
@@ -22,7 +23,9 @@ __all__ = [
     "default_guidance",
     "embeds_guidance",
     "fingerprint",
+    "first_frame",
     "has_guidance",
+    "latent_ratios",
     "latent_tokens",
     "model_architecture",
     "noise_of",
@@ -31,6 +34,11 @@ __all__ = [
 
 # Their state is neither x0 + sigma * noise nor (1 - sigma) * x0 + sigma * noise, or has no noise at all.
 _UNSUPPORTED = {"IMG_TO_IMG", "IMG_TO_IMG_FLOW", "V_PREDICTION_DDPM"}
+# By latent format, for a ComfyUI older than the attributes: pixels per latent pixel, frames per latent frame.
+_OLD_RATIOS = {
+    "Cosmos1CV8x8x8": (8, 8), "HunyuanImage21": (32, 1), "HunyuanVideo": (8, 4), "LTXV": (32, 8), "Mochi": (8, 6),
+    "Wan21": (8, 4), "Wan22": (16, 4),
+}  # fmt: skip
 
 
 def architecture_name(base: Any) -> str:
@@ -126,7 +134,24 @@ def latent_tokens(base: Any, shape: Sequence[int] | None) -> int | None:
     return math.ceil(shape[-2] / patch_h) * math.ceil(shape[-1] / patch_w)
 
 
+def latent_ratios(latent_format: Any) -> tuple[int, int]:
+    """Pixels per latent pixel and side, and frames per latent frame after the first, of a model's latents."""
+    pixels, frames = _OLD_RATIOS.get(type(latent_format).__name__, (8, 1))
+    return (
+        getattr(latent_format, "spacial_downscale_ratio", pixels),
+        getattr(latent_format, "temporal_downscale_ratio", frames),
+    )
+
+
 def pixel_size(base: Any, shape: Sequence[int]) -> str | None:
-    """A latent's size in pixels, "WIDTHxHEIGHT"; None for latents that are not images."""
-    ratio = getattr(base.latent_format, "spacial_downscale_ratio", 8)
-    return f"{shape[-1] * ratio}x{shape[-2] * ratio}" if len(shape) >= 4 else None
+    """A latent's size in pixels, "WIDTHxHEIGHT", of a video "WIDTHxHEIGHTxFRAMES"; None for one that is no image."""
+    if len(shape) < 4:
+        return None
+    ratio, per_frame = latent_ratios(base.latent_format)
+    frames = 1 + (shape[2] - 1) * per_frame if len(shape) == 5 else 1
+    return f"{shape[-1] * ratio}x{shape[-2] * ratio}" + (f"x{frames}" if frames > 1 else "")
+
+
+def first_frame(latents: Tensor) -> Tensor:
+    """The first frame of latent videos [B, C, T, H, W], which a video VAE decodes alone; other latents as they are."""
+    return latents[:, :, :1] if latents.ndim == 5 else latents

@@ -30,7 +30,7 @@ def mismatches(
         noise: The model's noise schedule.
         architecture: The model's architecture in ComfyUI's spelling; None if unknown.
         guidance: Guidance of the run; None if unknown.
-        size: Size of the image, "512x512"; None if unknown.
+        size: Size of the image, "512x512", or video, "832x480x81"; None if unknown.
         shift: Of a flow model's usual schedule; None if unknown.
     """
     card, facts = solver.card, []

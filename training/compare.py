@@ -69,6 +69,7 @@ class CompareCommand:
     files: ModelFiles | None
     prompts: Prompts
     size: tuple[int, int] | None
+    frames: int | None
     microbatch: int
     guidance: float | None
     solvers: tuple[Solver, ...]
@@ -125,8 +126,8 @@ def _parse(arguments: list[str]) -> CompareCommand:
     solvers = tuple(load_solver(_solver_file(path, files)) for path in args.solver)
     steps = args.steps or [n for solver in solvers for n in solver.steps] or range(3, 9)
     return CompareCommand(
-        shlex.join(["python", "training/compare.py", *arguments]), files, prompts(args), args.size, args.microbatch,
-        args.guidance, solvers, tuple(sorted(set(steps))), tuple(args.grids), args.samples,
+        shlex.join(["python", "training/compare.py", *arguments]), files, prompts(args), args.size, args.frames,
+        args.microbatch, args.guidance, solvers, tuple(sorted(set(steps))), tuple(args.grids), args.samples,
         Teacher(args.teacher, args.teacher_steps), args.seed, args.output, not args.no_plot,
     )  # fmt: skip
 
@@ -162,7 +163,7 @@ def _compare_model(command: CompareCommand) -> None:
     if encode:
         command.prompts.texts(count)  # refuses an unreadable file of prompts before the model is loaded
     loaded = ComfyModel.load(files, text_encoders=encode)
-    shape = loaded.latent_shape(*(command.size or loaded.size))
+    shape = loaded.latent_shape(*(command.size or loaded.size), command.frames or loaded.frames)
     conds = command.prompts.conditioning(loaded, count, encoded, _log)
     loaded.free_text_encoders()
     value = loaded.usual_guidance if command.guidance is None else command.guidance

@@ -17,7 +17,7 @@ from .spaces import make_space
 from .starts.candidates import scan_calls
 from .starts.choose import start_calls
 
-__all__ = ["duration", "most_calls", "seconds_of_call", "usual_calls", "work_bytes"]
+__all__ = ["duration", "most_calls", "seconds_of_call", "seconds_of_change", "usual_calls", "work_bytes"]
 
 _GRADIENT_CHECK_RUNS = 11  # a gradient and up to eight differences, and three runs to measure rounding
 _UPDATE_PASSES = 3  # a forward pass, and a backward pass that counts as two
@@ -80,6 +80,19 @@ def seconds_of_call(denoiser: Callable[..., Tensor], batch: Samples, hint: str) 
             return seconds_of_call(denoiser, batch.rows(0, len(x) // 2), hint)
         raise ValueError(f"the model fails on its first call ({str(error).splitlines()[0]}): {hint}") from error
     return min(seconds[1:])
+
+
+def seconds_of_change(
+    denoiser: Callable[..., Tensor], batch: Samples, levels: tuple[float, float], call: float
+) -> float:
+    """Seconds to change from one of two models to the other and back, beyond two calls of `call` seconds.
+
+    `levels` are noise levels of the two; the call before was at the second.
+    """
+    one, start = batch.rows(0, 1), time.perf_counter()
+    for level in levels:
+        float(denoiser(one.x, level * one.x.new_ones([1]), **one.extra_args).flatten()[0])
+    return max(0.0, time.perf_counter() - start - 2 * call)
 
 
 def duration(seconds: float) -> str:

@@ -127,7 +127,7 @@ class Card:
         fingerprint: Of the model's weights, see `comfy_models.fingerprint`.
         steps: One StepCard per number of network calls.
         guidance: Guidance of the fit; None if unknown.
-        resolution: Image size of the fit, "512x512".
+        resolution: Image size of the fit, "512x512", or video size, "832x480x81".
         transferable: Whether its authors show it on other models of the same prediction type.
         source: Source of the parameters.
         citation: Paper.
@@ -136,6 +136,7 @@ class Card:
         package_version: Version of Learned Solvers that wrote it.
         note: Note to the user.
         fit_id: Hash of the fit's inputs, by which the fit recognises its own file.
+        boundary: Noise level below which a second model was called, as in Wan 2.2; None for one model.
 
     Raises:
         ValueError: A value breaks a rule.
@@ -157,6 +158,7 @@ class Card:
     package_version: str = ""
     note: str = ""
     fit_id: str = ""
+    boundary: float | None = None
 
     def __post_init__(self) -> None:
         if self.prediction not in KINDS:
@@ -172,6 +174,9 @@ class Card:
                 raise ValueError(f'{name} must not be empty: write "unknown" instead')
         if not isinstance(self.guidance, Guidance | None):
             raise ValueError(f"guidance must be a Guidance, got {self.guidance!r:.40}")
+        boundary = self.boundary
+        if boundary is not None and (type(boundary) not in (int, float) or not 0 < boundary < 1e9):
+            raise ValueError(f"boundary must be a positive noise level, got {boundary!r:.40}")
         if any(step.knots for step in self.steps.values()) and (self.guidance is None or self.guidance.kind == "none"):
             raise ValueError("knots need a guidance of kind cfg or embedded; the card has none")
         object.__setattr__(self, "steps", MappingProxyType(dict(sorted(self.steps.items()))))
@@ -196,6 +201,7 @@ class Card:
         plain["transferable"] = json.dumps(self.transferable)
         plain["steps"] = json.dumps({str(n): step.to_json() for n, step in self.steps.items()})
         plain["guidance"] = "" if self.guidance is None else json.dumps(self.guidance.to_json())
+        plain["boundary"] = "" if self.boundary is None else json.dumps(self.boundary)
         return {"format_version": _FORMAT_VERSION, **{k: v for k, v in plain.items() if v}}
 
     @classmethod
@@ -215,6 +221,8 @@ class Card:
         values["transferable"] = transferable == "true"
         if "guidance" in values:
             values["guidance"] = Guidance.from_json(_json("guidance", values["guidance"]))
+        if "boundary" in values:
+            values["boundary"] = _json("boundary", values["boundary"])
         steps = _json("steps", values["steps"])
         if not isinstance(steps, dict) or not all(map(is_count, steps)):
             raise ValueError(f"the card's steps must be an object of step counts from 1 to 9999, got {steps!s:.80}")
@@ -222,7 +230,7 @@ class Card:
         return cls(**values)
 
 
-_STRINGS = tuple(f.name for f in fields(Card) if f.name not in ("steps", "transferable", "guidance"))
+_STRINGS = tuple(f.name for f in fields(Card) if f.name not in ("steps", "transferable", "guidance", "boundary"))
 
 
 def _json(name: str, text: str) -> Any:

@@ -20,7 +20,8 @@ from learned_solvers.samplers import VPNoise, choose_solver, list_solvers, load_
 from PIL import Image
 
 KSAMPLER, SAVE = "LearnedSolverKSampler", "SaveImage"
-KINDS = ("CompareSamplers", "FitLearnedSolver", "LearnedSolver", "LearnedSolverInfo", KSAMPLER, "SetLearnedSolver")
+KINDS = ("CompareSamplers", "FitLearnedSolver", "JoinExperts", "LearnedSolver", "LearnedSolverInfo", KSAMPLER,
+         "SetLearnedSolver")  # fmt: skip
 FLUX_STEPS, SD15_STEPS = "steps (3, 5, 7)", "steps (4, 6, 8, 10)"
 
 # ---- the page: its state is read from its `app`

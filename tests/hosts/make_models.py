@@ -3,13 +3,14 @@
     <ComfyUI's python> make_models.py COMFYUI_PATH MODELS_FOLDER
 
 Randomly initialised, a few MB each: an SD 1.5 U-Net (eps, VP) with a ControlNet and a LoRA, an SD 2.1 (v), a
-HunyuanDiT (v), an SD3 MMDiT with a LoRA, Wan's and HunyuanVideo's transformers (flow, video), LTX's audio-video
-transformer if the core has it, a true FLUX. CLIP-L, and FLUX for cores that fix its width, have their full shapes:
-their weights are strided views of small buffers.
+HunyuanDiT (v), an SD3 MMDiT with a LoRA, Wan's (two) and HunyuanVideo's transformers (flow, video), Wan's VAE and LTX's
+audio-video transformer if the core can load tiny ones, a true FLUX. CLIP-L, and FLUX for cores that fix its width, have
+their full shapes: their weights are strided views of small buffers.
 """
 
 import dataclasses
 import importlib.util
+import inspect
 import json
 import math
 from pathlib import Path
@@ -29,6 +30,7 @@ from comfy.ldm.hydit.models import HunYuanDiT
 from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.ldm.wan.model import WanModel
+from comfy.ldm.wan.vae import WanVAE
 from comfy.taesd.taesd import Decoder, Encoder
 from safetensors.torch import save_file
 
@@ -171,6 +173,12 @@ else:
     save(random_values(flux(), thin=True), "diffusion_models/tiny_flux.pth")
 for name, network in networks.items():
     save(random_values(network), f"diffusion_models/tiny_{name}.safetensors")
+save(random_values(wan, seed=6), "diffusion_models/tiny_wan_low.safetensors")
+if "image_channels" in inspect.signature(WanVAE.__init__).parameters:  # the release that reads the width from the file
+    video_vae = {"dim": 16, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": []}
+    with torch.device("meta"):
+        network = WanVAE(temperal_downsample=[False, True, True], image_channels=3, dropout=0.0, **video_vae)
+    save(random_values(network), "vae/tiny_wan_vae.safetensors")
 if importlib.util.find_spec("comfy.ldm.lightricks.av_model") is not None:
     from comfy.ldm.lightricks.av_model import LTXAVModel
 

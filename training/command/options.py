@@ -82,7 +82,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class FitCommand:
-    """A fit of a host's model to at most `samples` samples; without `guidance` and `size` the usual ones are used."""
+    """A fit of a host's model to at most `samples` samples; `guidance`, `size` and `frames` have usual values."""
 
     files: ModelFiles
     prompts: Prompts
@@ -91,6 +91,7 @@ class FitCommand:
     microbatch: int
     guidance: tuple[float, ...]
     size: tuple[int, int] | None
+    frames: int | None
     output: Output
     dry_run: bool
     recipe: tuple[str, str, int] | None
@@ -123,6 +124,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--checkpoint", type=Path, help="checkpoint with model, text encoders and VAE")
     add("--diffusion-model", type=Path, help="diffusion model without text encoders and VAE (FLUX, SD3.x, ...)")
+    add("--second-diffusion-model", type=Path,
+        help="diffusion model for low noise, as in Wan 2.2 14B; --diffusion-model is that for high noise")  # fmt: skip
+    add("--boundary", type=parse_guidance, metavar="SIGMA",
+        help="noise level below which the second model runs: 0.875 for Wan 2.2 text to video, 0.9 for image to "
+             "video")  # fmt: skip
     add("--clip", type=Path, nargs="+", default=[], help="text encoders of the model")
     add("--clip-type", help="ComfyUI's type of the --clip files, such as wan (default: the architecture's)")
     add("--vae", type=Path, help="VAE of the model, for the images")
@@ -134,6 +140,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--negative", help="negative prompt (default: empty)")
     add("--conditioning", type=Path, help="file of encoded prompts: read if it exists, otherwise written")
     add("--size", type=_parse_size, help="WIDTHxHEIGHT in pixels (default: the architecture's training size)")
+    add("--frames", type=parse_count, help="frames of a video (default: the architecture's usual number)")
     add("--microbatch", type=parse_count, default=1, help="images per model call, limited by memory (default: 1)")
     add("--threads", type=parse_count, help="number of CPU threads")
 
@@ -141,7 +148,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def model_files(args: argparse.Namespace) -> ModelFiles:
     """The model files named by the options of `add_model_options`."""
     host = Host(args.comfyui, tuple(split_words(args.comfyui_args)))
-    return ModelFiles(args.checkpoint, args.diffusion_model, tuple(args.clip), args.vae, host, args.clip_type)
+    return ModelFiles(
+        args.checkpoint, args.diffusion_model, tuple(args.clip), args.vae, host, args.clip_type,
+        args.second_diffusion_model, args.boundary,
+    )  # fmt: skip
 
 
 def split_words(text: str) -> list[str]:
@@ -192,9 +202,9 @@ def parse_fit(description: str, arguments: Sequence[str] | None) -> FitCommand |
     fit_id = content_hash(_reported_command(parser, args, "output"))[:32]
     output = Output(_solver_file(args.output, args.family, files), fit_id, args.overwrite)
     return FitCommand(
-        files, prompts(args), settings, samples, args.microbatch, tuple(sorted(args.guidance)), args.size, output,
-        args.dry_run, recipe, _reported_command(parser, args), _teacher_files(args, files), args.teacher_guidance,
-        args.loss == "features",
+        files, prompts(args), settings, samples, args.microbatch, tuple(sorted(args.guidance)), args.size, args.frames,
+        output, args.dry_run, recipe, _reported_command(parser, args), _teacher_files(args, files),
+        args.teacher_guidance, args.loss == "features",
     )  # fmt: skip
 
 
@@ -205,6 +215,11 @@ def _teacher_files(args: argparse.Namespace, files: ModelFiles) -> ModelFiles | 
         return None
     if None not in (checkpoint, diffusion_model):
         raise ValueError("specify the teacher with --teacher-checkpoint or with --teacher-diffusion-model, not both")
+    if files.second is not None:
+        raise ValueError(
+            "with --second-diffusion-model no other file can be the teacher: use the node Fit Learned Solver, whose "
+            "teacher_model may be joined too"
+        )
     return ModelFiles(checkpoint, diffusion_model, host=files.host)
 
 

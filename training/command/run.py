@@ -14,11 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...samplers.architectures import architecture_of
+from ...samplers.comfy_experts import boundary_of
 from ...samplers.comfy_models import fingerprint
 from ...samplers.guidance import Guidance
 from ..comparison.measure import Result
 from ..comparison.sheet import draw_results
-from ..cost import duration, most_calls, seconds_of_call, usual_calls, work_bytes
+from ..cost import duration, most_calls, seconds_of_call, seconds_of_change, usual_calls, work_bytes
 from ..data.processes import Processes
 from ..data.samples import Samples
 from ..data.teacher import Recipe, Teacher
@@ -90,7 +91,7 @@ class ModelFit:
         self.reused = self.prompts.exists()
         self.model = model = ComfyModel.load(command.files, text_encoders=processes.rank == 0 and not self.reused)
         refuse_stateful(model.patcher)
-        self.shape = model.latent_shape(*(command.size or model.size))
+        self.shape = model.latent_shape(*(command.size or model.size), command.frames or model.frames)
         self.guidance = guidance_for(model, command.guidance)
         effort = EFFORTS[settings.effort].for_numbers(math.prod(self.shape))
         self.differentiable = isinstance(settings.optimizer, GradientDescent)
@@ -102,6 +103,7 @@ class ModelFit:
             "guidance": self.guidance,
             "resolution": model.pixels(self.shape),
             "fit_id": command.output.fit_id,
+            "boundary": boundary_of(model.patcher),
             "note": f"fitted to {self.fitted} samples, evaluated on {settings.held_out}, seed {settings.seed}",
         }
         settings = replace(
@@ -161,12 +163,16 @@ class ModelFit:
         """
         command, processes, job = self.command, self.processes, self.job.on(device)
         batch = job.samples.rows(0, command.microbatch)
-        seconds, sampling = seconds_of_call(denoiser, batch, self._hint()), peak_memory(device)
+        seconds, sampling, change = seconds_of_call(denoiser, batch, self._hint()), peak_memory(device), ""
+        if (boundary := command.files.boundary) is not None:
+            added = seconds_of_change(denoiser, batch, (job.noise.sigma_max, boundary / 2), seconds)
+            seconds += added / (job.settings.steps[0] * len(batch))
+            change = f", with the {added:.2f} s of each change between the two models and back,"
         most = math.ceil(most_calls(job) / processes.count)
         usual = usual_calls(job) / processes.count
         self.log(
-            f"One call takes {seconds:.2f} s on {device_name(device)}: usually {duration(seconds * usual)}, at most "
-            f"{duration(seconds * most)}.\n"
+            f"One call takes {seconds:.2f} s{change} on {device_name(device)}: usually {duration(seconds * usual)}, at "
+            f"most {duration(seconds * most)}.\n"
             f"Memory for sampling {len(batch)} at a time: {sampling}."
         )
         if command.dry_run:
@@ -215,9 +221,9 @@ class ModelFit:
 
     def folder(self, conds: list[Cond]) -> Path:
         """The folder of this fit's journal and of the teacher's states."""
-        teacher = self.command.teacher_files
-        stamps = [*self.command.files.stamps(vae=self.command.of_pictures), *(teacher.stamps() if teacher else ())]
-        return self.command.output.folder / content_hash(conds, stamps, self.guidance, self.shape)[:16]
+        files, teacher = self.command.files, self.command.teacher_files
+        stamps = [*files.stamps(vae=self.command.of_pictures), *(teacher.stamps() if teacher else ())]
+        return self.command.output.folder / content_hash(conds, stamps, files.boundary, self.guidance, self.shape)[:16]
 
     def _hint(self) -> str:
         """The remedy where the model cannot run on its prompts."""

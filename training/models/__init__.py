@@ -34,6 +34,11 @@ class Model(Protocol):
 
     @property
     @abstractmethod
+    def frames(self) -> int:
+        """Usual number of frames of a video; 1 for images."""
+
+    @property
+    @abstractmethod
     def embeds_guidance(self) -> bool:
         """Whether the model is guided by an embedded guidance, with CFG 1."""
 
@@ -43,12 +48,12 @@ class Model(Protocol):
         """Usual guidance, embedded or CFG."""
 
     @abstractmethod
-    def latent_shape(self, width: int, height: int) -> list[int]:
-        """Shape of one latent, [1, C, ..., H, W], with one frame for video; ValueError for an impossible size."""
+    def latent_shape(self, width: int, height: int, frames: int = 1) -> list[int]:
+        """Shape of one latent, [1, C, H, W], of a video model [1, C, T, H, W]; ValueError for an impossible size."""
 
     @abstractmethod
     def pixels(self, shape: Sequence[int]) -> str:
-        """The pixel size of a latent shape as "WIDTHxHEIGHT", for cards."""
+        """The pixel size of a latent shape as "WIDTHxHEIGHT", of a video "WIDTHxHEIGHTxFRAMES", for cards."""
 
     @abstractmethod
     def noise(self, shape: Sequence[int]) -> Noise:
@@ -85,4 +90,4 @@ class Model(Protocol):
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """End states decoded to pictures [B, 3, H, W] in [0, 1]."""
+        """End states decoded to pictures [B, 3, H, W] in [0, 1]; of a video only the first frame."""

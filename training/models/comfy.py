@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from ...samplers.architectures import DEFAULT_CFG, DEFAULT_GUIDANCE, DEFAULT_SIZE, Architecture
-from ...samplers.comfy_models import embeds_guidance, model_architecture, noise_of, pixel_size
+from ...samplers.comfy_models import (
+    embeds_guidance,
+    first_frame,
+    latent_ratios,
+    model_architecture,
+    noise_of,
+    pixel_size,
+)
 from ...samplers.guidance import Guidance
 from ...samplers.schedules import Noise
 from . import Model
@@ -82,6 +89,10 @@ class ComfyModel(Model):
         return self._facts.size or DEFAULT_SIZE
 
     @property
+    def frames(self) -> int:  # noqa: D102 - see Model
+        return self._facts.frames or 1
+
+    @property
     def embeds_guidance(self) -> bool:
         """As in `Model`; False for Chroma, which CFG guides: its embedded guidance is always 0."""
         return embeds_guidance(self.patcher.model)
@@ -93,16 +104,24 @@ class ComfyModel(Model):
             return facts.guidance or facts.host_guidance or DEFAULT_GUIDANCE
         return facts.cfg or DEFAULT_CFG
 
-    def latent_shape(self, width: int, height: int) -> list[int]:  # noqa: D102 - see Model
+    def latent_shape(self, width: int, height: int, frames: int = 1) -> list[int]:  # noqa: D102 - see Model
         form = self.patcher.model.latent_format
-        ratio = getattr(form, "spacial_downscale_ratio", 8)
+        ratio, per_frame = latent_ratios(form)
         if width % ratio or height % ratio:
             nearest_size = "x".join(str(max(1, round(side / ratio)) * ratio) for side in (width, height))
             raise ValueError(
                 f"--size must be multiples of {ratio} for {self.architecture}, got {width}x{height}: use {nearest_size}"
             )
-        frames = [1] if getattr(form, "latent_dimensions", 2) == 3 else []
-        return [1, form.latent_channels, *frames, height // ratio, width // ratio]
+        is_video = getattr(form, "latent_dimensions", 2) == 3
+        if frames > 1 and not is_video:
+            raise ValueError(f"--frames is for video models, but {self.architecture} makes images: remove it")
+        if (frames - 1) % per_frame:
+            raise ValueError(
+                f"--frames must be 1 more than a multiple of {per_frame} for {self.architecture}, got {frames}: use "
+                f"{1 + round((frames - 1) / per_frame) * per_frame}"
+            )
+        latent_frames = [1 + (frames - 1) // per_frame] if is_video else []
+        return [1, form.latent_channels, *latent_frames, height // ratio, width // ratio]
 
     def pixels(self, shape: Sequence[int]) -> str:  # noqa: D102 - see Model
         return pixel_size(self.patcher.model, shape) or ""
@@ -112,7 +131,7 @@ class ComfyModel(Model):
 
     def decode(self, latents: Tensor) -> Tensor:
         """As in `Model`; without a VAE, three latent channels, stretched to [0, 1]."""
-        latents = self.patcher.model.process_latent_out(latents.float().cpu())
+        latents = first_frame(self.patcher.model.process_latent_out(latents.float().cpu()))
         if self.vae is None:
             flat = latents[:, :3] if latents.ndim == 4 else latents[:, :3, 0]
             low, high = flat.amin(), flat.amax()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ...samplers.comfy_experts import join_experts
 from ...samplers.comfy_models import architecture_name, model_architecture
 from ...samplers.files.write import has_suffix
 from .host import Host
@@ -30,6 +31,8 @@ class ModelFiles:
         vae: VAE; it replaces that of a checkpoint.
         host: The ComfyUI.
         clip_type: Member of ComfyUI's CLIPType for `clip`; None: the architecture's.
+        second: The diffusion model for noise levels below `boundary`; None: the same.
+        boundary: A noise level; None without a second model.
     """
 
     checkpoint: Path | None = None
@@ -38,8 +41,15 @@ class ModelFiles:
     vae: Path | None = None
     host: Host = field(default_factory=Host)
     clip_type: str | None = None
+    second: Path | None = None
+    boundary: float | None = None
 
     def __post_init__(self) -> None:
+        if (self.second is None) != (self.boundary is None):
+            raise ValueError(
+                "two models need --second-diffusion-model and --boundary: for Wan 2.2, 0.875 with text to video, 0.9 "
+                "with image to video"
+            )
         if (self.checkpoint is None) == (self.diffusion_model is None):
             raise ValueError(
                 "specify one model: --checkpoint FILE, or --diffusion-model FILE with --clip and --vae; --demo uses "
@@ -53,7 +63,7 @@ class ModelFiles:
 
     def stamps(self, *, vae: bool = False) -> list[tuple[str, int, int]]:
         """Identity of the model and its encoders, and of its VAE: path, size and modification time of each file."""
-        parts = (self.checkpoint, self.diffusion_model, *self.clip, *([self.vae] if vae else []))
+        parts = (self.checkpoint, self.diffusion_model, self.second, *self.clip, *([self.vae] if vae else []))
         files = [file for file in parts if file and file.exists()]
         return [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
@@ -61,8 +71,8 @@ class ModelFiles:
 def load_parts(files: ModelFiles, *, text_encoders: bool) -> tuple[Any, Any, Any]:
     """ComfyUI's ModelPatcher, CLIP or None, VAE or None; files named separately replace a checkpoint's parts."""
     host, checkpoint, diffusion_model = files.host, files.checkpoint, files.diffusion_model
-    clip, vae = files.clip, files.vae
-    _check_files([file for file in (checkpoint, diffusion_model, vae, *clip) if file is not None])
+    clip, vae, second = files.clip, files.vae, files.second
+    _check_files([file for file in (checkpoint, diffusion_model, second, vae, *clip) if file is not None])
     sd, utils, *_ = map(host.module, ("comfy.sd", "comfy.utils", "comfy.samplers", "comfy.sampler_helpers"))
     encoders = own_vae = None
     if checkpoint is not None:
@@ -76,6 +86,10 @@ def load_parts(files: ModelFiles, *, text_encoders: bool) -> tuple[Any, Any, Any
             patcher = sd.load_diffusion_model(str(diffusion_model))
     if patcher is None:
         raise ValueError(f"ComfyUI finds no diffusion model in {checkpoint or diffusion_model}: pass another file")
+    if second is not None and files.boundary is not None:
+        with _loading("a diffusion model with --second-diffusion-model", second):
+            low = sd.load_diffusion_model(str(second))
+        patcher = join_experts(patcher, low, files.boundary)
     if clip and text_encoders:
         kind = text_encoder_type(sd.CLIPType, patcher.model, files.clip_type)
         with _loading("the model's text encoders with --clip", *clip):

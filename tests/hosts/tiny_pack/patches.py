@@ -1,12 +1,15 @@
 """Nodes that patch a model or record its calls."""
 
+import copy
 import json
 import uuid
 from pathlib import Path
 
 import comfy.conds
 import comfy.model_base
+import comfy.model_management
 import comfy.patcher_extension
+import comfy.supported_models
 import torch
 
 from .registry import node
@@ -25,12 +28,16 @@ def with_sampling(model, prediction):
 
 @node("TinyWatch", "MODEL", model="MODEL", name="STRING")
 def watch(model, name):
-    """The model, recording every call: sigma, its places in the host's `sample_sigmas`, and the network's timestep."""
-    calls = CALLS[name] = {"sigma": [], "places": [], "timestep": []}
+    """The model, recording every call: sigma, its places in the host's `sample_sigmas`, and the network's timestep.
+
+    "absent" counts the calls before which the host loaded another model.
+    """
+    calls = CALLS[name] = {"sigma": [], "places": [], "timestep": [], "absent": 0}
     kinds = comfy.patcher_extension.WrappersMP
 
     def apply_model(executor, x, t, concat, context, control, transformer_options, **kwargs):
         calls["sigma"].append(float(t[0]))
+        calls["absent"] += comfy.model_management.current_loaded_models[0].model.model is not executor.class_obj
         calls["places"].append((transformer_options["sample_sigmas"] == t[0]).nonzero().flatten().tolist())
         return executor(x, t, concat, context, control, transformer_options, **kwargs)
 
@@ -130,3 +137,35 @@ def with_memory(model):
 def with_random(model):
     """The model with noise of 1 % in each call, as token merging has."""
     return with_change(model, lambda output, state: output * (1 + 0.01 * torch.randn_like(output)))
+
+
+@node("TinyFrames", "MODEL", model="MODEL", mark=["SVD", "AnimateDiff"])
+def with_frames(model, mark):
+    """The model with what shows that its batch is a video: SVD's configuration, or the mark of AnimateDiff-Evolved."""
+    model = model.clone()
+    if mark == "SVD":
+        model.model = copy.copy(model.model)
+        model.model.model_config = comfy.supported_models.SVD_img2vid(comfy.supported_models.SVD_img2vid.unet_config)
+    else:
+        model.set_additional_models("ADE", [model.clone()])
+    return model
+
+
+@node("TinyDecoder", "VAE", name="STRING")
+def decoder(name):
+    """A VAE that records the shapes that it decodes as the calls of that name."""
+    shapes = CALLS[name] = []
+
+    class Decoder:
+        def decode(self, latents):
+            shapes.append([*latents.shape])
+            batch, _, frames, height, width = latents.shape
+            return torch.rand(batch, 1 + 4 * (frames - 1), 8 * height, 8 * width, 3)
+
+    return Decoder()
+
+
+@node("TinyFirstFrame", "LATENT", latent="LATENT")
+def first_frame(latent):
+    """The first frame of a latent video."""
+    return {"samples": latent["samples"][:, :, :1]}
