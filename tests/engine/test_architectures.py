@@ -19,6 +19,7 @@ from learned_solvers.samplers.comfy_models import (
     default_guidance,
     fingerprint,
     has_guidance,
+    latent_ratios,
     latent_tokens,
 )
 from learned_solvers.training.models.comfy import ComfyModel
@@ -109,9 +110,13 @@ def test_a_text_encoder_type_loads_the_tokenizer_of_the_architectures_checkpoint
 
 
 @pytest.mark.comfy
-def test_usual_sizes_are_whole_numbers_of_tokens(host):
+def test_usual_sizes_are_whole_numbers_of_tokens_and_frames_of_an_old_host_those_of_a_new_one(host):
     for name, record, facts in host.architectures:
-        assert all(side % (facts.pixels * (record.patch or 1)) == 0 for side in record.size or ()), name
+        by_name = latent_ratios(type(facts.latents, (), {})())
+        pixels, frames = ratios = latent_ratios(type(facts.latents, (), facts.ratios)())
+        assert all(side % (pixels * (record.patch or 1)) == 0 for side in record.size or ()), name
+        assert ((record.frames or 1) - 1) % frames == 0, name
+        assert facts.latents not in comfy_models._OLD_RATIOS or ratios == by_name, name
 
 
 @pytest.mark.comfy
@@ -207,6 +212,31 @@ def test_guidance_and_size(model, embeds, default, usual, size):
     fitted = ComfyModel(SimpleNamespace(model=model), None, None)
     assert fitted.architecture == comfy_models.model_architecture(model).name == architecture_name(model)
     assert (fitted.embeds_guidance, fitted.usual_guidance, fitted.size) == (embeds, usual, size)
+
+
+@pytest.mark.parametrize(
+    ("latents", "frames", "shape", "pixels"),
+    [
+        ("Wan21", 81, [1, 16, 21, 60, 104], "832x480x81"),
+        ("Wan22", 121, [1, 16, 31, 30, 52], "832x480x121"),
+        ("LTXV", 97, [1, 16, 13, 15, 26], "832x480x97"),
+        ("Wan21", 1, [1, 16, 1, 60, 104], "832x480"),
+        ("SD3", 1, [1, 16, 60, 104], "832x480"),
+        ("Wan21", 80, "--frames must be 1 more than a multiple of 4 for Wan, got 80: use 81", None),
+        ("SD3", 81, "--frames is for video models, but Wan makes images: remove it", None),
+    ],
+)
+def test_a_latent_has_the_size_and_the_frames_asked_for_also_where_the_host_does_not_name_ratios(
+    latents, frames, shape, pixels
+):
+    sizes = {"latent_channels": 16, "latent_dimensions": 2 if latents == "SD3" else 3}
+    base = SimpleNamespace(latent_format=type(latents, (), sizes)(), model_config=type("Wan", (), {})())
+    model = ComfyModel(SimpleNamespace(model=base), None, None)
+    if pixels is None:
+        with pytest.raises(ValueError, match=shape):
+            model.latent_shape(832, 480, frames)
+    else:
+        assert model.latent_shape(832, 480, frames) == shape and model.pixels(shape) == pixels
 
 
 def network(seed=0, dtype=torch.float32, matrix=1.0):

@@ -18,6 +18,7 @@ import comfy_on_cpu  # noqa: F401
 import comfy.sd
 from comfy import model_base, supported_models
 
+RATIOS = ("spacial_downscale_ratio", "temporal_downscale_ratio")
 BRANCH = r"^( *)(?:el)?if (.*):.*(?=\n(?:\1    .*\n|\n)*?\1    clip_target\.tokenizer = (?:\w+\.)*(\w+))"
 
 
@@ -59,7 +60,8 @@ def facts(config):
         "guidance": default_guidance(model),
         "shift": shift,
         "tokenizers": re.findall(r"ClipTarget\(\s*(?:\w+\.)*(\w+)", method(config, "clip_target")),
-        "pixels": getattr(config.latent_format, "spacial_downscale_ratio", 8),
+        "latents": config.latent_format.__name__,
+        "ratios": {name: getattr(config.latent_format, name) for name in RATIOS if hasattr(config.latent_format, name)},
     }
 
 
