@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
 from functools import partial
-from operator import index
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from ..samplers import Solver, SolverTable
 from ..samplers.files.card import Card
 from ..samplers.schedules import Noise
+from .arguments import check_type, number, several, whole_number
 from .comparison.measure import Result, fit_results
 from .cost import most_calls
 from .data.probe import check_is_function
@@ -41,10 +42,10 @@ def fit_solver(
     *,
     noise: Noise,
     family: str = FitSettings.family,
-    steps: Sequence[int] = (4, 6, 8),
+    steps: int | Sequence[int] = (4, 6, 8),
     history: int | None = None,
     effort: str = "default",
-    guidance: Sequence[float] = (),
+    guidance: float | Sequence[float] = (),
     guidance_argument: str | None = None,
     teacher: str | Teacher | Recipe | SolverTable | Callable[..., Tensor] = "ode",
     teacher_steps: int | None = None,
@@ -68,11 +69,11 @@ def fit_solver(
         x: Starting states at the model's highest noise level, shape [S, ...]; more than an effort uses are left out.
         noise: The model's noise schedule.
         family: A key of SPACES, "dyweight" or "ds".
-        steps: Step counts, in network calls.
+        steps: Step counts, or one, in network calls.
         effort: "quick", "default" or "thorough": the number of samples, Jacobians and peers. Other arguments override
             parts of it.
-        guidance: Knots of guidance, positive and ascending: one fit at each, started from its neighbour. The solver
-            interpolates between them.
+        guidance: Knots of guidance, or one, positive and ascending: one fit at each, started from its neighbour. The
+            solver interpolates between them.
         guidance_argument: Name under which each knot is passed to the model. None: as `extra_args` have it.
         history: Newest entries that a step may use. None: 3.
         teacher: "ode" (iPNDM on a grid made for the model), "euler", "heun", "dpmpp_2m" or "ipndm"; or what you sample
@@ -102,14 +103,36 @@ def fit_solver(
         TypeError: An argument, or the model's result, has the wrong type.
         ValueError: A setting is invalid; the message names it and the remedy.
     """
-    chosen = None if optimizer is None else make_optimizer(optimizer, index(seed))
+    for name, value, kinds, expected in (
+        ("model", model, Callable, "a function of x and sigma"),
+        ("x", x, Tensor, "a tensor of starting states"),
+        ("family", family, str, "a name"),
+        ("effort", effort, str, "a name"),
+        ("guidance_argument", guidance_argument, str | None, "the name of an argument of the model"),
+        ("teacher", teacher, str | Teacher | Recipe | SolverTable | Callable, "a name, a table or a function"),
+        ("optimizer", optimizer, str | Optimizer | None, "a name or a settings object"),
+        ("loss", loss, str | Callable, "a name or a feature function"),
+        ("initial", initial, str | Path | Solver, "a name, a file or a solver"),
+        ("extra_args", extra_args, Mapping | None, "a mapping of the model's arguments"),
+        ("progress", progress, (Callable, type(None)), "a function of a line"),
+        ("cache", cache, str | PathLike | None, "a folder"),
+        ("journal", journal, str | PathLike | None, "a file"),
+        ("processes", processes, Processes | None, "the result of join_processes()"),
+        ("card", card, Mapping | None, "a mapping of entries"),
+    ):
+        check_type(name, value, kinds, expected)
+    counts = {"history": history, "teacher_steps": teacher_steps, "held_out": held_out, "microbatch": microbatch}
+    counts = {name: None if value is None else whole_number(name, value) for name, value in counts.items()}
+    seed = whole_number("seed", seed)
     settings = FitSettings(
-        family, tuple(steps), history, teacher, teacher_steps, chosen, loss,
-        initial, held_out, index(seed), effort, tuple(guidance), guidance_argument,
+        family, several("steps", steps, whole_number), counts["history"], teacher, counts["teacher_steps"],
+        None if optimizer is None else make_optimizer(optimizer, seed), loss, initial, counts["held_out"], seed,
+        effort, several("guidance", guidance, number), guidance_argument,
     )  # fmt: skip
-    if microbatch is not None and index(microbatch) < 1:
-        raise ValueError(f"microbatch must be at least 1, got {microbatch}")
-    job = FitJob(settings, Samples(x, extra_args or {}, index(microbatch or len(x))), noise, card or {})
+    batch = counts["microbatch"]
+    if batch is not None and batch < 1:
+        raise ValueError(f"microbatch must be at least 1, got {batch}")
+    job = FitJob(settings, Samples(x, extra_args or {}, batch or len(x)), noise, card or {})
     return fit(job, model, progress or (lambda line: None), cache=cache, journal=journal, processes=processes)
 
 

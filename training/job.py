@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
-from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +87,13 @@ class FitSettings:
     def __post_init__(self) -> None:
         if self.family not in SPACES:
             raise ValueError(f"family must be one of {', '.join(SPACES)}, got {self.family!r}")
-        steps = tuple(sorted({index(n) for n in self.steps}))
+        steps = tuple(sorted(set(self.steps)))
         if not steps or steps[0] < 1 or steps[-1] > MOST_STEPS:
             raise ValueError(f"steps must be between 1 and {MOST_STEPS}, got {list(self.steps)}")
         object.__setattr__(self, "steps", steps)
         if self.effort not in EFFORTS:
             raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {self.effort!r}")
-        if self.history is not None and index(self.history) < 1:
+        if self.history is not None and self.history < 1:
             raise ValueError(f"history must be at least 1, got {self.history}")
         knots = self.guidance
         if list(knots) != sorted(set(knots)) or (len(knots) > 1 and knots[0] <= 0):
@@ -118,8 +117,7 @@ class FitSettings:
         if isinstance(self.teacher, Teacher | Recipe):
             return self.teacher
         if isinstance(self.teacher, str):
-            steps = None if self.teacher_steps is None else index(self.teacher_steps)
-            return Teacher.of(self.teacher, steps, longest, EFFORTS[self.effort].teacher)
+            return Teacher.of(self.teacher, self.teacher_steps, longest, EFFORTS[self.effort].teacher)
         return Recipe.of(self.teacher)
 
 
@@ -145,10 +143,10 @@ class FitJob:
         _check_table(self.teacher, noise)
         _check_samples(self.samples, noise)
         held_out = settings.held_out
-        held_out = max(1, min(self.effort.held_out, count // 4)) if held_out is None else index(held_out)
+        held_out = max(1, min(self.effort.held_out, count // 4)) if held_out is None else held_out
         if not 0 < held_out < count:
             raise ValueError(f"held_out must be between 1 and {count - 1} ({count} samples given), got {held_out}")
-        history = FIRST_HISTORY if settings.history is None else index(settings.history)
+        history = FIRST_HISTORY if settings.history is None else settings.history
         grid = next(iter(noise.usual_grids().values()))
         for n in settings.steps:  # refuses what the family does not support
             make_space(family, n, noise, grid, history)

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from fits import FLOW, VP, quick_fit, starts
-from learned_solvers.samplers import EDMNoise, Solver, euler
+from learned_solvers.samplers import EDMNoise, Guidance, Solver, euler
 from learned_solvers.training import FitSettings, GradientDescent, LevenbergMarquardt, fit_solver
 from learned_solvers.training.optimise.losses import LOSSES
 from oracles import curved, dyweight_solver
+
+COUNTS = ("steps", "teacher_steps", "history", "held_out", "microbatch", "seed")
+ARGUMENTS = [name for name in signature(fit_solver).parameters if name not in ("model", "noise")]
 
 
 def rising_solver() -> Solver:
@@ -76,7 +79,11 @@ def never(x, sigma, **extra_args):
         ({"initial": "dyweight_flux1-dev"}, "latent tokens"),
         ({"initial": rising_solver(), "steps": (4,)}, "rising in 4 steps has levels that do not descend"),
         ({"journal": Path(__file__).parent}, "journal must be a file, got the folder"),
-        *(({name: 1.5}, "float") for name in ("teacher_steps", "history", "held_out", "microbatch", "seed")),
+        *(({name: 1.5}, f"^{name} must be a whole number, got 1.5 [(]float[)]$") for name in COUNTS),
+        *(({name: object()}, f"^{name} must be .+, got <object .+[(]object[)]$") for name in ARGUMENTS),
+        ({"steps": "6"}, "^steps must be a whole number, got '6'"),
+        ({"guidance": (1.0, "3"), "guidance_argument": "g"}, "^guidance must be a number, got '3'"),
+        ({"guidance": torch.ones(1, 2)}, "^guidance must be a number, got tensor"),
         ({"noise": "flow"}, "noise must be"),
     ],
 )
@@ -91,12 +98,15 @@ def test_starts_of_a_scale_that_hosts_make_are_accepted(noise, scale):
     assert quick_fit(curved, scale * starts(count=24), noise=noise, steps=(2,)).report[2].network_calls > 0
 
 
-def test_numpys_integers_are_accepted():
+def test_numbers_of_numpy_and_torch_are_accepted():
     counts = {"history": 2, "teacher_steps": 5, "held_out": 6, "microbatch": 24, "seed": 1}
     plain = quick_fit(steps=(2,), **counts)
-    result = quick_fit(steps=(np.int64(2),), **{name: np.int64(n) for name, n in counts.items()})
-    assert result.report[2].error_after == plain.report[2].error_after
+    for steps in (np.int64(2), (np.int64(2),), np.array([2]), torch.tensor(2)):
+        result = quick_fit(steps=steps, **{name: np.int64(n) for name, n in counts.items()})
+        assert result.report[2].error_after == plain.report[2].error_after
     assert result.solver.card.steps[2].history == 2
+    result = quick_fit(steps=2, guidance=torch.tensor([1.0]), **counts)
+    assert result.solver.card.guidance == Guidance("cfg", (1.0,))
 
 
 def test_step_counts_are_sorted_and_unique_and_have_one_default():
