@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -84,13 +84,12 @@ class NodeFit:
         teacher_model: Any = None,
         vae: Any = None,
     ) -> None:
-        from ..training import EFFORTS, FitJob, FitSettings, most_calls
+        from ..training import EFFORTS, FitSettings, most_calls
         from ..training.cost import usual_calls, work_bytes
         from ..training.data.samples import Samples
-        from ..training.data.teacher import Recipe, Teacher
         from ..training.models.comfy_samplers import usual_sampler
         from ..training.models.guider import WiredConditioning, draw_starts
-        from ..training.models.other_teacher import OtherTeacher
+        from ..training.models.other_teacher import make_job
         from ..training.models.stateful import refuse_stateful
 
         refuse_stateful(model)
@@ -103,8 +102,7 @@ class NodeFit:
         samples, held_out = effort.sizes(widgets.samples or None)
         count, shape = samples + held_out, self.latent.shape
         one = [1, *shape[1:]]
-        source = model if teacher_model is None else teacher_model
-        teacher = _teacher(source, recipe, one)
+        teacher = _teacher(teacher_model or model, recipe, one)
         settings = FitSettings(
             widgets.family, steps, teacher=teacher or widgets.teacher, teacher_steps=widgets.teacher_steps or None,
             samples=widgets.samples or None, held_out=held_out, seed=widgets.seed,
@@ -112,11 +110,6 @@ class NodeFit:
             loss=self._loss(widgets.loss, vae),
             usual=usual_sampler(model),
         )  # fmt: skip
-        self.other = None
-        if teacher_model is not None or widgets.teacher_cfg:
-            assert isinstance(settings.teacher, Teacher | Recipe)  # see FitSettings
-            self.other = OtherTeacher(source, settings.teacher, one, widgets.teacher_cfg or None)
-            settings = replace(settings, teacher=self.other.recipe)
         x = draw_starts(sampling, one, count, widgets.seed)
         card = {
             "architecture": architecture_name(model.model),
@@ -128,9 +121,10 @@ class NodeFit:
             "boundary": boundary_of(model),
         }
         noise = noise_of(model.model, sampling, shape)
-        self.job = FitJob(settings, Samples(x, {"row": list(range(count))}, len(self.latent)), noise, card)
-        if self.other:
-            self.other.check(self.job, model)
+        self.job, self.other = make_job(
+            settings, Samples(x, {"row": list(range(count))}, len(self.latent)), noise, card, model,
+            teacher_patcher=teacher_model, teacher_guidance=widgets.teacher_cfg or None,
+        )  # fmt: skip
         self.most, self.usual, self.bytes = most_calls(self.job), usual_calls(self.job), work_bytes(self.job)
         self.others = self.other.calls(self.job) if self.other else 0
         self.bar = comfy.utils.ProgressBar(self.most + self.others)

@@ -22,16 +22,14 @@ from ..comparison.sheet import draw_results
 from ..cost import duration, most_calls, seconds_of_call, seconds_of_change, usual_calls, work_bytes
 from ..data.processes import Processes
 from ..data.samples import Samples
-from ..data.teacher import Recipe, Teacher
 from ..effort import EFFORTS
 from ..fit import remark_of, run_fit
-from ..job import FitJob
 from ..models import Model
 from ..models.comfy import ComfyModel
 from ..models.comfy_samplers import named_recipe, usual_sampler
 from ..models.conditioning import Cond
 from ..models.guider import EncodedPrompts
-from ..models.other_teacher import OtherTeacher
+from ..models.other_teacher import make_job
 from ..models.picture_loss import picture_loss
 from ..models.stateful import refuse_stateful
 from ..optimise.gradient import GradientDescent
@@ -109,23 +107,20 @@ class ModelFit:
         settings = replace(
             settings, guidance=self.guidance.values, guidance_argument="guidance", usual=usual_sampler(model.patcher)
         )
-        files, self.other = command.teacher_files, None
-        patcher = ComfyModel.load(files, text_encoders=False).patcher if files else model.patcher
+        files = command.teacher_files
+        other = ComfyModel.load(files, text_encoders=False).patcher if files else None
         if command.recipe:
-            settings = replace(settings, teacher=named_recipe(patcher, *command.recipe, self.shape))
+            settings = replace(settings, teacher=named_recipe(other or model.patcher, *command.recipe, self.shape))
         if command.of_pictures:
             if model.vae is None:
                 raise ValueError("--loss features decodes end states, but this model has no VAE: pass one with --vae")
             settings = replace(settings, loss=picture_loss(model.patcher.model, model.vae))
-        if files or command.teacher_guidance is not None:
-            assert isinstance(settings.teacher, Teacher | Recipe)  # see FitSettings
-            self.other = OtherTeacher(patcher, settings.teacher, self.shape, command.teacher_guidance)
-            settings = replace(settings, teacher=self.other.recipe)
         x = model.starts(self.shape, command.count, settings.seed)
         samples = Samples(x, {"row": list(range(command.count))}, command.microbatch)
-        self.job = FitJob(settings, samples, model.noise(self.shape), card)
-        if self.other:
-            self.other.check(self.job, model.patcher)
+        self.job, self.other = make_job(
+            settings, samples, model.noise(self.shape), card, model.patcher, teacher_patcher=other,
+            teacher_guidance=command.teacher_guidance,
+        )  # fmt: skip
         if self.differentiable and self.job.noise.kind == "vp":
             raise ValueError(
                 f"ComfyUI rounds the timesteps of {model.architecture} to whole numbers, so no gradient reaches the "

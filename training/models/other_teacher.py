@@ -7,7 +7,7 @@ latent space, the noise schedule and the conditioning.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,35 @@ from torch import Tensor
 
 from ...samplers.comfy_models import architecture_name, embeds_guidance, noise_of
 from ...samplers.guidance import Guidance
+from ...samplers.schedules import Noise
 from ..data.processes import Processes
 from ..data.samples import CountedDenoiser, Samples
 from ..data.teacher import Recipe, Teacher
-from ..job import FitJob, check_calls
+from ..job import FitJob, FitSettings, check_calls
 from .guider import EncodedPrompts, WiredConditioning, with_denoiser
 
-__all__ = ["OtherTeacher"]
+__all__ = ["OtherTeacher", "make_job"]
+
+
+def make_job(
+    settings: FitSettings,
+    samples: Samples,
+    noise: Noise,
+    card: Mapping[str, Any],
+    patcher: Any,
+    *,
+    teacher_patcher: Any = None,
+    teacher_guidance: float | None = None,
+) -> tuple[FitJob, OtherTeacher | None]:
+    """The job of a ModelPatcher's fit, and its teacher if that is another model, or the same at another guidance."""
+    if teacher_patcher is None and teacher_guidance is None:
+        return FitJob(settings, samples, noise, card), None
+    assert isinstance(settings.teacher, Teacher | Recipe)  # see FitSettings
+    shape = [1, *samples.x.shape[1:]]
+    other = OtherTeacher(teacher_patcher or patcher, settings.teacher, shape, teacher_guidance)
+    job = FitJob(replace(settings, teacher=other.recipe), samples, noise, card)
+    other.check(job, patcher)
+    return job, other
 
 
 @dataclass(eq=False)
