@@ -41,7 +41,7 @@ def test_every_entry_of_a_card_is_kept(path):
     texts = {field.name for field in fields(StepCard)} - facts.keys()
     step = StepCard(**facts, **{name: f'{name}: "quotes", umlauts ü, a line\nbreak' for name in texts})
     assert all(getattr(step, field.name) != getattr(StepCard(), field.name) for field in fields(StepCard))
-    facts = {"family": "dyweight", "prediction": "flow", "steps": {2: step}, "transferable": True}
+    facts = {"family": "dyweight", "prediction": "flow", "steps": {2: step}, "transferable": True, "boundary": 0.875}
     facts["guidance"] = Guidance("embedded", (2, 3.5), usual=3.5, cfg=1)
     card = Card(**facts, **{field.name: f"{field.name} ü" for field in fields(Card) if field.name not in facts})
     solver = Solver("full", card, {2: {"weights": torch.eye(3).expand(2, 3, 3), "t_scale": torch.ones(2, 2)}})

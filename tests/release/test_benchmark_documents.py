@@ -111,16 +111,6 @@ def latents() -> Iterable[object]:
         yield from {round(samplers[sampler]["states"]) for samplers in sizes}
 
 
-def closeness() -> Iterable[object]:
-    ahead, twice = ([sum(lead(p) >= least for p in points.values()) for points in points_by_set()] for least in (1, 2))
-    yield from (ahead[0], len(points_by_set()[0]), twice[0], ahead[1], *twice[1:])
-    patches, digits = ratios("patches, guidance"), ratios("digits, guidance")
-    for fitted in ("1", "3", "7", "3 to 7", "1 to 10"):
-        yield from (f"{row[fitted][used]:.2f}" for used in ("1", "3", "5", "7", "10") for row in (patches, digits))
-    halves = ratios("patches, classes")
-    yield from (f"{halves[a][b]:.2f}" for a, b in (("first half", "second half"), ("second half", "first half")))
-
-
 def most_calls_of_fit(steps: int, noise: Noise, numbers: int, usual: UsualSampler | None = None) -> int:
     """The limit on network calls of a fit with the default effort to samples of that many numbers."""
     samples, held_out = EFFORTS["default"].for_numbers(numbers).sizes(None)
@@ -141,8 +131,7 @@ def limits() -> Iterable[object]:
 @pytest.mark.parametrize(
     ("document", "heading", "values"),
     [
-        ("README.md", "Accuracy", closeness),
-        ("README.md", "Fit your model", limits),
+        ("docs/fit.md", "What does it cost?", limits),
         ("benchmarks/README.md", "Method", published_tables),
         ("benchmarks/README.md", "Accuracy", accuracy),
         ("benchmarks/README.md", "Accuracy", variation),

@@ -1,4 +1,4 @@
-"""Commands and Python of the README run; links of all documents lead somewhere.
+"""Commands and Python of the documents run; their links lead somewhere.
 
 .ci/readme runs the two commands for a fresh machine as a whole; here their parts are checked against what exists.
 """
@@ -10,7 +10,6 @@ import runpy
 import shlex
 import sys
 from argparse import ArgumentParser
-from types import ModuleType
 
 import pytest
 import torch
@@ -19,21 +18,25 @@ from learned_solvers.training import compare, fit_weights
 from oracles import GaussianVE, sd_sigmas
 from repository import PROJECT, ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+from benchmarks import __main__ as benchmarks
+
 FOLDERS = ("*.md", "solver_weights/*.md", "web/docs/*.md", "docs/**/*.md", "benchmarks/**/*.md", "tests/**/*.md")
 DOCUMENTS = sorted(path for pattern in FOLDERS for path in ROOT.glob(pattern))
-SCRIPTS: dict[str, ModuleType] = {"training/fit_weights.py": fit_weights, "training/compare.py": compare}
+SCRIPTS = {"training/fit_weights.py": fit_weights.main, "training/compare.py": compare.main}
+SCRIPTS |= {"benchmarks": benchmarks.main}
+REPOSITORY = PROJECT["project"]["urls"]["Repository"]
 parse_args = ArgumentParser.parse_args
 
 
-def blocks(language: str) -> list[str]:
-    """The README's blocks of code in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, *documents: str) -> list[str]:
+    """The blocks of code in a language, of all documents without `documents`."""
+    texts = (path.read_text(encoding="utf-8") for path in [ROOT / name for name in documents] or DOCUMENTS)
+    return [block for text in texts for block in re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)]
 
 
-def commands() -> list[list[str]]:
-    """The words of every command in the README's sh blocks."""
-    lines = [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
+def commands(*documents: str) -> list[list[str]]:
+    """The words of every command in sh blocks."""
+    lines = [line for block in blocks("sh", *documents) for line in block.replace("\\\n", " ").splitlines()]
     words = [shlex.split(part, comments=True) for line in lines for part in re.split(r"\s&&\s", line)]
     return [command for command in words if command]
 
@@ -46,39 +49,51 @@ def test_every_command_exists(command, monkeypatch):
         parse_args(*arguments)
         sys.exit("parsed")
 
+    monkeypatch.setattr(ArgumentParser, "parse_args", parse)
     match command:
         case ["python3" | "python3.11", "-m", "venv", ".venv"] | [".", ".venv/bin/activate"]:
             pass
+        case ["git", "clone", address]:
+            assert address == REPOSITORY
+        case ["cd", "ComfyUI/custom_nodes"]:
+            pass
+        case ["cd", folder]:
+            assert folder == "ComfyUI/custom_nodes/" + REPOSITORY.rpartition("/")[2]
         case ["python", "-m", "pytest", *options]:
-            assert set(options) <= {"-n", "2", "--dist", "loadgroup"}
-        case ["cd", "ComfyUI/custom_nodes/learned-solvers"]:
-            assert PROJECT["project"]["name"] == "learned-solvers"
+            folders = set(options) - {"-n", "2", "--dist", "loadgroup"}
+            assert all((ROOT / folder).is_dir() for folder in folders)
         case ["pip", "install", *words]:
             for requirement in (word for word in words if not word.startswith("-")):
-                if extra := re.fullmatch(r"\.\[(\w+)\]", requirement):
-                    assert extra[1] in PROJECT["project"]["optional-dependencies"]
+                if extras := re.fullmatch(r"\.\[([\w,]+)\]", requirement):
+                    assert {*extras[1].split(",")} <= PROJECT["project"]["optional-dependencies"].keys()
                 elif requirement != ".":  # the version that CI installs
                     assert f" {requirement}" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-        case ["python", script, *options]:
-            monkeypatch.setattr(ArgumentParser, "parse_args", parse)
+        case ["python", "docs/fit_diffusers.py" as script, *_]:  # tests/integrations runs it
+            assert (ROOT / script).is_file()
+        case ["python", "-m", script, *options] | ["python", script, *options]:
             with pytest.raises(SystemExit, match="parsed"):
-                SCRIPTS[script].main(options)
+                SCRIPTS[script](options)
+        case [script]:
+            assert (ROOT / script).is_file()
         case _:
             pytest.fail(f"no test knows this command: {command}")
 
 
 def test_every_option_in_the_text_exists(capsys):
-    for module in SCRIPTS.values():
+    for main in SCRIPTS.values():
         with pytest.raises(SystemExit):
-            module.main(["--help"])
-    options, helps = set(re.findall(r"`(--[a-z-]+)", README)), capsys.readouterr().out
-    assert options and {option for option in options if not re.search(rf"{option}\b", helps)} <= {"--index-url"}
-    assert {word for words in commands() for word in words} >= {"--demo", "--checkpoint", "--diffusion-model", "pytest"}
+            main(["--help"])
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/fit.md"))
+    options, helps = set(re.findall(r"`(?:[^`\n]* )?(--[a-z-]+)", text)), capsys.readouterr().out
+    assert options and {o for o in options if not re.search(rf"{o}\b", helps)} <= {"--nproc-per-node", "--lowvram"}
+    words = {word for words in commands("README.md", "docs/fit.md") for word in words}
+    assert words >= {"--demo", "--checkpoint", "--diffusion-model"}
 
 
 def test_the_first_block_fits_and_samples(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "block.py").write_text(blocks("python")[0].replace("64", "16").replace("(3, 5)", "(5,)"))
+    block = blocks("python", "docs/python.md")[0]
+    (tmp_path / "block.py").write_text(block.replace("64", "16").replace("(3, 5)", "(5,)"))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         values = runpy.run_path("block.py")
@@ -87,12 +102,13 @@ def test_the_first_block_fits_and_samples(tmp_path, monkeypatch):
     assert values["table"].nfe == 5 and report.error_after < report.peers[0].error
 
 
-def test_the_second_block_samples_with_k_diffusions_interface():
+def test_the_second_block_samples_with_k_diffusions_interface(tmp_path):
     model_sigmas = sd_sigmas()
     x = 14.6 * torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     sigmas = torch.linspace(float(model_sigmas[-1]), 0, 7)
     values = {"model": GaussianVE(), "x": x, "sigmas": sigmas, "extra_args": {}, "model_sigmas": model_sigmas}
-    exec(compile(blocks("python")[1], "README.md", "exec"), values)
+    (tmp_path / "block.py").write_text(blocks("python", "docs/python.md")[1])
+    values = runpy.run_path(str(tmp_path / "block.py"), values)
     exact = GaussianVE().path(x, float(model_sigmas[-1]), 0.03)
     assert float((values["x"] - exact).square().mean().sqrt()) < 0.1  # of pictures that deviate by 0.5
 
@@ -112,7 +128,7 @@ def anchors(text: str) -> set[str]:
 
 EXTERNAL = (  # so that a new or misspelt link is noticed; tests open no connection
     *(family.paper for family in FAMILIES.values()),
-    PROJECT["project"]["urls"]["Repository"] + "/",
+    REPOSITORY + "/",
     "https://github.com/AUTOMATIC1111/stable-diffusion-webui",
     "https://github.com/Haoming02/sd-webui-forge-classic/tree/neo",
     "https://github.com/crowsonkb/k-diffusion",
