@@ -6,7 +6,7 @@ A server that only samples loads nothing of training/, which is imported when a 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -95,13 +95,15 @@ class NodeFit:
         refuse_stateful(model)
         self.model, self.node_id, self.lines = model, node_id, []
         self.latent, self.seed = _empty(model, latent), widgets.seed
+        self.shapes = [stream.shape for stream in _streams(self.latent)]
         self.guidance = _guidance(model.model, [entry[1] for entry in positive], widgets)
         self.conditioning = WiredConditioning(positive, negative)
         steps, sampling = counts_of(widgets.steps), model.get_model_object("model_sampling")
         effort = EFFORTS[widgets.effort]
         samples, held_out = effort.sizes(widgets.samples or None)
-        count, shape = samples + held_out, self.latent.shape
-        one = [1, *shape[1:]]
+        count = samples + held_out
+        x = draw_starts(sampling, [[1, *shape[1:]] for shape in self.shapes], count, widgets.seed)
+        one = [1, *x.shape[1:]]
         teacher = _teacher(teacher_model or model, recipe, one)
         settings = FitSettings(
             widgets.family, steps, teacher=teacher or widgets.teacher, teacher_steps=widgets.teacher_steps or None,
@@ -110,19 +112,18 @@ class NodeFit:
             loss=self._loss(widgets.loss, vae),
             usual=usual_sampler(model),
         )  # fmt: skip
-        x = draw_starts(sampling, one, count, widgets.seed)
         card = {
             "architecture": architecture_name(model.model),
             "checkpoint": checkpoint,
             "fingerprint": fingerprint(model.model),
             "guidance": self.guidance,
-            "resolution": pixel_size(model.model, shape) or "",
+            "resolution": pixel_size(model.model, self.shapes[0]) or "",
             "fit_id": fit_id,
             "boundary": boundary_of(model),
         }
-        noise = noise_of(model.model, sampling, shape)
+        noise = noise_of(model.model, sampling, one)
         self.job, self.other = make_job(
-            settings, Samples(x, {"row": list(range(count))}, len(self.latent)), noise, card, model,
+            settings, Samples(x, {"row": list(range(count))}, self.shapes[0][0]), noise, card, model,
             teacher_patcher=teacher_model, teacher_guidance=widgets.teacher_cfg or None,
         )  # fmt: skip
         self.most, self.usual, self.bytes = most_calls(self.job), usual_calls(self.job), work_bytes(self.job)
@@ -137,6 +138,8 @@ class NodeFit:
             return name
         if vae is None:
             raise ValueError("the loss features decodes end states, but no vae is connected: connect one, or use l2")
+        if len(self.shapes) > 1:
+            raise ValueError("the loss features is for pictures, but this latent has sound too: use l2")
         return picture_loss(self.model.model, vae)
 
     def run(self, output: Output, vae: Any) -> Outputs:
@@ -160,17 +163,20 @@ class NodeFit:
         if self.other:
             self.other.run(
                 self.job, self.conditioning, self.show, on_call=self.bar.update, cache=folder / "other teacher",
-                seed=self.seed,
+                seed=self.seed, latent=self.latent,
             )  # fmt: skip
         ends = with_denoiser(work, self.model, self.conditioning, self.guidance, self.latent, seed=self.seed)
         self.show(f"written: {output.solver.name}")
         if ends:
             with remark_of("picture", output.append):
                 title = f"{output.solver.stem}: same noise, same model"
-                output.add_picture(draw_results(title, ends, lambda states: pictures_of(self.model, states, vae)))
+                output.add_picture(draw_results(title, ends, self._pictures(vae)))
         output.clear()
         self.bar.update_absolute(self.most + self.others, self.most + self.others)
         return finished_outputs(output)
+
+    def _pictures(self, vae: Any) -> Callable[[Tensor], Tensor]:
+        return lambda states: pictures_of(self.model, states, vae, self.shapes)
 
     def show(self, line: str) -> None:
         """Shows a line on the node, below the last few."""
@@ -220,14 +226,15 @@ def _guidance(base: Any, conds: Sequence[Mapping[str, Any]], widgets: FitWidgets
         ) from error
 
 
-def _empty(model: Any, latent: Mapping[str, Any]) -> Tensor:
+def _empty(model: Any, latent: Mapping[str, Any]) -> Any:
     """An empty latent with the connected latent's size and batch."""
-    samples = latent["samples"]
-    if getattr(samples, "is_nested", False):
-        raise ValueError(
-            "this latent combines video and audio, and such models cannot be fitted: use a solver that transfers"
-        )
-    return fixed_latent(model, {**latent, "samples": torch.zeros_like(samples)})["samples"]
+    samples, zeros = latent["samples"], [torch.zeros_like(stream) for stream in _streams(latent["samples"])]
+    return fixed_latent(model, {**latent, "samples": zeros[0] if len(zeros) == 1 else type(samples)(zeros)})["samples"]
+
+
+def _streams(latent: Any) -> list[Tensor]:
+    """The tensors of a latent: one, or video and sound."""
+    return latent.unbind() if getattr(latent, "is_nested", False) else [latent]
 
 
 def path_of_new(name: str) -> tuple[Path, str]:

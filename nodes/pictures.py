@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
+import comfy.utils
 import latent_preview
 import numpy as np
 import torch
@@ -20,18 +22,22 @@ def to_image(drawing: Any) -> Tensor:
     return torch.from_numpy(np.array(drawing.convert("RGB"))).float()[None] / 255
 
 
-def pictures_of(model: Any, states: Tensor, vae: Any = None) -> Tensor:
+def pictures_of(model: Any, states: Tensor, vae: Any = None, shapes: Sequence[Sequence[int]] = ()) -> Tensor:
     """Images of end states, shape [B, 3, H, W], in [0, 1], on the CPU; of a video the first frame.
 
     Args:
         model: ComfyUI's ModelPatcher.
         states: End states in the model's own latent space, shape [B, C, ..., H, W].
         vae: Decodes them; None: by the preview that the host shows while sampling.
+        shapes: Of the streams of packed states, of which the first one is a video.
     """
     states = states.detach().float().cpu()
+    states = states if vae is None else model.model.process_latent_out(states)
+    if len(shapes) > 1:
+        states = comfy.utils.unpack_latents(states, shapes)[0]
     if vae is None:
         return torch.stack([_preview(model.model.latent_format, state[None]) for state in states])
-    decoded = vae.decode(first_frame(model.model.process_latent_out(states))).float().cpu()
+    decoded = vae.decode(first_frame(states)).float().cpu()
     return (decoded[:, 0] if decoded.ndim == 5 else decoded)[..., :3].movedim(-1, 1).clamp(0, 1)
 
 

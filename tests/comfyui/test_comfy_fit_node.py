@@ -187,15 +187,6 @@ def test_impossible_widgets_are_refused(server, widgets, message):
     assert message in fit(server, "sd3", **widgets).error()
 
 
-def test_picture_and_sound_together_are_refused_before_anything_is_sampled(server):
-    graph, before = fit(server, "ltxav", name="av", size=64), {*server.solvers.rglob("*")}
-    audio = graph.add("audio", "TinyAudioLatent", length=6, batch_size=1)
-    both = graph.add("both", "LTXVConcatAVLatent", video_latent=["4", 0], audio_latent=audio)
-    graph.prompt["fit"]["inputs"]["latent"] = both
-    assert "combines video and audio" in graph.error()
-    assert {*server.solvers.rglob("*")} == before
-
-
 def test_a_lora_offloading_and_quantisation_are_part_of_the_model_and_constants_reach_its_network_whole(server):
     graph = fit(server, "sd3", name="plain", **QUICK)
     lora_file = {"lora_name": "tiny_sd3_lora.safetensors", "strength_model": 1.0}

@@ -25,13 +25,13 @@ def join(graph: Graph, name: str) -> None:
 
 
 def calls_of(graph: Graph, name: str, latent: str) -> list[list[float]]:
-    """The levels of the calls of both experts, each of which the host had loaded before."""
+    """The levels of the calls of both experts, each of which the host had loaded and given the schedule."""
     seen = Graph(graph.server, dict(graph.prompt))
     for key in ("high", "low"):
         seen.show(f"{key}calls", seen.add(f"{key}seen", "TinySeen", latent=[latent, 0], name=f"{name} {key}"))
     seen.submit()
     calls = [json.loads(seen.text(f"{key}calls")) for key in ("high", "low")]
-    assert [call["absent"] for call in calls] == [0, 0]
+    assert [call["absent"] for call in calls] == [0, 0] and all(place for call in calls for place in call["places"])
     return [call["sigma"] for call in calls]
 
 
@@ -151,15 +151,59 @@ def test_frames_and_experts_other_than_the_fits_are_remarked_and_both_parts_of_a
     assert "In two sampler nodes the second model starts without the calls of the first" in server.log
 
 
+def test_video_with_sound_is_fitted_as_one_state_and_its_error_is_that_of_both(server):
+    graph = fit(server, "ltxav", name="sound", size=64, batch=2, samples=2)
+    graph.prompt["4"]["inputs"]["length"] = 17
+    audio = graph.add("audio", "TinyAudioLatent", length=6, batch_size=2)
+    inputs = graph.prompt["fit"]["inputs"]
+    inputs["latent"] = graph.add("both", "LTXVConcatAVLatent", video_latent=["4", 0], audio_latent=audio)
+    inputs["sampler"] = graph.add("sampler", "KSamplerSelect", sampler_name="euler")
+    levels = {"scheduler": "simple", "steps": 7, "denoise": 1.0}
+    inputs["sigmas"] = graph.add("sigmas", "BasicScheduler", model=["1", 0], **levels)
+    inputs["vae"] = graph.add("vae", "TinyDecoder", name="sound")
+    graph.submit()
+    card = load_solver(server.solver("sound")).card
+    assert card.resolution == "64x64x17" and graph.picture("picture").std() > 20
+    assert shapes_of(server, "sound")[0][1:] == [128, 1, 2, 2]
+
+    graph = Graph.of(server, "ltxav")
+    graph.prompt["4"]["inputs"]["length"] = 17
+    audio = graph.add("audio", "TinyAudioLatent", length=6, batch_size=1)
+    latent = graph.add("both", "LTXVConcatAVLatent", video_latent=["4", 0], audio_latent=audio)
+    widgets = {"seed": 5, "latent_image": latent}  # the held-out start
+    runs = {"teacher": ksampler("euler", 7, **widgets), "student": one_node("sound.safetensors", 2, **widgets)}
+    for key, run in runs.items():
+        graph.prompt[key] = run
+        streams = graph.add(f"{key}streams", "LTXVSeparateAVLatent", av_latent=[key, 0])
+        for i, stream in enumerate(("video", "audio")):
+            graph.add(f"{key}{stream}save", "SaveLatent", samples=[streams[0], i], filename_prefix=f"{key}{stream}")
+    ends = graph.submit(*(f"{key}{stream}" for key in runs for stream in ("video", "audio")))
+    teacher, student = (torch.cat([part.flatten() for part in pair]) for pair in (ends[:2], ends[2:]))
+    error = float((student - teacher).double().square().mean().sqrt())
+    assert error == pytest.approx(card.steps[2].error_after, rel=1e-3)
+
+
+def test_a_loss_of_pictures_is_refused_for_video_with_sound(server):
+    graph = fit(server, "ltxav", name="loss", size=64, loss="features")
+    inputs, audio = graph.prompt["fit"]["inputs"], graph.add("audio", "TinyAudioLatent", length=6, batch_size=4)
+    inputs["latent"] = graph.add("both", "LTXVConcatAVLatent", video_latent=["4", 0], audio_latent=audio)
+    inputs["vae"] = graph.add("vae", "TinyDecoder", name="loss")
+    assert "this latent has sound too: use l2" in graph.error()
+
+
 def test_a_picture_of_a_video_is_one_decoded_frame(server):
     graph = fit(server, "wan", name="pictures", steps="1", samples=2)
     graph.prompt["fit"]["inputs"]["vae"] = graph.add("vae", "TinyDecoder", name="pictures")
     graph.submit()
-    again = Graph(server, {"4": graph.prompt["4"]})
-    again.show("shapes", again.add("again", "TinySeen", latent=["4", 0], name="pictures"))
-    again.submit()
-    shapes = json.loads(again.text("shapes"))
-    assert shapes and all(shape[1:] == [16, 1, 4, 4] for shape in shapes)
+    assert all(shape[1:] == [16, 1, 4, 4] for shape in shapes_of(server, "pictures"))
+
+
+def shapes_of(server, name: str) -> list[list[int]]:
+    """The shapes that a TinyDecoder has decoded."""
+    graph = Graph.of(server, "sd3")
+    graph.show("shapes", graph.add("seen", "TinySeen", latent=["4", 0], name=name))
+    graph.submit()
+    return json.loads(graph.text("shapes"))
 
 
 def test_the_first_frame_that_wans_vae_decodes_alone_is_that_of_the_whole_video(server):

@@ -223,6 +223,7 @@ def test_guidance_and_size(model, embeds, default, usual, size):
         ("Wan21", 1, [1, 16, 1, 60, 104], "832x480"),
         ("SD3", 1, [1, 16, 60, 104], "832x480"),
         ("Wan21", 80, "--frames must be 1 more than a multiple of 4 for Wan, got 80: use 81", None),
+        ("LTXAV", 97, "Wan makes video and sound together, and only a graph has the sizes of both", None),
         ("SD3", 81, "--frames is for video models, but Wan makes images: remove it", None),
     ],
 )

@@ -106,6 +106,11 @@ class ComfyModel(Model):
 
     def latent_shape(self, width: int, height: int, frames: int = 1) -> list[int]:  # noqa: D102 - see Model
         form = self.patcher.model.latent_format
+        if type(form).__name__.endswith("AV"):
+            raise ValueError(
+                f"{self.architecture} makes video and sound together, and only a graph has the sizes of both: use the "
+                "node Fit Learned Solver"
+            )
         ratio, per_frame = latent_ratios(form)
         if width % ratio or height % ratio:
             nearest_size = "x".join(str(max(1, round(side / ratio)) * ratio) for side in (width, height))
@@ -127,7 +132,7 @@ class ComfyModel(Model):
         return pixel_size(self.patcher.model, shape) or ""
 
     def starts(self, shape: Sequence[int], count: int, seed: int) -> Tensor:  # noqa: D102 - see Model
-        return draw_starts(self.sampling, shape, count, seed)
+        return draw_starts(self.sampling, [shape], count, seed)
 
     def decode(self, latents: Tensor) -> Tensor:
         """As in `Model`; without a VAE, three latent channels, stretched to [0, 1]."""

@@ -110,7 +110,7 @@ def with_denoiser(
     patcher: Any,
     conditioning: WiredConditioning | EncodedPrompts,
     guidance: Guidance,
-    latent: Tensor,
+    latent: Any,
     *,
     seed: int = 0,
     differentiable: bool = False,
@@ -123,7 +123,8 @@ def with_denoiser(
         conditioning: Of the samples, by number.
         guidance: Its kind, its usual value and the CFG in addition to an embedded one; CFG 1 makes a
             single conditional pass.
-        latent: An empty latent with the largest batch of a call, for ComfyUI's memory estimate.
+        latent: An empty latent with the largest batch of a call, for ComfyUI's memory estimate; nested, the denoiser's
+            states are flat, as ComfyUI packs them.
         seed: Of conditioning that draws noise.
         differentiable: Let gradients through the model; otherwise it runs in inference mode, as in ComfyUI's sampling.
     """
@@ -137,8 +138,7 @@ def with_denoiser(
 
     sigmas = torch.tensor([float(patcher.get_model_object("model_sampling").sigma_max), 0.0])
     with _differentiable(patcher) if differentiable else torch.inference_mode():
-        zeros = torch.zeros_like(latent)
-        guider.sample(zeros, latent, samplers.KSAMPLER(sampler), sigmas, disable_pbar=True, seed=seed)
+        guider.sample(latent * 0, latent, samplers.KSAMPLER(sampler), sigmas, disable_pbar=True, seed=seed)
     return results[0]
 
 
@@ -187,13 +187,18 @@ def _join(conds: Sequence[Cond], embedded: float | None) -> list[Any]:
     return [[batch.pop("context"), {**batch, **guidance}]]
 
 
-def draw_starts(sampling: Any, shape: Sequence[int], count: int, seed: int) -> Tensor:
+def draw_starts(sampling: Any, shapes: Sequence[Sequence[int]], count: int, seed: int) -> Tensor:
     """Starting states at the highest noise level of a `model_sampling`, shape [count, ...], float32 on the CPU.
 
-    Sample i has its own generator, so it does not depend on the count.
+    Sample i has its own generator, so it does not depend on the count. `shapes` are those of one latent's streams,
+    [1, ...]; several are packed as ComfyUI does it, [count, 1, N].
     """
-    generators = (torch.Generator().manual_seed((seed + i) % 2**64) for i in range(count))
-    gaussian = torch.cat([torch.randn(list(shape), generator=generator) for generator in generators])
+    samples = []
+    for i in range(count):
+        generator = torch.Generator().manual_seed((seed + i) % 2**64)
+        streams = [torch.randn(list(shape), generator=generator) for shape in shapes]
+        samples.append(streams[0] if len(streams) == 1 else torch.cat([s.reshape(1, 1, -1) for s in streams], dim=-1))
+    gaussian = torch.cat(samples)
     sigma = sampling.sigma_max.detach().cpu().float()
     return sampling.noise_scaling(sigma, gaussian.clone(), torch.zeros_like(gaussian), True)
 

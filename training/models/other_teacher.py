@@ -130,10 +130,11 @@ class OtherTeacher:
         processes: Processes | None = None,
         cache: Path | None = None,
         seed: int = 0,
+        latent: Any = None,
     ) -> None:
         """Computes the end states of all samples that a job may ask for, each process its share.
 
-        `cache` is a folder of this teacher's own.
+        `cache` is a folder of this teacher's own, `latent` an empty latent for `with_denoiser`.
         """
         processes = processes or Processes()
         noise = noise_of(self.patcher.model, self.patcher.get_model_object("model_sampling"), self.shape)
@@ -165,5 +166,5 @@ class OtherTeacher:
 
             self._ends[None] = self._ends[self._usual_of(job)]
 
-        latent = torch.zeros([microbatch, *self.shape[1:]])
+        latent = torch.zeros([microbatch, *self.shape[1:]]) if latent is None else latent
         with_denoiser(work, self.patcher, conditioning, Guidance(self._kind, known, cfg=cfg), latent, seed=seed)
