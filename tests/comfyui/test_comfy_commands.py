@@ -382,6 +382,12 @@ def test_each_row_of_a_call_equals_comfyuis_own_result_for_it(started, name, usu
     assert ["default", name, *usual] in lines
 
 
+def test_two_models_that_do_not_fit_together_are_each_loaded_once_per_change(started):
+    line = next(line for line in started["model"].result().splitlines() if line.startswith("experts "))
+    error, loads, changes = map(float, line.split()[1:])
+    assert error < 1e-6 and loads == 1 + changes == 5
+
+
 @pytest.mark.parametrize("name", ["sd3", "flux"])
 def test_a_teacher_that_the_host_samples_with_equals_it_and_makes_the_calls_that_it_reports(started, name):
     if name not in started:

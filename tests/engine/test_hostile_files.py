@@ -110,6 +110,7 @@ BROKEN = {  # name: (bytes, key words of the message)
     "ten thousand entries": (dyweight(**{f"key {i}": "" for i in range(10_000)}), "the card has unknown"),
     "unknown family": (dyweight(family="unipc"), "family must be one of dyweight, ds, got 'unipc'"),
     "unknown prediction": (dyweight(prediction="eps"), "prediction must be .*, got 'eps'"),
+    "boundary below 0": (dyweight(boundary="-1"), "boundary must be a positive noise level, got -1"),
     "transferable: yes": (dyweight(transferable="yes"), "transferable must be true or false, got 'yes'"),
     "note of 3000 characters": (dyweight(note="x" * 3000), "note must be text of at most 2000 characters"),
     "note of a megabyte": (dyweight(note="x" * 1_000_000), f"{NO_CONTAINER}|note must be text of at most 2000"),

@@ -4,11 +4,13 @@
 
 "freed" and the MB that its text encoders free; "<model> <error of one row per call> <error of three rows>" for rows
 that differ in guidance or length, against ComfyUI's guider; "recipe <model> <sampler> <error> <calls> <calls made>" of
-a teacher against ComfyUI's own sampling, or its refusal; "default <model>" and its default guidances.
+a teacher against ComfyUI's own sampling, or its refusal; "default <model>" and its default guidances; "experts <error>
+<loads> <changes>" of two video models that never fit into memory together, against them one by one.
 """
 
 import gc
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -111,6 +113,42 @@ def tensor_memory():
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()) / 2**20
 
 
+def compare_experts(files):
+    """Calls that alternate between two models, of which each load evicts the other."""
+    joined = ComfyModel.load(ModelFiles(diffusion_model=files[0], second=files[1], boundary=0.6, host=Host(comfy)))
+    management, shape, levels = (
+        sys.modules["comfy.model_management"],
+        [2, 16, 2, 4, 4],
+        [1.0, 0.5, 0.61, 0.8, 0.59, 0.9],
+    )
+    generator, shape = torch.Generator().manual_seed(0), [2, 16, 2, 4, 4]
+    conds = [{"context": torch.randn(1, 8, 4096, generator=generator)} for _ in range(3)]
+    x = torch.randn(*shape, generator=generator)
+
+    def run(model, levels):
+        def work(denoiser, device):
+            return [denoiser(x, torch.full([2], level), row=[0, 1]) for level in levels]
+
+        return dict(zip(levels, model.with_denoiser(work, conds, guidance_for(model, [3.0]), shape), strict=True))
+
+    load, loads = management.load_models_gpu, []
+
+    def load_alone(models, *args, **kwargs):
+        management.unload_all_models()
+        loads.append(models[0])
+        return load(models, *args, **kwargs)
+
+    management.load_models_gpu = load_alone
+    ends, expected = run(joined, levels), {}
+    management.load_models_gpu = load
+    for file, is_high in zip(files, (True, False), strict=True):
+        alone = ComfyModel.load(ModelFiles(diffusion_model=file, host=Host(comfy)))
+        expected |= run(alone, [level for level in levels if (level > 0.6) == is_high])
+    error = max(float((ends[level] - expected[level]).abs().max() / expected[level].abs().max()) for level in levels)
+    changes = sum((a > 0.6) != (b > 0.6) for a, b in pairwise(levels))
+    print("experts", error, len(loads), changes)
+
+
 model = ComfyModel.load(ModelFiles(checkpoint=models / "checkpoints" / "tiny_sd15_whole.ckpt", host=Host(comfy)))
 model.encode(["a cat"], print)
 before = tensor_memory()
@@ -122,3 +160,4 @@ for name, dim, pooled in (("sd3", 64, 32), ("flux", 64, 768)):
         model = ComfyModel.load(ModelFiles(diffusion_model=file, host=Host(comfy)))
         compare(name, model, dim, pooled)
         print("default", name, *guidance_for(model, ()).values)
+compare_experts([models / "diffusion_models" / f"tiny_wan{low}.safetensors" for low in ("", "_low")])
