@@ -90,9 +90,7 @@ class NodeFit:
         from ..training.models.comfy_samplers import usual_sampler
         from ..training.models.guider import WiredConditioning, draw_starts
         from ..training.models.other_teacher import make_job
-        from ..training.models.stateful import refuse_stateful
 
-        refuse_stateful(model)
         self.model, self.node_id, self.lines = model, node_id, []
         self.latent, self.seed = _empty(model, latent), widgets.seed
         self.shapes = [stream.shape for stream in _streams(self.latent)]
@@ -100,8 +98,8 @@ class NodeFit:
         self.conditioning = WiredConditioning(positive, negative)
         steps, sampling = counts_of(widgets.steps), model.get_model_object("model_sampling")
         effort = EFFORTS[widgets.effort]
-        samples, held_out = effort.sizes(widgets.samples or None)
-        count = samples + held_out
+        fitted, held_out = effort.sizes(widgets.samples or None)
+        count = fitted + held_out
         x = draw_starts(sampling, [[1, *shape[1:]] for shape in self.shapes], count, widgets.seed)
         one = [1, *x.shape[1:]]
         teacher = _teacher(teacher_model or model, recipe, one)
@@ -122,8 +120,9 @@ class NodeFit:
             "boundary": boundary_of(model),
         }
         noise = noise_of(model.model, sampling, one)
+        samples = Samples(x, {"row": list(range(count))}, self.shapes[0][0])
         self.job, self.other = make_job(
-            settings, Samples(x, {"row": list(range(count))}, self.shapes[0][0]), noise, card, model,
+            settings, samples, noise, card, model, conds=[entry[1] for entry in (*positive, *negative)],
             teacher_patcher=teacher_model, teacher_guidance=widgets.teacher_cfg or None,
         )  # fmt: skip
         self.most, self.usual, self.bytes = most_calls(self.job), usual_calls(self.job), work_bytes(self.job)

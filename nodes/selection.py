@@ -12,6 +12,7 @@ from torch import Tensor
 from ..samplers import Guidance, Solver, SolverTable, choose_solver, part_of_table
 from ..samplers.comfy_experts import boundary_of
 from ..samplers.comfy_models import architecture_name, checkpoint_of, noise_of, pixel_size
+from ..samplers.comfy_obstacles import obstacles_of
 from ..samplers.families import FAMILIES
 from ..samplers.remarks import mismatches, notes
 from ..samplers.schedules import Noise
@@ -120,7 +121,7 @@ def find_solver(
         sampling: Its model_sampling, patched or not.
         shape: The latent's shape; None if unknown.
         guidance: Of the run; None if unknown.
-        patcher: ComfyUI's ModelPatcher, for the name of its file; None if unknown.
+        patcher: ComfyUI's ModelPatcher, for the name of its file and its caches; None if unknown.
         family: Name of the solver family; None for any.
     """
     noise, architecture, remarks = noise_of(base, sampling, shape), architecture_name(base), []
@@ -156,6 +157,9 @@ def find_solver(
         remarks = remarks[1:] if card.checkpoint != "unknown" else remarks
     if card.architecture == architecture and (mismatch := _boundary_mismatch(card.boundary, boundary_of(patcher))):
         facts.insert(0, mismatch)
+    if patcher is not None:
+        obstacles = obstacles_of(patcher)
+        facts = [*(f"{each.fact}: {each.at_sampling}" for each in obstacles if each.at_sampling), *facts]
     if noise.kind == "flow" and hasattr(sampling, "shift"):
         remarks.append(f"the solver has its own noise levels: the model's shift of {sampling.shift:g} is not used")
     if grid is not None and grid.needs_tokens and noise.tokens is None:

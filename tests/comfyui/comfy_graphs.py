@@ -40,6 +40,16 @@ MODELS = {  # stem of the file, latent node, size of the conditioning
 }
 
 
+_EASY = {"reuse_threshold": 0.2, "start_percent": 0.0, "end_percent": 1.0, "verbose": False}
+CACHES = {  # node, widgets, and its name
+    "easycache": ("EasyCache", _EASY, "EasyCache"),
+    "lazycache": ("LazyCache", {**_EASY, "start_percent": 0.15, "end_percent": 0.95}, "LazyCache"),
+    "teacache": ("TinyCache", {"pack": "ComfyUI-TeaCache"}, "TeaCache"),
+    "fbcache": ("TinyCache", {"pack": "Comfy-WaveSpeed"}, "a first-block cache"),
+    "unknown cache": ("TinyCache", {"pack": "unknown"}, "a cache (step_cache)"),
+}
+
+
 def node(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs}
 
@@ -110,6 +120,14 @@ class Graph:
         for key, run in runs.items():
             self.prompt[key] = run
             self.add(f"{key}save", "SaveLatent", samples=[key, 0], filename_prefix=key)
+
+    def add_cache(self, name: str) -> str:
+        """Puts a cache of CACHES on the model, and returns its name for users."""
+        kind, widgets, title = CACHES[name]
+        if not self.server.get(f"/object_info/{kind}"):
+            pytest.skip(f"this ComfyUI has no {kind}: set COMFYUI_PATH to a newer one")
+        self.model = self.add("cache", kind, model=self.model, **widgets)
+        return title
 
     def learn(self, key: str, solver: str, steps: int, denoise: float = 1.0, latent: bool = True) -> tuple[Wire, Wire]:
         """Adds Learned Solver, whose info is the text `<key>info`, and returns the wires of sampler and sigmas."""

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from comfy_graphs import fit, ksampler, node, one_node, options
+from comfy_graphs import CACHES, fit, ksampler, node, one_node, options
 from comfy_host import Server, make_base
 from learned_solvers.samplers import Guidance, Solver, load_solver
 from learned_solvers.training import TEACHERS
@@ -272,31 +272,20 @@ def test_a_picture_that_fails_is_a_remark_and_no_call_follows_a_decoded_one(serv
 
 
 STATEFUL = {  # node and widgets
-    "easycache": ("EasyCache", {"reuse_threshold": 0.2, "start_percent": 0.0, "end_percent": 1.0, "verbose": False}),
-    "lazycache": ("LazyCache", {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}),
     "momentum": ("APG", {"eta": 1.0, "norm_threshold": 5.0, "momentum": -0.5}),
     "no momentum": ("APG", {"eta": 1.0, "norm_threshold": 5.0, "momentum": 0.0}),
     "unnamed": ("TinyMemory", {}),
     "random": ("TinyRandom", {}),
 }
+REMEMBERS = "this model remembers earlier calls: after others, the same state gives a result that differs by"
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("easycache", "EasyCache or LazyCache is on this model: it reuses earlier calls"),
-        ("lazycache", "EasyCache or LazyCache is on this model: it reuses earlier calls"),
-        ("momentum", "this model remembers earlier calls: after others, the same state gives a result that differs by"),
-        ("unnamed", "this model remembers earlier calls: after others, the same state gives a result that differs by"),
-        ("no momentum", None),
-        ("random", None),
-    ],
+    ("name", "message"), [("momentum", REMEMBERS), ("unnamed", REMEMBERS), ("no momentum", None), ("random", None)]
 )
 def test_a_model_that_remembers_earlier_calls_is_refused_before_the_fit(server, name, message):
     graph = fit(server, "sd3", name=name, **QUICK)
     kind, widgets = STATEFUL[name]
-    if "reuse_threshold" in widgets and not server.get(f"/object_info/{kind}"):
-        pytest.skip(f"this ComfyUI has no {kind}")
     graph.prompt["fit"]["inputs"]["model"] = graph.add("patched", kind, model=["1", 0], **widgets)
     with server.messages() as messages:
         error = graph.outcome()
@@ -305,3 +294,26 @@ def test_a_model_that_remembers_earlier_calls_is_refused_before_the_fit(server, 
     assert (name == "random") == ("two equal calls of this model differ by" in log)
     if message:
         assert not list(server.solvers.glob(f"{name}*"))
+
+
+@pytest.mark.parametrize("place", ["model", "teacher_model"])
+@pytest.mark.parametrize("name", CACHES)
+def test_a_known_cache_is_refused_by_its_name(server, name, place):
+    graph = fit(server, "sd3", name="cached", **QUICK)
+    title = graph.add_cache(name)
+    graph.prompt["fit"]["inputs"][place] = graph.model
+    assert f"{title} is on this model: it reuses earlier calls, so nothing can be fitted" in graph.error()
+
+
+@pytest.mark.parametrize(("later", "is_refused"), [(0.0, True), (1.0, False)])
+def test_hook_keyframes_are_refused_if_they_change_something(server, later, is_refused):
+    graph = fit(server, "sd3", name=f"hooks {later:g}", **QUICK)
+    hooks = graph.add("lora", "CreateHookLoraModelOnly", lora_name="tiny_sd3_lora.safetensors", strength_model=1.0)
+    first = graph.add("first", "CreateHookKeyframe", strength_mult=1.0, start_percent=0.0)
+    frames = graph.add("second", "CreateHookKeyframe", strength_mult=later, start_percent=0.5, prev_hook_kf=first)
+    hooks = graph.add("hooks", "SetHookKeyframes", hooks=hooks, hook_kf=frames)
+    settings = {"strength": 1.0, "set_cond_area": "default", "hooks": hooks}
+    positive = graph.add("scheduled", "ConditioningSetProperties", cond_NEW=["2", 0], **settings)
+    graph.prompt["fit"]["inputs"]["positive"] = positive
+    error = graph.outcome()
+    assert ("has hook keyframes (a scheduled LoRA): they only move forward, so" in error) if is_refused else not error

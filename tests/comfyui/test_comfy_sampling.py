@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 
 import pytest
 import torch
-from comfy_graphs import DS_VP, Graph, Oracle, Situation, assert_same, ksampler, one_node, options
+from comfy_graphs import CACHES, DS_VP, Graph, Oracle, Situation, assert_same, ksampler, one_node, options
 from learned_solvers.samplers import VPNoise, load_solver
 from learned_solvers.samplers.files.solver import BUNDLED
 from oracles import ds_solver, sd_sigmas
@@ -160,3 +161,20 @@ def test_interrupt_stops_between_model_calls(server):
         assert "progress" in kinds  # reads that far
         server.post("/interrupt", {})
         assert "execution_interrupted" in kinds
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_a_cache_on_the_model_is_a_remark_in_every_way_to_sample(server, name):
+    graph = Graph.of(server, "sd3")
+    remark = f"{graph.add_cache(name)} is on this model: it skips model calls, and a solver with few steps needs"
+    graph.learn("node", "auto", 6)
+    graph.save(one=one_node("auto", 6, model=graph.model), stock=ksampler("ds_solver", 6, model=graph.model))
+    graph.show("one info", ["one", 1])
+    before = len(server.log)
+    with server.messages() as messages:
+        graph.submit()
+        notes = [text for kind, text in messages if kind == "text" and "is on this model" in text]
+    assert all(remark in graph.text(info) for info in ("nodeinfo", "one info"))
+    assert re.search(f"sampler ds_solver: .*{re.escape(remark)}", server.log[before:])
+    title = remark.partition(":")[0]
+    assert len(notes) == 2 and all(f"{title[0].upper()}{title[1:]}." in note for note in notes), notes

@@ -31,7 +31,6 @@ from ..models.conditioning import Cond
 from ..models.guider import EncodedPrompts
 from ..models.other_teacher import make_job
 from ..models.picture_loss import picture_loss
-from ..models.stateful import refuse_stateful
 from ..optimise.gradient import GradientDescent
 from ..optimise.levenberg_marquardt import Progress
 from ..report import FitResult, table_of
@@ -88,7 +87,6 @@ class ModelFit:
         self.prompts = command.prompts.encoded or command.output.folder / name
         self.reused = self.prompts.exists()
         self.model = model = ComfyModel.load(command.files, text_encoders=processes.rank == 0 and not self.reused)
-        refuse_stateful(model.patcher)
         self.shape = model.latent_shape(*(command.size or model.size), command.frames or model.frames)
         self.guidance = guidance_for(model, command.guidance)
         effort = EFFORTS[settings.effort].for_numbers(math.prod(self.shape))

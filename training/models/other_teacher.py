@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...samplers.comfy_models import architecture_name, embeds_guidance, noise_of
+from ...samplers.comfy_obstacles import obstacles_of
 from ...samplers.guidance import Guidance
 from ...samplers.schedules import Noise
 from ..data.processes import Processes
@@ -33,10 +34,20 @@ def make_job(
     card: Mapping[str, Any],
     patcher: Any,
     *,
+    conds: Sequence[Mapping[str, Any]] = (),
     teacher_patcher: Any = None,
     teacher_guidance: float | None = None,
 ) -> tuple[FitJob, OtherTeacher | None]:
-    """The job of a ModelPatcher's fit, and its teacher if that is another model, or the same at another guidance."""
+    """The job of a ModelPatcher's fit, and its teacher if that is another model, or the same at another guidance.
+
+    `conds`: entries of the conditioning, without their tensors.
+
+    Raises:
+        ValueError: A model cannot be fitted, see `obstacles_of`, or the teacher does not suit it.
+    """
+    for model in (patcher, teacher_patcher or patcher):
+        for obstacle in obstacles_of(model, conds):
+            raise ValueError(obstacle.refusal)
     if teacher_patcher is None and teacher_guidance is None:
         return FitJob(settings, samples, noise, card), None
     assert isinstance(settings.teacher, Teacher | Recipe)  # see FitSettings

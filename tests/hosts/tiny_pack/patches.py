@@ -169,3 +169,24 @@ def decoder(name):
 def first_frame(latent):
     """The first frame of a latent video."""
     return {"samples": latent["samples"][:, :, :1]}
+
+
+class ApplyFBCacheOnModel:
+    @staticmethod
+    def patch(model):
+        def model_unet_function_wrapper(function, arguments):
+            return function(arguments["input"], arguments["timestep"], **arguments["c"])
+
+        model.set_model_unet_function_wrapper(model_unet_function_wrapper)
+
+
+@node("TinyCache", "MODEL", model="MODEL", pack=["ComfyUI-TeaCache", "Comfy-WaveSpeed", "unknown"])
+def with_cache(model, pack):
+    """The model with what a pack's cache leaves on it, and without the cache."""
+    model = model.clone()
+    if pack == "Comfy-WaveSpeed":
+        ApplyFBCacheOnModel.patch(model)
+    else:
+        marks = {"unknown": {"step_cache": {}}, "ComfyUI-TeaCache": {"rel_l1_thresh": 0.4, "cache_device": "cpu"}}
+        model.model_options["transformer_options"] |= marks[pack]
+    return model
