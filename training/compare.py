@@ -173,7 +173,7 @@ def _compare_model(command: CompareCommand) -> None:
         counted = CountedDenoiser(denoiser, torch.float32)
         x = loaded.starts(shape, count, command.seed).to(device)
         model = ComparedModel(
-            name=f"{files.name}, {loaded.pixels(shape)}, guidance {value:g}",
+            name=f"{files.name}{files.with_loras}, {loaded.pixels(shape)}, guidance {value:g}",
             denoiser=counted,
             noise=loaded.noise(shape),
             guidance=guidance,

@@ -30,6 +30,7 @@ from learned_solvers.training.command.options import PROMPTS
 from learned_solvers.training.models.conditioning import write_conditioning
 from oracles import sd_sigmas
 from PIL import Image
+from safetensors.torch import save_file
 
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
 CHECKOUT = next(iter(checkouts()), None)
@@ -47,14 +48,17 @@ class Fitted(NamedTuple):
     scale: float
     guidance: tuple[int, ...]
     card_guidance: str
+    lora: str = ""
 
 
 CLIP = {"clip": "text_encoders/tiny_clip_l.pth"}
 SD3 = {"diffusion_model": "diffusion_models/tiny_sd3_clip.safetensors", **CLIP}
+TURBO = {"diffusion_model": "diffusion_models/sd3-turbo_4steps.safetensors", **CLIP}
 FLUX = {"diffusion_model": "diffusion_models/tiny_flux_clip.safetensors", **CLIP}
 MODELS = {
     "sd15": Fitted({"checkpoint": "checkpoints/tiny_sd15_whole.ckpt"}, "SD15", 0.18215, (2,), "CFG 2"),
     "sd3": Fitted(SD3, "SD3", 1.5305, (1, 2, 3), "CFG 1, 2, 3"),
+    "sd3_lora": Fitted(SD3, "SD3", 1.5305, (2,), "CFG 2", "tiny_sd3_lora.safetensors"),
     "flux": Fitted(FLUX, "Flux", 0.3611, (2, 4), "embedded guidance 2, 4, CFG 1"),
 }
 
@@ -79,7 +83,9 @@ def fit_of(base: Path, files: dict[str, str], output: Path, **options: object) -
 
 def usual_fit(base: Path, name: str, output: Path | None = None) -> list[str]:
     """The command of a model's fit; its default output is where the server finds it."""
-    settings = {"guidance": MODELS[name].guidance, "microbatch": 2 if name == "sd3" else 4}
+    settings: dict[str, Any] = {"guidance": MODELS[name].guidance, "microbatch": 2 if name == "sd3" else 4}
+    if lora := MODELS[name].lora:  # found in the server's folder
+        settings |= {"lora": f"{lora}:-0.5", "comfyui_args": shlex.join(["--base-directory", str(base)])}
     return fit_of(base, MODELS[name].files, output or solver_file(base, name), **settings)
 
 
@@ -124,6 +130,9 @@ def base(tmp_path_factory) -> Path:
     write_random(base / "other.safetensors", "SD3", 32, pooled=32)
     for kind in ("flow", "vp"):
         euler_solver(kind, 4).save(base / f"euler_{kind}.safetensors")
+    os.link(base / "models" / SD3["diffusion_model"], base / "models" / TURBO["diffusion_model"])
+    (base / "model.gguf").write_bytes(b"GGUF\3\0\0\0")
+    save_file({"blocks.0.qkv.wscales": torch.ones(1)}, base / "svdq-int4_r32.safetensors")
     return base
 
 
@@ -138,6 +147,7 @@ def started(base) -> Iterator[dict[str, Future[Any]]]:
     sd2 = {"diffusion_model": "diffusion_models/tiny_sd21.safetensors"}
     commands |= {
         "dry": fit_of(base, SD3, base / "dry.safetensors", dry_run=True),
+        "turbo": fit_of(base, TURBO, base / "turbo.safetensors", dry_run=True, teacher="ode", teacher_steps=20),
         "sd2": fit_of(base, sd2, base / "sd2" / "a", initial="euler", conditioning=base / "sd2.safetensors"),
         "alone": fit_of(base, SD3, base / "alone.safetensors", guidance=3),
         "taught": fit_of(
@@ -174,8 +184,12 @@ def held_out_error(server: Server, name: str, sample: int) -> float:
         graph.model, clip = graph.add("1", "CheckpointLoaderSimple", ckpt_name=files[0]), ["1", 1]
     else:
         graph.model = graph.add("1", "UNETLoader", unet_name=files[0], weight_dtype="default")
-        kind = "sd3" if name == "sd3" else "stable_diffusion"  # a lone CLIP-L
+        kind = "sd3" if fitted.architecture == "SD3" else "stable_diffusion"  # a lone CLIP-L
         clip = graph.add("clip", "CLIPLoader", clip_name=files[1], type=kind)
+    if fitted.lora:
+        strength = {"strength_model": -0.5, "strength_clip": -0.5}
+        graph.model = graph.add("lora", "LoraLoader", model=graph.model, clip=clip, lora_name=fitted.lora, **strength)
+        clip = ["lora", 1]
     text = PROMPTS.read_text(encoding="utf-8").splitlines()[sample]
     graph.positive = graph.add("2", "CLIPTextEncode", clip=clip, text=text)
     graph.negative = graph.add("3", "CLIPTextEncode", clip=clip, text="")
@@ -208,7 +222,9 @@ def test_a_fitted_file_has_its_cards_error_in_the_server_and_beats_its_start(bas
         pytest.skip(NO_TINY_FLUX)
     output, file = output_of(started[name].result()), solver_file(base, name)
     card, report = load_solver(file).card, file.with_suffix(".md").read_text()
-    assert f"{fitted.architecture} ({'vp' if name == 'sd15' else 'flow'})" in output
+    with_lora = f", with LoRA {Path(fitted.lora).stem} at -0.5" if fitted.lora else ""
+    assert f"{fitted.architecture} ({'vp' if name == 'sd15' else 'flow'}){with_lora}, 64x64" in output
+    assert card.note.endswith(f", seed 0{with_lora}")
     assert re.search(rf"64x64, {fitted.card_guidance} \(usually sampled with euler, \w+, \d+ steps\): dyweight", output)
     assert ("(two passes each, one at CFG 1)" in output, "two passes" in output) == (name == "sd3", name != "flux")
     assert (card.architecture, str(card.guidance)) == (fitted.architecture, fitted.card_guidance)
@@ -251,6 +267,17 @@ def test_a_dry_run_prints_the_cost_and_writes_nothing(base, started):
     texts = ("At most", "One call takes", "GB resident", "64x64, CFG 1.8, 3, 4.5, 7.2 (usually")
     assert all(text in output for text in texts)
     assert not list(base.glob("dry*"))
+
+
+def test_the_remark_on_a_distilled_model_names_a_command_that_learns_from_its_usual_steps(base, started):
+    output = output_of(started["turbo"].result())
+    advice = re.search(r"sd3-turbo_4steps looks distilled .* pass (--teacher .*)\.\n", output)
+    assert advice and advice[1] == '--teacher "euler simple 4" --steps 2 --guidance 1'
+    words = [*fit_of(base, TURBO, base / "turbo.safetensors", samples=2), *shlex.split(advice[1])]
+    words[(i := words.index("--teacher-steps")) : i + 2] = []
+    assert "distilled" not in output_of(run(words))
+    card = load_solver(base / "turbo.safetensors").card
+    assert (card.steps[2].teacher, card.steps[2].teacher_steps, str(card.guidance)) == ("euler simple", 4, "CFG 1")
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
@@ -351,6 +378,16 @@ WRONG = {  # options, and a pattern of the message
         "SD3 and SD15 have different latent spaces",
     ),
     "loss": ([DRY, "--loss", "features"], "this model has no VAE: pass one with --vae"),
+    "absent lora": (["--lora", "style.safetensors:1"], "style.safetensors is no file, and not in .*loras"),
+    "lora": (
+        [DRY, "--lora", "{}/models/loras/tiny_lora.safetensors"],
+        r"the LoRA .*/tiny_lora.safetensors has no weights for this model \(SD3\)",
+    ),
+    "gguf": (["--diffusion-model", "{}/model.gguf"], r"model\.gguf is for the custom nodes ComfyUI-GGUF, which run in"),
+    "nunchaku": (
+        ["--diffusion-model", "{}/svdq-int4_r32.safetensors"],
+        "ComfyUI-nunchaku, which run in ComfyUI only: load it there, and fit with the node Fit Learned Solver",
+    ),
     "model": (
         [DRY, "--diffusion-model", VAE],
         r"cannot load .*/tiny_taesd\.safetensors .*: pass a diffusion model with --diffusion-model",

@@ -21,7 +21,7 @@ from ..job import OPTIMIZER_NAMES, FitSettings, make_optimizer
 from ..models import Model
 from ..models.conditioning import Cond, read_conditioning, write_conditioning
 from ..models.host import Host
-from ..models.loading import ModelFiles
+from ..models.loading import Lora, ModelFiles
 from ..optimise.losses import LOSSES
 from ..spaces import SPACES
 from ..starts.choose import resolve_initial
@@ -131,6 +131,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
              "video")  # fmt: skip
     add("--clip", type=Path, nargs="+", default=[], help="text encoders of the model")
     add("--clip-type", help="ComfyUI's type of the --clip files, such as wan (default: the architecture's)")
+    add("--lora", nargs="+", action="extend", default=[], metavar="FILE[:STRENGTH]",
+        help="LoRAs on the model: files, or names in ComfyUI's folder of LoRAs (default strength: 1)")  # fmt: skip
     add("--vae", type=Path, help="VAE of the model, for the images")
     comfyui = "ComfyUI's folder (default: COMFYUI_PATH, otherwise the one containing this folder)"
     add("--comfyui", type=Path, help=comfyui)
@@ -148,9 +150,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def model_files(args: argparse.Namespace) -> ModelFiles:
     """The model files named by the options of `add_model_options`."""
     host = Host(args.comfyui, tuple(split_words(args.comfyui_args)))
+    loras = tuple(Lora.of(text, host) for text in args.lora)
     return ModelFiles(
         args.checkpoint, args.diffusion_model, tuple(args.clip), args.vae, host, args.clip_type,
-        args.second_diffusion_model, args.boundary,
+        args.second_diffusion_model, args.boundary, loras,
     )  # fmt: skip
 
 

@@ -100,7 +100,8 @@ class ModelFit:
             "resolution": model.pixels(self.shape),
             "fit_id": command.output.fit_id,
             "boundary": boundary_of(model.patcher),
-            "note": f"fitted to {self.fitted} samples, evaluated on {settings.held_out}, seed {settings.seed}",
+            "note": f"fitted to {self.fitted} samples, evaluated on {settings.held_out}, seed {settings.seed}"
+            + command.files.with_loras,
         }
         settings = replace(
             settings, guidance=self.guidance.values, guidance_argument="guidance", usual=usual_sampler(model.patcher)
@@ -135,7 +136,8 @@ class ModelFit:
         recipe = [facts.sampler, facts.scheduler, facts.steps and f"{facts.steps} steps"]
         usually = f" (usually sampled with {', '.join(filter(None, recipe))})" if any(recipe) else ""
         return (
-            f"{self.model.architecture} ({self.job.noise.kind}), {self.model.pixels(self.shape)}, {guidance}{usually}: "
+            f"{self.model.architecture} ({self.job.noise.kind}){command.files.with_loras}, "
+            f"{self.model.pixels(self.shape)}, {guidance}{usually}: "
             f"{settings.family} solvers of {steps} steps, fitted to {self.fitted} samples and evaluated on "
             f"{settings.held_out} more.\nAt most {most_calls(self.job):,} network calls{passes}, usually about "
             f"{usual_calls(self.job):,}"

@@ -69,7 +69,17 @@ class Host:
         It may be elsewhere than ComfyUI: with --base-directory, --models-directory or extra_model_paths.yaml. If this
         package is in the custom_nodes of another folder with models, that folder is the base directory.
         """
-        return _solver_folder(self)
+        return Path(_paths(self).get_folder_paths(FOLDER)[0])
+
+    def find(self, kind: str, name: str) -> Path:
+        """A file as given, or by its name in the server's folders of that kind, such as "loras"."""
+        if Path(name).is_file():
+            return Path(name)
+        paths = _paths(self)
+        if found := paths.get_full_path(kind, name):
+            return Path(found)
+        folders = " or ".join(paths.get_folder_paths(kind))
+        raise ValueError(f"{name} is no file, and not in {folders}: pass a file, or its name there")
 
     def _parse_options(self, comfy: Path) -> None:
         """Parses the options by ComfyUI's own parser, once; a later import has the result."""
@@ -89,14 +99,14 @@ class Host:
 
 
 @cache
-def _solver_folder(host: Host) -> Path:
-    """See `Host.solver_folder`; what main.py does with paths, and then the nodes."""
+def _paths(host: Host) -> Any:
+    """The module folder_paths, after what main.py does with it, and then the nodes."""
     paths, config = host.module("folder_paths"), host.module("utils.extra_config")
     usual, args = find_comfy(host.folder) / "extra_model_paths.yaml", host.module("comfy.cli_args").args
     for file in [*([usual] if usual.is_file() else []), *chain(*(args.extra_model_paths_config or []))]:
         config.load_extra_path_config(str(file))
     paths.add_model_folder_path(FOLDER, os.path.join(paths.models_dir, FOLDER))
-    return Path(paths.get_folder_paths(FOLDER)[0])
+    return paths
 
 
 @contextmanager
