@@ -8,7 +8,7 @@ from ..samplers.families import FAMILIES
 from .base import SolverName, SolverNode, inputs
 from .fit_job import FitWidgets, NodeFit, finished_outputs, output_of, path_of_new
 from .folder import FOLDER
-from .graph import inputs_hash, model_file
+from .graph import inputs_hash, model_file, model_names
 
 __all__ = ["FitLearnedSolver"]
 
@@ -147,9 +147,10 @@ class FitLearnedSolver(SolverNode):
             picture, report = finished_outputs(output)
         else:
             output.check()
+            names = model_names(prompt, number, "model" if teacher_model is None else "teacher_model")
             fit = NodeFit(
                 model, positive, negative, latent, settings, checkpoint, fit_id, node_id, (sampler, sigmas),
-                teacher_model, vae,
+                teacher_model, vae, names,
             )  # fmt: skip
             with output.claimed(fit.bytes):
                 output.check()  # another fit may have just delivered

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..samplers.comfy_experts import boundary_of
-from ..samplers.comfy_models import architecture_name, fingerprint, noise_of, pixel_size
+from ..samplers.comfy_models import architecture_name, fingerprint, model_architecture, noise_of, pixel_size
 from ..samplers.files.solver import SUFFIX
 from ..samplers.files.write import check_name, has_suffix
 from ..samplers.guidance import Guidance
@@ -29,6 +29,7 @@ from .sampling import guidance_of
 
 if TYPE_CHECKING:
     from ..training.comparison.measure import Result
+    from ..training.report import FitResult
     from ..training.store.output import Output
 
 __all__ = ["FitWidgets", "NodeFit", "Outputs", "finished_outputs", "output_of", "path_of_new"]
@@ -37,6 +38,10 @@ Outputs = tuple[Tensor, str]
 """The comparison as an IMAGE, and the report."""
 _PICTURES = 3  # held-out starts drawn in the image
 _LOG_LINES = 4  # shown on the node
+_AS_TODAY = (
+    "connect KSamplerSelect ({sampler}) to sampler and BasicScheduler ({scheduler}, {steps} steps) to sigmas, and set "
+    "steps to {fewer}"
+)
 _LONGEST_NAME = 200  # bytes; operating systems allow 255, suffix included
 
 
@@ -83,11 +88,13 @@ class NodeFit:
         recipe: tuple[Any, Any],
         teacher_model: Any = None,
         vae: Any = None,
+        names: Sequence[str] = (),
     ) -> None:
         from ..training import EFFORTS, FitSettings, most_calls
         from ..training.cost import usual_calls, work_bytes
         from ..training.data.samples import Samples
         from ..training.models.comfy_samplers import usual_sampler
+        from ..training.models.distilled import distilled_remark
         from ..training.models.guider import WiredConditioning, draw_starts
         from ..training.models.other_teacher import make_job
 
@@ -102,14 +109,16 @@ class NodeFit:
         count = fitted + held_out
         x = draw_starts(sampling, [[1, *shape[1:]] for shape in self.shapes], count, widgets.seed)
         one = [1, *x.shape[1:]]
-        teacher = _teacher(teacher_model or model, recipe, one)
+        teacher, usual = _teacher(teacher_model or model, recipe, one), usual_sampler(model)
         settings = FitSettings(
             widgets.family, steps, teacher=teacher or widgets.teacher, teacher_steps=widgets.teacher_steps or None,
             samples=widgets.samples or None, held_out=held_out, seed=widgets.seed,
             effort=widgets.effort, guidance=self.guidance.values, guidance_argument="guidance",
             loss=self._loss(widgets.loss, vae),
-            usual=usual_sampler(model),
+            usual=usual,
         )  # fmt: skip
+        facts = model_architecture((teacher_model or model).model)
+        self.distilled = None if teacher else distilled_remark(facts, names, usual, steps, _AS_TODAY)
         card = {
             "architecture": architecture_name(model.model),
             "checkpoint": checkpoint,
@@ -154,9 +163,14 @@ class NodeFit:
         def work(denoiser: Denoiser, device: torch.device) -> list[Result]:
             return run_fit(
                 self.job.on(device), denoiser, self.show, on_call=self.bar.update, pictures=_PICTURES, folder=folder,
-                deliver=lambda result: output.deliver(result.solver, table_of(result)), remark=output.append,
+                deliver=deliver, remark=output.append,
             )  # fmt: skip
 
+        def deliver(result: FitResult) -> None:
+            output.deliver(result.solver, "\n\n".join(filter(None, (self.distilled, table_of(result)))))
+
+        if self.distilled:
+            self.show(self.distilled)
         of_teacher = f", and {self.others:,} of the teacher's" if self.other else ""
         self.show(f"at most {self.most:,} model calls, usually about {self.usual:,}{of_teacher}")
         if self.other:

@@ -9,7 +9,7 @@ from typing import Any
 
 import folder_paths
 
-__all__ = ["inputs_hash", "model_file"]
+__all__ = ["inputs_hash", "model_file", "model_names"]
 
 _MODEL_WIDGETS = ("ckpt_name", "unet_name", "model_name", "gguf_name", "model_path")
 _FILES = (*folder_paths.supported_pt_extensions, ".gguf")
@@ -17,12 +17,28 @@ _FILES = (*folder_paths.supported_pt_extensions, ".gguf")
 
 def model_file(prompt: Mapping[str, Any], node_id: str) -> str | None:
     """The stem of the model file that a node's `model` input comes from; None if unknown."""
-    inputs, visited = prompt.get(node_id, {}).get("inputs", {}), set()
-    while isinstance(wire := inputs.get("model"), list) and wire and str(wire[0]) not in visited:
-        visited.add(str(wire[0]))
-        inputs = prompt.get(str(wire[0]), {}).get("inputs", {})
-    files = [inputs.get(widget) for widget in _MODEL_WIDGETS]
-    return next((PurePosixPath(f.replace("\\", "/")).stem for f in files if isinstance(f, str) and f), None)
+    *_, loader = [{}, *_nodes_before(prompt, node_id, "model")]
+    files = [loader.get(widget) for widget in _MODEL_WIDGETS]
+    return next((_stem(file) for file in files if isinstance(file, str) and file), None)
+
+
+def model_names(prompt: Mapping[str, Any], node_id: str, wire: str = "model") -> list[str]:
+    """The stems of the files that the model of an input is made of, LoRAs included."""
+    values = [value for inputs in _nodes_before(prompt, node_id, wire) for value in inputs.values()]
+    return [_stem(value) for value in values if isinstance(value, str) and value.lower().endswith(_FILES)]
+
+
+def _nodes_before(prompt: Mapping[str, Any], node_id: str, wire: str) -> list[Mapping[str, Any]]:
+    """The inputs of the nodes that a model passes before it reaches a node's input, the nearest first."""
+    keys, link = [], prompt.get(node_id, {}).get("inputs", {}).get(wire)
+    while isinstance(link, list) and link and str(link[0]) not in keys:
+        keys.append(str(link[0]))
+        link = prompt.get(keys[-1], {}).get("inputs", {}).get("model")
+    return [prompt.get(key, {}).get("inputs", {}) for key in keys]
+
+
+def _stem(file: str) -> str:
+    return PurePosixPath(file.replace("\\", "/")).stem
 
 
 def inputs_hash(prompt: Mapping[str, Any], node_id: str, omitted: tuple[str, ...]) -> str:

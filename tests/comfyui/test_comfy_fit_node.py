@@ -134,6 +134,33 @@ def test_a_connected_sampler_is_the_teacher(server, sampler, sigmas, message):
         assert (step.teacher, step.teacher_steps) == (sampler, 7)
 
 
+@pytest.mark.parametrize("kind", ["diffusion_models/tiny_sd3", "loras/tiny_sd3_lora"])
+def test_a_distilled_model_or_lora_is_a_remark_unless_its_own_sampler_is_the_teacher(server, kind):
+    file = server.base / "models" / f"{kind}.safetensors"
+    if not (fast := file.with_stem(f"{file.stem}_lightning_4step")).exists():
+        fast.hardlink_to(file)
+    graph = fit(server, "sd3", name=fast.stem, **QUICK)
+    if file.parent.name == "loras":
+        lora = {"lora_name": fast.name, "strength_model": 1.0}
+        graph.prompt["fit"]["inputs"]["model"] = graph.add("lora", "LoraLoaderModelOnly", model=["1", 0], **lora)
+    else:
+        graph.prompt["1"]["inputs"]["unet_name"] = fast.name
+    with server.messages() as messages:
+        fitted(graph)
+        log = "".join(text for kind, text in messages if kind == "text")
+    advice = (
+        "connect KSamplerSelect (euler) to sampler and BasicScheduler (simple, 4 steps) to sigmas, and set steps to 1"
+    )
+    for text in (log, graph.text("fit")):
+        assert f"{fast.stem} looks distilled" in text and f"{advice} 1." in text
+    inputs = graph.prompt["fit"]["inputs"] | {"overwrite": True}
+    inputs["sampler"] = graph.add("sampler", "KSamplerSelect", sampler_name="euler")
+    schedule = {"scheduler": "simple", "steps": 4, "denoise": 1.0}
+    inputs["sigmas"] = graph.add("sigmas", "BasicScheduler", model=["1", 0], **schedule)
+    graph.prompt["fit"]["inputs"] = inputs
+    assert fitted(graph).card.steps[1].teacher_steps == 4 and "distilled" not in graph.text("fit")
+
+
 def test_another_model_at_its_own_guidance_is_the_teacher(server):
     """The card's error is that of the two models in the server; the held-out sample has number 2."""
     graph = fit(server, "sd3", name="other", **QUICK)

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...samplers.architectures import architecture_of
 from ...samplers.comfy_experts import boundary_of
-from ...samplers.comfy_models import fingerprint
+from ...samplers.comfy_models import fingerprint, model_architecture
 from ...samplers.guidance import Guidance
 from ..comparison.measure import Result
 from ..comparison.sheet import draw_results
@@ -28,6 +27,7 @@ from ..models import Model
 from ..models.comfy import ComfyModel
 from ..models.comfy_samplers import named_recipe, usual_sampler
 from ..models.conditioning import Cond
+from ..models.distilled import distilled_remark
 from ..models.guider import EncodedPrompts
 from ..models.other_teacher import make_job
 from ..models.picture_loss import picture_loss
@@ -41,6 +41,7 @@ from .options import FitCommand
 __all__ = ["fit_model", "guidance_for"]
 
 _PICTURES = 4  # held-out samples drawn in the picture
+_AS_TODAY = 'pass --teacher "{sampler} {scheduler} {steps}" --steps {fewer}'
 
 
 def fit_model(command: FitCommand, processes: Processes) -> None:
@@ -103,13 +104,17 @@ class ModelFit:
             "note": f"fitted to {self.fitted} samples, evaluated on {settings.held_out}, seed {settings.seed}"
             + command.files.with_loras,
         }
-        settings = replace(
-            settings, guidance=self.guidance.values, guidance_argument="guidance", usual=usual_sampler(model.patcher)
-        )
+        usual = usual_sampler(model.patcher)
+        settings = replace(settings, guidance=self.guidance.values, guidance_argument="guidance", usual=usual)
         files = command.teacher_files
         other = ComfyModel.load(files, text_encoders=False).patcher if files else None
         if command.recipe:
             settings = replace(settings, teacher=named_recipe(other or model.patcher, *command.recipe, self.shape))
+            self.distilled = None
+        else:
+            facts, names = model_architecture((other or model.patcher).model), (files or command.files).names
+            without_cfg = " --guidance 1" if not command.guidance and self.guidance.kind == "cfg" else ""
+            self.distilled = distilled_remark(facts, names, usual, settings.steps, f"{_AS_TODAY}{without_cfg}")
         if command.of_pictures:
             if model.vae is None:
                 raise ValueError("--loss features decodes end states, but this model has no VAE: pass one with --vae")
@@ -132,7 +137,7 @@ class ModelFit:
         passes = ""
         if guidance.kind == "cfg" and guidance.values != (1,):
             passes = f" (two passes each{', one at CFG 1' if 1 in guidance.values else ''})"
-        steps, facts = ", ".join(map(str, settings.steps)), architecture_of(self.model.architecture)
+        steps, facts = ", ".join(map(str, settings.steps)), model_architecture(self.model.patcher.model)
         recipe = [facts.sampler, facts.scheduler, facts.steps and f"{facts.steps} steps"]
         usually = f" (usually sampled with {', '.join(filter(None, recipe))})" if any(recipe) else ""
         return (
@@ -143,6 +148,7 @@ class ModelFit:
             f"{usual_calls(self.job):,}"
             + (f", and {self.other.calls(self.job):,} of the teacher's" if self.other else "")
             + f"; result: {command.output.solver}"
+            + (f"\n{self.distilled}" if self.distilled else "")
         )
 
     def conditioning(self) -> list[Cond]:
@@ -186,8 +192,8 @@ class ModelFit:
             bar.total = bar.n
             bar.close()
             memory = f"Peak memory: {peak_memory(device)}; plain sampling: {sampling}."
-            facts = f"{command.text}\n\nGuidance of the samples: {self.guidance}. {memory}"
-            command.output.deliver(result.solver, f"{facts}\n\n{table_of(result)}")
+            facts = [command.text, f"Guidance of the samples: {self.guidance}. {memory}", self.distilled]
+            command.output.deliver(result.solver, "\n\n".join([*filter(None, facts), table_of(result)]))
             self.log(f"\n{table_of(result)}\n\nwritten: {command.output.solver}, {command.output.report}")
 
         ends = run_fit(
