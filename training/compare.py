@@ -166,6 +166,7 @@ def _compare_model(command: CompareCommand) -> None:
     shape = loaded.latent_shape(*(command.size or loaded.size), command.frames or loaded.frames)
     conds = command.prompts.conditioning(loaded, count, encoded, _log)
     loaded.free_text_encoders()
+    _log(f"Device: {loaded.device}")
     value = loaded.usual_guidance if command.guidance is None else command.guidance
     guidance = guidance_for(loaded, [value])
 

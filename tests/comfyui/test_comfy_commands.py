@@ -222,6 +222,7 @@ def test_a_fitted_file_has_its_cards_error_in_the_server_and_beats_its_start(bas
         pytest.skip(NO_TINY_FLUX)
     output, file = output_of(started[name].result()), solver_file(base, name)
     card, report = load_solver(file).card, file.with_suffix(".md").read_text()
+    assert output.startswith("Device: cpu\n")
     with_lora = f", with LoRA {Path(fitted.lora).stem} at -0.5" if fitted.lora else ""
     assert f"{fitted.architecture} ({'vp' if name == 'sd15' else 'flow'}){with_lora}, 64x64" in output
     assert card.note.endswith(f", seed 0{with_lora}")
@@ -383,6 +384,17 @@ WRONG = {  # options, and a pattern of the message
         [DRY, "--lora", "{}/models/loras/tiny_lora.safetensors"],
         r"the LoRA .*/tiny_lora.safetensors has no weights for this model \(SD3\)",
     ),
+    "lora of two": (
+        [
+            "--lora",
+            "{}/models/loras/tiny_sd3_lora.safetensors",
+            "--second-diffusion-model",
+            SD3_MODEL,
+            "--boundary",
+            ".5",
+        ],
+        "with --second-diffusion-model there is no --lora",
+    ),
     "gguf": (["--diffusion-model", "{}/model.gguf"], r"model\.gguf is for the custom nodes ComfyUI-GGUF, which run in"),
     "nunchaku": (
         ["--diffusion-model", "{}/svdq-int4_r32.safetensors"],
@@ -488,6 +500,18 @@ def test_comfyuis_own_options_reach_its_loaders(base, options):
     file = base / "models" / SD3["diffusion_model"]
     output = output_of(run([str(python_of(CHECKOUT)), "-c", DTYPE, str(ROOT / "training"), CHECKOUT, file, *options]))
     assert output.split()[-1] == ("torch.bfloat16" if options else "torch.float32")
+
+
+def test_dynamic_vram_is_on_where_main_py_turns_it_on_and_leaves_the_model_as_it_is(base):
+    output = run_script(CHECKOUT, "dynamic_vram.py", base / "models")
+    if not output:
+        pytest.skip("this ComfyUI has no DynamicVRAM: set COMFYUI_PATH to a newer one")
+    result = json.loads(output)
+    assert [case for case, (server, command) in result["cases"].items() if server != command] == []
+    assert {on for (_, on), _ in result["cases"].values()} == {True, False}
+    without, with_dynamic = result["calls"]  # with one for gradients first
+    assert ([call[0] for call in without], [call[0] for call in with_dynamic]) == (["init"], ["init", "devices"])
+    assert (result["early"], result["device"], result["difference"]) == ([], "cpu", 0.0)
 
 
 class Elsewhere(Server):

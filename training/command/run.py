@@ -87,11 +87,12 @@ class ModelFit:
         name = f"prompts-{content_hash(texts, command.files.stamps())[:16]}{WORK_SUFFIX}"
         self.prompts = command.prompts.encoded or command.output.folder / name
         self.reused = self.prompts.exists()
-        self.model = model = ComfyModel.load(command.files, text_encoders=processes.rank == 0 and not self.reused)
+        self.differentiable = isinstance(settings.optimizer, GradientDescent)
+        dynamic, encode = not self.differentiable, processes.rank == 0 and not self.reused
+        self.model = model = ComfyModel.load(command.files, text_encoders=encode, dynamic=dynamic)
         self.shape = model.latent_shape(*(command.size or model.size), command.frames or model.frames)
         self.guidance = guidance_for(model, command.guidance)
         effort = EFFORTS[settings.effort].for_numbers(math.prod(self.shape))
-        self.differentiable = isinstance(settings.optimizer, GradientDescent)
         self.fitted = command.samples if self.differentiable else settings.samples or effort.optimizer.samples
         card = {
             "architecture": model.architecture,
@@ -107,7 +108,7 @@ class ModelFit:
         usual = usual_sampler(model.patcher)
         settings = replace(settings, guidance=self.guidance.values, guidance_argument="guidance", usual=usual)
         files = command.teacher_files
-        other = ComfyModel.load(files, text_encoders=False).patcher if files else None
+        other = ComfyModel.load(files, text_encoders=False, dynamic=dynamic).patcher if files else None
         if command.recipe:
             settings = replace(settings, teacher=named_recipe(other or model.patcher, *command.recipe, self.shape))
             self.distilled = None
@@ -141,6 +142,7 @@ class ModelFit:
         recipe = [facts.sampler, facts.scheduler, facts.steps and f"{facts.steps} steps"]
         usually = f" (usually sampled with {', '.join(filter(None, recipe))})" if any(recipe) else ""
         return (
+            f"Device: {self.model.device}\n"
             f"{self.model.architecture} ({self.job.noise.kind}){command.files.with_loras}, "
             f"{self.model.pixels(self.shape)}, {guidance}{usually}: "
             f"{settings.family} solvers of {steps} steps, fitted to {self.fitted} samples and evaluated on "
@@ -172,7 +174,7 @@ class ModelFit:
         most = math.ceil(most_calls(job) / processes.count)
         usual = usual_calls(job) / processes.count
         self.log(
-            f"One call takes {seconds:.2f} s{change} on {device_name(device)}: usually {duration(seconds * usual)}, at "
+            f"One call takes {seconds:.2f} s{change}: usually {duration(seconds * usual)}, at "
             f"most {duration(seconds * most)}.\n"
             f"Memory for sampling {len(batch)} at a time: {sampling}."
         )
@@ -234,11 +236,6 @@ class ModelFit:
             files = ", ".join(map(str, clip))
             return f"if the text encoders {files} are for another model, pass the right ones with --clip"
         return "check that this checkpoint and its text encoders work in ComfyUI"
-
-
-def device_name(device: torch.device) -> str:
-    """A device as text, with the name of a GPU."""
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def peak_memory(device: torch.device) -> str:

@@ -42,13 +42,20 @@ class ComfyModel(Model):
     vae: Any
 
     @classmethod
-    def load(cls, files: ModelFiles, *, text_encoders: bool = True) -> ComfyModel:
-        """Loads a model; ValueError if ComfyUI cannot."""
-        return cls(*load_parts(files, text_encoders=text_encoders))
+    def load(cls, files: ModelFiles, *, text_encoders: bool = True, dynamic: bool = True) -> ComfyModel:
+        """Loads a model, see `load_parts`; ValueError if ComfyUI cannot."""
+        return cls(*load_parts(files, text_encoders=text_encoders, dynamic=dynamic))
 
     @property
     def _facts(self) -> Architecture:
         return model_architecture(self.patcher.model)
+
+    @property
+    def device(self) -> str:
+        """The device that it runs on, with a GPU's name, and DynamicVRAM if its weights are loaded so."""
+        device = self.patcher.load_device
+        name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+        return f"{device}{name}{', DynamicVRAM' if getattr(self.patcher, 'is_dynamic', bool)() else ''}"
 
     @property
     def sampling(self) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Iterator
@@ -81,6 +82,28 @@ class Host:
         folders = " or ".join(paths.get_folder_paths(kind))
         raise ValueError(f"{name} is no file, and not in {folders}: pass a file, or its name there")
 
+    def start_dynamic_vram(self) -> None:
+        """Makes its loaders keep weights outside the GPU until a layer needs them, as the server's do.
+
+        The conditions are those of main.py; nothing happens in a ComfyUI or on a device without DynamicVRAM.
+        """
+        cli, management = self.module("comfy.cli_args"), self.module("comfy.model_management")
+        if not _wants_dynamic_vram(cli) or self.module("comfy.memory_management").aimdo_enabled:
+            return
+        amd = management.is_amd() and management.rocm_version >= (7, 14)
+        is_usual = management.torch_version_numeric >= (2, 8) and (management.is_nvidia() or amd)
+        if not (cli.args.enable_dynamic_vram or is_usual):
+            return
+        control, device = self.module("comfy_aimdo.control"), management.get_torch_device().index
+        try:
+            started = control.init_devices([(device, int(cli.args.vram_headroom * 2**30))])
+        except TypeError:  # comfy-aimdo 0.4.9
+            started = control.init_devices([device])
+        if started:
+            patchers = self.module("comfy.model_patcher")
+            patchers.CoreModelPatcher = patchers.ModelPatcherDynamic
+            self.module("comfy.memory_management").aimdo_enabled = True
+
     def _parse_options(self, comfy: Path) -> None:
         """Parses the options by ComfyUI's own parser, once; a later import has the result."""
         if "comfy.cli_args" in sys.modules:
@@ -96,6 +119,25 @@ class Host:
         found = torch.backends.mps.is_available() or any(kind is not None and kind.is_available() for kind in kinds)
         if not found and args.directml is None:
             args.cpu = True
+        _prepare_dynamic_vram(sys.modules["comfy.cli_args"])
+
+
+def _prepare_dynamic_vram(cli: Any) -> None:
+    """Loads the library of DynamicVRAM, which ComfyUI's other modules look for when they are imported."""
+    if not _wants_dynamic_vram(cli):
+        return
+    control, args = importlib.import_module("comfy_aimdo.control"), cli.args
+    options = {
+        "simple_vram_headroom": None if args.reserve_vram is None else int(args.reserve_vram * 2**30),
+        "nvml_pressure": not getattr(args, "disable_nvml_pressure", False),
+    }
+    known = inspect.signature(control.init).parameters  # each version of the library has some of them
+    control.init(**{name: value for name, value in options.items() if name in known})
+
+
+def _wants_dynamic_vram(cli: Any) -> bool:
+    """Whether ComfyUI's options, as parsed, allow DynamicVRAM."""
+    return getattr(cli, "enables_dynamic_vram", bool)()
 
 
 @cache

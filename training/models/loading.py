@@ -107,13 +107,18 @@ class ModelFiles:
         return [(str(file.resolve()), stat.st_size, stat.st_mtime_ns, strength) for file, stat, strength in stats]
 
 
-def load_parts(files: ModelFiles, *, text_encoders: bool) -> tuple[Any, Any, Any]:
-    """ComfyUI's ModelPatcher, CLIP or None, VAE or None; files named separately replace a checkpoint's parts."""
+def load_parts(files: ModelFiles, *, text_encoders: bool, dynamic: bool = True) -> tuple[Any, Any, Any]:
+    """ComfyUI's ModelPatcher, CLIP or None, VAE or None; files named separately replace a checkpoint's parts.
+
+    `dynamic`: with DynamicVRAM, where the server has it; no gradient passes through such a model.
+    """
     host, checkpoint, diffusion_model = files.host, files.checkpoint, files.diffusion_model
     clip, vae, second = files.clip, files.vae, files.second
     _check_files([file for file in (checkpoint, diffusion_model, second, vae, *clip) if file is not None])
     _check_files([lora.file for lora in files.loras])
     sd, utils, *_ = map(host.module, ("comfy.sd", "comfy.utils", "comfy.samplers", "comfy.sampler_helpers"))
+    if dynamic:
+        host.start_dynamic_vram()
     encoders = own_vae = None
     if checkpoint is not None:
         with _loading("a checkpoint with --checkpoint", checkpoint):
