@@ -14,6 +14,7 @@ from aiohttp import web
 from server import PromptServer
 
 from ..samplers import FlowNoise, Guidance
+from ..samplers.architectures import DEFAULT_CFG
 from ..samplers.families import FAMILIES
 from ..samplers.text import printable
 from .folder import FOLDER, SOLVERS
@@ -182,7 +183,7 @@ def _usual_calls(steps: tuple[int, ...]) -> int:
     numbers = 4 * 64 * 64  # of SD 1.5's latents; larger ones take as many calls
     samples, held_out = EFFORTS["default"].for_numbers(numbers).sizes(None)
     settings = FitSettings(
-        next(iter(FAMILIES)), steps, held_out=held_out, guidance=Guidance.around(7.5).values,
+        next(iter(FAMILIES)), steps, held_out=held_out, guidance=Guidance.around(DEFAULT_CFG).values,
         guidance_argument="guidance",
     )  # fmt: skip
     return usual_calls(FitJob(settings, Samples(torch.zeros(samples + held_out, numbers), {}, 1), FlowNoise(), {}))

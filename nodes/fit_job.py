@@ -118,7 +118,8 @@ class NodeFit:
             usual=usual,
         )  # fmt: skip
         facts = model_architecture((teacher_model or model).model)
-        self.distilled = None if teacher else distilled_remark(facts, names, usual, steps, _AS_TODAY)
+        distilled = None if teacher else distilled_remark(facts, names, usual, steps, _AS_TODAY)
+        self.remarks = [remark for remark in (distilled, _cfg_remark(facts.name, self.guidance)) if remark]
         card = {
             "architecture": architecture_name(model.model),
             "checkpoint": checkpoint,
@@ -167,10 +168,10 @@ class NodeFit:
             )  # fmt: skip
 
         def deliver(result: FitResult) -> None:
-            output.deliver(result.solver, "\n\n".join(filter(None, (self.distilled, table_of(result)))))
+            output.deliver(result.solver, "\n\n".join([*self.remarks, table_of(result)]))
 
-        if self.distilled:
-            self.show(self.distilled)
+        for remark in self.remarks:
+            self.show(remark)
         of_teacher = f", and {self.others:,} of the teacher's" if self.other else ""
         self.show(f"at most {self.most:,} model calls, usually about {self.usual:,}{of_teacher}")
         if self.other:
@@ -237,6 +238,16 @@ def _guidance(base: Any, conds: Sequence[Mapping[str, Any]], widgets: FitWidgets
         raise ValueError(
             f"guidance must be numbers, such as 3 5 7.5 12, or empty, got {printable(repr(widgets.guidance), 80)}"
         ) from error
+
+
+def _cfg_remark(architecture: str, guidance: Guidance) -> str | None:
+    """A sentence for a model that is guided both by its embedded guidance and by CFG; None for others."""
+    if guidance.kind != "embedded" or guidance.cfg in (None, 1):
+        return None
+    return (
+        f"{architecture} has embedded guidance and is usually sampled at CFG 1, here at CFG {guidance.cfg:g}. With cfg "
+        "set to 1 each model call takes half the time."
+    )
 
 
 def _empty(model: Any, latent: Mapping[str, Any]) -> Any:

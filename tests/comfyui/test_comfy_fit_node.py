@@ -99,10 +99,13 @@ def test_a_fit_runs_again_only_if_its_file_is_gone(server):
         ("sd3", {"guidance": "4, 1.5", "cfg": 3.0}, Guidance("cfg", (1.5, 4), 3)),
         ("sd3", {"guidance": "", "cfg": 1.0}, Guidance("cfg", (1,), 1)),
         ("flux", {"guidance": "2 4", "cfg": 1.0}, Guidance("embedded", (2, 4), 3.5, 1)),
+        ("flux", {"guidance": "3", "cfg": 2.0}, Guidance("embedded", (3,), 3, 2)),
     ],
 )
 def test_a_fit_has_parameters_for_each_guidance(server, model, widgets, guidance):
     graph = fit(server, model, name="spread", **QUICK, **widgets)
+    if guidance.cfg == 2 and graph.prompt["1"]["inputs"]["unet_name"].endswith(".pth"):
+        pytest.skip("the full-width FLUX of an old core takes minutes: run with a newer core")
     if widgets["guidance"] is None:
         del graph.prompt["fit"]["inputs"]["guidance"]  # as in a workflow that is older than this widget
     solver = fitted(graph)
@@ -110,6 +113,7 @@ def test_a_fit_has_parameters_for_each_guidance(server, model, widgets, guidance
         guidance.values if len(guidance.values) > 1 else ()
     )
     assert len(solver.parameters[1]["t_scale"]) == len(guidance.values)
+    assert ("usually sampled at CFG 1, here at CFG 2" in graph.text("fit")) == (guidance.cfg == 2)
 
 
 @pytest.mark.parametrize(

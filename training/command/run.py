@@ -239,9 +239,12 @@ class ModelFit:
 
 
 def peak_memory(device: torch.device) -> str:
-    """This process's peak memory so far, as text: allocated on a CUDA device, otherwise resident."""
+    """This process's peak memory so far, as text: allocated by torch on a CUDA device, otherwise resident."""
     if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GB on the GPU"
+        # Of DynamicVRAM, torch does not know the weights.
+        dynamic = getattr(sys.modules.get("comfy.memory_management"), "aimdo_enabled", False)
+        weights = ", without weights" if dynamic else ""
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GB on the GPU{weights}"
     if sys.platform == "win32":
         return "unknown"
     import resource
