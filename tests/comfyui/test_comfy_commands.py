@@ -230,7 +230,8 @@ def test_a_fitted_file_has_its_cards_error_in_the_server_and_beats_its_start(bas
     assert ("(two passes each, one at CFG 1)" in output, "two passes" in output) == (name == "sd3", name != "flux")
     assert (card.architecture, str(card.guidance)) == (fitted.architecture, fitted.card_guidance)
     assert card.resolution == "64x64"
-    assert "| 2 |" in report and f"{name}.png" in report and "Peak memory" in report
+    knots = [f"| 2 at guidance {value} |" for value in fitted.guidance] if len(fitted.guidance) > 1 else ["| 2 |"]
+    assert all(text in report for text in (*knots, f"{name}.png", "Peak memory"))
     assert f"Guidance of the samples: {fitted.card_guidance}." in report
     assert_drawn(file.with_suffix(".png"))
     assert not file.with_suffix(".fit").exists()
