@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from comfy_graphs import CACHES, fit, ksampler, node, one_node, options
+from comfy_graphs import CACHES, Graph, fit, ksampler, node, one_node, options
 from comfy_host import Server, make_base
 from learned_solvers.samplers import Guidance, Solver, load_solver
 from learned_solvers.training import TEACHERS
@@ -332,6 +332,17 @@ def test_a_known_cache_is_refused_by_its_name(server, name, place):
     title = graph.add_cache(name)
     graph.prompt["fit"]["inputs"][place] = graph.model
     assert f"{title} is on this model: it reuses earlier calls, so nothing can be fitted" in graph.error()
+
+
+def test_a_mean_flow_model_is_refused_for_a_fit_and_remarked_on_at_sampling(server):
+    graph = fit(server, "sd3", name="mean", **QUICK)
+    graph.prompt["fit"]["inputs"]["model"] = graph.add("mean", "TinyMeanFlow", model=["1", 0])
+    assert "this is a MeanFlow model: it needs the next noise level too, so nothing can be fitted" in graph.error()
+    graph = Graph.of(server, "sd3")
+    graph.model = graph.add("mean", "TinyMeanFlow", model=["1", 0])
+    graph.learn("mean", "auto", 6)
+    graph.submit()
+    assert "this is a MeanFlow model: its steps are Euler's" in graph.text("meaninfo")
 
 
 @pytest.mark.parametrize(("later", "is_refused"), [(0.0, True), (1.0, False)])

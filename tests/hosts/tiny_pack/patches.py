@@ -190,3 +190,14 @@ def with_cache(model, pack):
         marks = {"unknown": {"step_cache": {}}, "ComfyUI-TeaCache": {"rel_l1_thresh": 0.4, "cache_device": "cpu"}}
         model.model_options["transformer_options"] |= marks[pack]
     return model
+
+
+@node("TinyMeanFlow", "MODEL", model="MODEL")
+def with_mean_flow(model):
+    """The model with the mark of networks that also take the next noise level, and without their use of it."""
+    model = model.clone()
+    base, network = copy.copy(model.model), copy.copy(model.model.diffusion_model)
+    network.time_r_in = "tiny"
+    vars(base)["diffusion_model"] = network  # not in the modules, which both models share
+    model.model = base
+    return model
