@@ -90,11 +90,11 @@ class Host:
         cli, management = self.module("comfy.cli_args"), self.module("comfy.model_management")
         if not _wants_dynamic_vram(cli) or self.module("comfy.memory_management").aimdo_enabled:
             return
-        amd = management.is_amd() and management.rocm_version >= (7, 14)
+        amd = management.is_amd() and tuple(getattr(management, "rocm_version", ())) >= (7, 14)
         is_usual = management.torch_version_numeric >= (2, 8) and (management.is_nvidia() or amd)
-        if not (cli.args.enable_dynamic_vram or is_usual):
-            return
         control, device = self.module("comfy_aimdo.control"), management.get_torch_device().index
+        if not (cli.args.enable_dynamic_vram or is_usual) or not hasattr(control, "init_devices"):
+            return
         try:
             started = control.init_devices([(device, int(cli.args.vram_headroom * 2**30))])
         except TypeError:  # comfy-aimdo 0.4.9
