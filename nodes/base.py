@@ -26,6 +26,7 @@ __all__ = [
     "active_copy",
     "add_routes",
     "check_number",
+    "cost_of_fit",
     "counts_of",
     "fixed_latent",
     "inputs",
@@ -86,11 +87,13 @@ class SolverNode:
     """Base class of the nodes. A node runs again when the file of its `solver` input changes."""
 
     CATEGORY = "sampling/learned solvers"
+    CHOICES: tuple[str, ...] = (AUTO,)
+    """Entries of `solver` that are no files."""
 
     @classmethod
     def VALIDATE_INPUTS(cls, solver: str | None = None) -> bool | str:
         """Accepts any solver file by name, also those that drop-downs leave out; None is a wired name."""
-        known = [AUTO, *SOLVERS.names()]
+        known = [*cls.CHOICES, *SOLVERS.names()]
         return solver is None or solver in known or f"no solver file named {printable(repr(solver), 200)}"
 
     @classmethod
@@ -168,12 +171,20 @@ def add_routes() -> None:
     @server.routes.get("/learned_solvers/fit_calls")
     async def fit_calls(request: Any) -> Any:
         try:
-            return web.json_response({"calls": _usual_calls(counts_of(request.query.get("steps", "")))})
+            return web.json_response({"calls": usual_calls_of_fit(counts_of(request.query.get("steps", "")))})
         except ValueError as error:
             return web.json_response({"error": str(error)}, status=404)
 
 
-def _usual_calls(steps: tuple[int, ...]) -> int:
+def cost_of_fit(steps: tuple[int, ...], seconds: float) -> str:
+    """The model calls of a fit as text, and its duration at so many seconds per call."""
+    from ..training.cost import duration
+
+    calls = usual_calls_of_fit(steps)
+    return f"{calls:,} model calls, about {duration(calls * seconds)}"
+
+
+def usual_calls_of_fit(steps: tuple[int, ...]) -> int:
     """The model calls that a fit with the default effort usually takes."""
     from ..training.cost import usual_calls
     from ..training.data.samples import Samples

@@ -26,6 +26,7 @@ class LearnedSolverInfo(SolverNode):
     """IMAGE with a plot of a solver's numbers, and its card as text."""
 
     TITLE = "Learned Solver Info"
+    CHOICES = ()
     DESCRIPTION = (
         "Shows the contents of a solver file: its coefficients, its noise levels next to a stock schedule's, the "
         "actual length of each step, and its card."

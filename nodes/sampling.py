@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from ..samplers.loop import Callback
 from ..samplers.remarks import guidance_mismatch
 from ..samplers.schedules import Noise
 from ..samplers.text import count_noun
+from .base import cost_of_fit, show_text
 
 __all__ = ["SolverRefused", "guidance_of", "guidance_of_run", "guider_of", "refusals", "sample_learned_solver"]
 
@@ -51,13 +53,14 @@ def sample_learned_solver(
     steps: int,
     noise: Noise,
     report: bool = False,
+    note: str = "",
 ) -> Tensor:
     """Returns the sampled latent; noise schedule and guidance are read from the model being sampled.
 
     A change after the node ran (image size, guidance, a model patch such as v prediction, zero terminal SNR or EDM)
     therefore selects the right table or is refused. `noise` is the node's: its tokens are for latents without an
     image's shape, and all of it is for a wrapped model that hides the host's. `report`: log a guidance mismatch here,
-    as the node did not know the guidance.
+    as the node did not know the guidance. `note`: shown on the running node afterwards, with what a fit would take.
 
     Learned levels fall between the 1000 levels of an eps or v model. ComfyUI scales the input and the output by the
     level itself, but passes the network the nearest index: 0 below the lowest level, 999 above the highest, the same
@@ -82,9 +85,12 @@ def sample_learned_solver(
     if report and (mismatch := guidance_mismatch(solver, steps, guidance)):
         _log.info("%s: %s", solver.name, mismatch)
     extra_args = _with_called_levels(_with_mask_function(extra_args or {}, sigmas), table, x)
-    kept = _KeptRegion(model, x, table, extra_args, callback)
-    end = sample_table(model, x, table, extra_args, kept.watch, disable)
-    return kept.restore(end, sigmas, unfinished)
+    kept, started = _KeptRegion(model, x, table, extra_args, callback), time.perf_counter()
+    end = kept.restore(sample_table(model, x, table, extra_args, kept.watch, disable), sigmas, unfinished)
+    if note:
+        seconds = (time.perf_counter() - started) / (table.nfe * len(x))
+        show_text(f"{note} A fit usually takes {cost_of_fit((steps,), seconds)}.")
+    return end
 
 
 def guider_of(model: Any) -> Any:

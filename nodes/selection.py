@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ..samplers import Guidance, Solver, SolverTable, choose_solver, part_of_table
 from ..samplers.comfy_experts import boundary_of
-from ..samplers.comfy_models import architecture_name, checkpoint_of, noise_of, pixel_size
+from ..samplers.comfy_models import architecture_name, checkpoint_of, noise_of, pixel_size, shift_of
 from ..samplers.comfy_obstacles import obstacles_of
 from ..samplers.families import FAMILIES
-from ..samplers.remarks import mismatches, notes
+from ..samplers.remarks import alternatives, is_far_transfer, mismatches, notes
 from ..samplers.schedules import Noise
-from ..samplers.text import count_noun, format_list
+from ..samplers.text import count_noun
 from .base import AUTO, check_number
 from .folder import SOLVERS
 from .sampling import sample_learned_solver
@@ -42,6 +42,7 @@ class Found(NamedTuple):
     Attributes:
         mismatches: Differences between the solver's fit and the run.
         remarks: All that the user may want to know, the mismatches first.
+        is_far_transfer: See `samplers.remarks`.
     """
 
     solver: Solver
@@ -49,6 +50,12 @@ class Found(NamedTuple):
     table: SolverTable
     mismatches: list[str]
     remarks: list[str]
+    is_far_transfer: bool
+
+    def options(self, steps: int, calls: int) -> dict[str, Any]:
+        """Options of `sample_learned_solver`; after a far transfer it completes the note with the cost of a fit."""
+        note = self.note(calls) if self.is_far_transfer else ""
+        return {"solver": self.solver, "steps": steps, "noise": self.noise, "note": note}
 
     def note(self, calls: int) -> str:
         """A short text for a node, which shows two lines of it next to a preview."""
@@ -69,7 +76,7 @@ def select_solver(
     check_number("denoise", denoise, 0.01, 1)
     sampling = model.get_model_object("model_sampling")
     found = find_solver(entry, steps, model.model, sampling, shape=shape, guidance=guidance, patcher=model)
-    solver, noise, table, _, remarks = found
+    solver, table, remarks = found.solver, found.table, found.remarks
     info = f"{solver.name} ({SOLVERS.place_of(solver.name)}): "
     if denoise < 1:
         table = part_of_table(table, float(sampling.percent_to_sigma(1 - denoise)), 0.0)
@@ -77,15 +84,8 @@ def select_solver(
     else:
         info += f"{steps} steps, {table.nfe} model calls"
     _log.info("%s", "; ".join([info, *remarks]))
-    options = {"solver": solver, "steps": steps, "noise": noise, "report": guidance is None}
-    sampler = KSAMPLER(sample_learned_solver, options)
+    sampler = KSAMPLER(sample_learned_solver, {**found.options(steps, table.nfe), "report": guidance is None})
     return Selection(sampler, table.levels.float(), "\n".join([info, *remarks]), solver.name, found.note(table.nfe))
-
-
-def _shift_of(sampling: Any) -> float:
-    """The shift s of a flow model's schedule, sigma(t) = s * t / (1 + (s - 1) * t)."""
-    middle = float(sampling.percent_to_sigma(0.5))
-    return middle / (1 - middle)
 
 
 def _boundary_mismatch(fitted: float | None, used: float | None) -> str | None:
@@ -126,17 +126,11 @@ def find_solver(
     """
     noise, architecture, remarks = noise_of(base, sampling, shape), architecture_name(base), []
     checkpoint = checkpoint_of(base, patcher)
+    known: Any = {"architecture": architecture, "checkpoint": checkpoint, "guidance": guidance}
     if entry == AUTO:
         solvers = SOLVERS.loadable()
-        known = {"architecture": architecture, "checkpoint": checkpoint, "guidance": guidance}
         solver = choose_solver(solvers, noise, steps, family=family, **known)
-        exact = [
-            s for s in solvers if s.card.architecture == architecture and s.prediction == noise.kind and s != solver
-        ]
-        if solver.card.architecture == architecture:
-            exact = [s for s in exact if steps in s.steps and family in (None, s.family)]
-        if exact:
-            remarks = [f"also fitted for {architecture}: {format_list([s.name for s in exact])}"]
+        remarks = alternatives(solvers, solver, steps, architecture)
     else:
         solver = SOLVERS.load(entry)
     if family not in (None, solver.family):
@@ -147,19 +141,16 @@ def find_solver(
         )
     table = solver.table(steps, noise.with_tokens(), solver.guidance_of(guidance))  # 1024x1024 without a latent
     card, grid = solver.card, solver.card.steps[steps].grid
-    if card.architecture == architecture and card.checkpoint != "unknown":
-        remarks.insert(0, f"fitted for {card.checkpoint}")
+    shift = shift_of(sampling) if noise.kind == "flow" else None
     size = None if shape is None else pixel_size(base, shape)
-    context = {"guidance": guidance, "size": size, "shift": _shift_of(sampling) if noise.kind == "flow" else None}
-    facts = mismatches(solver, steps, noise, architecture=architecture, **context)
-    if card.architecture == architecture and checkpoint.likeness(solver) < 0:
-        facts.insert(0, f"fitted for {card.checkpoint}, you use another {architecture} checkpoint")
-        remarks = remarks[1:] if card.checkpoint != "unknown" else remarks
+    facts = mismatches(solver, steps, noise, size=size, shift=shift, **known)
     if card.architecture == architecture and (mismatch := _boundary_mismatch(card.boundary, boundary_of(patcher))):
         facts.insert(0, mismatch)
     if patcher is not None:
         obstacles = obstacles_of(patcher)
         facts = [*(f"{each.fact}: {each.at_sampling}" for each in obstacles if each.at_sampling), *facts]
+    if card.architecture == architecture and checkpoint.likeness(solver) >= 0 and card.checkpoint != "unknown":
+        remarks.insert(0, f"fitted for {card.checkpoint}")
     if noise.kind == "flow" and hasattr(sampling, "shift"):
         remarks.append(f"the solver has its own noise levels: the model's shift of {sampling.shift:g} is not used")
     if grid is not None and grid.needs_tokens and noise.tokens is None:
@@ -172,4 +163,5 @@ def find_solver(
             "sigmas and model calls are shown for the usual guidance; at another guidance they differ. For denoise "
             "below 1 use KSampler (Learned Solver), and do not split these sigmas"
         )
-    return Found(solver, noise, table, facts, [*facts, *remarks, *notes(solver, steps)])
+    remarks = [*facts, *remarks, *notes(solver, steps)]
+    return Found(solver, noise, table, facts, remarks, is_far_transfer(solver, architecture, shift))

@@ -8,9 +8,10 @@ pack already has stays that pack's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import comfy.samplers
@@ -18,7 +19,7 @@ import torch
 from comfy.k_diffusion import sampling as host_sampling
 from torch import Tensor
 
-from ..samplers import choose_solver, part_of_table
+from ..samplers import Solver, choose_solver, part_of_table
 from ..samplers.choose import nearest_steps
 from ..samplers.comfy_models import architecture_name, noise_of
 from ..samplers.families import FAMILIES, Family
@@ -35,6 +36,8 @@ __all__ = ["CHANNEL", "register"]
 
 CHANNEL = "learned_solver"
 """Key in a model's transformer_options: {"solver": drop-down entry, "steps": step count or 0, "nearest": bool}."""
+_LONGEST_SCHEDULE = 100  # steps
+_SAME = 1e-6  # relative; float32
 _log = logging.getLogger("learned_solvers")
 
 
@@ -106,8 +109,7 @@ def _sample(
     extent = f"{calls} of its {count_noun(steps, 'model call')}" if calls < steps else count_noun(steps, "step")
     _log.info("%s", "; ".join([f"sampler {family.sampler}: {found.solver.name}, {extent}", *found.remarks]))
     show_text(found.note(calls))
-    own = {"solver": found.solver, "steps": steps, "noise": found.noise}
-    return sample_learned_solver(model, x, sigmas, extra_args, callback, disable, **own)
+    return sample_learned_solver(model, x, sigmas, extra_args, callback, disable, **found.options(steps, calls))
 
 
 def _find(find: Callable[[int], Found], steps: int, nearest: bool) -> tuple[Found, int]:
@@ -132,15 +134,16 @@ def _check_whole(sampling: Any, sigmas: Tensor, noise: Tensor | None, set_steps:
         noise: The noise that the host added; zeros where a sampler continues another's state.
         set_steps: Steps of the whole schedule, if Set Learned Solver gives them.
     """
-    first, *_, before_last, last = (float(sigma) for sigma in (sigmas[0], *sigmas))
+    first, last = float(sigmas[0]), float(sigmas[-1])
     steps, near = len(sigmas) - 1, 1e-3
     if first <= last or set_steps == steps:
         return  # refused as ascending; or whole by the user's word
-    if steps > 1 and last == 0 and before_last > float(sampling.percent_to_sigma(1 - 1.4 / steps)):
+    if last == 0 and (cut := _cut_schedule(sampling, sigmas)):
+        name, whole = cut
         raise ValueError(
-            f"this node's sigmas end with a large step from {before_last:.4g} to 0, so they are the beginning of a "
-            "longer schedule. Enable return_with_leftover_noise, or choose another scheduler; if they are whole, set "
-            f"steps to {steps} in Set Learned Solver"
+            f"this node's sigmas are the first {steps} of the {whole} steps of {name}, but end at 0. Enable "
+            f"return_with_leftover_noise and set steps to {whole} in Set Learned Solver; or, if they are whole, set "
+            f"steps to {steps} there"
         )
     if last > float(sampling.sigma_min) * (1 + near):
         fact = f"end at sigma {last:.4g}"
@@ -155,6 +158,42 @@ def _check_whole(sampling: Any, sigmas: Tensor, noise: Tensor | None, set_steps:
         )
 
 
+def _cut_schedule(sampling: Any, sigmas: Tensor) -> tuple[str, int] | None:
+    """The host's schedule and its steps, of which these sigmas are the beginning, although they end at 0.
+
+    KSamplerAdvanced makes such sigmas without return_with_leftover_noise. None for levels that are also a whole
+    schedule of the host, or the beginning of none (Flux2Scheduler's, typed ones).
+    """
+    steps, loadable = len(sigmas) - 1, cache(SOLVERS.loadable)
+    levels, schedules = sigmas[:-1].float().cpu(), comfy.samplers.SCHEDULER_HANDLERS
+
+    def schedule(name: str, count: int) -> Tensor:
+        try:
+            if schedules[name].handler is _learned_schedule:
+                return _learned_schedule(sampling, count, loadable())
+            return comfy.samplers.calculate_sigmas(sampling, name, count).float().cpu()
+        except Exception:  # another pack's schedule, or one without these steps
+            return levels[:0]
+
+    def begins(name: str, count: int) -> bool:
+        first = schedule(name, count)[:steps]
+        return len(first) == steps and torch.allclose(first, levels, rtol=_SAME, atol=0.0)
+
+    def level(name: str, count: int) -> float:  # ascends with the count
+        return float(schedule(name, count)[steps - 1 : steps].sum())
+
+    # ddim_uniform makes one step more of some counts
+    if steps == 1 or any(begins(name, count) for name in schedules for count in (steps, steps - 1)):
+        return None
+    counts = range(steps + 1, _LONGEST_SCHEDULE + 1)
+    for name in schedules:
+        first = bisect_left(counts, float(levels[-1]) * (1 - _SAME), key=partial(level, name))
+        for count in counts[first : first + 10]:  # of simple, up to ten counts share a level
+            if begins(name, count):
+                return name, count
+    return None
+
+
 def _other_sampler(base: Any, x: Tensor, steps: int) -> str:
     """The beginning of an error: the sampler that can serve the model, where the chosen one has no solver for it."""
     noise, architecture = noise_of(base, base.model_sampling, x.shape), architecture_name(base)
@@ -165,16 +204,16 @@ def _other_sampler(base: Any, x: Tensor, steps: int) -> str:
     return ""
 
 
-def _learned_schedule(model_sampling: Any, steps: int) -> Tensor:
+def _learned_schedule(model_sampling: Any, steps: int, solvers: Sequence[Solver] | None = None) -> Tensor:
     """Noise levels of the transferable solver for a model's prediction type, shape [steps + 1].
 
     They run from the model's highest level to 0, for stock samplers; learned samplers use their own levels in between.
     The host passes only the noise schedule, so this may be another solver than the one that the sampler chooses. A step
     count that the solver does not have (image-to-image needs steps / denoise) gets the levels of the nearest count,
-    interpolated linearly.
+    interpolated linearly. `solvers` are candidates, without them all files.
     """
     noise = noise_of(None, model_sampling, None)
-    for solver in SOLVERS.loadable():
+    for solver in SOLVERS.loadable() if solvers is None else solvers:
         if solver.prediction != noise.kind or not solver.card.transferable:
             continue
         count = nearest_steps(solver.steps, steps)

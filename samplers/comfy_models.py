@@ -30,6 +30,7 @@ __all__ = [
     "model_architecture",
     "noise_of",
     "pixel_size",
+    "shift_of",
 ]
 
 # Their state is neither x0 + sigma * noise nor (1 - sigma) * x0 + sigma * noise, or has no noise at all.
@@ -120,6 +121,14 @@ def noise_of(base: Any, sampling: Any, shape: Sequence[int] | None) -> Noise:
         f"learned solvers run on flow, eps, v and EDM models, but the prediction of this {model} is {kind}: use a "
         "stock sampler"
     )
+
+
+def shift_of(sampling: Any) -> float | None:
+    """The shift s of a flow schedule, sigma(t) = s * t / (1 + (s - 1) * t); None without percent_to_sigma."""
+    if not hasattr(sampling, "percent_to_sigma"):
+        return None
+    middle = float(sampling.percent_to_sigma(0.5))
+    return middle / (1 - middle)
 
 
 def latent_tokens(base: Any, shape: Sequence[int] | None) -> int | None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from .choose import Checkpoint
 from .files.solver import Solver
 from .guidance import Guidance
 from .schedules import Noise, VPNoise
+from .text import format_list
 
-__all__ = ["guidance_mismatch", "mismatches", "notes"]
+__all__ = ["alternatives", "guidance_mismatch", "is_far_transfer", "mismatches", "notes"]
 
 _FAR_SHIFT = 5.0  # Wan and HunyuanVideo; the transferable solvers were shown at 1 to 4
 _SD_SIGMA_MAX = VPNoise.stable_diffusion().sigma_max
@@ -18,6 +22,7 @@ def mismatches(
     noise: Noise,
     *,
     architecture: str | None,
+    checkpoint: Checkpoint | None = None,
     guidance: Guidance | None = None,
     size: str | None = None,
     shift: float | None = None,
@@ -29,6 +34,7 @@ def mismatches(
         steps: Steps of its whole grid.
         noise: The model's noise schedule.
         architecture: The model's architecture in ComfyUI's spelling; None if unknown.
+        checkpoint: The model's weights; None if unknown.
         guidance: Guidance of the run; None if unknown.
         size: Size of the image, "512x512", or video, "832x480x81"; None if unknown.
         shift: Of a flow model's usual schedule; None if unknown.
@@ -36,10 +42,12 @@ def mismatches(
     card, facts = solver.card, []
     if card.architecture != architecture:
         used, advice = architecture or "another model", "compare with a stock sampler first"
-        if shift is not None and shift >= _FAR_SHIFT:
+        if is_far_transfer(solver, architecture, shift):
             used += f" with shift {shift:.3g}"
             advice = "nobody has shown that this works at such a shift; fit a solver for this model"
         facts.append(f"fitted for {card.checkpoint}, you use {used} (transfer): {advice}")
+    elif checkpoint is not None and checkpoint.likeness(solver) < 0:
+        facts.append(f"fitted for {card.checkpoint}, you use another {architecture} checkpoint")
     if noise.kind == "vp" and abs(noise.sigma_max / _SD_SIGMA_MAX - 1) > 0.01:
         facts.append(
             f"this model's noise starts at sigma {noise.sigma_max:.4g}, but Stable Diffusion's at {_SD_SIGMA_MAX:.4g}: "
@@ -50,6 +58,22 @@ def mismatches(
     if size and card.resolution and size != card.resolution:
         facts.append(f"fitted at {card.resolution}, you use {size}")
     return facts
+
+
+def is_far_transfer(solver: Solver, architecture: str | None, shift: float | None) -> bool:
+    """Whether a solver of another architecture runs on a flow model with a larger shift than any it was shown at."""
+    return solver.card.architecture != architecture and shift is not None and shift >= _FAR_SHIFT
+
+
+def alternatives(solvers: Iterable[Solver], chosen: Solver, steps: int, architecture: str | None) -> list[str]:
+    """A clause with the other solvers of these steps for an architecture; none without them."""
+    names = [
+        s.name
+        for s in solvers
+        if s.name != chosen.name and steps in s.steps
+        and (s.card.architecture, s.prediction) == (architecture, chosen.prediction)
+    ]  # fmt: skip
+    return [f"also fitted for {architecture}: {format_list(names)}"] if names else []
 
 
 def guidance_mismatch(solver: Solver, steps: int, guidance: Guidance | None) -> str | None:

@@ -138,21 +138,29 @@ def test_context_windows_move_with_the_steps(server):
 # ---- parts of a schedule, and refusals that another pack hides
 
 SET = "Set Learned Solver"
-CUT = {  # the run, and facts of the refusal
-    "beginning": (advanced("dyweight", 0, 4), ["end at sigma", SET]),
-    "beginning, then to 0": (
-        advanced("dyweight", 0, 4, return_with_leftover_noise="disable"),
-        ["large step", "return_with_leftover_noise"],
-    ),
-    "end": (advanced("dyweight", 4, 8), ["without new noise", SET]),
-    "end of the other family": (advanced("ds_solver", 3, 8), ["without new noise", SET]),
+CUT = {  # the model, the run, and facts of the refusal
+    "beginning": ("sd15", advanced("dyweight", 0, 4), ["end at sigma", SET]),
+    "end": ("sd15", advanced("dyweight", 4, 8), ["without new noise", SET]),
+    "end of the other family": ("sd15", advanced("ds_solver", 3, 8), ["without new noise", SET]),
 }
+for model, scheduler, calls, steps in (
+    ("sd15", "simple", 4, 8),
+    ("sd15", "karras", 6, 7),
+    ("sd15", "ddim_uniform", 6, 9),
+    ("sd15", "linear_quadratic", 4, 30),
+    ("sd3", "karras", 8, 20),  # all levels are close to 1
+    ("sd3", "learned", 5, 10),
+    ("wan", "beta", 5, 50),
+):
+    run = advanced("ds_solver", 0, calls, steps, scheduler=scheduler, return_with_leftover_noise="disable")
+    facts = [f"first {calls} of the {steps} steps of {scheduler}", f"set steps to {steps} in {SET}"]
+    CUT[f"beginning of {scheduler} on {model}, then to 0"] = (model, run, facts)
 
 
 @pytest.mark.parametrize("case", CUT)
 def test_a_part_of_a_schedule_is_refused_before_any_call(server, case):
-    run, facts = CUT[case]
-    graph = watched(server, "sd15", f"cut {case}")
+    model, run, facts = CUT[case]
+    graph = watched(server, model, f"cut {case}")
     graph.save(run={**run, "inputs": run["inputs"] | {"model": graph.model}})
     message = graph.error()
     assert [fact for fact in facts if fact not in message] == [], message
@@ -171,13 +179,39 @@ def test_two_experts_share_a_schedule_whose_steps_are_set(server, model, sampler
     assert differs(high, low)
 
 
-@pytest.mark.parametrize("model", ["sd15", "sd3", "wan"])
-def test_no_whole_schedule_of_the_host_is_refused(server, model):
-    # Of linear_quadratic the last step is as large as in a schedule that was cut.
+@pytest.mark.parametrize(("model", "shift"), [("sd15", 0), ("sd3", 1), ("wan", 8)])
+def test_no_whole_schedule_of_the_host_is_refused(server, model, shift):
+    # In a model's time the last step of several of them is as large as of a schedule that was cut.
     graph = Graph.of(server, model)
-    names = {*options(server, "KSampler", "scheduler")} - {"linear_quadratic", "ddim_uniform"}
-    graph.save(**{f"{name} {n}": ksampler("ds_solver", n, name) for name in names for n in (5, 8)})
+    if shift:
+        graph.model = graph.add("shift", "ModelSamplingSD3", model=graph.model, shift=shift)
+    names, known = options(server, "KSampler", "scheduler"), server.get("/object_info")
+    runs = {f"{name} {n}": ksampler("ds_solver", n, name, model=graph.model) for name in names for n in (5, 8)}
+    graph.save(**runs)
+    sampler = graph.add("named", "KSamplerSelect", sampler_name="ds_solver")
+    large = {"steps": 5, "width": 2048, "height": 2048}
+    for kind, widgets in (
+        *([("Flux2Scheduler", large), ("OptimalStepsScheduler", {"model_type": "Wan", "steps": 5, "denoise": 1.0})]
+          if shift else [("SDTurboScheduler", {"model": graph.model, "steps": 10, "denoise": 1.0}),
+                         ("GITSScheduler", {"coeff": 0.8, "steps": 5, "denoise": 1.0})]),
+    ):  # fmt: skip
+        if kind in known:
+            graph.sample(kind, sampler, graph.add(f"{kind} sigmas", kind, **widgets))
     graph.submit()
+
+
+def test_sigmas_that_equal_a_cut_schedule_run_once_the_user_says_that_they_are_whole(server):
+    # SDTurboScheduler's 5 levels are the first 5 of simple's 10.
+    graph = watched(server, "sd15", "turbo")
+    named = graph.add("named", "KSamplerSelect", sampler_name="ds_solver")
+    sigmas = graph.add("turbo", "SDTurboScheduler", model=graph.model, steps=5, denoise=1.0)
+    graph.sample("run", named, sigmas)
+    assert f"set steps to 10 in {SET}; or, if they are whole, set steps to 5 there" in graph.error()
+    assert record(graph) == []
+    graph.model = graph.add("set", "SetLearnedSolver", model=["1", 0], solver="auto", steps=5)
+    graph.prompt["runguider"]["inputs"]["model"] = graph.model
+    graph.sample("node", *graph.learn("learned", "ds_vp-dit", 5))
+    assert_same(*graph.submit("run", "node"))
 
 
 def test_a_refusal_stops_a_pack_that_skips_errors_and_is_logged_once(server):

@@ -94,6 +94,21 @@ def test_auto_takes_the_users_file_or_the_models_own_solver_or_else_a_transferab
         assert ("WAN21_T2V with shift 8 (transfer): nobody has shown" in info) == (model == "wan")
 
 
+@pytest.mark.parametrize("entrance", ["node", "ksampler", "dyweight"])
+def test_after_a_transfer_to_a_large_shift_the_node_shows_what_a_fit_takes(server, entrance):
+    graph = Graph.of(server, "wan")
+    if entrance == "node":
+        graph.sample_learned("run", "auto", 5)
+    else:
+        graph.save(run=one_node("auto", 5) if entrance == "ksampler" else ksampler("ds_solver", 5))
+    with server.messages() as messages:
+        graph.submit()
+        last = [data for kind, data in messages if kind == "text"][-1]
+    assert "ds_flow-sit, 5 calls. Fitted for SiT-XL/2 256x256, you use WAN21_T2V with shift 8 (transfer). " in last
+    cost = re.search(r"\. A fit usually takes ([0-9,]+) model calls, about [0-9.]+ (minutes?|hours)\.$", last)
+    assert cost and int(cost[1].replace(",", "")) == server.get("/learned_solvers/fit_calls?steps=5")["calls"]
+
+
 def test_the_grid_follows_the_size_that_is_sampled(server):
     graph = Graph.of(server, "flux", width=128)
     for name, latent in (("with", True), ("without", False)):

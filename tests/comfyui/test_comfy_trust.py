@@ -46,6 +46,7 @@ def auto(server, steps):
 
 NAMES = [
     "",
+    "auto",  # needs a model
     "..",
     "../x.safetensors",
     "../../models/checkpoints/tiny_sd15.safetensors",

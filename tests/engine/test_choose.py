@@ -142,7 +142,9 @@ def test_the_nearest_step_count_is_the_larger_of_two(steps, nearest):
 
 
 CFG = Guidance("cfg", (5, 7.5))
-SOLVER = ds_solver(5, prediction="vp", architecture="SD15", checkpoint="v1-5", guidance=CFG, resolution="512x512")
+SOLVER = ds_solver(
+    5, prediction="vp", architecture="SD15", checkpoint="v1-5", fingerprint="1f", guidance=CFG, resolution="512x512"
+)
 SD, ZERO_SNR = VPNoise.stable_diffusion(), VPNoise.scaled_linear(0.00085, 0.02)
 MATCH = {"noise": SD, "architecture": "SD15", "guidance": Guidance("cfg", (6,)), "size": "512x512"}
 EMBEDDED = Guidance("embedded", (6,), cfg=1)
@@ -152,6 +154,8 @@ EMBEDDED = Guidance("embedded", (6,), cfg=1)
     ("change", "facts"),
     [
         ({}, []),
+        ({"checkpoint": Checkpoint("other", "1f")}, []),
+        ({"checkpoint": Checkpoint("v1-5", "2e")}, ["fitted for v1-5, you use another SD15 checkpoint"]),
         ({"architecture": "SDXL"}, ["fitted for v1-5, you use SDXL (transfer)"]),
         ({"architecture": "Wan", "shift": 8.0}, ["fitted for v1-5, you use Wan with shift 8 (transfer): nobody"]),
         ({"architecture": "SD3", "shift": 3.0}, ["fitted for v1-5, you use SD3 (transfer): compare with"]),
