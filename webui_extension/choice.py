@@ -13,12 +13,14 @@ from modules import shared
 from modules.paths import data_path, models_path
 
 from ..samplers import Guidance, Solver, SolverTable, choose_solver, part_of_table
-from ..samplers.choose import MissingSteps, nearest_steps
+from ..samplers.choose import Checkpoint, MissingSteps, nearest_steps
 from ..samplers.families import FAMILIES
 from ..samplers.files.folder import SolverFolder
 from ..samplers.files.solver import SUFFIX
 from ..samplers.files.write import has_suffix
+from ..samplers.remarks import alternatives
 from ..samplers.schedules import Noise
+from .host_model import architecture, checkpoint_of
 
 __all__ = ["AS_SET", "AUTO", "SOLVERS", "Part", "Pass", "Request", "make_pass", "requested_file", "wants_nearest"]
 
@@ -49,18 +51,24 @@ def wants_nearest(p: Any) -> bool:
 
 @dataclass(frozen=True)
 class Request:
-    """A file or "auto", for a sampler's family and a model's noise and architecture."""
+    """A file or "auto", for a sampler's family and a model."""
 
     file: str
     family: str
     noise: Noise
     architecture: str | None
+    checkpoint: Checkpoint
+
+    @classmethod
+    def of(cls, p: Any, family: str, noise: Noise, sd_model: Any) -> Request:
+        """What a job requests for a model of this noise schedule."""
+        return cls(requested_file(p), family, noise, architecture(sd_model), checkpoint_of(sd_model))
 
     def solver(self, steps: int, guidance: Guidance | None = None) -> Solver:
         """The solver for a step count; a named file may lack it: `Solver.table` then raises."""
         if self.file == AUTO:
-            known = {"architecture": self.architecture, "family": self.family, "guidance": guidance}
-            return choose_solver(SOLVERS.loadable(), self.noise, steps, **known)
+            known: Any = {"architecture": self.architecture, "checkpoint": self.checkpoint, "guidance": guidance}
+            return choose_solver(SOLVERS.loadable(), self.noise, steps, family=self.family, **known)
         solver = SOLVERS.load(self.file)
         if solver.family != self.family:
             family, other = FAMILIES[self.family], FAMILIES[solver.family]
@@ -68,6 +76,10 @@ class Request:
                 f"{solver.name} is a {other.title} file: choose the sampler {other.title}, or a file for {family.title}"
             )
         return solver
+
+    def alternatives(self, solver: Solver, steps: int) -> list[str]:
+        """A clause with the other solvers that "auto" could have chosen; none without them."""
+        return alternatives(SOLVERS.loadable(), solver, steps, self.architecture) if self.file == AUTO else []
 
     def nearest(self, steps: int) -> int:
         """The nearest step count that a solver for the job has; ValueError if there is no solver."""

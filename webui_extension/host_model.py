@@ -12,9 +12,11 @@ from typing import Any
 
 from ..samplers import Guidance
 from ..samplers.architectures import DEFAULT_PATCH, Architecture, architecture_of
+from ..samplers.choose import Checkpoint
+from ..samplers.comfy_models import fingerprint, shift_of
 from ..samplers.schedules import EDMNoise, FlowNoise, Noise, VPNoise
 
-__all__ = ["architecture", "guidance_of", "noise_of"]
+__all__ = ["architecture", "checkpoint_of", "flow_shift", "guidance_of", "noise_of"]
 
 _FLAGS = ("is_sd3", "is_sdxl", "is_sd2", "is_sd1")  # AUTOMATIC1111's; at most one is set
 
@@ -23,6 +25,13 @@ def architecture(sd_model: Any) -> str | None:
     """The architecture in ComfyUI's spelling ("Flux", "SD15"); None if the host does not name it."""
     record = _record(sd_model)
     return record and record.name
+
+
+def checkpoint_of(sd_model: Any) -> Checkpoint:
+    """What identifies a model's weights; its fingerprint is the same in ComfyUI."""
+    unet = getattr(getattr(sd_model, "forge_objects", None), "unet", sd_model)  # Forge's patcher, or the model itself
+    name = getattr(getattr(sd_model, "sd_checkpoint_info", None), "filename", "")
+    return Checkpoint(str(name or ""), fingerprint(getattr(unet, "model", None)))
 
 
 def _record(sd_model: Any) -> Architecture | None:
@@ -47,6 +56,12 @@ def guidance_of(p: Any, sd_model: Any) -> Guidance | None:
         return Guidance("cfg", (float(cfg),))
     except (TypeError, ValueError):
         return None
+
+
+def flow_shift(model_wrap: Any) -> float | None:
+    """The shift of a flow model's schedule in the host; None for other models, and in AUTOMATIC1111's WebUI."""
+    schedule = getattr(model_wrap, "predictor", None)
+    return shift_of(schedule) if getattr(schedule, "prediction_type", None) == "const" else None
 
 
 def noise_of(model_wrap: Any, shape: Sequence[int] | None) -> Noise:

@@ -14,8 +14,8 @@ from torch import Tensor
 from ..samplers import part_of_table, sample_table
 from ..samplers.loop import Callback
 from ..samplers.remarks import mismatches, notes
-from .choice import Part, Pass, Request, make_pass, requested_file
-from .host_model import architecture, guidance_of, noise_of
+from .choice import Part, Pass, Request, make_pass
+from .host_model import flow_shift, guidance_of, noise_of
 
 __all__ = ["LearnedSampler"]
 
@@ -64,8 +64,9 @@ class LearnedSampler(KDiffusionSampler):
             raise ValueError(
                 "a script overrides the noise levels, but a learned solver needs its own: choose a stock sampler"
             )
-        model, guidance = architecture(shared.sd_model), guidance_of(p, shared.sd_model)
-        request = Request(requested_file(p), self.family, noise_of(self.model_wrap, self.shape), model)
+        guidance, noise = guidance_of(p, shared.sd_model), noise_of(self.model_wrap, self.shape)
+        request = Request.of(p, self.family, noise, shared.sd_model)
+        model = request.architecture
         # The solver of hires fix's first pass, unless that has another sampler or architecture.
         first = getattr(p, "learned_solvers_first", {}).get((self.family, model)) if p.is_hr_pass else None
         self.current = current = make_pass(request, steps, guidance, part=self.part, first=first)
@@ -77,8 +78,9 @@ class LearnedSampler(KDiffusionSampler):
             p.learned_solvers_first = {(self.family, model): solver}
             extra["Schedule type"] = None
         extra[f"{prefix} solver"], extra[f"{prefix} solver calls"] = solver.name, current.calls
-        facts = mismatches(solver, current.steps, request.noise, architecture=model, guidance=guidance, size=size)
-        for fact in (*facts, *notes(solver, current.steps)):
+        known = {"architecture": model, "checkpoint": request.checkpoint, "shift": flow_shift(self.model_wrap)}
+        facts = mismatches(solver, current.steps, noise, guidance=guidance, size=size, **known)
+        for fact in (*facts, *request.alternatives(solver, current.steps), *notes(solver, current.steps)):
             self._comment(p, f"{solver.name}: {fact}")
         levels = current.table.levels.float()
         if self.part is None:

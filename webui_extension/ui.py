@@ -10,8 +10,8 @@ from modules.ui_common import create_refresh_button
 
 from ..samplers.families import FAMILIES
 from ..samplers.text import format_list
-from .choice import AS_SET, AUTO, SOLVERS, Request, requested_file, wants_nearest
-from .host_model import architecture, noise_of
+from .choice import AS_SET, AUTO, SOLVERS, Request, wants_nearest
+from .host_model import noise_of
 from .sampler import LearnedSampler
 
 __all__ = ["LearnedSolversScript", "add_axis", "add_settings"]
@@ -70,7 +70,7 @@ class LearnedSolversScript(scripts.Script):
             return
         try:
             noise = noise_of(sampler.model_wrap, (1, 1, p.height // 8, p.width // 8))
-            steps = Request(requested_file(p), sampler.family, noise, architecture(p.sd_model)).nearest(p.steps)
+            steps = Request.of(p, sampler.family, noise, p.sd_model).nearest(p.steps)
         except (ValueError, OSError):
             return  # the host only logs errors from here; sampling raises it again, visibly
         if steps != p.steps:
@@ -84,8 +84,8 @@ def add_settings() -> None:
         AUTO,
         f"Solver file for the samplers {' and '.join(family.title for family in FAMILIES.values())}",
         gr.Dropdown,
-        lambda: {"choices": [AUTO, *SOLVERS.names()]},
-        refresh=SOLVERS.names,
+        lambda: {"choices": [AUTO, *SOLVERS.choices()]},
+        refresh=SOLVERS.choices,
         section=_SECTION,
     )
     nearest = shared.OptionInfo(
@@ -100,7 +100,7 @@ def add_axis() -> None:
     for data in scripts.scripts_data:
         options = getattr(data.module, "axis_options", None)
         if data.path.endswith("xyz_grid.py") and options is not None and all(o.label != AXIS for o in options):
-            choices = {"confirm": _confirm, "choices": lambda: [AUTO, *SOLVERS.names()]}
+            choices = {"confirm": _confirm, "choices": lambda: [AUTO, *SOLVERS.choices()]}
             options.append(data.module.AxisOption(AXIS, str, _apply, **choices))
 
 
@@ -115,7 +115,7 @@ def _confirm(p: Any, files: list[str]) -> None:
 
 
 def _choices() -> list[str]:
-    return [AS_SET, AUTO, *SOLVERS.names()]
+    return [AS_SET, AUTO, *SOLVERS.choices()]
 
 
 def _about(file: str | None) -> str:
@@ -123,7 +123,7 @@ def _about(file: str | None) -> str:
     if not file or file == AS_SET:
         return "As chosen in *Settings > Learned Solvers*."
     if file == AUTO:
-        return "A file fitted for the model's architecture with these steps, otherwise one that transfers to it."
+        return "A file fitted for this checkpoint, else for its architecture, else one that transfers to it."
     try:
         solver = SOLVERS.load(file)
     except (ValueError, OSError) as error:

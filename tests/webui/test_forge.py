@@ -10,11 +10,13 @@ import shutil
 import time
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from host_server import ROOT
 from learned_solvers.samplers import FlowNoise, VPNoise, list_solvers, load_solver
+from learned_solvers.samplers.comfy_models import fingerprint
 from learned_solvers.samplers.files.card import VERSION
 from oracles import knotted_solver, sd_sigmas
 from PIL import Image
@@ -237,6 +239,24 @@ def test_hires_fix_runs_the_end_of_the_grid_that_forge_derives_or_of_the_nearest
     assert job.info["Hires learned solver calls"] == f"{calls} of {whole}"
     assert ("instead of the last 6 of 12 steps" in job.seen["comments"]) == (steps == 6)
     assert "Schedule type" not in job.info and "Hires schedule type" not in job.info
+
+
+def test_auto_takes_the_file_of_the_checkpoint_and_names_the_others(forge):
+    refiner = SimpleNamespace(diffusion_model=torch.nn.Module())
+    refiner.diffusion_model.weight = torch.nn.Parameter(torch.tensor([-0.5]))  # of tiny_engine.py
+    for name, facts in {
+        "named": {"checkpoint": "eps.safetensors", "date": "2030-01-01"},
+        "hashed": {"checkpoint": "other", "fingerprint": fingerprint(refiner), "date": "2030-02-01"},
+        "newest": {"checkpoint": "unknown", "date": "2030-03-01"},
+    }.items():
+        replace(DYWEIGHT, card=replace(DYWEIGHT.card, **facts)).save(forge.solver(f"mine/{name}"))
+    for model, chosen in (("eps", "named"), ("refiner", "hashed"), ("picture", "newest")):
+        job = forge.run("txt2img", model=model, steps=4)
+        assert job.info["Learned solver"] == f"mine/{chosen}.safetensors"
+        assert "also fitted for SD15: mine/" in job.seen["comments"]
+    comments = forge.run("txt2img", steps=4, file="mine/hashed.safetensors").seen["comments"]
+    assert "fitted for other, you use another SD15 checkpoint" in comments and "also fitted" not in comments
+    shutil.rmtree(forge.solver("mine/named").parent)
 
 
 def test_auto_takes_the_users_own_file_first_and_hires_fix_keeps_it(forge):

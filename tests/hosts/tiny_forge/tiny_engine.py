@@ -60,7 +60,7 @@ class Network(torch.nn.Module):
     def __init__(self, name, predictor, mean):
         super().__init__()
         self.name, self.predictor, self.mean = name, predictor, mean
-        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.weight = torch.nn.Parameter(torch.tensor([mean]))  # what identifies the checkpoint
 
     def forward(self, xc, t, context=None, control=None, transformer_options=None, **others):
         guide, shape = context.flatten(1).mean(1), (-1, *(1,) * (xc.ndim - 1))
