@@ -159,13 +159,14 @@ def page(server, browser):
 # ---- the example workflows
 
 FOLDER = ROOT / "example_workflows"
+SD15, FLUX, SDXL = "Sample SD 1.5 in 6 steps", "Sample FLUX.1-dev in 7 steps", "Try a solver of another model on SDXL"
 INFO = {  # of the text node
-    "sd15_first_image": r"dyweight_sd15 \(bundled\): 6 steps, 6 model calls",
-    "flux_first_image": r"dyweight_flux1-dev \(bundled\): 7 steps, 7 model calls",
-    "sdxl_by_transfer": r"\(bundled\): 8 steps, 8 model calls",
-    "image_to_image": r"dyweight_sd15 \(bundled\): [3-9] of its 10 model calls, from sigma .* \(denoise 0.6\)",
-    "fit_a_solver": r"written: .*dyweight_example\.safetensors",
-    "compare_samplers": r"(?s)(?=.*euler/karras)(?=.*dpmpp_2m/karras)(?=.*uni_pc/karras)(?=.*deis/karras)",
+    SD15: r"dyweight_sd15 \(bundled\): 6 steps, 6 model calls",
+    FLUX: r"dyweight_flux1-dev \(bundled\): 7 steps, 7 model calls",
+    SDXL: r"\(bundled\): 8 steps, 8 model calls",
+    "Change an image with SD 1.5": r"dyweight_sd15 \(bundled\): [3-9] of its 10 model calls.*\(denoise 0.6\)",
+    "Fit a solver to your model": r"written: .*dyweight_example\.safetensors",
+    "Compare samplers at equal steps": "(?s)(?=.*euler/karras)(?=.*dpmpp_2m/karras)(?=.*uni_pc)(?=.*deis/karras)",
 }
 TINY = {
     "ckpt_name": "tiny_sd15_whole.ckpt",
@@ -185,7 +186,7 @@ def tiny_workflow(server: Server, name: str) -> dict[str, Any]:
 
     Except for FLUX's pair of text encoders: the tiny one is CLIP-L alone.
     """
-    if name == "flux_first_image" and TINY["unet_name"] not in options(server, "UNETLoader", "unet_name"):
+    if name == FLUX and TINY["unet_name"] not in options(server, "UNETLoader", "unet_name"):
         pytest.skip("this ComfyUI fixes FLUX's width: no tiny FLUX for CLIP-L's text; see ComfyUI 0.33.0")
     Image.linear_gradient("L").convert("RGB").resize((64, 64)).save(server.base / "input" / "example.png")
     saved = workflow(name)
@@ -215,7 +216,7 @@ def with_known_pictures(saved: dict[str, Any]) -> dict[str, Any]:
 def test_every_example_is_listed_and_the_transfer_to_sdxl_is_the_one_that_its_note_names():
     solvers = map(load_solver, list_solvers())
     assert choose_solver([*solvers], VPNoise.stable_diffusion(), 8, architecture="SDXL").name == "ds_vp-dit"
-    assert "`ds_vp-dit`" in str(workflow("sdxl_by_transfer"))
+    assert "**ds_vp-dit**" in str(workflow(SDXL))
     assert sorted(path.stem for path in FOLDER.glob("*.json")) == sorted(INFO)
 
 
@@ -250,7 +251,7 @@ def test_an_example_opens_complete_and_shows_the_text_and_picture_that_its_note_
 
 
 def test_the_menu_of_a_sampler_adds_a_fit_node_with_the_same_wires(page):
-    page.open("menu", workflow("sd15_first_image"))
+    page.open("menu", workflow(SD15))
     choose = "options.find(o => o?.content === 'Fit a solver for this model').callback()"
     page.page.evaluate(
         f"kind => {{ const options = []; {_NODE}.getExtraMenuOptions(app.canvas, options); {choose}; }}", KSAMPLER
@@ -273,7 +274,7 @@ def test_the_menu_of_a_sampler_adds_a_fit_node_with_the_same_wires(page):
 
 
 def test_the_steps_follow_the_solver_and_the_users_own_label_stays(page):
-    page.open("steps", workflow("sd15_first_image"))
+    page.open("steps", workflow(SD15))
     assert page.widget(KSAMPLER, "steps") == (6, "steps")  # auto: known only in a run
     page.choose(KSAMPLER, "solver", "dyweight_flux1-dev")
     assert page.wait_for_label(KSAMPLER, "steps", FLUX_STEPS) == 5
@@ -290,7 +291,7 @@ def test_the_steps_follow_the_solver_and_the_users_own_label_stays(page):
 
 def with_steps(solver, steps):
     """A workflow saved with a solver and steps."""
-    saved = workflow("sd15_first_image")
+    saved = workflow(SD15)
     sampler = next(n for n in saved["nodes"] if n["type"] == KSAMPLER)
     sampler["widgets_values"] = [42, "fixed", solver, steps, 2.0, 1.0]
     return saved
@@ -340,7 +341,7 @@ def test_a_file_that_is_fitted_again_has_its_new_counts_at_once(page):
 
 def test_a_picture_is_sampled_and_the_solver_named_on_the_node(page, tmp_path):
     """On a checkpoint whose pictures are known: sun and hills, in the file and on the page."""
-    page.open("picture", with_known_pictures(workflow("sd15_first_image")))
+    page.open("picture", with_known_pictures(workflow(SD15)))
     page.choose(KSAMPLER, "solver", "dyweight_sd15")
     picture = page.run(SAVE)
     assert picture.size == (512, 512)
@@ -359,7 +360,7 @@ def test_the_steps_follow_the_solver_in_the_new_node_design(page):
     switch = "value => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', value)"
     page.page.evaluate(switch, True)
     try:
-        page.open("new design", workflow("sd15_first_image"))
+        page.open("new design", workflow(SD15))
         page.page.wait_for_timeout(2000)
         if not page.page.locator("[data-testid=node-inner-wrapper]").count():
             pytest.skip("this ComfyUI's page has only a first draft of the new design: see ComfyUI 0.33.0")
