@@ -31,6 +31,7 @@ class CompareSamplers(SolverNode):
     """A grid of images and a table of errors."""
 
     TITLE = "Compare Samplers"
+    SEARCH_ALIASES = ("benchmark samplers", "sampler grid", "xy plot")
     DESCRIPTION = (
         "Samples the same noise with a learned solver and with stock samplers, all with the same number of model "
         "calls, and with a many-step teacher. The error under each image is its distance to the teacher's result."

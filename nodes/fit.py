@@ -25,6 +25,7 @@ class FitLearnedSolver(SolverNode):
     """
 
     TITLE = "Fit Learned Solver"
+    SEARCH_ALIASES = ("train sampler", "learn sampler", "distill steps", "optimize sampler")
     DESCRIPTION = (
         "Learns a solver for the connected model as it is: quantised, patched with LoRAs, offloaded. Needs only "
         f"forward passes and no more memory than sampling. The new file in models/{FOLDER} appears in the drop-downs "

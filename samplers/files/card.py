@@ -16,7 +16,7 @@ from .safe import is_text, read_json
 
 __all__ = ["VERSION", "Card", "StepCard", "is_count"]
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 """Version of Learned Solvers, as in pyproject.toml."""
 _FORMAT_VERSION = "2"
 _LONGEST_TEXT = 2000  # characters

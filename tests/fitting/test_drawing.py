@@ -45,7 +45,7 @@ def sheet(height, width, caption="error 0.1234"):
 
 @pytest.mark.parametrize(
     ("size", "width", "column"),
-    [((512, 64), 32, 150), ((512, 512), 256, 256), ((150, 75), 75, 150), ((8, 8), 256, 256)],
+    [((512, 64), 32, 75), ((512, 512), 256, 256), ((150, 75), 75, 75), ((8, 8), 256, 256)],
 )
 def test_a_column_is_wide_enough_for_captions(size, width, column):
     drawn = sheet(*size)

@@ -19,6 +19,7 @@ import pytest
 import torch
 from comfy_host import COMFY_MODULES
 from learned_solvers.samplers.files.card import VERSION
+from PIL import Image
 from repository import NOT_SOURCE, PROJECT, ROOT, git_files, needs_git, run_python
 
 RELEASED_NODES = {"LearnedSolver", "LearnedSolverKSampler", "SetLearnedSolver"}  # never renamed, never removed:
@@ -164,7 +165,8 @@ def test_the_source_archive_has_all_that_git_tracks(tmp_path):
 def test_the_registrys_archive_has_the_pack_and_its_pictures_and_is_small():
     tracked = git_files()
     published = tracked - git_files("--cached", "--ignored", "--exclude-from=.comfyignore")
-    pack = ("nodes/", "samplers/", "solver_weights/", "training/", "web/", "example_workflows/")
+    pack = ("nodes/", "samplers/", "solver_weights/", "subgraphs/", "training/", "web/")
+    pack += ("example_workflows/",)
     assert published >= {"__init__.py", "pyproject.toml", "LICENSE", "README.md"}
     assert published >= {name for name in tracked if name.startswith(pack)}
     assert not [name for name in published if name.startswith(("tests/", ".ci/", ".git", "MANIFEST.in"))]
@@ -186,8 +188,10 @@ def test_the_registrys_entry_is_complete():
     names = {re.match(r"[\w.-]+", requirement)[0] for requirement in project["dependencies"]}
     assert names == {"filelock", "numpy", "safetensors", "torch", "tqdm"}  # every host has them
     repository = project["urls"]["Repository"].removeprefix("https://github.com/")
-    icon = comfy["Icon"].removeprefix(f"https://raw.githubusercontent.com/{repository}/main/")
-    assert (ROOT / icon).is_file()
+    for name, shape in (("Icon", 1), ("Banner", 21 / 9)):
+        path = comfy[name].removeprefix(f"https://raw.githubusercontent.com/{repository}/main/")
+        with Image.open(ROOT / path) as picture:
+            assert picture.width / picture.height == pytest.approx(shape, rel=0.01)
 
 
 SCRIPTS = [file.name for file in sorted((ROOT / "training").glob("[a-z]*.py")) if "__main__" in file.read_text("utf-8")]

@@ -79,9 +79,9 @@ def _draw(
     trial, best = Trial(counted, samples, reference, len(x)), result.report[steps].peers[0]
     assert best.table is not None
     rows = {
-        Head("euler", f"as usual, {steps} calls"): euler(Grid("flow_shift", {"shift": 1.0}).levels(steps, NOISE)),
-        Head(best.name, f"the best stock sampler, {steps} calls"): best.table,
-        Head("learned", f"{steps} calls", learned=True): table,
+        Head("euler", "the usual sampler"): euler(Grid("flow_shift", {"shift": 1.0}).levels(steps, NOISE)),
+        Head(best.name, "the best stock one"): best.table,
+        Head("learned", "fitted to the network", learned=True): table,
     }
     heads = [Head("teacher", f"{TEACHER.calls} calls"), *rows]
     ends = [reference.end, *(trial.ends(row) for row in rows.values())]
@@ -90,5 +90,5 @@ def _draw(
          for p, q in zip(end, ends[0], strict=True)]
         for end in ends
     ]  # fmt: skip
-    title = f"The same noise, the same network, {steps} calls: below, the distance to the teacher"
-    return draw_sheet(title, [Head(prompt) for prompt in prompts], heads, cells, side=128)
+    title = f"Same noise and network, {steps} calls. Below each picture: its distance to the teacher's"
+    return draw_sheet(title, [Head(prompt) for prompt in prompts], heads, cells, side=96)

@@ -16,7 +16,8 @@ from .measure import Result
 __all__ = ["Cell", "Head", "draw_note", "draw_results", "draw_sheet"]
 
 _GAP, _MARGIN, _TITLE_HEIGHT, _HEAD_HEIGHT, _CAPTION_HEIGHT = 8, 16, 46, 44, 24
-_CAPTION_WIDTH, _HEAD_WIDTH = 150, 240  # smallest of a column with captions, largest of the row heads
+# Largest widths of a title and of captions that are wider than the pictures, and of the row heads.
+_TITLE_WIDTH, _CAPTION_WIDTH, _HEAD_WIDTH = 700, 150, 240
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,15 @@ def draw_sheet(
     """
     all_cells = [cell for row in cells for cell in row]
     width, height = _size(next(cell.picture for cell in all_cells if cell.picture is not None), side)
-    captioned = any(cell.caption for cell in all_cells)
-    column_width = max(width, _CAPTION_WIDTH if captioned else 0)
-    row_height = height + (_CAPTION_HEIGHT if captioned else 0)
+    caption_width = round(max(text_width(cell.caption, 14) for cell in all_cells))
+    column_width = max(width, min(_CAPTION_WIDTH, caption_width))
+    row_height = height + (_CAPTION_HEIGHT if caption_width else 0)
     widths = [text_width(text, size) for row in rows for text, size in ((row.name, 15), (row.remark, 13))]
     head_width = min(_HEAD_WIDTH, round(max(widths)))
     left = _MARGIN + (head_width + 2 * _GAP if head_width else 0)
     top = _TITLE_HEIGHT + (_HEAD_HEIGHT if any(column.name for column in columns) else 0)
     right, bottom = left + len(columns) * (column_width + _GAP) - _GAP, top + len(rows) * (row_height + _GAP) - _GAP
+    right = max(right, _MARGIN + min(_TITLE_WIDTH, round(text_width(title, 18))))
     canvas = Canvas(right + _MARGIN, bottom + _MARGIN)
     canvas.text(_MARGIN, 26, title, 18, Canvas.INK, width=right - _MARGIN)
     for k, column in enumerate(columns):
@@ -79,7 +81,7 @@ def draw_sheet(
                 _write_box(canvas.at(x, y), cell.caption, column_width, height)
             else:
                 canvas.picture(x, y, width, height, cell.picture)
-                colour = Canvas.BLUE if columns[k].learned else Canvas.GREY
+                colour = Canvas.BLUE if columns[k].learned or row.learned else Canvas.GREY
                 canvas.text(x, y + height + 13, cell.caption, 14, colour, width=column_width)
     return canvas.reduced()
 
