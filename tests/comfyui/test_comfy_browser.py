@@ -10,6 +10,7 @@ import urllib.parse
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
+from urllib.error import HTTPError
 
 import numpy as np
 import pytest
@@ -248,6 +249,34 @@ def test_an_example_opens_complete_and_shows_the_text_and_picture_that_its_note_
     (history,) = page.server.get("/history?max_items=1").values()
     text = "\n".join(line for output in history["outputs"].values() for line in output.get("text", []))
     assert re.search(INFO[name], text), text
+
+
+def test_the_blueprint_samples_the_picture_of_the_node(page):
+    """The host's own reading of it, in an example in place of the node, with the same seed."""
+    try:
+        listed = page.server.get("/global_subgraphs").items()
+    except HTTPError:
+        pytest.skip("this ComfyUI reads no blueprints of packs: see ComfyUI 0.33.0")
+    (key,) = (key for key, entry in listed if "learned" in entry["info"]["node_pack"])
+    blueprint = json.loads(page.server.get(f"/global_subgraphs/{key}")["data"])
+    saved = with_known_pictures(workflow(SD15))
+    place, sampler = next((i, n) for i, n in enumerate(saved["nodes"]) if n["type"] == KSAMPLER)
+    sampler["widgets_values"][1] = "fixed"
+    page.open("node", saved)
+    expected = page.run(SAVE)
+    (subgraph,), (node,) = blueprint["definitions"]["subgraphs"], blueprint["nodes"]
+    for entry in (*node["inputs"], *node["outputs"]):  # in the order of the node's, so that the wires fit
+        same = next(e for e in (*sampler["inputs"], *sampler["outputs"]) if e["name"] == entry["name"])
+        entry |= {key: same[key] for key in ("link", "links") if key in same}
+    noise = next(n for n in subgraph["nodes"] if n["type"] == "RandomNoise")
+    noise["widgets_values"] = sampler["widgets_values"][:2]
+    saved["nodes"][place] = node | {"id": sampler["id"], "pos": sampler["pos"]}
+    page.open("blueprint", saved | {"definitions": blueprint["definitions"]})
+    assert page.unknown_kinds() == []
+    assert KSAMPLER not in (n["class_type"] for n in page.prompt().values())
+    assert np.array_equal(page.run(SAVE), expected)
+    text = page.page.evaluate("app.graph._nodes.find(n => n.type === 'PreviewAny').widgets[0].value")
+    assert re.search(INFO[SD15], str(text)), text
 
 
 def test_the_menu_of_a_sampler_adds_a_fit_node_with_the_same_wires(page):
