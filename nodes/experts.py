@@ -14,6 +14,7 @@ class JoinExperts(SolverNode):
     """MODEL that runs one model above a noise level and another below."""
 
     TITLE = "Join Experts (Wan 2.2)"
+    SEARCH_ALIASES = ("high noise low noise", "two models", "wan experts")
     DESCRIPTION = (
         "Joins the models for high and low noise of Wan 2.2 14B to one model, which one sampler node or Fit Learned "
         "Solver can run. The host loads each model when it is called."
