@@ -20,13 +20,14 @@ __all__ = ["LearnedSolver", "LearnedSolverKSampler", "SetLearnedSolver"]
 
 _INFO = "The solver file that ran, its number of model calls, and anything that does not match the model."
 _SAMPLERS = " and ".join(family.sampler for family in FAMILIES.values())
+_ALIASES = ("few steps", "fast sampler", "solver file", *(family.sampler for family in FAMILIES.values()))
 
 
 class LearnedSolver(SolverNode):
     """SAMPLER and SIGMAS of a learned solver, for SamplerCustom and SamplerCustomAdvanced."""
 
     TITLE = "Learned Solver"
-    SEARCH_ALIASES = ("few steps", "dyweight", "ds solver", "fast sampler")
+    SEARCH_ALIASES = _ALIASES
     DESCRIPTION = (
         "A sampler with coefficients learned for the model: good images in 3 to 10 model calls. Connect sampler and "
         "sigmas to SamplerCustomAdvanced."
@@ -60,7 +61,7 @@ class LearnedSolverKSampler(SolverNode):
     """LATENT sampled by a learned solver: one node instead of five."""
 
     TITLE = "KSampler (Learned Solver)"
-    SEARCH_ALIASES = LearnedSolver.SEARCH_ALIASES
+    SEARCH_ALIASES = _ALIASES
     DESCRIPTION = (
         "A KSampler with coefficients learned for the model: good images in 3 to 10 model calls. The solver file and "
         "the number of calls are shown below the widgets."
@@ -123,7 +124,7 @@ class SetLearnedSolver(SolverNode):
     """MODEL with the solver file that this pack's samplers use for it in stock nodes."""
 
     TITLE = "Set Learned Solver"
-    SEARCH_ALIASES = ("dyweight", "ds solver", "solver file")
+    SEARCH_ALIASES = _ALIASES
     DESCRIPTION = (
         f"Chooses the solver file for the samplers {_SAMPLERS} in stock nodes (KSampler, KSamplerAdvanced, "
         "KSamplerSelect). Without this node they choose a file automatically. Other samplers are not affected."
