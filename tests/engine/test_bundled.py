@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from learned_solvers.samplers import EDMNoise, FlowNoise, VPNoise, list_solvers, load_solver
+from learned_solvers.samplers.files.card import VERSION
 from oracles import GaussianFlow, GaussianVE, Recorder, run, start
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +76,7 @@ def test_the_card_has_its_source_licence_date_and_version(name):
     assert card.transferable == (name in ("ds_flow-sit", "ds_vp-dit"))
     assert (card.licence == "MIT") == (card.family == "ds")
     assert card.source.startswith("https://github.com/") and "arXiv" in card.citation
-    assert (len(card.date), card.package_version) == (10, "0.1.0")
+    assert (len(card.date), card.package_version) == (10, VERSION)
 
 
 @pytest.mark.parametrize(("name", "steps"), tables_of(*STEPS))
