@@ -155,7 +155,8 @@ def add_routes() -> None:
     """Adds two routes for the page; 404 with the reason if they cannot answer.
 
     GET /learned_solvers/steps?solver=ENTRY: {"steps": [4, 6, 8]}.
-    GET /learned_solvers/fit_calls?steps=4+6: {"calls": 3000}, what a fit with the default effort usually takes.
+    GET /learned_solvers/fit_cost?steps=4+6&seconds=1.5: {"cost": "3,000 model calls, about 75 minutes"}; see
+    `cost_of_fit`.
     """
     server = getattr(PromptServer, "instance", None)
     if server is None:
@@ -168,25 +169,19 @@ def add_routes() -> None:
         except (OSError, ValueError) as error:
             return web.json_response({"error": str(error)}, status=404)
 
-    @server.routes.get("/learned_solvers/fit_calls")
-    async def fit_calls(request: Any) -> Any:
+    @server.routes.get("/learned_solvers/fit_cost")
+    async def fit_cost(request: Any) -> Any:
         try:
-            return web.json_response({"calls": usual_calls_of_fit(counts_of(request.query.get("steps", "")))})
+            seconds = float(request.query.get("seconds", "0"))
+            check_number("seconds", seconds, 0, 1e6)
+            return web.json_response({"cost": cost_of_fit(counts_of(request.query.get("steps", "")), seconds)})
         except ValueError as error:
             return web.json_response({"error": str(error)}, status=404)
 
 
 def cost_of_fit(steps: tuple[int, ...], seconds: float) -> str:
-    """The model calls of a fit as text, and its duration at so many seconds per call."""
-    from ..training.cost import duration
-
-    calls = usual_calls_of_fit(steps)
-    return f"{calls:,} model calls, about {duration(calls * seconds)}"
-
-
-def usual_calls_of_fit(steps: tuple[int, ...]) -> int:
-    """The model calls that a fit with the default effort usually takes."""
-    from ..training.cost import usual_calls
+    """Calls and duration that a fit with the default effort usually takes; without the duration at 0 seconds a call."""
+    from ..training.cost import duration, usual_calls
     from ..training.data.samples import Samples
     from ..training.effort import EFFORTS
     from ..training.job import FitJob, FitSettings
@@ -197,4 +192,5 @@ def usual_calls_of_fit(steps: tuple[int, ...]) -> int:
         next(iter(FAMILIES)), steps, held_out=held_out, guidance=Guidance.around(DEFAULT_CFG).values,
         guidance_argument="guidance",
     )  # fmt: skip
-    return usual_calls(FitJob(settings, Samples(torch.zeros(samples + held_out, numbers), {}, 1), FlowNoise(), {}))
+    calls = usual_calls(FitJob(settings, Samples(torch.zeros(samples + held_out, numbers), {}, 1), FlowNoise(), {}))
+    return f"{calls:,} model calls" + (f", about {duration(calls * seconds)}" if seconds else "")

@@ -1,5 +1,5 @@
 // Limits the steps widget to the step counts of the chosen solver file and lists them in its label; the API still
-// accepts any INT. Adds "Fit a solver for this model" to the menus of sampler nodes.
+// accepts any INT. Adds "Fit a solver for this model" to the menus of sampler nodes, and shows reports as Markdown.
 
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
@@ -82,7 +82,8 @@ const FITTED_INPUTS = { model: "model", positive: "positive", negative: "negativ
 
 function addFitNode(sampler) {
   const fit = LiteGraph.createNode("FitLearnedSolver");
-  fit.pos = [sampler.pos[0], sampler.pos[1] + sampler.size[1] + 60];
+  const bottom = Math.max(...sampler.graph._nodes.map((node) => node.pos[1] + node.size[1]));
+  fit.pos = [sampler.pos[0], bottom + 60];
   sampler.graph.add(fit);
   for (const [from, to] of Object.entries(FITTED_INPUTS)) {
     const input = sampler.findInputSlot(from);
@@ -94,7 +95,8 @@ function addFitNode(sampler) {
     // Of more steps than these the fit takes long, and stock samplers need no help.
     if (from && to) to.value = name === "steps" ? String(Math.min(from.value, 8)) : from.value;
   }
-  sampler.graph.setDirtyCanvas?.(true, true);
+  app.canvas.selectNode?.(fit);
+  app.canvas.centerOnNode?.(fit);
   return fit;
 }
 
@@ -110,18 +112,30 @@ api.addEventListener("progress", ({ detail: { node, value } }) => {
 async function fitSolver(sampler) {
   const fit = addFitNode(sampler);
   const steps = fit.widgets.find((w) => w.name === "steps").value;
-  const answer = await api.fetchApi(`/learned_solvers/fit_calls?steps=${encodeURIComponent(steps)}`).catch(() => null);
-  if (!answer?.ok) return;
-  const { calls } = await answer.json();
   // Nodes of a subgraph report their progress under another number.
-  const seconds = sampler.graph === (app.graph.rootGraph ?? app.graph) && secondsPerStep.get(String(sampler.id));
-  const duration = seconds ? `about ${Math.max(1, Math.round((calls * seconds) / 60))} minutes` : "run this node once to estimate its minutes";
+  const seconds = (sampler.graph === (app.graph.rootGraph ?? app.graph) && secondsPerStep.get(String(sampler.id))) || 0;
+  const query = new URLSearchParams({ steps, seconds });
+  const answer = await api.fetchApi(`/learned_solvers/fit_cost?${query}`).catch(() => null);
+  if (!answer?.ok) return;
+  const { cost } = await answer.json();
   app.extensionManager?.toast?.add({
     severity: "info",
     summary: "Fit Learned Solver",
-    detail: `Usually ${calls.toLocaleString("en")} model calls: ${duration}.`,
+    detail: `Usually ${cost}.${seconds ? "" : " Run the sampler once to estimate the minutes."}`,
     life: 15000,
   });
+}
+
+// The page does not save a text node's mode; reports and tables are Markdown.
+const MARKDOWN = { FitLearnedSolver: "report", CompareSamplers: "table" };
+
+function showMarkdown(node) {
+  for (const target of node.getOutputNodes(node.findOutputSlot(MARKDOWN[node.comfyClass])) ?? []) {
+    const mode = target.widgets?.find((w) => w.name === "preview_mode");
+    if (!mode) continue;
+    mode.value = true;
+    mode.callback?.(true);
+  }
 }
 
 function offerFit(node) {
@@ -147,6 +161,9 @@ app.registerExtension({
   nodeCreated(node) {
     if (NODES.includes(node.comfyClass)) limitSteps(node);
     if (SAMPLERS.includes(node.comfyClass)) offerFit(node);
+  },
+  loadedGraphNode(node) {
+    if (node.comfyClass in MARKDOWN) showMarkdown(node);
   },
   refreshComboInNodes: refreshAll,
 });
