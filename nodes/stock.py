@@ -138,7 +138,8 @@ def _check_whole(sampling: Any, sigmas: Tensor, noise: Tensor | None, set_steps:
     steps, near = len(sigmas) - 1, 1e-3
     if first <= last or set_steps == steps:
         return  # refused as ascending; or whole by the user's word
-    if last == 0 and (cut := _cut_schedule(sampling, sigmas)):
+    is_start = first >= float(sampling.sigma_max) * (1 - near)
+    if is_start and last == 0 and (cut := _cut_schedule(sampling, sigmas)):
         name, whole = cut
         raise ValueError(
             f"this node's sigmas are the first {steps} of the {whole} steps of {name}, but end at 0. Enable "
@@ -147,7 +148,7 @@ def _check_whole(sampling: Any, sigmas: Tensor, noise: Tensor | None, set_steps:
         )
     if last > float(sampling.sigma_min) * (1 + near):
         fact = f"end at sigma {last:.4g}"
-    elif first < float(sampling.sigma_max) * (1 - near) and noise is not None and not bool(noise.any()):
+    elif not is_start and noise is not None and not bool(noise.any()):
         fact = f"start at sigma {first:.4g} without new noise"
     else:
         return
@@ -182,15 +183,16 @@ def _cut_schedule(sampling: Any, sigmas: Tensor) -> tuple[str, int] | None:
     def level(name: str, count: int) -> float:  # ascends with the count
         return float(schedule(name, count)[steps - 1 : steps].sum())
 
-    # ddim_uniform makes one step more of some counts
-    if steps == 1 or any(begins(name, count) for name in schedules for count in (steps, steps - 1)):
+    if steps == 1 or any(begins(name, steps) for name in schedules):
         return None
-    counts = range(steps + 1, _LONGEST_SCHEDULE + 1)
+    counts, lowest = range(steps + 1, _LONGEST_SCHEDULE + 1), float(levels[-1])
     for name in schedules:
-        first = bisect_left(counts, float(levels[-1]) * (1 - _SAME), key=partial(level, name))
-        for count in counts[first : first + 10]:  # of simple, up to ten counts share a level
+        first = bisect_left(counts, lowest * (1 - _SAME), key=partial(level, name))
+        for count in counts[first:]:  # of simple, some counts share a level
             if begins(name, count):
                 return name, count
+            if level(name, count) > lowest * (1 + _SAME):
+                break
     return None
 
 

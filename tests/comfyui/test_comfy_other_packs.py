@@ -146,7 +146,6 @@ CUT = {  # the model, the run, and facts of the refusal
 for model, scheduler, calls, steps in (
     ("sd15", "simple", 4, 8),
     ("sd15", "karras", 6, 7),
-    ("sd15", "ddim_uniform", 6, 9),
     ("sd15", "linear_quadratic", 4, 30),
     ("sd3", "karras", 8, 20),  # all levels are close to 1
     ("sd3", "learned", 5, 10),

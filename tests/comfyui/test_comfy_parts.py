@@ -110,10 +110,11 @@ def test_the_masked_region_is_the_oracles_and_the_rest_the_input(server, model, 
 
 
 @pytest.mark.parametrize("model", ["sd15", "sd3"])
-@pytest.mark.parametrize("soft", [0.5, 0.2])
-def test_a_soft_mask_frees_its_region_later_as_with_stock_euler(server, model, soft):
+@pytest.mark.parametrize(("soft", "differential"), [(0.5, True), (0.2, True), (0.5, False)])
+def test_a_soft_mask_mixes_or_frees_its_region_later_as_with_stock_euler(server, model, soft, differential):
     situation = inpainting(server, model, "euler", soft)
-    add_differential_diffusion(situation)
+    if differential:
+        add_differential_diffusion(situation)
     learned, oracle = situation.pair()
     # A mask of 0 keeps its place also where the last call is at the model's lowest level and the host frees it.
     assert_same(learned[..., 8:], oracle[..., 8:])

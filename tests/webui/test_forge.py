@@ -18,7 +18,7 @@ from host_server import ROOT
 from learned_solvers.samplers import FlowNoise, VPNoise, list_solvers, load_solver
 from learned_solvers.samplers.comfy_models import fingerprint
 from learned_solvers.samplers.files.card import VERSION
-from oracles import knotted_solver, sd_sigmas
+from oracles import ds_solver, knotted_solver, sd_sigmas
 from PIL import Image
 from webui_oracle import MODELS, PICTURE, SD, SHADE, close, discrete, flow, from_first, from_noise, from_picture, guided
 
@@ -101,6 +101,14 @@ def test_nearest_sets_the_steps_before_the_prompt_schedule_is_made(forge):
     guides = [max(call["guide"]) for call in job.calls]
     assert guides == pytest.approx(5 * [0.08] + 3 * [0.02])  # Forge switches after step 4, half of 8; of 7 after 3
     assert job.info["Steps"] == "8" and "7 steps" in job.seen["comments"]
+
+
+def test_nearest_takes_a_file_of_the_architecture_before_a_transfer_with_the_steps(forge):
+    path = ds_solver(5, prediction="vp", architecture="SD15").save(forge.solver("exact"))
+    job = forge.run("txt2img", steps=7, nearest=True, sampler_name="DS-Solver")  # ds_vp-dit transfers, and has 7
+    path.unlink()
+    assert job.info["Learned solver"] == "exact.safetensors" and job.info["Steps"] == "5"
+    assert len(job.calls) == 5 and "using the nearest count, 5" in job.seen["comments"]
 
 
 @pytest.mark.parametrize(
