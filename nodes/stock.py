@@ -101,8 +101,9 @@ def _sample(
         try:
             found, steps = _find(find, requested, bool(chosen.get("nearest")))
         except MissingSteps as error:
-            hint = ". The scheduler ddim_uniform may produce one more step than requested (7 for 6)"
-            raise ValueError(f"{error}{'' if set_steps else hint}") from error
+            is_near = not set_steps and abs(error.nearest - requested) == 1
+            hint = ". The scheduler ddim_uniform may produce one more step than requested (7 for 6)" if is_near else ""
+            raise ValueError(f"{error}{hint}") from error
         except ValueError as error:
             raise ValueError(f"{_other_sampler(base, x, requested) if entry == AUTO else ''}{error}") from error
         calls = part_of_table(found.table, float(sigmas[0]), float(sigmas[-1])).nfe

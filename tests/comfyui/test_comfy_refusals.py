@@ -70,8 +70,9 @@ REFUSALS = {  # model, what samples, and the facts
     "below the solver's end": ("sd15", sd15(LAST_STEP, run={"sigmas": ["split", 1]}), ["0.02"]),
     # Of NaN the host validates nothing.
     "NaN": ("sd3", sd3(runsolver={"denoise": float("nan")}), ["denoise must be between 0.01 and 1, got nan"]),
-    "dyweight": ("sd15", stock("dyweight", 20), [f"sampler dyweight: {SD15_STEPS} 20: set steps to 10", "(7 for 6)"]),
-    "ds_solver": ("sd3", stock("ds_solver", 20), [SIT_STEPS, "ddim_uniform may produce one more step"]),
+    "dyweight": ("sd15", stock("dyweight", 20), [f"sampler dyweight: {SD15_STEPS} 20: set steps to 10"]),
+    "one step too many": ("sd15", stock("dyweight", 7), [f"{SD15_STEPS} 7: set steps to 8", "one more step than"]),
+    "ds_solver": ("sd3", stock("ds_solver", 20), [SIT_STEPS]),
     "no dyweight file": ("sd3", stock("dyweight", 6), ["sampler dyweight: choose the sampler ds_solver (ds_flow-sit)"]),
     "the other family's sampler": ("sd3", stock("dyweight", 6, "ds_flow-sit"), OTHER_FAMILY),
     "learned schedule of an EDM model": ("sd15", schedule_of_edm, ["edm", "Choose another scheduler"]),
@@ -109,3 +110,4 @@ def test_a_prompt_is_refused_with_the_facts(server, case):
             pytest.skip(f"this ComfyUI's {kind} has no {value}: set COMFYUI_PATH to a newer one")
     message = graph.error()
     assert [fact for fact in facts if fact not in message] == [], message
+    assert ("ddim_uniform" in message) == (case == "one step too many")
