@@ -38,6 +38,8 @@ SOLVERS = SolverFolder(
 
 def requested_file(p: Any) -> str:
     """The name of the solver file that a job requests, or "auto"."""
+    if (script := _script_of_inner(p)) is not None:
+        return script.file
     for name in (getattr(p, "learned_solvers_axis", None), getattr(p, "learned_solvers_file", None)):
         if name and name != AS_SET:
             return name
@@ -46,7 +48,20 @@ def requested_file(p: Any) -> str:
 
 def wants_nearest(p: Any) -> bool:
     """Whether an unsupported step count is rounded to the nearest instead of refused."""
+    if (script := _script_of_inner(p)) is not None:
+        return script.nearest
     return bool(getattr(p, "learned_solvers_nearest", False) or getattr(shared.opts, "learned_solvers_nearest", False))
+
+
+def _script_of_inner(p: Any) -> Any:
+    """The accordion's script in a job within a job, such as a detailer's, which runs no scripts; else None.
+
+    The script has the choices of the outer job, which it has just processed.
+    """
+    if hasattr(p, "learned_solvers_file"):
+        return None
+    found = getattr(getattr(p, "scripts", None), "scripts", None) or ()
+    return next((script for script in found if type(script).__name__ == "LearnedSolversScript"), None)
 
 
 @dataclass(frozen=True)
@@ -115,20 +130,26 @@ class Pass(NamedTuple):
 
 
 def make_pass(
-    request: Request, steps: int, guidance: Guidance | None, *, part: Part | None, first: Solver | None
+    request: Request,
+    steps: int,
+    guidance: Guidance | None,
+    *,
+    part: Part | None,
+    first: Solver | None,
+    nearest: bool = False,
 ) -> Pass:
     """The pass for a request; the second pass of hires fix keeps `first`, the solver of the first.
 
     Few files have the step count that the host derives for hires fix. The nearest count replaces it, and the denoising
-    strength sets how much of its end is run.
+    strength sets how much of its end is run; of other parts only with `nearest`.
     """
     calls = part.calls if part else steps
     if part and not 0 <= part.strength <= 1:
         raise ValueError(f"denoising strength must be between 0 and 1, got {part.strength}")
-    if part and part.derived:
-        nearest = nearest_steps(first.steps, steps) if first else request.nearest(steps)
-        if nearest != steps:
-            steps, calls = nearest, min(nearest, max(1, round(part.strength * nearest)))
+    if part and (part.derived or nearest):
+        count = nearest_steps(first.steps, steps) if first else request.nearest(steps)
+        if count != steps:
+            steps, calls = count, min(count, max(1, round(part.strength * count)))
     solver = first or request.solver(steps, guidance)
     table = solver.table(steps, request.noise, solver.guidance_of(guidance))
     if part and calls < table.steps:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..samplers import part_of_table, sample_table
 from ..samplers.loop import Callback
 from ..samplers.remarks import mismatches, notes
-from .choice import Part, Pass, Request, make_pass
+from .choice import Part, Pass, Request, make_pass, wants_nearest
 from .host_model import flow_shift, guidance_of, noise_of
 
 __all__ = ["LearnedSampler"]
@@ -69,7 +69,8 @@ class LearnedSampler(KDiffusionSampler):
         model = request.architecture
         # The solver of hires fix's first pass, unless that has another sampler or architecture.
         first = getattr(p, "learned_solvers_first", {}).get((self.family, model)) if p.is_hr_pass else None
-        self.current = current = make_pass(request, steps, guidance, part=self.part, first=first)
+        policy = {"part": self.part, "first": first, "nearest": wants_nearest(p)}
+        self.current = current = make_pass(request, steps, guidance, **policy)
         solver, extra = current.solver, p.extra_generation_params
         if p.is_hr_pass:
             size, prefix = f"{p.hr_upscale_to_x}x{p.hr_upscale_to_y}", "Hires learned"

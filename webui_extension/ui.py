@@ -10,7 +10,7 @@ from modules.ui_common import create_refresh_button
 
 from ..samplers.families import FAMILIES
 from ..samplers.text import format_list
-from .choice import AS_SET, AUTO, SOLVERS, Request, wants_nearest
+from .choice import AS_SET, AUTO, SOLVERS, Request, requested_file, wants_nearest
 from .host_model import noise_of
 from .sampler import LearnedSampler
 
@@ -26,7 +26,12 @@ _HELP = (
 
 
 class LearnedSolversScript(scripts.Script):
-    """The accordion; its choices are stored in the job, so that tabs and users do not share them."""
+    """The accordion; its choices are stored in the job, so that tabs and users do not share them.
+
+    `file` and `nearest` are those of the last job, for jobs within it.
+    """
+
+    file, nearest = AUTO, False
 
     def title(self) -> str:
         """The script's name in the API's alwayson_scripts."""
@@ -63,7 +68,8 @@ class LearnedSolversScript(scripts.Script):
     def process(self, p: Any, file: str = AS_SET, nearest: bool = False) -> None:
         """Stores the choices in the job; sets the nearest steps before the host makes the prompt schedule."""
         p.learned_solvers_file, p.learned_solvers_nearest = file, nearest
-        if not wants_nearest(p):
+        self.file, self.nearest = requested_file(p), wants_nearest(p)
+        if not self.nearest:
             return
         sampler = sd_samplers.create_sampler(p.sampler_name, p.sd_model)
         if not isinstance(sampler, LearnedSampler):

@@ -249,6 +249,23 @@ def test_hires_fix_runs_the_end_of_the_grid_that_forge_derives_or_of_the_nearest
     assert "Schedule type" not in job.info and "Hires schedule type" not in job.info
 
 
+@pytest.mark.parametrize(
+    ("file", "nearest", "solver", "whole"),
+    [
+        ("dyweight_lsun-bedroom-ldm", False, "dyweight_lsun-bedroom-ldm", 7),
+        ("dyweight_sd15", True, "dyweight_sd15", 8),
+        ("dyweight_sd15", False, None, 0),
+    ],
+)
+def test_a_detailers_job_keeps_file_and_policy(forge, file, nearest, solver, whole):
+    inner = forge.run("txt2img", prompt="a detail", steps=4, file=file, nearest=nearest).seen["inner"]
+    assert inner.get("Learned solver") == solver
+    if solver:
+        assert inner["Learned solver calls"].endswith(f" of {whole}")
+    else:
+        assert "dyweight_sd15 has 4, 6, 8 and 10 steps, not 7" in inner["refused"]
+
+
 def test_auto_takes_the_file_of_the_checkpoint_and_names_the_others(forge):
     refiner = SimpleNamespace(diffusion_model=torch.nn.Module())
     refiner.diffusion_model.weight = torch.nn.Parameter(torch.tensor([-0.5]))  # of tiny_engine.py
