@@ -215,7 +215,7 @@ def test_the_scheduler_gives_the_transferable_solvers_levels_from_the_top_to_zer
 
 def test_every_node_and_every_input_is_explained(server):
     entries = {k: v for k, v in server.get("/object_info").items() if v["category"] == "sampling/learned solvers"}
-    assert len(entries) == 6
+    assert len(entries) == 7
     for name, entry in entries.items():
         assert "learned-solvers" in entry["python_module"]
         assert entry["description"] and entry["display_name"] != name
