@@ -89,7 +89,7 @@ class _Experts:
         guider = executor.class_obj
         is_low = float(timestep[0]) < self.boundary
         if is_low != self.is_low:
-            self._load(guider, x, self.low if is_low else guider.model_patcher)
+            self._load(guider, x, is_low)
             self.is_low = is_low
         if not is_low:
             return executor(x, timestep, model_options, seed)
@@ -102,20 +102,23 @@ class _Experts:
         finally:
             guider.inner_model = high
 
-    def _load(self, guider: Any, x: Tensor, patcher: Any) -> None:
-        """Loads a model, which may move the other one out of memory, as the host's guider begins a run."""
+    def _load(self, guider: Any, x: Tensor, is_low: bool) -> None:
+        """Loads a model as the host's guider begins a run, which may move the other one out of memory."""
+        low, conds = self.low, guider.conds
         helpers, samplers = (sys.modules[f"comfy.{name}"] for name in ("sampler_helpers", "samplers"))
-        options = guider.model_options
-        if patcher is self.low:
-            if self.options is None:
-                self.options = sys.modules["comfy.model_patcher"].create_model_options_clone(patcher.model_options)
-                helpers.prepare_model_patcher(patcher, guider.conds, self.options)
-            options = self.options
-        helpers.prepare_sampling(patcher, x.shape, guider.conds, options)
-        if patcher is self.low:
-            samplers.cast_to_load_options(options, device=patcher.load_device, dtype=patcher.model_dtype())
-            patcher.model.latent_shapes = getattr(guider.inner_model, "latent_shapes", None)
-            patcher.pre_run()
+        if not is_low:
+            helpers.prepare_sampling(guider.model_patcher, x.shape, conds, guider.model_options)
+            return
+        options = self.options
+        if options is None:
+            options = sys.modules["comfy.model_patcher"].create_model_options_clone(low.model_options)
+            helpers.prepare_model_patcher(low, conds, options)
+        helpers.prepare_sampling(low, x.shape, conds, options)
+        if self.options is None:
+            samplers.cast_to_load_options(options, device=low.load_device, dtype=low.model_dtype())
+            low.model.latent_shapes = getattr(guider.inner_model, "latent_shapes", None)
+            low.pre_run()
+            self.options = options
 
 
 def _add_changes(options: dict[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

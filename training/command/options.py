@@ -127,8 +127,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--second-diffusion-model", type=Path,
         help="diffusion model for low noise, as in Wan 2.2 14B; --diffusion-model is that for high noise")  # fmt: skip
     add("--boundary", type=parse_guidance, metavar="SIGMA",
-        help="noise level below which the second model runs: 0.875 for Wan 2.2 text to video, 0.9 for image to "
-             "video")  # fmt: skip
+        help="noise level below which the second model runs: 0.875 for Wan 2.2 text to video")  # fmt: skip
     add("--clip", type=Path, nargs="+", default=[], help="text encoders of the model")
     add("--clip-type", help="ComfyUI's type of the --clip files, such as wan (default: the architecture's)")
     add("--lora", nargs="+", action="extend", default=[], metavar="FILE[:STRENGTH]",

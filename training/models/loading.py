@@ -66,10 +66,7 @@ class ModelFiles:
 
     def __post_init__(self) -> None:
         if (self.second is None) != (self.boundary is None):
-            raise ValueError(
-                "two models need --second-diffusion-model and --boundary: for Wan 2.2, 0.875 with text to video, 0.9 "
-                "with image to video"
-            )
+            raise ValueError("two models need --second-diffusion-model and --boundary: 0.875 for Wan 2.2 text to video")
         if self.second is not None and self.loras:
             raise ValueError(
                 "with --second-diffusion-model there is no --lora, as each model has its own: use the node Fit Learned "
