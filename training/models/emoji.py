@@ -101,7 +101,8 @@ class EmojiUNet(nn.Module):
         steps = torch.arange(32, device=sigma.device, dtype=torch.float32)
         angles = 1000 * sigma.float()[:, None] * torch.exp(-math.log(10000) / 32 * steps)
         count = (words != 0).sum(1, keepdim=True).clamp(min=1)
-        meaning = self.embedding(words).sum(1) / count.sqrt()  # of the same size for one word and for twelve
+        meaning = self.embedding(words).sum(1)
+        meaning = meaning / count.sqrt().to(meaning.dtype)  # of the same size for one word and for twelve
         waves = torch.cat([angles.cos(), angles.sin()], dim=1).to(meaning.dtype)
         return silu(self.time_mlp(waves) + self.word_mlp(meaning))
 
