@@ -7,100 +7,82 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
+from math import prod
 from operator import itemgetter
 from statistics import geometric_mean
 from typing import Any
 
 import torch
 from learned_solvers.samplers import EDMNoise, Grid, SolverTable, euler, sample_table
-from learned_solvers.training import GradientDescent, LevenbergMarquardt, fit_solver
+from learned_solvers.training import EFFORTS, GradientDescent, LevenbergMarquardt, fit_solver
+from learned_solvers.training.data.teacher import Teacher
 from learned_solvers.training.report import FitResult
 from torch import Tensor
 
+from .fidelity import points
 from .networks.shapes import ShapesDenoiser
 from .networks.unet import UNet
-from .peers import best_value, recorded_peers
+from .peers import best_value
 from .quality import error_and_median
-from .record import RESULTS, read_measurements, read_records
-from .setting import SEEDS, TEACHER, Setting, fit_as_users_do, unseen_trial
+from .record import read_records
+from .setting import SEEDS, fit, unseen_trial
 from .suite import BENCHMARKS
 
-__all__ = [
-    "earlier_fits",
-    "error_by_calls",
-    "error_curve",
-    "fits_by_calls",
-    "growth_with_size",
-    "growth_with_steps",
-    "memory",
-]
+__all__ = ["STEPS", "calls_alone", "error_by_calls", "error_curve", "growth_with_size", "memory"]
 
-NOISE, STEPS = EDMNoise(), 5
-FITS: tuple[tuple[str, int | None], ...] = (
-    ("quick", None), ("default", 14), ("default", 20), ("default", None), ("default", 40), ("thorough", 64),
-    ("thorough", None),
-)  # fmt: skip
-"""The efforts, and in between their settings with other numbers of samples."""
+NOISE, STEPS, GUIDANCE = EDMNoise(), (5, 8), 3.0
+Sizes = tuple[str, int | None]
+"""An effort and a number of samples instead of its own."""
+_FITS: dict[str, tuple[Sizes, ...]] = {
+    "emoji": (("default", 2), ("default", 4), ("default", 20), ("default", 40)),
+}
+_OTHER_FITS: tuple[Sizes, ...] = (("default", 14), ("default", 20), ("default", 40), ("thorough", 64))
 
 
-def error_by_calls(name: str, steps: int, setting: Setting) -> dict[str, Any]:
-    """Calls of fits at guidance 3 and their errors on unseen starts, by effort and samples."""
-    benchmark, fits = BENCHMARKS[name], []
-    unseen = unseen_trial(benchmark, 3.0, setting)
-    for effort, samples in FITS:
-        for seed in SEEDS[:1] if (effort, samples) == ("thorough", None) else SEEDS:  # such a fit varies less
-            result = fit_as_users_do(benchmark, steps, 3.0, effort=effort, samples=samples, seed=seed)
-            errors = error_and_median(unseen.errors(result.solver.table(steps, benchmark.noise)))
-            fits.append({"effort": effort, "samples": samples, "seed": seed, **_cost(result), **errors})
-    return {"network": name, "steps": steps, "fits": fits}
+def error_by_calls(
+    name: str, steps: int, fits: Sequence[Sizes] = (), seeds: Sequence[int] = SEEDS, unseen: int | None = None
+) -> dict[str, Any]:
+    """Calls of fits and their errors on unseen starts, by samples: those that `fidelity` has not."""
+    benchmark, runs = BENCHMARKS[name], []
+    trial = unseen_trial(benchmark, GUIDANCE, unseen)
+    for effort, samples in fits or (("quick", None), *_FITS.get(name, _OTHER_FITS)):
+        for seed in seeds[:2] if name == "emoji" or effort == "thorough" else seeds:
+            result = fit(benchmark, steps, GUIDANCE, effort=effort, samples=samples, seed=seed)
+            errors = error_and_median(trial.errors(result.solver.table(steps, benchmark.noise)))
+            runs.append({"effort": effort, "samples": samples, "seed": seed, **_cost(result), **errors})
+    return {"network": name, "steps": steps, "fits": runs}
 
 
-def fits_by_calls() -> list[dict[str, Any]]:
-    """The records of `error_by_calls`, by ascending steps."""
-    records = [record for name, record in read_records("cost").items() if name.startswith(error_by_calls.__name__)]
-    return sorted(records, key=itemgetter("steps"))
-
-
-def error_curve(record: Mapping[str, Any]) -> dict[tuple[str, int | None], tuple[float, float]]:
+def error_curve(name: str, steps: int) -> dict[Sizes, tuple[float, float]]:
     """Calls and error / best peer's by effort and samples, fewest calls first: geometric means over the seeds.
 
-    `record` is one of `error_by_calls`; samples are None where the effort sets them.
+    Samples are None where the effort sets them. Empty if it has not been measured.
     """
-    peer = _best_error(record["network"], record["steps"])
-    groups: dict[tuple[str, int | None], list[Any]] = {}
+    record, point = read_records("cost").get(f"error_by_calls-{name}-{steps}"), points().get((name, GUIDANCE, steps))
+    if record is None or point is None:
+        return {}
+    groups: dict[Sizes, list[tuple[float, float]]] = {}
     for run in record["fits"]:
-        groups.setdefault((run["effort"], run["samples"]), []).append(run)
-    points = {
-        key: (
-            geometric_mean([run["network_calls"] + run["teacher_calls"] for run in runs]),
-            geometric_mean([run["error"] / peer for run in runs]),
-        )
+        calls = run["network_calls"] + run["teacher_calls"]
+        groups.setdefault((run["effort"], run["samples"]), []).append((calls, run["error"]))
+    for run in point["fits"]:
+        if run["family"] == "dyweight":
+            calls = calls_alone(name, steps, run["effort"], run)
+            groups.setdefault((run["effort"], None), []).append((calls, run["error"]))
+    peer = best_value(point, "error")
+    curve = {
+        key: (geometric_mean([calls for calls, _ in runs]), geometric_mean([error for _, error in runs]) / peer)
         for key, runs in groups.items()
     }
-    return dict(sorted(points.items(), key=itemgetter(1)))
+    return dict(sorted(curve.items(), key=itemgetter(1)))
 
 
-def earlier_fits(name: str, steps: int) -> dict[int, tuple[float, float]]:
-    """The same of fits by the earlier method, by samples; the teacher's calls for one step count are included."""
-    fits = {}
-    for samples in (96, 480):
-        measurement = read_measurements(RESULTS / f"fidelity_{samples}.json")[f"fidelity-{name}-3.0"]
-        sizes, points = measurement["about"]["samples"], measurement["record"]["records"]
-        ours = next(point for point in points if point["steps"] == steps)["ours"]["dyweight"]
-        calls = ours["network_calls"] + TEACHER.calls * (sizes["fitted"] + sizes["held_out"])
-        fits[samples] = (calls, ours["error"] / _best_error(name, steps))
-    return fits
-
-
-def _best_error(name: str, steps: int) -> float:
-    return best_value({"peers": recorded_peers(name, 3.0)[steps]}, "error")
-
-
-def growth_with_steps(name: str) -> list[dict[str, Any]]:
-    """Calls and seconds of fits with the default effort."""
-    counts = (3, 4, 5, 6, 8, 10)
-    return [{"steps": n, **_cost(fit_as_users_do(BENCHMARKS[name], n, 3.0))} for n in counts]
+def calls_alone(name: str, steps: int, effort: str, run: dict[str, Any]) -> int:
+    """Calls of a recorded fit, with a teacher for its step count alone."""
+    settings = EFFORTS[effort].for_numbers(prod(BENCHMARKS[name].shape))
+    teacher = Teacher.of("ode", None, steps, settings.teacher)
+    return run["network_calls"] + teacher.pilot_calls + teacher.calls * (run["samples"] + settings.held_out)
 
 
 def growth_with_size() -> list[dict[str, Any]]:
@@ -112,12 +94,12 @@ def growth_with_size() -> list[dict[str, Any]]:
         x, extra_args = _starts(32, 16)
         for _ in range(2):  # the first warms up
             began = time.perf_counter()
-            sample_table(model, x, _karras_euler(STEPS), extra_args, disable=True)
+            sample_table(model, x, _karras_euler(5), extra_args, disable=True)
             seconds = time.perf_counter() - began
-        result = fit_solver(model, x, noise=NOISE, steps=(STEPS,), extra_args=extra_args, teacher="euler", held_out=8)
+        result = fit_solver(model, x, noise=NOISE, steps=(5,), extra_args=extra_args, teacher="euler", held_out=8)
         records.append({
             "parameters": sum(p.numel() for p in model.parameters()), **_cost(result),
-            "microseconds_per_call": 1e6 * seconds / len(x) / STEPS,
+            "microseconds_per_call": 1e6 * seconds / len(x) / 5,
         })  # fmt: skip
     return records
 

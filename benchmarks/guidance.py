@@ -5,20 +5,32 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from statistics import geometric_mean
-from typing import Any
+from typing import Any, NamedTuple
 
 from learned_solvers.training.starts.candidates import rmse
 from torch import Tensor
 
-from .peers import peer_errors
-from .setting import SEEDS, Setting, fit_as_users_do, unseen_trial
+from .peers import best_peer
+from .setting import SEEDS, fit, unseen_trial
 from .suite import BENCHMARKS
 
-__all__ = ["knots", "leads"]
+__all__ = ["Values", "knots", "leads"]
 
-KNOTS = (1.0, 3.0, 5.0, 7.0, 10.0)
-USED = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.5, 10.0)
-ALONE = 3.0  # guidance of the solvers that are used everywhere
+STEPS = 5
+
+
+class Values(NamedTuple):
+    """Guidances of the knots, of use, and of the solver that is fitted at one alone; seeds; unseen starts."""
+
+    knots: tuple[float, ...] = (1.0, 3.0, 5.0, 7.0, 10.0)
+    used: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.5, 10.0)
+    alone: float = 3.0
+    seeds: tuple[int, ...] = SEEDS
+    unseen: int = 256
+
+
+_EMOJI = Values((1.6, 2.5, 4.0, 6.4), (1.6, 2.0, 2.5, 3.2, 4.0, 5.0, 6.4), 4.0, (0,), 48)
+"""The command's usual values at a usual guidance of 4."""
 WAYS = ("knots", "dedicated", "alone")
 
 
@@ -33,35 +45,30 @@ class _CountedByGuidance:
         return self.model(x, sigma, guidance=guidance, **extra_args)
 
 
-def knots(name: str, setting: Setting) -> dict[str, Any]:
-    """Errors at each guidance: of solvers with knots, of solvers fitted there or at 3 alone, of the best peer.
+def knots(name: str, steps: int = STEPS, values: Values | None = None) -> dict[str, Any]:
+    """Errors at each guidance: of solvers with knots, of solvers fitted there or at one alone, of the best peer.
 
     `calls` has those of each knot, teacher included, in the order in which the knots were fitted; they and the errors
     have one number per seed of the fits' starts.
     """
-    benchmark, (steps,) = BENCHMARKS[name], setting.steps
-    counted = [_CountedByGuidance(benchmark.model().model) for _ in SEEDS]
-    several = [
-        fit_as_users_do(benchmark, steps, *KNOTS, seed=seed, model=model).solver
-        for seed, model in zip(SEEDS, counted, strict=True)
-    ]
-    alone = [fit_as_users_do(benchmark, steps, ALONE, seed=seed).solver for seed in SEEDS]
+    benchmark, values = BENCHMARKS[name], values or (_EMOJI if name == "emoji" else Values())
+    counted = {seed: _CountedByGuidance(benchmark.model().model) for seed in values.seeds}
+    several = [fit(benchmark, steps, *values.knots, seed=k, model=model).solver for k, model in counted.items()]
+    alone = [fit(benchmark, steps, values.alone, seed=seed).solver for seed in values.seeds]
     points = []
-    for used in USED:
-        unseen = unseen_trial(benchmark, used, setting)
-        dedicated = [fit_as_users_do(benchmark, steps, used, seed=seed).solver for seed in SEEDS]
+    for used in values.used:
+        unseen = unseen_trial(benchmark, used, values.unseen)
+        dedicated = [fit(benchmark, steps, used, seed=seed).solver for seed in values.seeds]
         ways = {"knots": several, "dedicated": dedicated, "alone": alone}
-        (peer,) = peer_errors(benchmark, steps, unseen.first(setting.ranked), unseen)
         errors = {
             way: [rmse(unseen, solver.table(steps, benchmark.noise, guidance=used)) for solver in solvers]
             for way, solvers in ways.items()
         }
-        points.append({"guidance": used, **errors, "peer": peer})
-        print(
-            name, f"guidance {used:g}:", {way: round(ratio, 2) for way, ratio in leads(points[-1]).items()}, flush=True
-        )
-    calls = {knot: [model.calls[knot] for model in counted] for knot in counted[0].calls}
-    return {"network": name, "steps": steps, "calls": calls, "points": points}
+        points.append({"guidance": used, **errors, "peer": rmse(unseen, best_peer(benchmark, unseen, steps).table)})
+        ratios = {way: round(ratio, 2) for way, ratio in leads(points[-1]).items()}
+        print(f"{name}, guidance {used:g}: {ratios}", flush=True)
+    calls = {knot: [model.calls[knot] for model in counted.values()] for knot in next(iter(counted.values())).calls}
+    return {"network": name, "steps": steps, "calls": calls, "alone": values.alone, "points": points}
 
 
 def leads(point: Mapping[str, Any]) -> dict[str, float]:

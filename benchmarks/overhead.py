@@ -35,7 +35,10 @@ from learned_solvers.training.models.host import Host, find_comfy
 
 from .k_diffusion_modules import k_diffusion_folder, k_diffusion_module
 
-__all__ = ["SIZES", "host_version", "overhead", "overhead_here", "overhead_without_comfyui", "peak_bytes", "samplers"]
+__all__ = [
+    "SIGMAS", "SIZES", "STEPS", "host_version", "our_samplers", "overhead", "overhead_here", "overhead_without_comfyui",
+    "peak_bytes", "samplers",
+]  # fmt: skip
 
 SIZES = {
     "1x4x64x64": (1, 4, 64, 64),
@@ -86,12 +89,16 @@ def _overhead_in_comfyui(comfy: str, k_diffusion_parent: str, turns: str) -> dic
 
 
 def samplers() -> dict[str, Sampler]:
-    """Euler and our two families: DyWeight with the histories of fits, DS-Solver with its whole history."""
+    """k-diffusion's Euler and ours."""
     euler = k_diffusion_module("sampling").sample_euler
+    return {"euler": lambda x: euler(_network, x, SIGMAS, disable=True), **our_samplers()}
+
+
+def our_samplers() -> dict[str, Sampler]:
+    """Our two families: DyWeight with the histories of fits, DS-Solver with its whole history."""
     tables = {f"dyweight, history {history}": _windowed(history) for history in (3, 6)}
     tables["ds_flow-sit, whole history"] = load_solver("ds_flow-sit").table(STEPS, FlowNoise(tokens=1024))
-    ours = {name: lambda x, t=table: sample_table(_network, x, t, disable=True) for name, table in tables.items()}
-    return {"euler": lambda x: euler(_network, x, SIGMAS, disable=True), **ours}
+    return {name: lambda x, t=table: sample_table(_network, x, t, disable=True) for name, table in tables.items()}
 
 
 def _windowed(history: int) -> SolverTable:

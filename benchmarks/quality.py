@@ -7,12 +7,13 @@ from functools import cache
 import numpy as np
 import torch
 from learned_solvers.samplers import SolverTable
-from learned_solvers.training.data.trial import Trial
+from learned_solvers.training.data.trial import Run, Trial
+from learned_solvers.training.models.emoji import LONGEST, EmojiUNet, load_emoji
 from torch import Tensor, nn
 
-from .suite import BENCHMARKS
+from .suite import BENCHMARKS, Benchmark
 
-__all__ = ["classifier", "error_and_median", "frechet", "quality", "quality_of_ends", "sharpness", "span_error"]
+__all__ = ["error_and_median", "features", "frechet", "quality", "quality_of_ends", "sharpness"]
 
 FEATURES = 32
 
@@ -34,10 +35,31 @@ class Classifier(nn.Module):
         return [head(h) for head in self.heads]
 
 
+def features(benchmark: Benchmark, images: Tensor) -> Tensor:
+    """Features [S, F] of images: of a classifier of real ones, or of the network itself where there are none.
+
+    The latter are the mean activations of the emoji network's lowest level, without words and at little noise.
+    """
+    if benchmark.pictures:
+        return _classifier(benchmark.name).features(images)
+    network, kept = _emoji_network(), list[Tensor]()
+    with network.attend2.register_forward_hook(lambda module, inputs, output: kept.append(output.mean((2, 3)))):
+        for part in images.split(benchmark.microbatch):
+            network(part, torch.full((len(part),), 0.1), torch.zeros(len(part), LONGEST, dtype=torch.long))
+    return torch.cat(kept)
+
+
 @cache
-def classifier(name: str) -> Classifier:
+def _emoji_network() -> EmojiUNet:
+    return load_emoji().network
+
+
+@cache
+def _classifier(name: str) -> Classifier:
     """A classifier of a benchmark's real images, trained in seconds with a fixed seed."""
-    pictures, classes = BENCHMARKS[name].pictures()
+    load = BENCHMARKS[name].pictures
+    assert load is not None
+    pictures, classes = load()
     classes = classes.view(len(classes), -1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -74,40 +96,43 @@ def error_and_median(squares: Tensor) -> dict[str, float]:
     return {"error": float(squares.mean().sqrt()), "median": float(squares.median().sqrt())}
 
 
-def quality_of_ends(name: str, trial: Trial, ends: Tensor) -> dict[str, float]:
+def quality_of_ends(benchmark: Benchmark, trial: Trial, ends: Tensor) -> dict[str, float]:
     """Measures of end states [S, C, H, W] against the teacher's.
 
     Returns:
-        RMSE (`error`), the root of the median over the starts (`median`), Frechet distance in the classifier's features
+        RMSE (`error`), the root of the median over the starts (`median`), Frechet distance in a network's features
         (`frechet`) and mean gradient magnitude relative to the teacher's (`sharpness`).
     """
-    truth, features = trial.reference.end, classifier(name).features
+    truth = trial.reference.end
     return {
         **error_and_median((ends - truth).double().flatten(1).square().mean(1)),
-        "frechet": frechet(features(ends.float()), features(truth.float())),
+        "frechet": frechet(features(benchmark, ends.float()), features(benchmark, truth.float())),
         "sharpness": sharpness(ends) / sharpness(truth),
     }
 
 
-def quality(name: str, trial: Trial, table: SolverTable) -> dict[str, float]:
-    """The same for a table's end states."""
-    return quality_of_ends(name, trial, trial.ends(table))
+def quality(benchmark: Benchmark, trial: Trial, table: SolverTable) -> dict[str, float]:
+    """The same for a table's end states, and its `span` bound.
 
-
-def span_error(trial: Trial, table: SolverTable) -> float:
-    """RMSE between the teacher's end states and their projections onto the span of the run's start and gradients.
-
-    No linear multistep rule on this trajectory can be closer, not even one with separate coefficients for every start.
+    The bound is the RMSE between the teacher's end states and their projections onto the span of the run's start and
+    gradients: no linear multistep rule on this trajectory can be closer, not even one with separate coefficients for
+    every start.
     """
-    total = torch.zeros((), dtype=torch.float64)
-    for start, batch in trial.samples.batches():
-        run = trial.run(table, batch)
-        basis = torch.stack([run.states[0], *run.entries], dim=1).flatten(2).double()  # [B, N + 1, D]
-        # Normalised: at the first levels the vectors differ only in their last digits, which contain the image.
-        basis = torch.nn.functional.normalize(basis, dim=2)
-        truth = trial.reference.rows(start, start + len(batch)).end.flatten(1).double()
-        _, sizes, axes = torch.linalg.svd(basis, full_matrices=False)
-        axes = axes * (sizes > 1e-8 * sizes[:, :1])[:, :, None]  # smaller directions are float64 rounding
-        rest = truth - (axes.transpose(1, 2) @ (axes @ truth[:, :, None]))[:, :, 0]
-        total += rest.square().mean(1).sum()
-    return float(total / trial.total) ** 0.5
+    runs = [trial.run(table, batch) for _, batch in trial.samples.batches()]
+    rests = [
+        _rest(run, truth)
+        for run, truth in zip(runs, trial.reference.end.split([len(run.states[0]) for run in runs]), strict=True)
+    ]
+    ends = torch.cat([run.states[-1] for run in runs])
+    return {**quality_of_ends(benchmark, trial, ends), "span": float(torch.cat(rests).mean()) ** 0.5}
+
+
+def _rest(run: Run, truth: Tensor) -> Tensor:
+    """Mean squares [B] of what remains of the teacher's end states after the projection."""
+    basis = torch.stack([run.states[0], *run.entries], dim=1).flatten(2).double()  # [B, N + 1, D]
+    # Normalised: at the first levels the vectors differ only in their last digits, which contain the image.
+    basis = torch.nn.functional.normalize(basis, dim=2)
+    _, sizes, axes = torch.linalg.svd(basis, full_matrices=False)
+    axes = axes * (sizes > 1e-8 * sizes[:, :1])[:, :, None]  # smaller directions are float64 rounding
+    flat = truth.flatten(1).double()
+    return (flat - (axes.transpose(1, 2) @ (axes @ flat[:, :, None]))[:, :, 0]).square().mean(1)

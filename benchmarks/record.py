@@ -1,37 +1,55 @@
 """The results files: measurements by name, each with its record and its provenance.
 
-    {"fidelity-digits-3.0": {"about": {"command": "python -m benchmarks ...", "date": ..., ...}, "record": {...}}, ...}
+    {"fidelity-digits-3.0": {"about": {"command": "python -m benchmarks", "commit": ..., ...}, "record": {...}}, ...}
 
-A repeated measurement replaces only its own entry.
+A measurement is current while the code that it depends on is the same; others are measured again by the next run.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from learned_solvers.samplers.files.card import VERSION
 from learned_solvers.samplers.files.write import write_whole
 
-__all__ = ["RESULTS", "SOLVERS", "check_part", "provenance", "read_measurements", "read_records", "save"]
+__all__ = ["RESULTS", "check_part", "code_hash", "provenance", "read_measurements", "read_records", "save"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
-SOLVERS = RESULTS / "solvers"
+_MEASURED_CODE = ("samplers/**/*", "training/**/*", "benchmarks/*", "benchmarks/networks/*")
+_NOT_MEASURED = {"__main__.py", "figures.py", "goals.py", "jobs.py", "quick.py", "record.py", "tables.py"}
+
+
+@cache
+def code_hash() -> str:
+    """A hash of the code, weights and lists that measurements depend on."""
+    files = {path for pattern in _MEASURED_CODE for path in ROOT.glob(pattern)}
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        here = path.parent.name == "benchmarks"
+        if path.suffix in (".py", ".json", ".safetensors") and not (here and path.name in _NOT_MEASURED):
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(f"{path.relative_to(ROOT).as_posix()} {content}".encode())
+    return digest.hexdigest()[:12]
 
 
 def provenance(command: str, **more: Any) -> dict[str, Any]:
-    """The provenance of measurements that begin now: command, date, commit and versions."""
+    """The provenance of measurements that begin now: command, date, code, machine and versions."""
     return {
         "command": command, **more, "date": date.today().isoformat(), "version": VERSION, "commit": _commit(),
-        "torch": torch.__version__, "python": platform.python_version(),
+        "code": code_hash(), "machine": _machine(), "torch": torch.__version__, "numpy": numpy.__version__,
+        "python": platform.python_version(),
     }  # fmt: skip
 
 
@@ -43,7 +61,7 @@ def read_measurements(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is broken ({error}): restore it from git or delete it") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} contains no measurements by name: restore it from git or delete it")
-    return content
+    return {name: measurement for name, measurement in content.items() if "code" in measurement.get("about", {})}
 
 
 def read_records(part: str) -> dict[str, Any]:
@@ -52,26 +70,26 @@ def read_records(part: str) -> dict[str, Any]:
 
 
 def check_part(part: str) -> None:
-    """Raises ValueError, before hours of work, if a part's results file cannot be read or written."""
+    """Raises ValueError, before an hour of work, if a part's results file cannot be read or written."""
     read_measurements(RESULTS / f"{part}.json")
     RESULTS.mkdir(exist_ok=True)
     if not os.access(RESULTS, os.W_OK):
         raise ValueError(f"{RESULTS} is not writable: make it writable, or the measurements would be lost")
 
 
-def save(
-    part: str, name: str, measurement: Mapping[str, Any], order: Sequence[str] = (), solvers: Path | None = None
-) -> None:
-    """Replaces one measurement of a part, and the solver files that it made in the folder `solvers`.
-
-    Names that are not in `order` come last in the file.
-    """
+def save(part: str, name: str, measurement: Mapping[str, Any], order: Sequence[str]) -> None:
+    """Replaces one measurement of a part; those that are not in `order` are dropped."""
     path = RESULTS / f"{part}.json"
     stored = {**read_measurements(path), name: measurement}
-    names = [*(n for n in order if n in stored), *(n for n in stored if n not in order)]
-    write_whole(path, (json.dumps({n: stored[n] for n in names}, indent=1) + "\n").encode())
-    for file in sorted(solvers.glob("*.safetensors")) if solvers else ():
-        write_whole(SOLVERS / file.name, file.read_bytes())
+    write_whole(path, (json.dumps({n: stored[n] for n in order if n in stored}, indent=1) + "\n").encode())
+
+
+def _machine() -> str:
+    """Processor, cores and system."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8").splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{(models or [platform.machine()])[0]}, {os.cpu_count()} cores, {platform.system()}"
 
 
 def _commit() -> str | None:

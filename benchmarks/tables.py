@@ -1,28 +1,33 @@
-"""Tables of README.md that are written from the records, each between two comments with its name."""
+"""Parts of the documents that are written from the records, each between two comments with its name."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import geometric_mean
 
 from learned_solvers.samplers.files.write import write_whole
 
-from .cost import earlier_fits, error_curve, fits_by_calls
+from .cost import STEPS, calls_alone, error_curve
+from .fidelity import calls_needed, lead, ours, points
+from .goals import goals
 from .guidance import leads
-from .record import read_records
+from .half import DTYPES, leads_in_half
+from .host_samplers import RECIPE
+from .peers import best_value
+from .record import RESULTS, read_measurements, read_records
+from .setting import STEPS as ALL_STEPS
+from .suite import BENCHMARKS
 
-__all__ = ["NAMES", "with_tables", "write_tables"]
+__all__ = ["PARTS", "with_tables", "write_tables"]
 
-EFFORTS = ("quick", "default", "thorough")
-EARLIER = (96, 480)
-NAMES = {"digits": "digits", "patches": "photo patches", "shapes": "drawn shapes"}
+Lines = Iterator[str]
+SAVING_STEPS = 5
 
 
 def write_tables(document: Path) -> None:
-    """Replaces the tables of a document by those of the current records."""
+    """Replaces the generated parts of a document by those of the current records."""
     text = document.read_text("utf-8")
     if (new := with_tables(text)) != text:
         write_whole(document, new.encode())
@@ -30,54 +35,192 @@ def write_tables(document: Path) -> None:
 
 
 def with_tables(text: str) -> str:
-    """A document with the tables of the current records; those of parts that have not been measured stay."""
-    for name, lines in (("cost", _cost()), ("guidance", _guidance())):
-        if table := "\n".join(lines):
+    """A document with the parts of the current records; those that have not been measured stay."""
+    for name, write in PARTS.items():
+        if part := "\n".join(write()):
             between = re.compile(rf"(?<=<!-- table: {name} -->\n).*?(?=<!-- end -->)", re.DOTALL)
-            text = between.sub(lambda _, table=table: f"\n{table}\n\n", text, count=1)
+            text = between.sub(lambda _, part=part: f"\n{part}\n\n", text, count=1)
     return text
 
 
-def _cost() -> Iterator[str]:
-    """Thousand calls and error relative to the best peer's, of each effort and of the earlier method."""
-    records = fits_by_calls()
-    if not records:
-        return
-    columns = [*EFFORTS, *(f"earlier, {samples} samples" for samples in EARLIER)]
-    yield f"| network | steps | {' | '.join(columns)} |"
-    yield "|---" * (2 + len(columns)) + "|"
-    for record in sorted(records, key=lambda record: list(NAMES).index(record["network"])):
-        name, steps = record["network"], record["steps"]
-        curve, earlier = error_curve(record), earlier_fits(name, steps)
-        points = chain((curve[effort, None] for effort in EFFORTS), (earlier[samples] for samples in EARLIER))
-        cells = [f"{calls / 1000:.1f}: {ratio:.2f}" for calls, ratio in points]
-        yield f"| {NAMES[name]} | {steps} | {' | '.join(cells)} |"
+def _table(head: list[str], rows: list[list[str]]) -> Lines:
+    if rows:
+        yield f"| {' | '.join(head)} |"
+        yield "|---" * len(head) + "|"
+        yield from (f"| {' | '.join(row)} |" for row in rows)
 
 
-def _guidance() -> Iterator[str]:
-    """The best peer's error divided by the solvers', by guidance; a summary; the calls of the knots."""
-    records = list(read_records("guidance").values())
-    if not records:
-        return
-    ways = ("knots", "fitted there", "fitted at 3")
-    columns = [f"{NAMES[record['network']]}: {way}" for record in records for way in ways]
-    yield f"| CFG | {' | '.join(columns)} |"
-    yield "|---" * (1 + len(columns)) + "|"
-    for points in zip(*(record["points"] for record in records), strict=True):
-        ratios = chain.from_iterable(leads(point).values() for point in points)
-        yield f"| {points[0]['guidance']:g} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |"
-    both = [leads(point) for record in records for point in record["points"]]
-    yield ""
-    yield (
-        f"The solver with knots has a lower error than the best peer at {sum(at['knots'] > 1 for at in both)} of "
-        f"{len(both)} points; its error is at most a tenth above that of a solver fitted there at "
-        f"{sum(at['dedicated'] <= 1.1 * at['knots'] for at in both)}, and at most a quarter above at "
-        f"{sum(at['dedicated'] <= 1.25 * at['knots'] for at in both)}."
-    )
-    yield ""
-    yield "| network | calls of the first knot | of each further knot | part of the first |"
-    yield "|---|---|---|---|"
-    for record in records:
+def _summary() -> Lines:
+    """The sentences that the README needs."""
+    texts = {
+        "default": "With the default effort",
+        "thorough": "With `--effort thorough`, measured on the three small networks",
+    }
+    for effort, text in texts.items():
+        ratios = {place: lead(point, effort=effort) for place, point in points(effort).items()}
+        if ratios:
+            ahead, twice = (sum(ratio > least for ratio in ratios.values()) for least in (1, 2))
+            yield (
+                f"{text}, a fitted solver is closer to the teacher than the best of these samplers at {ahead} of "
+                f"{len(ratios)} points, and more than twice as close at {twice}; the factor is "
+                f"{geometric_mean(ratios.values()):.2f} in the geometric mean."
+            )
+        behind = [f"{BENCHMARKS[n].title} at {g:g} in {s} steps" for (n, g, s), ratio in ratios.items() if ratio <= 1]
+        if behind:
+            yield f"It is not closer on {'; '.join(behind)}."
+
+
+def _accuracy() -> Lines:
+    """Best peer's error / ours at every point."""
+    for effort in ("default", "thorough"):
+        rows: dict[tuple[str, float], list[str]] = {}
+        for (name, guidance, _), point in points(effort).items():
+            row = rows.setdefault((name, guidance), [BENCHMARKS[name].title, f"{guidance:g}"])
+            row.append(f"{lead(point, effort=effort):.2f}")
+        if rows:
+            yield f"Effort {effort}:"
+            yield ""
+            yield from _table(["network", "guidance", *(f"{n} steps" for n in ALL_STEPS)], [*rows.values()])
+            yield ""
+
+
+def _goals() -> Lines:
+    yield from _table(["condition", "points", "goal"], [[g.text, f"{g.met} of {g.points}", g.verdict] for g in goals()])
+
+
+def _savings() -> Lines:
+    """Calls that the best peer and Euler need for our error in 5 calls."""
+    rows = []
+    for name, guidance in dict.fromkeys((name, guidance) for name, guidance, _ in points()):
+        at = {n: points()[name, guidance, n] for n in ALL_STEPS}
+        recipe = RECIPE[BENCHMARKS[name].noise.kind]
+        curves = (
+            {n: best_value(point, "error") for n, point in at.items()},
+            {n: point["peers"][recipe]["error"] for n, point in at.items()},
+        )
+        needed = [calls_needed(curve, ours(at[SAVING_STEPS])) for curve in curves]
+        cells = [f"{calls:.1f}" if calls else f"more than {ALL_STEPS[-1]}" for calls in needed]
+        rows.append([BENCHMARKS[name].title, f"{guidance:g}", *cells])
+    yield from _table(["network", "guidance", "best peer", "euler, simple"], rows)
+
+
+def _guidance() -> Lines:
+    """The best peer's error divided by the solvers', by guidance; the calls of the knots."""
+    for record in read_records("guidance").values():
+        at = {point["guidance"]: leads(point) for point in record["points"]}
+        yield f"**{BENCHMARKS[record['network']].title}**"
+        yield ""
+        heads = ["CFG", "knots", "fitted there", f"fitted at {record['alone']:g}"]
+        rows = [[f"{g:g}", *(f"{ratio:.2f}" for ratio in ratios.values())] for g, ratios in at.items()]
+        yield from _table(heads, rows)
         first, *further = (geometric_mean(calls) for calls in record["calls"].values())
-        each = sum(further) / len(further)
-        yield f"| {NAMES[record['network']]} | {first:,.0f} | {each:,.0f} | {each / first:.0%} |"
+        ahead = sum(ratios["knots"] > 1 for ratios in at.values())
+        near = sum(ratios["dedicated"] <= 1.1 * ratios["knots"] for ratios in at.values())
+        yield ""
+        yield (
+            f"The first knot takes {first:,.0f} calls, a further one {geometric_mean(further):,.0f}. The solver with "
+            f"knots is closer than the best peer at {ahead} of {len(at)} values; its error is at most a tenth above "
+            f"that of a solver fitted there at {near} of them."
+        )
+        yield ""
+
+
+def _generalisation() -> Lines:
+    rows = [
+        [record["what"], fitted, "; ".join(f"{used}: {ratio:.2f}" for used, ratio in row.items())]
+        for record in read_records("generalisation").values()
+        for fitted, row in record["ratios"].items()
+    ]
+    yield from _table(["what differs", "fitted at", "best peer's error / ours, by place of use"], rows)
+
+
+def _half() -> Lines:
+    rows = []
+    for record in read_records("half").values():
+        for point in record["points"]:
+            cells = [f"{leads_in_half(point['float32'])['ours']:.2f}"]
+            cells += [f"{ratio:.2f}" for dtype in DTYPES for ratio in leads_in_half(point[dtype]).values()]
+            rows.append([BENCHMARKS[record["network"]].title, str(point["steps"]), *cells])
+    heads = [f"{dtype}, fitted in {where}" for dtype in DTYPES for where in ("float32", "it")]
+    yield from _table(["network", "steps", "float32", *heads], rows)
+
+
+def _cost() -> Lines:
+    """Thousand calls and error relative to the best peer's, of each effort and number of samples."""
+    for name, benchmark in BENCHMARKS.items():
+        for steps in STEPS:
+            if curve := error_curve(name, steps):
+                cells = [
+                    f"{effort}{f' with {samples} samples' if samples else ''}: {calls / 1000:.1f} thousand, {ratio:.2f}"
+                    for (effort, samples), (calls, ratio) in curve.items()
+                ]
+                yield f"- **{benchmark.title}, {steps} steps**: {'; '.join(cells)}"
+
+
+def _calls() -> Lines:
+    for effort in ("default", "thorough"):
+        runs: dict[str, dict[int, list[int]]] = {}
+        for (name, _, steps), point in points(effort).items():
+            made = [run for run in point["fits"] if (run["family"], run["effort"]) == ("dyweight", effort)]
+            calls = [calls_alone(name, steps, effort, run) for run in made]
+            runs.setdefault(name, {}).setdefault(steps, []).extend(calls)
+        rows = [
+            [BENCHMARKS[name].title, *(f"{geometric_mean(calls):,.0f}" for calls in by_steps.values())]
+            for name, by_steps in runs.items()
+        ]
+        if rows:
+            yield from _table([f"effort {effort}", *(f"{n} steps" for n in ALL_STEPS)], rows)
+            yield ""
+
+
+def _size() -> Lines:
+    cost = read_records("cost")
+    if runs := cost.get("growth_with_size"):
+        rows = [
+            [f"{run['parameters'] / 1e6:.1f} M", f"{run['microseconds_per_call'] / 1e3:.2f}",
+             f"{run['seconds'] / run['network_calls'] * 1e3:.2f}"] for run in runs
+        ]  # fmt: skip
+        yield from _table(["parameters", "ms per call in sampling", "in a fit"], rows)
+    if peaks := cost.get("memory"):
+        above = {way: (peaks[way] - peaks["nothing"]) / 2**20 for way in peaks}
+        yield ""
+        yield (
+            f"Peak memory above an idle process: {above['sample']:.0f} MiB in sampling, "
+            f"{above['gauss-newton']:.0f} MiB in a fit, {above['adam']:.0f} MiB in a fit with backpropagation (Adam)."
+        )
+
+
+def _overhead() -> Lines:
+    if sizes := read_records("overhead").get("overhead"):
+        names = [name for name in next(iter(sizes.values())) if name != "ipndm"]
+        rows = [
+            [size, f"{1e6 * times['ipndm']['seconds']:.0f} us",
+             *(f"{times[name]['seconds'] / times['ipndm']['seconds']:.2f}" for name in names)]
+            for size, times in sizes.items()
+        ]  # fmt: skip
+        yield from _table(["latent", "ComfyUI's ipndm", *names], rows)
+        yield ""
+        states = {name: round(max(times[name]["states"] for times in sizes.values())) for name in [*names, "ipndm"]}
+        yield "Latents in memory: " + ", ".join(f"{name} {count}" for name, count in states.items()) + "."
+
+
+def _provenance() -> Lines:
+    stored = {name: m for part in _RECORDED for name, m in read_measurements(RESULTS / f"{part}.json").items()}
+    made = [measurement["about"] | {"name": name} for name, measurement in stored.items()]
+    if not made:
+        return
+    commits, machines = (sorted({str(about[key]) for about in made}) for key in ("commit", "machine"))
+    total, longest = sum(about["seconds"] for about in made), max(made, key=lambda about: about["seconds"])
+    yield (
+        f"On record: {len(made)} measurements at commit {', '.join(commits)}, {min(a['date'] for a in made)}, on "
+        f"{'; '.join(machines)}. Together they took {total / 60:.0f} minutes of two processes, "
+        f"the longest, {longest['name']}, {longest['seconds'] / 60:.0f}."
+    )
+
+
+_RECORDED = ("fidelity", "guidance", "generalisation", "half", "cost", "overhead")
+PARTS: dict[str, Callable[[], Lines]] = {
+    "summary": _summary, "accuracy": _accuracy, "goals": _goals, "savings": _savings, "guidance": _guidance,
+    "generalisation": _generalisation, "half": _half, "cost": _cost, "calls": _calls, "size": _size,
+    "overhead": _overhead, "provenance": _provenance,
+}  # fmt: skip

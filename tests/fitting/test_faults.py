@@ -159,7 +159,6 @@ def test_a_state_far_out_may_overflow_the_network():
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills with SIGKILL, which Windows does not have")
 def test_killed_fits_leave_whole_files_and_end_like_an_undisturbed_one(tmp_path):
-    """`python -m benchmarks.kill_fit` kills more fits and keeps the record."""
     record = kill_fits(2, 1, tmp_path)
     assert len(record["runs"]) == 2 and record["finished"] >= 1
 

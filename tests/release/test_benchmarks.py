@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-from itertools import pairwise
+from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
 import torch
-from learned_solvers.samplers import euler, load_solver
+from learned_solvers.samplers import dpmpp_2m, euler, heun
 from learned_solvers.training.data.samples import CountedDenoiser, Samples
 from learned_solvers.training.data.teacher import Reference
 from learned_solvers.training.data.trial import Trial
-from oracles import IPNDM
-from repository import ROOT
+from oracles import f64
 
-from benchmarks import cost, guidance, jobs, measures, overhead, peers, quick, record
+from benchmarks import cost, fidelity, guidance, jobs, overhead, quick, record, setting
 from benchmarks.__main__ import main
-from benchmarks.peers import recorded_peers
-from benchmarks.quality import frechet, sharpness, span_error
-from benchmarks.setting import Setting, fit_as_users_do
+from benchmarks.host_samplers import table_of
+from benchmarks.peers import all_peers, measure_peers
+from benchmarks.quality import frechet, quality, sharpness
+from benchmarks.setting import unseen_trial
 from benchmarks.suite import BENCHMARKS
 
 
@@ -42,11 +41,39 @@ def test_the_sharpness_of_a_ramp_is_its_slope():
 
 @pytest.mark.parametrize(("truth", "distance"), [([0.3, 0.7, 0, 0], 0), ([0.3, 0.7, 3, 4], (25 / 4) ** 0.5)])
 def test_the_span_bound_is_the_distance_to_the_span(truth, distance):
-    x, picture = torch.tensor([[1.0, 0, 0, 0]]), torch.tensor([[0, 1.0, 0, 0]])  # they span the run's states
+    x, picture = (f64(*values).view(1, 1, 2, 2).float() for values in ((1, 0, 0, 0), (0, 1, 0, 0)))  # span the states
     model = CountedDenoiser(lambda x, sigma: picture.expand_as(x), torch.float32)
-    trial = Trial(model, Samples(x, {}, 1), Reference(torch.zeros(1), torch.tensor([[truth]])), 1)
-    table = euler(torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64))
-    assert span_error(trial, table) == pytest.approx(distance, abs=1e-6)
+    end = f64(*truth).view(1, 1, 1, 2, 2).float()
+    trial = Trial(model, Samples(x.repeat(2, 1, 1, 1), {}, 1), Reference(torch.zeros(1), end.repeat(1, 2, 1, 1, 1)), 2)
+    small = replace(BENCHMARKS["digits"], pictures=lambda: (torch.rand(64, 1, 4, 4), torch.arange(64) % 2), name="tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BENCHMARKS, "tiny", replace(small, shape=(1, 2, 2)))
+        patch.setattr("benchmarks.quality.features", lambda benchmark, images: images.flatten(1))
+        measured = quality(small, trial, euler(f64(1.0, 0.5, 0.0)))
+    assert measured["span"] == pytest.approx(distance, abs=1e-6)
+    assert measured["error"] == pytest.approx(float((picture - end).square().mean().sqrt()), abs=1e-6)
+
+
+def test_a_sampler_of_linear_steps_becomes_its_table():
+    sigmas = f64(14.0, 6.0, 2.0, 0.5, 0.0)
+
+    def sample(model, x, sigmas):
+        """DPM-Solver++(2M) by k-diffusion's formula."""
+        before = None
+        for i in range(len(sigmas) - 1):
+            denoised, t, t_next = model(x, sigmas[i] * x.new_ones([1])), -sigmas[i].log(), -sigmas[i + 1].log()
+            h = t_next - t
+            mixed = denoised
+            if before is not None and sigmas[i + 1] > 0:
+                r = (t + sigmas[i - 1].log()) / h
+                mixed = (1 + 1 / (2 * r)) * denoised - 1 / (2 * r) * before
+            x, before = sigmas[i + 1] / sigmas[i] * x - (-h).expm1() * mixed, denoised
+        return x
+
+    made, expected = table_of(sample, sigmas), dpmpp_2m(sigmas)
+    for name in ("levels", "sigmas", "scale", "coeffs"):
+        torch.testing.assert_close(getattr(made, name), getattr(expected, name), rtol=1e-9, atol=1e-12)
+    assert made.entry == expected.entry
 
 
 @pytest.mark.parametrize("history", [3, 6])
@@ -74,23 +101,15 @@ def test_a_network_denoises_its_own_pictures_and_follows_its_guidance(name, rema
     torch.testing.assert_close(five - one, 2 * (three - one), rtol=0, atol=1e-5)  # linear, from the conditional model
 
 
-@pytest.fixture
-def one_seed(monkeypatch):
-    for module in (cost, guidance):
-        monkeypatch.setattr(module, "SEEDS", (0,))
-
-
-def test_the_calls_of_the_knots_are_those_of_the_fit(one_seed, monkeypatch):
+def test_the_calls_of_the_knots_are_those_of_the_fit(monkeypatch):
     fits = []
 
     def keep(*arguments: object, **more: object) -> object:
-        fits.append(fit_as_users_do(*arguments, **more))
+        fits.append(setting.fit(*arguments, **more))
         return fits[-1]
 
-    monkeypatch.setattr(guidance, "fit_as_users_do", keep)
-    monkeypatch.setattr(guidance, "KNOTS", (1.0, 3.0))
-    monkeypatch.setattr(guidance, "USED", (1.0, 3.0))
-    made = guidance.knots("digits", Setting(unseen=24, ranked=2, steps=(3,)))
+    monkeypatch.setattr(guidance, "fit", keep)
+    made = guidance.knots("digits", 3, guidance.Values((1.0, 3.0), (1.0, 3.0), 3.0, (0,), 24))
     assert list(made["calls"]) == ["3", "1"]  # the middle one first
     assert sum(calls for (calls,) in made["calls"].values()) == fits[0].solver.card.steps[3].network_calls + (
         fits[0].teacher_calls
@@ -102,75 +121,81 @@ def test_the_calls_of_the_knots_are_those_of_the_fit(one_seed, monkeypatch):
     )
 
 
-def test_the_cost_of_a_fit_includes_its_teacher(one_seed, monkeypatch):
-    monkeypatch.setattr(cost, "FITS", (("quick", None), ("default", 12)))
-    made = cost.error_by_calls("digits", 5, Setting(unseen=24))
+def test_the_cost_of_a_fit_includes_its_teacher(results):
+    made = cost.error_by_calls("digits", 5, [("quick", None), ("default", 12)], (0,), 24)
     assert [(run["effort"], run["samples"], run["teacher_calls"]) for run in made["fits"]] == [
         ("quick", None, 40 + 30 * (10 + 4)),  # the pilot, then six times five steps
         ("default", 12, 40 + 30 * (12 + 4)),
     ]
-    peer = min(measures["error"] for measures in recorded_peers("digits", 3.0)[5].values())
-    quick, default = ({**run, "network_calls": 1540, "error": peer} for run in made["fits"])
-    seeds = [quick, {**quick, "network_calls": 4 * 2000 - 460, "error": 4 * peer}, default]
-    curve = cost.error_curve({**made, "fits": seeds})
-    assert list(curve) == [("default", 12), ("quick", None)]  # by calls
-    assert curve["quick", None] == pytest.approx((2 * 2000, 2))  # geometric means
+    made["fits"] += [{**made["fits"][0], "network_calls": 4 * 1540 + 3 * 460, "error": 4 * made["fits"][0]["error"]}]
+    made["fits"][0]["network_calls"] = 1540
+    run = {"family": "dyweight", "effort": "default", "samples": 30, "network_calls": 2000, "error": 0.02}
+    point = {"steps": 5, "fits": [run, {**run, "family": "ds", "error": 1}], "peers": {"euler": {"error": 0.04}}}
+    record.save("cost", "error_by_calls-digits-5", {"about": {"code": ""}, "record": made}, ["error_by_calls-digits-5"])
+    at_3 = {"network": "digits", "guidance": 3.0, "points": [point]}
+    record.save("fidelity", "a", {"about": {"code": ""}, "record": at_3}, ["a"])
+    curve = cost.error_curve("digits", 5)
+    assert [*curve] == [("default", 12), ("default", None), ("quick", None)]  # by calls
+    assert curve["quick", None] == pytest.approx((4000, 2 * made["fits"][0]["error"] / 0.04))  # geometric means
+    assert curve["default", None] == pytest.approx((2000 + 40 + 30 * (30 + 4), 0.5))
+
+
+def test_calls_are_interpolated_in_the_logarithm_of_the_error():
+    curve = {4: 0.4, 6: 0.1, 8: 0.05}
+    assert fidelity.calls_needed(curve, 0.2) == pytest.approx(5)
+    assert fidelity.calls_needed(curve, 0.01) is None
+
+
+def test_the_peers_include_what_is_better_on_all_starts():
+    benchmark = BENCHMARKS["digits"]
+    unseen = unseen_trial(benchmark, 3.0, 24)
+    measured, options = measure_peers(benchmark, unseen, 3), all_peers(3, benchmark.noise)
+    errors = {c.name: float(unseen.errors(c.table).mean()) ** 0.5 for c in options}
+    assert min(values["error"] for values in measured.values()) <= 1.02 * min(errors.values())
+    assert measured["euler, shift 1"]["error"] == pytest.approx(errors["euler, shift 1"], rel=1e-5)
+    assert len({c.method for c in options}) > 15 and all(c.table.nfe <= 3 for c in options)
 
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "RESULTS", tmp_path)
-    monkeypatch.setattr(record, "SOLVERS", tmp_path / "solvers")
+    for module in (record, jobs):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the command sets it
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
     return tmp_path
 
 
-@pytest.mark.slow
-def test_the_command_evaluates_recorded_solvers_on_starts_of_each_seed(results, monkeypatch, capsys):
-    for part in ("fidelity", "peers"):
-        shutil.copy(ROOT / "benchmarks" / "results" / f"{part}.json", results)
-    monkeypatch.setattr(
-        jobs, "Setting", lambda *sizes, **more: Setting(*sizes, **more | {"unseen": 24, "steps": (3, 5)})
-    )
-    main(["again", "--only", "digits-3.0", "--workers", "1"])
-    assert re.findall(r"^Starts of seed (\d)", capsys.readouterr().out, re.MULTILINE) == ["1", "2"]
-    stored = json.loads((results / "again.json").read_text())
-    assert list(stored) == ["again-digits-3.0-1", "again-digits-3.0-2"]
-    about = stored["again-digits-3.0-1"]["about"]
-    assert about["command"] == "python -m benchmarks again --only digits-3.0" and about["samples"]["unseen"] == 24
-    first, second = (measurement["record"]["records"] for measurement in stored.values())
-    assert first[0]["ours"] != second[0]["ours"]
+def test_a_recorded_error_is_that_of_the_fitted_solver_on_unseen_starts(monkeypatch):
+    fits = []
 
+    def keep(*arguments: object, **more: object) -> object:
+        fits.append(setting.fit(*arguments, **more))
+        return fits[-1]
+
+    monkeypatch.setattr(fidelity, "fit", keep)
+    (point,) = fidelity.fidelity("digits", 3.0, (3,), [("dyweight", "quick", 5)], 24)["points"]
     benchmark = BENCHMARKS["digits"]
-    model, samples = benchmark.model(), benchmark.starts(24, 10_001, 3.0)
+    model, samples = benchmark.model(), benchmark.starts(24, 99, 3.0)
 
-    def gradient(x, sigma):
-        return (x - model(x, torch.full((24,), sigma), **samples.extra_args)) / sigma
-
-    x, history, levels = samples.x, [], benchmark.noise.teacher_grid(60).tolist()
-    for level, following in pairwise(levels):
-        history = [*history[-3:], gradient(x, level)]
-        x = x + (following - level) * sum(w * d for w, d in zip(IPNDM[len(history) - 1], history, strict=True))
-    teacher = x
-    solver = load_solver(ROOT / "benchmarks/results/solvers/dyweight_digits_guidance-3.safetensors")
-    for point in first:
-        table, x, entries = solver.table(point["steps"], benchmark.noise), samples.x, []
-        for scale, row, sigma in zip(table.scale, table.coeffs, table.sigmas, strict=False):
-            entries.append(gradient(x, float(sigma)))
+    def run(table) -> torch.Tensor:
+        x, entries = samples.x, []
+        for scale, row, sigma in zip(table.scale, table.coeffs, table.sigmas, strict=True):
+            denoised = model(x, torch.full((24,), float(sigma)), **samples.extra_args)
+            entries.append(denoised if table.entry == "denoised" else (x - denoised) / float(sigma))
             x = float(scale) * x + sum(float(c) * h for c, h in zip(row, entries, strict=False))
-        error = float((x - teacher).square().mean().sqrt())
-        assert point["ours"]["dyweight"]["error"] == pytest.approx(error, rel=1e-5)
-        assert point["ours"]["dyweight"]["span"] < error
-        assert len(point["peers"]) >= 5 and all(peer["error"] > 0 for peer in point["peers"].values())
+        return x
+
+    teacher = run(heun(torch.linspace(1, 0, 101, dtype=torch.float64)))  # another method, on an even grid
+    (made,) = point["fits"]
+    error = float((run(fits[0].solver.table(3, benchmark.noise)) - teacher).square().mean().sqrt())
+    assert made["error"] == pytest.approx(error, rel=0.02) and made["span"] < made["error"]
+    assert made["effort"] == "quick" and made["network_calls"] == fits[0].report[3].network_calls
 
 
 @pytest.mark.slow
 def test_the_quick_check_reports_the_ratios_that_fail(results, monkeypatch, capsys):
-    small = Setting(24, 8, unseen=64, ranked=16, steps=(3,), solvers=results)
-    for measure in (measures.fidelity, peers.peers):
-        monkeypatch.setattr(quick, measure.__name__, Mock(return_value=measure("digits", 3.0, small)))
-    assert {file.name.partition("_")[0] for file in results.iterdir()} == {"dyweight", "ds"}
+    small = fidelity.fidelity("digits", 3.0, (5,), [("dyweight", "default", 0)], 64)
+    monkeypatch.setattr(quick, "fidelity", Mock(return_value=small))
     size = "1x16x128x128"  # takes a second, so that other processes do not disturb its medians
     monkeypatch.setattr(overhead, "SIZES", {size: overhead.SIZES[size]})
 
@@ -181,26 +206,22 @@ def test_the_quick_check_reports_the_ratios_that_fail(results, monkeypatch, caps
         return ending.value.code, [re.sub(r"\d\.\d+", "#", line) for line in lines]
 
     assert check() == (0, ["all ratios hold"])
-    monkeypatch.setattr(quick, "LEAST_RATIO", 2.0)
-    monkeypatch.setattr(quick, "MOST_SPAN", 1.05)
-    assert check() == (1, [f"FAILED 3 calls: error #, {bound} #" for bound in ("best peer's", "span bound")])
-    for name in ("fidelity", "peers"):
-        network, guidance, setting = getattr(quick, name).call_args.args
-        assert (network, guidance, setting.steps) == ("digits", 3.0, (4, 5)) and setting.solvers != record.SOLVERS
+    monkeypatch.setattr(quick, "LEAST_LEAD", 4.0)
+    monkeypatch.setattr(quick, "MOST_SPAN", 1.001)
+    failed = ("the best peer's error is only # times ours", "error #, span bound #")
+    assert check() == (1, [f"FAILED 5 steps: {text}" for text in failed])
+    assert list(results.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("fidelty", "unknown part fidelty: choose from fidelity, peers"),
+        ("fidelty", "unknown part fidelty: choose from fidelity, guidance"),
         ("--workers 0", "--workers must be at least 1, got 0"),
-        ("savings --quick", "--quick cannot be combined with parts"),
-        ("savings --only birds", "--only birds matches no job: choose a name or part of one from savings-patches"),
-        ("savings --only digits brids", "--only brids matches no job"),
-        ("savings --seed 7", "with `again` only"),
-        ("again --seed -1", "--seed must be between 0 and 2^32 - 1"),
-        ("figures --only digits", "--only selects measurements"),
-        (f"savings --cache {__file__}/x", f"{__file__}/x"),
+        ("half --quick", "--quick cannot be combined with parts"),
+        ("half --only birds", "--only birds matches no job: choose a name or part of one from half-emoji"),
+        ("half --only digits brids", "--only brids matches no job"),
+        ("figures --only digits", "figures makes none"),
     ],
 )
 def test_a_wrong_command_is_refused(arguments, message, capsys):
@@ -209,46 +230,47 @@ def test_a_wrong_command_is_refused(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_a_measurement_replaces_only_its_own_record_and_solvers(results, tmp_path):
-    made = tmp_path / "made"
-    made.mkdir()
-    for name, value, command in (("c", 3, "first"), ("a", 1, "first"), ("older", 4, "first"), ("a", {"x": 5}, "again")):
-        (made / "one.safetensors").write_text(command)
-        record.save("part", name, {"about": {"command": command}, "record": value}, ["a", "b", "c"], made)
-        (results / "solvers" / "two.safetensors").write_text("other")
-    stored = json.loads((results / "part.json").read_text())
-    commands = [(name, entry["about"]["command"]) for name, entry in stored.items()]
-    assert commands == [("a", "again"), ("c", "first"), ("older", "first")]
+def test_a_measurement_replaces_only_its_own_record(results):
+    (results / "part.json").write_text('{"a": {"about": {"command": "before records named their code"}, "record": 0}}')
+    for name, value, code in (("c", 3, "1"), ("a", 1, "1"), ("older", 4, "1"), ("a", {"x": 5}, "2")):
+        record.save("part", name, {"about": {"code": code}, "record": value}, ["a", "b", "c", "older"])
     assert record.read_records("part") == {"a": {"x": 5}, "c": 3, "older": 4}
-    solvers = {file.stem: file.read_text() for file in (results / "solvers").iterdir()}
-    assert solvers == {"one": "again", "two": "other"}
+    record.save("part", "b", {"about": {"code": "2"}, "record": 2}, ["a", "b", "c"])
+    assert list(json.loads((results / "part.json").read_text())) == ["a", "b", "c"]
 
 
 def test_a_broken_results_file_is_refused_before_anything_is_measured(results):
-    for content, message in (('{"savings-digits-3.0": ', "is broken"), ("[]", "no measurements")):
-        (results / "savings.json").write_text(content)
-        with pytest.raises(ValueError, match=rf"savings\.json .*{message}"):
-            record.check_part("savings")
+    for content, message in (('{"half-digits": ', "is broken"), ("[]", "no measurements")):
+        (results / "half.json").write_text(content)
+        with pytest.raises(ValueError, match=rf"half\.json .*{message}"):
+            record.check_part("half")
     record.check_part("fidelity")  # has no file
 
 
-def test_a_job_is_not_repeated_at_the_same_sizes(tmp_path):
-    work = Mock(side_effect=[1, 2, 3], __name__="work")
+def test_the_command_resumes_after_the_measurements_on_record(results, monkeypatch, capsys):
+    def names(**options: bool) -> list[str]:
+        return [job.name for made in jobs.select_jobs(["half"], **options).values() for job in made]
 
-    def run(command: str, fitted: int) -> tuple[int, str]:
-        job = jobs.Job(work, ("digits",), Setting(fitted, 2))
-        measurement = jobs.run_job(job, tmp_path, record.provenance(command))
-        return measurement["record"], measurement["about"]["command"]
+    everything = names()
+    jobs.run_jobs({"half": [jobs.Job(_half_of, ("digits",))]}, 1, "the command")  # in a process of its own
+    about = json.loads((results / "half.json").read_text())["half-digits"]["about"]
+    assert record.read_records("half") == {"half-digits": {"network": "digits"}}
+    assert about["command"] == "the command" and {"commit", "code", "machine", "torch", "numpy", "date"} <= set(about)
+    assert names() == [name for name in everything if name != "half-digits"] and names(repeat=True) == everything
+    monkeypatch.setattr(jobs, "code_hash", lambda: "another")
+    assert names() == everything
+    with pytest.raises(RuntimeError, match="half-0: ZeroDivisionError"):
+        jobs.run_jobs({"half": [jobs.Job(_half_of, (0,))]}, 1, "the command")
 
-    assert [run("first", 8), run("second", 8)] == 2 * [(1, "first")]  # with the provenance of the measurement
-    assert run("third", 16) == (2, "third")
-    (tmp_path / "work-digits.json").write_text('{"network": "digits"}')  # another file of this name
-    assert run("fourth", 16) == (3, "fourth")
+
+def _half_of(name: str | float) -> dict[str, object]:
+    return {"network": name if isinstance(name, str) else 1 / name}
 
 
-def test_jobs_save_where_their_names_say(tmp_path, monkeypatch):
-    by_part = jobs.jobs_by_part(tmp_path)
-    assert all(job.setting.solvers == tmp_path / job.name for job in by_part["fidelity"])  # run_part takes them there
+_half_of.__name__ = "half"
+
+
+def test_a_measurement_without_comfyui_has_its_own_name(monkeypatch):
     for path, name in (("", "overhead_without_comfyui"), ("/comfy", "overhead")):  # the latter is not replaced
         monkeypatch.setenv("COMFYUI_PATH", path)
-        assert [job.name for job in jobs.jobs_by_part(tmp_path)["overhead"]] == [name]
+        assert [job.name for job in jobs.jobs_by_part()["overhead"]] == [name]

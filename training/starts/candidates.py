@@ -38,7 +38,9 @@ __all__ = [
     "UsualSampler",
     "best_of_methods",
     "candidates",
+    "candidates_on",
     "carrier_grid",
+    "levels_at",
     "peers_of",
     "rank",
     "rmse",
@@ -114,7 +116,7 @@ def carrier_grid(table: SolverTable, noise: Noise) -> Grid:
     """
 
     def smallest_step(grid: Grid) -> float:
-        levels = _levels(lambda n: grid.levels(n, noise), table.steps)
+        levels = levels_at(lambda n: grid.levels(n, noise), table.steps)
         if levels is None:
             return -math.inf
         steps = (levels[1:] / table.levels[:-1] - 1).abs().min()
@@ -134,22 +136,25 @@ def candidates(steps: int, noise: Noise) -> Iterator[Candidate]:
     ]
     grids += [(name, None, levels) for name, levels in published_grids(noise).items()]
     for grid_name, grid, levels_of in grids:
-        yield from _on_grid(grid_name, grid, levels_of, steps, noise)
+        yield from candidates_on(grid_name, grid, levels_of, steps, noise)
 
 
-def _on_grid(grid_name: str, grid: Grid | None, levels_of: Levels, steps: int, noise: Noise) -> Iterator[Candidate]:
-    levels = _levels(levels_of, steps)
+def candidates_on(
+    grid_name: str, grid: Grid | None, levels_of: Levels, steps: int, noise: Noise
+) -> Iterator[Candidate]:
+    """Yields every classical solver on one grid."""
+    levels = levels_at(levels_of, steps)
     if levels is None:
         return
     for name, method in _methods(steps, noise, levels):
         yield Candidate(name, grid_name, grid, method(levels))
     fewer = (steps + int(levels[-1] == 0)) // 2  # two calls each, one in a last step to 0
-    short = _levels(levels_of, fewer) if fewer > 1 else None
+    short = levels_at(levels_of, fewer) if fewer > 1 else None
     if short is not None:
         yield Candidate("heun", grid_name, None, heun(short))
 
 
-def _levels(levels_of: Levels, steps: int) -> Tensor | None:
+def levels_at(levels_of: Levels, steps: int) -> Tensor | None:
     """A grid's levels, or None if it has none for this step count, as on a model with fewer timesteps."""
     try:
         levels = levels_of(steps)
@@ -167,7 +172,7 @@ def peers_of(steps: int, noise: Noise, *, every: bool, usual: UsualSampler | Non
     if not every:
         options = [c for c in options if c.method in methods and c.grid_name in grids] or options[:1]
     if usual is not None:
-        on_grid = _on_grid(usual.grid_name, None, usual.levels, steps, noise)
+        on_grid = candidates_on(usual.grid_name, None, usual.levels, steps, noise)
         own = {c.name: c for c in on_grid if c.method in methods | {usual.method}}
         options = [*(c for c in options if c.name not in own), *own.values()]
     return options
