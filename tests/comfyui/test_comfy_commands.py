@@ -561,3 +561,16 @@ def test_the_command_writes_where_a_server_with_its_options_lists(tmp_path, opti
     server.options = tuple(options)
     with server:
         assert "mine.safetensors" in choices(server, "LearnedSolverKSampler", "solver")
+
+
+def test_the_script_for_a_gpu_measures_small_sizes():
+    command = [str(python_of(CHECKOUT)), str(ROOT / "benchmarks" / "gpu.py"), str(CHECKOUT), "--small"]
+    completed = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=400)
+    assert completed.returncode == 0, completed.stderr[-3000:]
+    parts: dict[str, Any] = {}
+    for text in re.findall(r"^\{$.*?^\}$", completed.stdout, re.MULTILINE | re.DOTALL):
+        parts |= json.loads(text)
+    assert set(parts["steps"]["tiny"]) >= {"dyweight, history 3", "ipndm"}
+    for fit in (parts["emoji"]["eager"], parts["transformer"]):
+        assert 0 < fit["part_outside_the_network"] < 1 and 100 < fit["calls"] < 2000
+        assert fit["seconds"] == pytest.approx(fit["calls"] * fit["milliseconds_per_call"] / 1e3)
