@@ -181,10 +181,11 @@ def add_routes() -> None:
 
 def cost_of_fit(steps: tuple[int, ...], seconds: float) -> str:
     """Calls and duration that a fit with the default effort usually takes; without the duration at 0 seconds a call."""
-    from ..training.cost import duration, usual_calls
+    from ..training.cost import usual_calls
     from ..training.data.samples import Samples
     from ..training.effort import EFFORTS
     from ..training.job import FitJob, FitSettings
+    from ..training.meter import about
 
     numbers = 4 * 64 * 64  # of SD 1.5's latents; larger ones take as many calls
     samples, held_out = EFFORTS["default"].for_numbers(numbers).sizes(None)
@@ -193,4 +194,4 @@ def cost_of_fit(steps: tuple[int, ...], seconds: float) -> str:
         guidance_argument="guidance",
     )  # fmt: skip
     calls = usual_calls(FitJob(settings, Samples(torch.zeros(samples + held_out, numbers), {}, 1), FlowNoise(), {}))
-    return f"{calls:,} model calls" + (f", about {duration(calls * seconds)}" if seconds else "")
+    return f"{calls:,} model calls" + (f", {about(calls * seconds)}" if seconds else "")

@@ -140,7 +140,7 @@ class CompareSamplers(SolverNode):
             ]
         noise = comfy.sample.prepare_noise(latent["samples"], seed, latent.get("batch_index"))
         starts = Samples(noise, {"latent": latent["samples"]}, len(noise))
-        goal = runs.stock(teacher, scheduler, teacher_steps, starts.x, starts.extra_args)
+        goal = runs.stock(teacher, scheduler, teacher_steps, starts.x, starts.extra_args).cpu()
         reference = teacher_result(f"{teacher}/{scheduler}", runs.calls // len(goal), goal)
         results = compare(entries, runs, starts, goal, pictures=len(goal))
         grid = _grid(reference, results, entries, lambda ends: pictures_of(model, ends, vae))

@@ -48,7 +48,7 @@ class FitLearnedSolver(SolverNode):
             "Prompts to fit with. A batch of prompts is spread over the samples; combined prompts work as in sampling."
         )
         latent = (
-            "Only its size matters. Its batch size is the number of samples per model call; 1 needs the least memory."
+            "Only its size matters. A batch above 1 is the number of samples per model call, otherwise the fastest."
         )
         samples = (
             "Noise samples to fit to, at most; an additional third is held out for evaluation. 0: the effort's number."

@@ -5,7 +5,9 @@ A server that only samples loads nothing of training/, which is imported when a 
 
 from __future__ import annotations
 
+import logging
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -29,6 +31,7 @@ from .sampling import guidance_of
 
 if TYPE_CHECKING:
     from ..training.comparison.measure import Result
+    from ..training.meter import Meter
     from ..training.report import FitResult
     from ..training.store.output import Output
 
@@ -37,11 +40,12 @@ __all__ = ["FitWidgets", "NodeFit", "Outputs", "finished_outputs", "output_of", 
 Outputs = tuple[Tensor, str]
 """The comparison as an IMAGE, and the report."""
 _PICTURES = 3  # held-out starts drawn in the image
-_LOG_LINES = 4  # shown on the node
 _AS_TODAY = (
     "connect KSamplerSelect ({sampler}) to sampler and BasicScheduler ({scheduler}, {steps} steps) to sigmas, and set "
     "steps to {fewer}"
 )
+_TEXT_SECONDS = 5  # after which the text on the node is renewed
+_log = logging.getLogger("learned_solvers")
 _LONGEST_NAME = 200  # bytes; operating systems allow 255, suffix included
 
 
@@ -92,13 +96,15 @@ class NodeFit:
     ) -> None:
         from ..training import EFFORTS, FitSettings, most_calls
         from ..training.cost import usual_calls, work_bytes
+        from ..training.data.batch_limit import MEASURED
         from ..training.data.samples import Samples
+        from ..training.meter import Meter
         from ..training.models.comfy_samplers import usual_sampler
         from ..training.models.distilled import distilled_remark
         from ..training.models.guider import WiredConditioning, draw_starts
         from ..training.models.other_teacher import make_job
 
-        self.model, self.node_id, self.lines = model, node_id, []
+        self.model, self.node_id = model, node_id
         self.latent, self.seed = _empty(model, latent), widgets.seed
         self.shapes = [stream.shape for stream in _streams(self.latent)]
         self.guidance = _guidance(model.model, [entry[1] for entry in positive], widgets)
@@ -130,14 +136,16 @@ class NodeFit:
             "boundary": boundary_of(model),
         }
         noise = noise_of(model.model, sampling, one)
-        samples = Samples(x, {"row": list(range(count))}, self.shapes[0][0])
+        microbatch = self.shapes[0][0] if self.shapes[0][0] > 1 else MEASURED
+        samples = Samples(x, {"row": list(range(count))}, microbatch)
         self.job, self.other = make_job(
             settings, samples, noise, card, model, conds=[entry[1] for entry in (*positive, *negative)],
             teacher_patcher=teacher_model, teacher_guidance=widgets.teacher_cfg or None,
         )  # fmt: skip
-        self.most, self.usual, self.bytes = most_calls(self.job), usual_calls(self.job), work_bytes(self.job)
-        self.others = self.other.calls(self.job) if self.other else 0
-        self.bar = comfy.utils.ProgressBar(self.most + self.others)
+        others = self.other.calls(self.job) if self.other else 0
+        usual, most, self.bytes = usual_calls(self.job) + others, most_calls(self.job) + others, work_bytes(self.job)
+        self.meter, self.bar, self.line = Meter(usual, most, self._move), comfy.utils.ProgressBar(usual), ""
+        self.shown = 0.0
 
     def _loss(self, name: str, vae: Any) -> Any:
         """The loss of the settings."""
@@ -156,46 +164,57 @@ class NodeFit:
         from ..training import run_fit, table_of
         from ..training.comparison.sheet import draw_results
         from ..training.fit import remark_of
-        from ..training.models.guider import Denoiser, with_denoiser
+        from ..training.models.guider import Denoiser, host_memory, with_denoiser
+        from ..training.report import verdict_of
         from ..training.store.content import content_hash
 
         folder = output.folder / content_hash(output.fit_id, self.job.content_hash())[:16]
 
         def work(denoiser: Denoiser, device: torch.device) -> list[Result]:
             return run_fit(
-                self.job.on(device), denoiser, self.show, on_call=self.bar.update, pictures=_PICTURES, folder=folder,
-                deliver=deliver, remark=output.append,
+                self.job.on(device), denoiser, self.show, meter=self.meter, pictures=_PICTURES, folder=folder,
+                deliver=deliver, remark=output.append, memory=host_memory(),
             )  # fmt: skip
 
         def deliver(result: FitResult) -> None:
-            output.deliver(result.solver, "\n\n".join([*self.remarks, table_of(result)]))
+            output.deliver(result.solver, "\n\n".join([table_of(result), *self.remarks]))
+            verdict = verdict_of(result)
+            _log.info("%s", verdict)
+            show_text(verdict, self.node_id)
 
         for remark in self.remarks:
             self.show(remark)
-        of_teacher = f", and {self.others:,} of the teacher's" if self.other else ""
-        self.show(f"at most {self.most:,} model calls, usually about {self.usual:,}{of_teacher}")
         if self.other:
             self.other.run(
-                self.job, self.conditioning, self.show, on_call=self.bar.update, cache=folder / "other teacher",
+                self.job, self.conditioning, self.show, meter=self.meter, cache=folder / "other teacher",
                 seed=self.seed, latent=self.latent,
             )  # fmt: skip
         ends = with_denoiser(work, self.model, self.conditioning, self.guidance, self.latent, seed=self.seed)
-        self.show(f"written: {output.solver.name}")
         if ends:
             with remark_of("picture", output.append):
                 title = f"{output.solver.stem}: same noise, same model"
                 output.add_picture(draw_results(title, ends, self._pictures(vae)))
         output.clear()
-        self.bar.update_absolute(self.most + self.others, self.most + self.others)
+        self.bar.update_absolute(self.meter.total, self.meter.total)
         return finished_outputs(output)
 
     def _pictures(self, vae: Any) -> Callable[[Tensor], Tensor]:
         return lambda states: pictures_of(self.model, states, vae, self.shapes)
 
     def show(self, line: str) -> None:
-        """Shows a line on the node, below the last few."""
-        self.lines = [*self.lines, line][-_LOG_LINES:]
-        show_text("\n".join(self.lines), self.node_id)
+        """Logs a line, and shows it on the node after the time that is left."""
+        _log.info("%s", line)
+        self._show_text(line)
+        self.line = line if self.meter.left() else ""  # of the forecast only what is left remains
+
+    def _show_text(self, line: str) -> None:
+        self.shown = time.monotonic()
+        show_text("; ".join(filter(None, [self.meter.left(), line])), self.node_id)
+
+    def _move(self, meter: Meter) -> None:
+        self.bar.update_absolute(meter.calls, meter.total)
+        if time.monotonic() > self.shown + _TEXT_SECONDS and meter.left():
+            self._show_text(self.line)
 
 
 def finished_outputs(output: Output) -> Outputs:

@@ -45,12 +45,13 @@ from .command.options import (
 from .command.run import guidance_for
 from .comparison.measure import ComparedModel, Entry, compare, most_compared, solver_entries, table_entries
 from .comparison.write import FILES, PICTURES, write_files
-from .cost import duration
 from .data.samples import CountedDenoiser, Samples
 from .data.teacher import TEACHERS, Teacher
+from .meter import duration
 from .models.comfy import ComfyModel
 from .models.comfy_samplers import host_entries
 from .models.emoji import load_emoji
+from .models.guider import host_memory
 from .models.loading import ModelFiles
 
 __all__ = ["main"]
@@ -171,20 +172,20 @@ def _compare_model(command: CompareCommand) -> None:
     guidance = guidance_for(loaded, [value])
 
     def work(denoiser: Callable[..., Tensor], device: torch.device) -> None:
-        counted = CountedDenoiser(denoiser, torch.float32)
-        x = loaded.starts(shape, count, command.seed).to(device)
+        counted = CountedDenoiser(denoiser, torch.float32, memory=host_memory())
+        x = loaded.starts(shape, count, command.seed)
         model = ComparedModel(
             name=f"{files.name}{files.with_loras}, {loaded.pixels(shape)}, guidance {value:g}",
             denoiser=counted,
             noise=loaded.noise(shape),
             guidance=guidance,
-            samples=Samples(x, {"row": list(range(count))}, command.microbatch),
+            samples=Samples(x, {"row": list(range(count))}, command.microbatch, device),
             peers=lambda calls: host_entries(loaded, counted, calls),
             pictures=loaded.decode,
         )
         _compare(command, model)
 
-    loaded.with_denoiser(work, conds, guidance, [command.microbatch, *shape[1:]])
+    loaded.with_denoiser(work, conds, guidance, [command.microbatch or 1, *shape[1:]])
 
 
 def _compare(command: CompareCommand, model: ComparedModel) -> None:

@@ -1,4 +1,4 @@
-"""Cost of a fit, estimated in advance: network calls and their duration."""
+"""Cost of a fit, estimated in advance: network calls, their duration, disk space."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .data.batch_limit import is_out_of_memory
 from .data.samples import Samples
+from .data.teacher import PATH_NUMBERS
 from .job import FitJob
 from .optimise.gradient import GradientDescent
 from .optimise.losses import make_objective
@@ -17,7 +18,7 @@ from .spaces import make_space
 from .starts.candidates import scan_calls
 from .starts.choose import start_calls
 
-__all__ = ["duration", "most_calls", "seconds_of_call", "seconds_of_change", "usual_calls", "work_bytes"]
+__all__ = ["most_calls", "seconds_of_call", "seconds_of_change", "usual_calls", "work_bytes"]
 
 _GRADIENT_CHECK_RUNS = 11  # a gradient and up to eight differences, and three runs to measure rounding
 _UPDATE_PASSES = 3  # a forward pass, and a backward pass that counts as two
@@ -56,9 +57,10 @@ def usual_calls(job: FitJob) -> int:
 
 def work_bytes(job: FitJob) -> int:
     """Size of a fit's working files: the teacher's states in float32, twice for safety, and the journal."""
-    paths = len(job.samples) if make_objective(job.settings.loss).needs_trajectory else job.blocks[0]
-    states = paths * job.path_teacher.steps + len(job.samples)
-    return 2 * 4 * states * job.samples.x[0].numel() * max(1, len(job.settings.guidance)) + 2**26
+    numbers, count = job.samples.x[0].numel(), len(job.samples)
+    states = count * numbers * (job.path_teacher.steps if make_objective(job.settings.loss).needs_trajectory else 1)
+    paths = job.blocks[0] * job.path_teacher.steps * min(numbers, PATH_NUMBERS)
+    return 2 * 4 * (states + paths) * max(1, len(job.settings.guidance)) + 2**26
 
 
 def seconds_of_call(denoiser: Callable[..., Tensor], batch: Samples, hint: str) -> float:
@@ -93,11 +95,3 @@ def seconds_of_change(
     for level in levels:
         float(denoiser(one.x, level * one.x.new_ones([1]), **one.extra_args).flatten()[0])
     return max(0.0, time.perf_counter() - start - 2 * call)
-
-
-def duration(seconds: float) -> str:
-    """A duration as text."""
-    if seconds < 5400:
-        minutes = max(1, round(seconds / 60))
-        return f"{minutes} minute{'s' * (minutes > 1)}"
-    return f"{seconds / 3600:.1f} hours"

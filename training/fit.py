@@ -20,11 +20,13 @@ from ..samplers.schedules import Noise
 from .arguments import check_type, number, several, whole_number
 from .comparison.measure import Result, fit_results
 from .cost import most_calls
+from .data.batch_limit import Memory
 from .data.probe import check_is_function
 from .data.processes import Processes
 from .data.samples import CountedDenoiser, Samples
 from .data.teacher import Recipe, Teacher
 from .job import FitJob, FitSettings, Optimizer, make_optimizer
+from .meter import Meter
 from .optimise.levenberg_marquardt import Progress
 from .optimise.losses import make_objective
 from .report import FitResult
@@ -145,15 +147,16 @@ def fit(
     cache: str | Path | None = None,
     journal: str | Path | None = None,
     processes: Processes | None = None,
+    meter: Meter | None = None,
+    memory: Memory | None = None,
 ) -> FitResult:
-    """Fits a solver of each step count of a job; see `fit_solver`."""
-    processes, teacher = processes or Processes(), job.teacher
+    """Fits a solver of each step count of a job; see `fit_solver`. `meter` counts the calls of this process."""
+    processes, teacher, meter = processes or Processes(), job.teacher, meter or Meter()
     if (cache or journal) and isinstance(teacher, Recipe) and teacher.is_anonymous:
         raise ValueError(
             f"a cache and a journal cannot tell the function {teacher.name} from others: pass it as "
             "Recipe(name, steps, 0, function), or fit without them"
         )
-    job = job.shared_by(processes.count)
     settings, samples = job.settings, job.samples
     records = Journal(journal, job.content_hash() if journal else "", processes)
     if records.resumed:
@@ -161,10 +164,18 @@ def fit(
     # An interrupted fit keeps the day on which it began, so that its file is the same to the byte.
     start_day = records.get("date") or records.put("date", {"day": torch.tensor(date.today().toordinal())})
     day = date.fromordinal(int(start_day["day"])).isoformat()
-    counted, objective = CountedDenoiser(model, samples.x.dtype, log), make_objective(settings.loss)
-    samples = replace(samples, x=samples.x.detach().to(torch.promote_types(samples.x.dtype, torch.float32)))
+    counted = CountedDenoiser(model, samples.x.dtype, log, memory=memory, on_call=meter.add)
+    counted.batch_limit.largest = min(counted.batch_limit.largest, job.most_together)
+    if (record := records.get("meter")) is not None:
+        meter.resume(record)
+    if (record := records.get("batch")) is not None:
+        counted.batch_limit.restore(record)
+    counted.batch_limit.on_choice = lambda record: records.put("batch", record)
+    objective = make_objective(settings.loss)
+    x = samples.x.detach().to(torch.promote_types(samples.x.dtype, torch.float32))
+    samples = replace(samples, x=x, device=samples.device or x.device)
     teacher, tasks = job.teacher, []
-    log(f"teacher: {teacher}; at most {most_calls(job):,} network calls")
+    log(meter.forecast() if meter.rate else f"teacher: {teacher}; at most {most_calls(job):,} network calls")
     several = len(settings.guidance) > 1
     for knot in settings.guidance or (None,):
         argument = {settings.guidance_argument: knot} if settings.guidance_argument and knot is not None else {}
@@ -172,7 +183,7 @@ def fit(
         prefix = "" if knot is None else f"{knot!r}/"
         folder = None if cache is None else Path(cache)
         named = partial(_log_at, log, knot) if several and knot is not None else log
-        tasks.append(Task(job, at_knot, counted, objective, processes, records, named, folder, prefix))
+        tasks.append(Task(job, at_knot, counted, objective, processes, records, named, folder, prefix, meter))
     parameters, cards, reports = {}, {}, {}
     for n in settings.steps:
         parameters[n], cards[n], reports[n] = fit_steps(tasks, n)
@@ -187,7 +198,7 @@ def fit(
         for knot, report in zip(settings.guidance, each, strict=False)
         if several
     }
-    return FitResult(solver, at_middle, calls, job.held_out, at_knots)
+    return FitResult(solver, at_middle, calls, job.held_out, at_knots, meter.seconds)
 
 
 def _log_at(log: Progress, knot: float, line: str) -> None:
@@ -200,12 +211,13 @@ def run_fit(
     model: Callable[..., Tensor],
     log: Progress,
     *,
-    on_call: Callable[[int], object],
+    meter: Meter,
     deliver: Callable[[FitResult], object],
     remark: Callable[[str], object],
     pictures: int,
     folder: Path,
     processes: Processes | None = None,
+    memory: Memory | None = None,
 ) -> list[Result]:
     """Fits a job with a host's model; process 0 then delivers it, and samples a few held-out starts for the picture.
 
@@ -215,31 +227,27 @@ def run_fit(
         job: The fit.
         model: The denoiser, while the host has it loaded.
         log: Receives log lines.
-        on_call: Receives the number of samples of each call of the fit.
+        meter: Counts the calls of this process.
         deliver: Writes the result, before anything else can fail.
         remark: Receives a sentence if the starts for the picture cannot be sampled.
         pictures: Number of starts.
         folder: An interrupted fit resumes from it.
         processes: This process's rank among several.
+        memory: The host's way to recognise out of memory.
 
     Returns:
         The end states of teacher, peers and solver; empty if they cannot be sampled, and in other processes.
     """
-
-    def counted(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
-        denoised = model(x, sigma, **extra_args)
-        on_call(len(x))
-        return denoised
-
-    check_is_function(model, job.samples, job.noise, log)
+    seconds = check_is_function(model, job.samples, job.noise, log)
+    meter.rate = meter.rate or 1 / seconds
     paths = {"cache": folder / "teacher", "journal": folder / f"journal{WORK_SUFFIX}"}
-    result = fit(job, counted, log, **paths, processes=processes)
+    result = fit(job, model, log, **paths, processes=processes, meter=meter, memory=memory)
     if processes and processes.rank > 0:
         return []
     deliver(result)
     starts = job.samples.rows(len(job.samples) - min(pictures, job.held_out), len(job.samples))
     with remark_of("picture", remark):
-        return fit_results(result.solver, result, job.teacher, model, starts, job.noise)
+        return fit_results(result.solver, result, job.teacher, model, starts, job.noise, memory)
     return []
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ __all__ = ["OPTIMIZER_NAMES", "FitJob", "FitSettings", "Optimizer", "check_calls
 
 MOST_STEPS = 100  # beyond, there is nothing to learn, and a Jacobian takes days
 OPTIMIZER_NAMES = ("gauss-newton", *OPTIMIZERS)
+HELD_BYTES = 2**29  # of a fit on the device, in addition to sampling
 _FEW_STEPS = 4  # minima differ most there, and a Jacobian is cheap
 _SIZE_CHECK_NUMBERS = 64  # fewest numbers whose root mean square is close to their standard deviation
 
@@ -244,21 +246,24 @@ class FitJob:
         """Whether the family can represent the candidate's levels."""
         return SPACES[self.settings.family].can_start_from(candidate.table, self.noise)
 
-    def on(self, device: torch.device) -> FitJob:
-        """The same job with its starts on a device."""
+    def on(self, device: torch.device, groups: Sequence[Hashable] = ()) -> FitJob:
+        """The same job on the model's device.
+
+        Of samples with a key in `groups`, those of one key share calls: they come one after the other in every part.
+        """
+        samples = replace(self.samples, device=device, groups=groups)
+        if len(set(groups)) > 1:
+            ends, first = [*self.blocks, len(samples)], {key: i for i, key in reversed([*enumerate(groups)])}
+            order = sorted(range(len(samples)), key=lambda i: (bisect_right(ends, i), first[groups[i]]))
+            samples = samples.pick(torch.tensor(order))
         job = copy(self)  # already checked
-        object.__setattr__(job, "samples", replace(self.samples, x=self.samples.x.to(device)))
+        object.__setattr__(job, "samples", samples)
         return job
 
-    def shared_by(self, processes: int) -> FitJob:
-        """The same job with enough samples in every part for each of several processes to have one."""
-        optimizer = self.optimizer
-        if not isinstance(optimizer, LevenbergMarquardt) or processes <= min(optimizer.first, optimizer.batch):
-            return self
-        sizes = {"first": max(optimizer.first, processes), "batch": max(optimizer.batch, processes)}
-        job = copy(self)
-        object.__setattr__(job, "settings", replace(self.settings, optimizer=replace(optimizer, **sizes)))
-        return job
+    @property
+    def most_together(self) -> int:
+        """Samples per call whose run and residual take half a gigabyte of the device, at most."""
+        return max(1, HELD_BYTES // (self.samples.x[0].numel() * 4 * (3 * self.settings.steps[-1] + 8)))
 
     def content_hash(self) -> str:
         """Hash that is independent of process, microbatch and card; unknown objects count by name or type."""

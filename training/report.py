@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..samplers import Solver, SolverTable
+from .meter import duration
 
-__all__ = ["FitResult", "Peer", "StepReport", "table_of"]
+__all__ = ["FitResult", "Peer", "StepReport", "table_of", "verdict_of"]
 
 _AS_CLOSE = 1.02  # a smaller difference is no reason for a new solver
 
@@ -60,6 +61,7 @@ class FitResult:
         held_out: Number of samples that the solver was evaluated on.
         at_knots: If fitted at several guidance values, the results by step count and guidance. `report` has the middle
             one's.
+        seconds: Duration of the whole fit, interrupted runs included.
     """
 
     solver: Solver
@@ -67,6 +69,12 @@ class FitResult:
     teacher_calls: int
     held_out: int
     at_knots: Mapping[tuple[int, float], StepReport] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def calls(self) -> int:
+        """Network calls of the whole fit."""
+        return self.teacher_calls + sum(report.network_calls for _, _, report in self.rows)
 
     @property
     def rows(self) -> list[tuple[int, str, StepReport]]:
@@ -80,25 +88,48 @@ def _least_median(report: StepReport) -> float:
     return min(peer.median for peer in report.peers)
 
 
-def _ratio(peer: float, fitted: float) -> str:
-    return f"{peer / fitted:.2f}" if fitted > 0 else "inf"
+def _ratio(peer: float, fitted: float, digits: int = 2) -> str:
+    return f"{peer / fitted:.{digits}f}" if fitted > 0 else "inf"
 
 
-def _better_peers(result: FitResult) -> list[str]:
-    """A sentence for each step count at which a classical solver is as close to the teacher as the fitted one."""
-    return [
-        f"At {steps} calls{at} {report.peers[0].name} is "
-        f"{_closeness(report)} the new solver"
-        + (", though its median is larger" if report.median_after < _least_median(report) else "")
-        + ": fit to more samples, or use the classical solver."
-        for steps, at, report in result.rows
-        if report.peers[0].error < _AS_CLOSE * report.error_after
-    ]
+def verdict_of(result: FitResult) -> str:
+    """In one line, how much closer to the teacher the solver is than the usual sampler, and what the fit took."""
+    verdicts = []
+    for steps, report in result.report.items():
+        best = report.peers[0]
+        usual = next((peer for peer in report.peers if peer.name == report.usual), best)
+        who = "your sampler today" if report.usual else "the best stock sampler"
+        if _is_not_worth_it(report):
+            verdicts.append(f"not worth it: {_better_peer(steps, report)}")
+            continue
+        verdict = f"{_times(usual, report)} closer than {who} ({usual.name}, {steps} steps)"
+        if best is not usual:
+            verdict += f", {_times(best, report)} closer than the best stock sampler ({best.name})"
+        verdicts.append(verdict)
+    verdict = "; ".join(verdicts)
+    return f"{verdict[0].upper()}{verdict[1:]}. The fit took {duration(result.seconds)} ({result.calls:,} calls)."
+
+
+def _is_not_worth_it(report: StepReport) -> bool:
+    return report.peers[0].error < _AS_CLOSE * report.error_after
+
+
+def _better_peer(steps: int, report: StepReport) -> str:
+    """That a classical solver is as close to the teacher as the fitted one, and the remedy."""
+    remark = ", though its median is larger" if report.median_after < _least_median(report) else ""
+    return (
+        f"{report.peers[0].name}, {steps} steps, {_closeness(report)} the new solver{remark}: use it, or fit to more "
+        "samples"
+    )
 
 
 def _closeness(report: StepReport) -> str:
     closer = report.peers[0].error < report.error_after
-    return "closer to the teacher than" if closer else "as close to the teacher as"
+    return "is closer to the teacher than" if closer else "is as close to the teacher as"
+
+
+def _times(peer: Peer, report: StepReport) -> str:
+    return f"{_ratio(peer.error, report.error_after, 1)} times"
 
 
 def _shown(report: StepReport) -> str:
@@ -111,11 +142,15 @@ def _shown(report: StepReport) -> str:
 
 
 def table_of(result: FitResult) -> str:
-    """The report in Markdown: what a classical solver does as well; per step count errors, calls and seconds."""
-    warnings = _better_peers(result)
+    """The report in Markdown: the verdict, what a classical solver does as well, and per step count the numbers."""
     lines = [
-        *warnings,
-        *[""] * bool(warnings),
+        verdict_of(result),
+        *(
+            f"Not worth it{at}: {_better_peer(steps, report)}."
+            for steps, at, report in result.rows
+            if _is_not_worth_it(report) and report is not result.report[steps]
+        ),
+        "",
         "| calls | best classical solvers, each on its best grid | before | fitted | best classical / fitted "
         "| medians: best classical / fitted | network calls spent | seconds |",
         "|---|---|---|---|---|---|---|---|",

@@ -91,7 +91,7 @@ def _fit(task: Task, n: int, neighbour: Fit | None) -> Fit:
     start, theta = fitted.start, fitted.theta
     after, median = task.errors(f"{n}/after", [task.held_out], [start.space.table(theta)])[0]
     ratio = peers[0].error / max(after, 1e-300)
-    task.log(f"{n} steps: held-out error {after:.4f}, 1/{ratio:.2f} of {peers[0].name}'s")
+    task.log(f"{n} steps: held-out error {after:.4f}, {ratio:.2f} times closer than {peers[0].name}")
     report = StepReport(
         before,
         after,

@@ -13,9 +13,10 @@ from torch import Tensor
 from ..samplers import SolverTable
 from .data.processes import Processes
 from .data.samples import CountedDenoiser, Samples
-from .data.teacher import Recipe, Reference
+from .data.teacher import Recipe, Reference, places_of
 from .data.trial import Trial
 from .job import FitJob
+from .meter import Meter
 from .optimise.levenberg_marquardt import Progress
 from .optimise.losses import Objective
 from .optimise.problem import Problem
@@ -42,6 +43,7 @@ class Task:
     log: Progress
     cache: Path | None
     prefix: str = ""
+    meter: Meter = field(default_factory=Meter)
     _trials: dict[tuple[int, int], Trial] = field(default_factory=dict)
     _grid: Record = field(default_factory=dict)
     _path: list[Reference] = field(default_factory=list)
@@ -50,17 +52,18 @@ class Task:
         """The samples from start to stop - 1; the teacher's whole path of the first ones, which a fit starts from."""
         if (start, stop) not in self._trials:
             share = self.processes.share(self.samples.rows(start, stop))
-            trajectory = self.objective.needs_trajectory or start == 0
-            reference = self._apart(lambda: self._reference(share, trajectory))
+            reference = self._apart(lambda: self._reference(share, path=start == 0))
             self._trials[start, stop] = Trial(self.model, share, reference, stop - start, self.processes)
         return self._trials[start, stop]
 
-    def _reference(self, samples: Samples, trajectory: bool) -> Reference:
-        job, teacher = self.job, self.job.teacher
+    def _reference(self, samples: Samples, *, path: bool) -> Reference:
+        teacher, trajectory = self.job.teacher, self.objective.needs_trajectory
         if isinstance(teacher, Recipe):
             return teacher.reference(self.model, samples, cache=self.cache)
-        levels = self.levels()
-        return teacher.reference(self.model, samples, job.noise, trajectory=trajectory, cache=self.cache, levels=levels)
+        return teacher.reference(
+            self.model, samples, self.job.noise, trajectory=trajectory, path=path, cache=self.cache,
+            levels=self.levels(),
+        )  # fmt: skip
 
     def levels(self) -> Tensor:
         """The grid of the teacher whose path the fit starts from."""
@@ -106,15 +109,15 @@ class Task:
         return self.samples.rows(0, few.total), self._path[0]
 
     def _states(self, few: Trial) -> Tensor:
-        """The states of the teacher's path for this process's samples; of a recipe, the usual teacher's and its end."""
-        if not isinstance(self.job.teacher, Recipe):
-            return few.reference.states
-        if not len(few.samples):
-            return self.samples.x.new_zeros(len(self.levels()), 0, *self.samples.x.shape[1:])
+        """This process's part of the teacher's path; of a recipe, the usual teacher's path and its own end."""
+        if few.reference.path is not None:
+            return few.reference.path
         path = self.job.path_teacher.reference(
-            self.model, few.samples, self.job.noise, trajectory=True, cache=self.cache, levels=self.levels()
-        )
-        return torch.cat([path.states[:-1], few.reference.states])
+            self.model, few.samples, self.job.noise, path=True, cache=self.cache, levels=self.levels()
+        ).path
+        assert path is not None
+        places = places_of(self.samples.x[0].numel())
+        return torch.cat([path[:-1], few.reference.states.flatten(2)[:, :, places]])
 
     def errors(self, name: str, trials: Sequence[Trial], tables: Sequence[SolverTable]) -> list[tuple[float, float]]:
         """RMSE and median of several tables over the samples of some trials, recorded under that name."""
@@ -143,6 +146,7 @@ class Task:
     def keep(self, name: str, record: Record) -> None:
         """Writes a record, with the network calls so far, to the journal."""
         calls = torch.tensor(float(self.calls()), dtype=torch.float64)
+        self.journal.note("meter", self.meter.record())
         self.journal.put(self.prefix + name, {**record, "calls": calls})
 
     def calls(self) -> int:

@@ -266,7 +266,7 @@ def test_a_teacher_with_the_same_model_and_guidance_leaves_the_errors_of_classic
 
 def test_a_dry_run_prints_the_cost_and_writes_nothing(base, started):
     output = output_of(started["dry"].result())
-    texts = ("At most", "One call takes", "GB resident", "64x64, CFG 1.8, 3, 4.5, 7.2 (usually")
+    texts = ("At most", "calls at", "per second)", "GB resident", "64x64, CFG 1.8, 3, 4.5, 7.2 (usually")
     assert all(text in output for text in texts)
     assert not list(base.glob("dry*"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,15 @@ from torch.testing import assert_close
 
 pytestmark = pytest.mark.slow
 QUICK = {"samples": 2, "steps": "1", "teacher": "euler"}
+
+
+def told(messages) -> tuple[str, list[tuple[int, int]]]:
+    """The lines that the server sends to be shown on nodes, and the places of the fit's bar with their total."""
+    seen = list(messages)
+    bar = [
+        (data["value"], data["max"]) for kind, data in seen if kind == "progress" and data["node"] in ("fit", "again")
+    ]
+    return "\n".join(text for kind, text in seen if kind == "text"), bar
 
 
 def fitted(graph) -> Solver:
@@ -48,7 +58,7 @@ def test_a_fitted_file_is_in_the_drop_downs_and_samples(server, model, name, fam
     graph.save(wired=one_node(["fit", 0], 2))
     with server.messages() as messages:
         (latent,) = graph.submit("wired")
-        log = "\n".join(text for kind, text in messages if kind == "text")
+        log, bar = told(messages)
     path = server.solver(name or "ds_tiny_sd15")
     entry = path.relative_to(server.solvers).as_posix()
     assert entry in options(server, "LearnedSolverKSampler", "solver")
@@ -63,7 +73,9 @@ def test_a_fitted_file_is_in_the_drop_downs_and_samples(server, model, name, fam
     assert (step.teacher, step.teacher_steps) == ("dpmpp_2m", 6) and step.network_calls > 100
     assert f"**{step.error_after:.4f}**" in graph.text("fit") and str(path) in graph.text("fit")
     assert path.with_suffix(".md").exists() and not path.with_suffix(".fit").exists()
-    assert "2 steps: held-out error" in log and "model calls" in log
+    forecast = re.search(r"(less than a minute|about [\d.]+ \w+) \(([\d,]+) calls at [\d,.]+ \w+ \w+\)", log)
+    assert forecast and bar[0][0] <= 4 and bar[0][1] == int(forecast[2].replace(",", "")) and bar[-1][0] == bar[-1][1]
+    assert "2 steps: held-out error" in log and re.search(r"The fit took less than a minute \(\d+ calls\)", log)
     assert torch.isfinite(latent).all() and latent.ndim == dimensions
     drawn = graph.picture("picture")
     assert drawn.shape[1] > 300 and drawn.shape[0] > 150 and drawn.std() > 20
@@ -275,7 +287,9 @@ def test_a_fit_that_was_interrupted_and_killed_continues_lists_no_work_file_and_
         prompt["picture"]["inputs"]["images"] = ["again", 1]
         with host.messages() as messages:
             graph.submit()
-            assert "resuming the fit" in "".join(text for kind, text in messages if kind == "text")
+            log, bar = told(messages)
+        left = re.search(r"left \((\d+) calls", log)
+        assert "resuming the fit" in log and left and bar[0][0] == bar[0][1] - int(left[1]) > 50
         content, report, picture = path.read_bytes(), graph.text("again"), graph.picture("picture")
         prompt["again"]["inputs"]["overwrite"] = True  # the host runs the node again, which returns its file
         graph.submit()
@@ -298,6 +312,20 @@ def test_a_picture_that_fails_is_a_remark_and_no_call_follows_a_decoded_one(serv
     assert fitted(graph).steps == (1,)
     assert re.search(remark, graph.text("fit")) and "The solver file is complete" in graph.text("fit")
     assert graph.picture("picture").mean() > 200 and not path.with_suffix(".png").exists()  # a note on white
+
+
+def test_a_shortage_that_only_the_host_recognises_halves_the_samples_per_call(server):
+    graph = fit(server, "sd3", name="hungry", batch=4, **{**QUICK, "samples": 4})
+    graph.prompt["fit"]["inputs"]["model"] = graph.add("patched", "TinyHungry", model=["1", 0], most=4, name="hungry")
+    with server.messages() as messages:
+        assert fitted(graph).steps == (1,)
+        log, _ = told(messages)
+    assert "out of memory with 4 samples per call: continuing with 2" in log
+    graph.show("calls", graph.add("seen", "TinySeen", latent=["4", 0], name="hungry"))
+    graph.submit()
+    calls = json.loads(graph.text("calls"))
+    first = calls.index(8)  # both prompts of four samples
+    assert calls[first + 1] == "freed" and set(calls[first + 2 :]) <= {2, 4, "freed"}
 
 
 STATEFUL = {  # node and widgets

@@ -61,5 +61,6 @@ class Watched:
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: object) -> Tensor:
         self.calls, self.samples, self.most = self.calls + 1, self.samples + len(x), max(self.most, len(x))
-        denoised = self.model(x, sigma, **extra_args)
-        return self.act(denoised) if self.calls == self.at else denoised
+        if self.calls == self.at:  # without a graph: its recomputation would stop before `act`
+            return self.act(self.model(x.detach(), sigma.detach(), **extra_args))
+        return self.model(x, sigma, **extra_args)

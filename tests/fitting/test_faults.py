@@ -143,7 +143,8 @@ def test_a_fit_whose_model_fails_resumes_without_loss(undisturbed, at, act, erro
     broken, paths = Watched(at, act, smooth), {"journal": tmp_path / "journal", "cache": tmp_path / "cache"}
     with pytest.raises(error, match=message):
         fit_weights(broken, **paths)
-    assert broken.calls == at and not list(tmp_path.rglob("*.part"))
+    # Numbers are checked at the end of a microbatch, so that nothing waits for the device in between.
+    assert at <= broken.calls < at + (100 if error is ValueError else 1) and not list(tmp_path.rglob("*.part"))
     weights, log = fit_weights(broken, **paths)
     assert_close(weights, undisturbed, rtol=0, atol=0)
     assert log[0].startswith("resuming the fit in")
@@ -152,9 +153,12 @@ def test_a_fit_whose_model_fails_resumes_without_loss(undisturbed, at, act, erro
 def test_a_state_far_out_may_overflow_the_network():
     counted = CountedDenoiser(lambda x, sigma: x.half().float(), torch.float32)
     assert not torch.isfinite(counted(torch.full((1, 4), 1e6), torch.ones(1))).any()
-    message = r"network call 2 \(sigma 0\.5\) returned 4 non-finite values out of 4 .*: run the model in bfloat16"
+    counted.check()
+    counted.model = lambda x, sigma: x / 0
+    counted(torch.ones(2, 2), 0.5 * torch.ones(2))
+    message = r"network call 3 \(sigma 0\.5\) returned 4 non-finite values out of 4 .*: run the model in bfloat16"
     with pytest.raises(ValueError, match=message):
-        CountedDenoiser(lambda x, sigma: x / 0, torch.float32)(torch.ones(2, 2), 0.5 * torch.ones(2))
+        counted.check()
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills with SIGKILL, which Windows does not have")

@@ -8,15 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ...samplers import FlowNoise, Grid, Guidance, SolverTable, euler, load_solver
 from ..comparison.sheet import Cell, Head, draw_sheet
+from ..cost import most_calls, usual_calls
 from ..data.samples import CountedDenoiser, Samples
 from ..data.teacher import Teacher
 from ..data.trial import Trial
-from ..fit import fit_solver
+from ..fit import fit
+from ..job import FitJob, FitSettings
+from ..meter import Meter
 from ..models.emoji import SHAPE, WEIGHTS, EmojiDenoiser, load_emoji
 from ..report import FitResult, table_of
+from .bar import FitBar
 
 __all__ = ["GUIDANCE", "PROMPTS", "demo_starts", "run_demo"]
 
@@ -47,7 +52,7 @@ def run_demo(
     prompts: Sequence[str] = (),
     steps: int = 5,
     overwrite: bool = False,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], object] = tqdm.write,
 ) -> FitResult:
     """Fits a solver and writes dyweight_emoji.safetensors, demo.png and demo.md; returns the fit's result."""
     file, picture, text = files = [output / name for name in ("dyweight_emoji.safetensors", "demo.png", "demo.md")]
@@ -58,10 +63,15 @@ def run_demo(
     words = model.words(prompts)
     x, extra_args = demo_starts(model, 28)
     facts = {"architecture": "emoji", "checkpoint": WEIGHTS.stem, "licence": "MIT", "resolution": "32x32"}
-    result = fit_solver(
-        model, x, noise=NOISE, steps=(steps,), extra_args=extra_args, microbatch=14, progress=log, teacher=TEACHER,
-        card={**facts, "guidance": Guidance("cfg", (GUIDANCE,))},
-    )  # fmt: skip
+    bar, card = FitBar(), {**facts, "guidance": Guidance("cfg", (GUIDANCE,))}
+    job = FitJob(FitSettings(steps=(steps,), teacher=TEACHER), Samples(x, extra_args, 14), NOISE, card)
+
+    def show(line: str) -> None:
+        bar.note(line)
+        log(line)
+
+    result = fit(job, model, show, meter=Meter(usual_calls(job), most_calls(job), bar.move))
+    bar.finish()
     result.solver.save(file, overwrite=overwrite)
     _draw(model, words, prompts, result, load_solver(file).table(steps, NOISE), steps).save(picture)
     text.write_text(f"# A solver fitted to the bundled model\n\n{table_of(result)}\n", "utf-8")

@@ -15,6 +15,7 @@ import torch
 
 from ...samplers import Guidance
 from ...samplers.files.write import check_name, has_suffix
+from ..data.batch_limit import MEASURED
 from ..data.teacher import TEACHERS
 from ..effort import EFFORTS
 from ..job import OPTIMIZER_NAMES, FitSettings, make_optimizer
@@ -142,7 +143,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--conditioning", type=Path, help="file of encoded prompts: read if it exists, otherwise written")
     add("--size", type=_parse_size, help="WIDTHxHEIGHT in pixels (default: the architecture's training size)")
     add("--frames", type=parse_count, help="frames of a video (default: the architecture's usual number)")
-    add("--microbatch", type=parse_count, default=1, help="images per model call, limited by memory (default: 1)")
+    add("--microbatch", type=parse_count, default=MEASURED,
+        help="images per model call, limited by memory (default: what is fastest, up to 8)")  # fmt: skip
     add("--threads", type=parse_count, help="number of CPU threads")
 
 

@@ -11,24 +11,24 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ...samplers.comfy_experts import boundary_of
 from ...samplers.comfy_models import fingerprint, model_architecture
 from ...samplers.guidance import Guidance
 from ..comparison.measure import Result
 from ..comparison.sheet import draw_results
-from ..cost import duration, most_calls, seconds_of_call, seconds_of_change, usual_calls, work_bytes
+from ..cost import most_calls, seconds_of_call, seconds_of_change, usual_calls, work_bytes
 from ..data.processes import Processes
 from ..data.samples import Samples
 from ..effort import EFFORTS
 from ..fit import remark_of, run_fit
+from ..meter import Meter
 from ..models import Model
 from ..models.comfy import ComfyModel
 from ..models.comfy_samplers import named_recipe, usual_sampler
 from ..models.conditioning import Cond
 from ..models.distilled import distilled_remark
-from ..models.guider import EncodedPrompts
+from ..models.guider import EncodedPrompts, host_memory
 from ..models.other_teacher import make_job
 from ..models.picture_loss import picture_loss
 from ..optimise.gradient import GradientDescent
@@ -36,6 +36,7 @@ from ..optimise.levenberg_marquardt import Progress
 from ..report import FitResult, table_of
 from ..store.content import content_hash
 from ..store.output import WORK_SUFFIX
+from .bar import FitBar
 from .options import FitCommand
 
 __all__ = ["fit_model", "guidance_for"]
@@ -59,11 +60,12 @@ def fit_model(command: FitCommand, processes: Processes) -> None:
         run.model.free_text_encoders()
         if run.other and not command.dry_run:
             run.other.run(
-                run.job, EncodedPrompts(conds), log, processes=processes, cache=run.folder(conds) / "other teacher"
-            )
+                run.job, EncodedPrompts(conds), run.show, meter=run.meter, processes=processes,
+                cache=run.folder(conds) / "other teacher",
+            )  # fmt: skip
         ends = run.model.with_denoiser(
             lambda denoiser, device: run.fit(denoiser, device, conds),
-            conds, run.guidance, [command.microbatch, *run.shape[1:]], differentiable=run.differentiable,
+            conds, run.guidance, [command.microbatch or 1, *run.shape[1:]], differentiable=run.differentiable,
         )  # fmt: skip
         if first and not command.dry_run:
             run.draw(ends)
@@ -126,6 +128,11 @@ class ModelFit:
             settings, samples, model.noise(self.shape), card, model.patcher, teacher_patcher=other,
             teacher_guidance=command.teacher_guidance,
         )  # fmt: skip
+        others, share = self.other.calls(self.job) if self.other else 0, processes.count
+        self.bar = FitBar(hidden=processes.rank > 0)
+        self.meter = Meter(
+            -(-(usual_calls(self.job) + others) // share), -(-(most_calls(self.job) + others) // share), self.bar.move
+        )
         if self.differentiable and self.job.noise.kind == "vp":
             raise ValueError(
                 f"ComfyUI rounds the timesteps of {model.architecture} to whole numbers, so no gradient reaches the "
@@ -160,50 +167,48 @@ class ModelFit:
         return self.command.prompts.conditioning(self.model, count, file, self.log)
 
     def fit(self, denoiser: Callable[..., Tensor], device: torch.device, conds: list[Cond]) -> list[Result]:
-        """Times the model and, unless this is a dry run, fits and writes solver and report; the picture's end states.
+        """Tries the model and, unless this is a dry run, fits and writes solver and report; the picture's end states.
 
         Called while the model is loaded.
         """
-        command, processes, job = self.command, self.processes, self.job.on(device)
-        batch = job.samples.rows(0, command.microbatch)
-        seconds, sampling, change = seconds_of_call(denoiser, batch, self._hint()), peak_memory(device), ""
+        command, prompts = self.command, EncodedPrompts(conds)
+        # Only one prompt is encoded in a dry run.
+        groups = [] if command.dry_run else [prompts.group_of(row) for row in range(command.count)]
+        job = self.job.on(device, groups)
+        batch = job.samples.rows(0, command.microbatch or 1).loaded()
+        seconds, sampling = seconds_of_call(denoiser, batch, self._hint()), peak_memory(device)
         if (boundary := command.files.boundary) is not None:
             added = seconds_of_change(denoiser, batch, (job.noise.sigma_max, boundary / 2), seconds)
             seconds += added / (job.settings.steps[0] * len(batch))
-            change = f", with the {added:.2f} s of each change between the two models and back,"
-        most = math.ceil(most_calls(job) / processes.count)
-        usual = usual_calls(job) / processes.count
-        self.log(
-            f"One call takes {seconds:.2f} s{change}: usually {duration(seconds * usual)}, at "
-            f"most {duration(seconds * most)}.\n"
-            f"Memory for sampling {len(batch)} at a time: {sampling}."
-        )
+            self.meter.rate = 1 / seconds
+            self.log(f"Each change between the two models and back takes {added:.2f} s.")
+        self.log(f"Memory for sampling {len(batch)} at a time: {sampling}.")
         if command.dry_run:
+            self.meter.rate = 1 / seconds
+            self.log(self.meter.forecast())
             return []
-        folder = self.folder(conds)
-        # disable=None: no bar unless the output is a terminal.
-        bar = tqdm(total=most, unit=" calls", disable=True if processes.rank else None, dynamic_ncols=True)
-
-        def show(line: str) -> None:
-            if processes.rank == 0:
-                bar.write(line)
-                if "held out" in line or "held-out" in line:
-                    bar.set_postfix_str(line.rpartition(": ")[2])
 
         def deliver(result: FitResult) -> None:
-            bar.total = bar.n
-            bar.close()
+            self.bar.finish()
             memory = f"Peak memory: {peak_memory(device)}; plain sampling: {sampling}."
             facts = [command.text, f"Guidance of the samples: {self.guidance}. {memory}", self.distilled]
-            command.output.deliver(result.solver, "\n\n".join([*filter(None, facts), table_of(result)]))
-            self.log(f"\n{table_of(result)}\n\nwritten: {command.output.solver}, {command.output.report}")
+            table = table_of(result)
+            command.output.deliver(result.solver, "\n\n".join([table, *filter(None, facts)]))
+            self.log(f"\n{table}\n\nwritten: {command.output.solver}, {command.output.report}")
 
-        ends = run_fit(
-            job, denoiser, show, on_call=bar.update, deliver=deliver, remark=self.remark, pictures=_PICTURES,
-            folder=folder, processes=processes,
-        )  # fmt: skip
-        bar.close()
-        return ends
+        try:
+            return run_fit(
+                job, denoiser, self.show, meter=self.meter, deliver=deliver, remark=self.remark, pictures=_PICTURES,
+                folder=self.folder(conds), processes=self.processes, memory=host_memory(),
+            )  # fmt: skip
+        finally:
+            self.bar.close()
+
+    def show(self, line: str) -> None:
+        """Logs a line above the bar, and its error in the bar."""
+        self.bar.note(line)
+        if self.processes.rank == 0:
+            self.bar.write(line)
 
     def remark(self, sentence: str) -> None:
         """Shows a sentence and adds it to the report."""

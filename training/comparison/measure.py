@@ -13,8 +13,8 @@ from torch import Tensor
 from ...samplers import Guidance, Solver, SolverTable, sample_table
 from ...samplers.loop import Denoiser
 from ...samplers.schedules import Noise
-from ..data.batch_limit import BatchLimit
-from ..data.samples import CountedDenoiser, Samples
+from ..data.batch_limit import Memory
+from ..data.samples import CountedDenoiser, Samples, each_microbatch
 from ..data.teacher import Recipe, Teacher
 from ..report import FitResult
 from ..starts.candidates import candidates
@@ -121,7 +121,7 @@ def compare(
         entries: By number of calls, solvers on grids with at most that number.
         counter: Counts the calls of all entries.
         samples: Starts and their arguments.
-        goal: The teacher's end states, shape [S, ...].
+        goal: The teacher's end states, shape [S, ...], on the CPU.
         pictures: Number of samples whose end states are kept.
         log: Receives a line per number of calls.
     """
@@ -162,16 +162,16 @@ def _measure(calls: int, entry: Entry, counter: Counter, samples: Samples, goal:
     before = counter.calls
 
     def run(start: int, stop: int) -> Tensor:
-        batch = samples.rows(start, stop)
-        return entry.run(batch.x, batch.extra_args)
+        batch = samples.rows(start, stop).loaded()
+        return entry.run(batch.x, batch.extra_args).cpu()
 
     try:
-        ends = torch.cat(list(BatchLimit().each(len(samples), samples.microbatch, run)))
+        ends = torch.cat(list(each_microbatch(counter, samples, run)))
     except Refusal as refusal:
         return Result(calls, 0, entry.method, entry.grid, entry.learned, refusal=str(refusal))
     used = (counter.calls - before) // len(samples)
     errors = (ends - goal).cpu().double().flatten(1).square().mean(1).sqrt().tolist()
-    return Result(calls, used, entry.method, entry.grid, entry.learned, tuple(errors), ends[:pictures].cpu().clone())
+    return Result(calls, used, entry.method, entry.grid, entry.learned, tuple(errors), ends[:pictures].clone())
 
 
 def _table_entry(model: Denoiser, method: str, grid: str, table: SolverTable, learned: bool = False) -> Entry:
@@ -196,14 +196,20 @@ def solver_entries(
 
 def teacher_result(method: str, calls: int, goal: Tensor) -> Result:
     """The teacher as a result with errors of 0, for pictures of its end states."""
-    return Result(calls, calls, method, "", errors=(0.0,) * len(goal), ends=goal.cpu())
+    return Result(calls, calls, method, "", errors=(0.0,) * len(goal), ends=goal)
 
 
 def fit_results(
-    solver: Solver, fit: FitResult, teacher: Teacher | Recipe, model: Denoiser, starts: Samples, noise: Noise
+    solver: Solver,
+    fit: FitResult,
+    teacher: Teacher | Recipe,
+    model: Denoiser,
+    starts: Samples,
+    noise: Noise,
+    memory: Memory | None = None,
 ) -> list[Result]:
     """Runs a fitted solver on a few starts: first the teacher, then per step count the solver and its best peer."""
-    counted = CountedDenoiser(model, starts.x.dtype)
+    counted = CountedDenoiser(model, starts.x.dtype, memory=memory)
     of_recipe = isinstance(teacher, Recipe)
     goal = (teacher.reference(counted, starts) if of_recipe else teacher.reference(counted, starts, noise)).end
     entries = {}

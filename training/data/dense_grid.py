@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -10,8 +12,7 @@ from ...samplers.classical.adams import polynomial_weights
 from ...samplers.grids import interpolate
 from ...samplers.loop import Denoiser
 from ...samplers.schedules import Noise
-from .batch_limit import BatchLimit
-from .samples import Samples
+from .samples import Samples, each_microbatch
 
 __all__ = ["PILOT_CALLS", "dense_grid"]
 
@@ -29,19 +30,22 @@ def dense_grid(model: Denoiser, samples: Samples, noise: Noise, steps: int) -> T
     its length, so the density of steps is its fourth root (de Boor's equidistribution). Costs `PILOT_CALLS`.
     """
     pilot, few = noise.teacher_grid(_STEPS), samples.rows(0, _SAMPLES)
-    limit: BatchLimit = getattr(model, "batch_limit", BatchLimit())
     ends_at_data = noise.kind == "flow"  # others have no slope below their lowest level: the step to 0 stays one step
 
     def squares(start: int, stop: int) -> Tensor:
-        slopes, batch = [], few.rows(start, stop)
+        slopes, found, batch = dict[int, Tensor](), list[Tensor](), few.rows(start, stop).loaded()
 
         def keep(step: dict) -> None:
-            slopes.append(((step["x"] - step["denoised"]) / step["sigma"]).flatten().cpu().double())
+            slopes[step["i"]] = (step["x"] - step["denoised"]) / step["sigma"]
+            while len(found) < _STEPS - 1 and _nodes(len(found))[-1] <= step["i"]:
+                found.append(_difference(pilot, slopes, len(found)).square().sum())
+                for i in [i for i in slopes if i < _nodes(len(found))[0]]:
+                    del slopes[i]
 
         sample_table(model, batch.x, ipndm(pilot, 3), batch.extra_args, keep, disable=True)
-        return torch.stack([_difference(pilot, slopes, i).square().sum() for i in range(_STEPS - 1)])
+        return torch.stack(found).cpu().double()
 
-    total = torch.stack(list(limit.each(len(few), samples.microbatch, squares))).sum(0)
+    total = torch.stack(list(each_microbatch(model, few, squares))).sum(0)
     known = pilot if ends_at_data else pilot[:-1]
     total = torch.cat([total, total[-1:]]) if ends_at_data else total / (known[:-1] ** 2 + 1)
     density = total.clamp(min=max(1e-12 * float(total.max()), 1e-300)) ** (0.5 / _ORDER)
@@ -55,13 +59,18 @@ def dense_grid(model: Denoiser, samples: Samples, noise: Noise, steps: int) -> T
     return torch.cat([pilot[:1], levels[1:-1], pilot[len(known) - 1 :]])
 
 
-def _difference(levels: Tensor, slopes: list[Tensor], i: int) -> Tensor:
+def _nodes(i: int) -> list[int]:
+    """The four slopes that are nearest to the step from level i to the next."""
+    first = max(0, min(i + 1 - _ORDER // 2, _STEPS - _ORDER))
+    return list(range(first, first + _ORDER))
+
+
+def _difference(levels: Tensor, slopes: Mapping[int, Tensor], i: int) -> Tensor:
     """The difference of the integrals from level i to the next, through the nearest four slopes and three."""
-    first = max(0, min(i + 1 - _ORDER // 2, len(slopes) - _ORDER))
-    nodes = list(range(first, first + _ORDER))
+    nodes = _nodes(i)
     farthest = max(nodes, key=lambda j: abs(j - i - 0.5))
     fewer = [j for j in nodes if j != farthest]
-    weights = torch.zeros(len(slopes), dtype=torch.float64)
-    weights[nodes] += polynomial_weights(levels[nodes], levels[i], levels[i + 1])
-    weights[fewer] -= polynomial_weights(levels[fewer], levels[i], levels[i + 1])
-    return weights @ torch.stack(slopes)
+    weights = dict(zip(nodes, polynomial_weights(levels[nodes], levels[i], levels[i + 1]).tolist(), strict=True))
+    for j, weight in zip(fewer, polynomial_weights(levels[fewer], levels[i], levels[i + 1]).tolist(), strict=True):
+        weights[j] -= weight
+    return sum((weight * slopes[j] for j, weight in weights.items()), torch.zeros_like(slopes[nodes[0]]))

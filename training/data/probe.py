@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from torch import Tensor
@@ -19,20 +20,27 @@ _FLOOR = 1e-4  # relative difference of two equal calls that is no rounding
 _TOLERANCE = 0.02  # half precision in other kernels, which the host chooses per call by free memory
 
 
-def check_is_function(model: Denoiser, samples: Samples, noise: Noise, log: Callable[[str], None]) -> None:
+def check_is_function(model: Denoiser, samples: Samples, noise: Noise, log: Callable[[str], None]) -> float:
     """Refuses a model whose result depends on earlier calls; logs that of one that draws random numbers.
 
     Makes `PROBE_CALLS` calls of one or two samples: a few steps of one, a state close to the last, steps of another,
     then states of the first again after other calls than before. Two equal sequences of calls show what is random.
 
+    Returns:
+        Seconds per call and sample, without the first call.
+
     Raises:
         ValueError: The model remembers earlier calls.
     """
-    first, other = samples.rows(0, 1), samples.rows(len(samples) - 1, len(samples))
-    levels = noise.teacher_grid(_STEPS)
+    first, other = samples.rows(0, 1).loaded(), samples.rows(len(samples) - 1, len(samples)).loaded()
+    levels, began = noise.teacher_grid(_STEPS), list[float]()
 
     def call(x: Tensor, i: int, of: Samples = first) -> Tensor:
-        return model(x, levels[i].to(x).expand(len(x)), **of.extra_args)
+        denoised = model(x, levels[i].to(x).expand(len(x)), **of.extra_args)
+        if not began:
+            float(denoised.flatten()[0])  # waits for the device
+            began.append(time.perf_counter())
+        return denoised
 
     def follow(of: Samples) -> tuple[list[Tensor], list[Tensor]]:
         states, results = [of.x], []
@@ -50,6 +58,7 @@ def check_is_function(model: Denoiser, samples: Samples, noise: Noise, log: Call
     order = [2, 4, 0, 1, 0, 1, 1]
     again = [call(states[i], min(i, _STEPS - 1)) for i in order]
     floor = _difference(again[5], again[3])  # after the same calls
+    seconds = (time.perf_counter() - began[0]) / (PROBE_CALLS - 1)
     change = max(_difference(repeated, results[i]) for i, repeated in zip(order, again, strict=True))
     if not change <= max(_TOLERANCE, 10 * floor):
         raise ValueError(
@@ -62,9 +71,10 @@ def check_is_function(model: Denoiser, samples: Samples, noise: Noise, log: Call
             f"two equal calls of this model differ by {floor:.1%} (random patches, such as token merging): the fit is "
             "less accurate and takes more calls"
         )
+    return seconds
 
 
 def _difference(one: Tensor, other: Tensor) -> float:
     """The relative root mean square difference."""
-    one, other = one.double(), other.double()
+    one, other = one.cpu().double(), other.cpu().double()
     return float((one - other).square().mean().sqrt() / other.square().mean().sqrt().clamp(min=1e-12))

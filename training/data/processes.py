@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .batch_limit import MEASURED
 from .samples import Samples
 
 __all__ = ["Processes", "join_processes"]
@@ -18,10 +19,11 @@ __all__ = ["Processes", "join_processes"]
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's rank among `count` processes; it holds the microbatches rank, rank + count, ...
+    """This process's rank among `count` processes; it holds the microbatches rank, rank + count, ..., or none.
 
     Whole microbatches give each sample the same bits as in a single process. Picked rows form new microbatches, so
-    with more samples than the core float32 results differ by rounding.
+    with more samples than the core float32 results differ by rounding. Where the size is measured, each process
+    chooses its own.
     """
 
     rank: int = 0
@@ -31,16 +33,11 @@ class Processes:
         """This process's samples; in smaller microbatches if there were fewer microbatches than processes."""
         if self.count == 1:
             return samples
-        if len(samples) < self.count:
-            raise ValueError(
-                f"{self.count} processes need at least {self.count} samples to fit to and {self.count} held out, got "
-                f"{len(samples)}: use more samples or fewer processes"
-            )
-        size = samples.microbatch
+        size = samples.microbatch or 1
         if -(-len(samples) // size) < self.count:
-            size = len(samples) // self.count
-        share = samples.pick(torch.tensor(self._rows(len(samples), size)))
-        return replace(share, microbatch=size)
+            size = max(1, len(samples) // self.count)
+        share = samples.pick(torch.tensor(self._rows(len(samples), size), dtype=torch.long))
+        return share if samples.microbatch == MEASURED else replace(share, microbatch=size)
 
     def first(self, samples: Samples, count: int) -> Samples:
         """Those of this process's `samples` that are among the first `count` of all processes."""
@@ -51,16 +48,22 @@ class Processes:
         positions = {row: i for i, row in enumerate(self._rows(total, samples.microbatch))}
         return torch.tensor([positions[row] for row in rows.tolist() if row in positions], dtype=torch.long)
 
-    def gather(self, values: Tensor, samples: Samples, total: int) -> Tensor:
-        """The values [total, ...] of the samples of all processes, from those of this process's samples."""
+    def gather(self, values: Tensor | None, samples: Samples, total: int) -> Tensor:
+        """The values [total, ...] of the samples of all processes, from those of this process's samples on the CPU.
+
+        None: this process has no sample.
+        """
         if self.count == 1:
+            assert values is not None
             return values
-        numbers = values.new_zeros(total, *values.shape[1:])
-        numbers[self._rows(total, samples.microbatch)] = values
-        return self.sums(numbers)
+        parts: list[Any] = [None] * self.count
+        dist.all_gather_object(parts, None if values is None else (self._rows(total, samples.microbatch), values))
+        rows, tensors = zip(*(part for part in parts if part is not None), strict=True)
+        found = torch.cat(tensors)
+        return found[torch.tensor([row for some in rows for row in some]).argsort()]
 
     def _rows(self, total: int, microbatch: int) -> list[int]:
-        return [row for row in range(total) if row // microbatch % self.count == self.rank]
+        return [row for row in range(total) if row // (microbatch or 1) % self.count == self.rank]
 
     def sums(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,10 @@ from ...samplers.loop import Denoiser
 from ...samplers.schedules import Noise
 from ..store.content import content_hash
 from ..store.output import WORK_SUFFIX
-from .batch_limit import BatchLimit
 from .dense_grid import PILOT_CALLS, dense_grid
-from .samples import CountedDenoiser, Samples
+from .samples import Samples, each_microbatch
 
-__all__ = ["TEACHERS", "Recipe", "Reference", "Teacher"]
+__all__ = ["PATH_NUMBERS", "TEACHERS", "Recipe", "Reference", "Teacher", "places_of"]
 
 _log = logging.getLogger("learned_solvers")
 _TABLES = {
@@ -34,14 +34,21 @@ _TABLES = {
     "ipndm": lambda sigmas: ipndm(sigmas, 4),
 }
 TEACHERS = tuple(_TABLES)
+PATH_NUMBERS = 2**16
+_HELD_BYTES = 2**26
+_Parts = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The teacher's trajectories: `levels` [T + 1], `states` [T + 1, S, ...]; T = 0: only the ends."""
+    """The teacher's trajectories: `levels` [T + 1], `states` [T + 1, S, ...] on the CPU; T = 0: only the ends.
+
+    `path`: the numbers of every state at `places_of`, shape [T + 1, S, K], where they are kept.
+    """
 
     levels: Tensor
     states: Tensor
+    path: Tensor | None = None
 
     @property
     def end(self) -> Tensor:
@@ -50,11 +57,18 @@ class Reference:
 
     def rows(self, start: int, stop: int) -> Reference:
         """The trajectories of samples start ... stop - 1."""
-        return Reference(self.levels, self.states[:, start:stop])
+        return self._map(lambda states: states[:, start:stop])
 
     def pick(self, rows: Tensor) -> Reference:
         """The trajectories of the samples with the given numbers."""
-        return Reference(self.levels, self.states[:, rows.to(self.states.device)])
+        return self._map(lambda states: states[:, rows.to(states.device)])
+
+    def loaded(self, samples: Samples) -> Reference:
+        """The states of a microbatch on the device of its samples."""
+        return Reference(self.levels, self.states.to(samples.x.device))
+
+    def _map(self, part: Callable[[Tensor], Tensor]) -> Reference:
+        return Reference(self.levels, part(self.states), None if self.path is None else part(self.path))
 
     def at(self, level: Tensor) -> Tensor:
         """States at a noise level (0-d), interpolated linearly between the stored ones, shape [S, ...]."""
@@ -112,17 +126,15 @@ class Teacher:
         """Its levels for these samples, shape [steps + 1]; takes `pilot_calls`."""
         return dense_grid(model, samples, noise, self.steps) if self.method == "ode" else noise.teacher_grid(self.steps)
 
-    def run(self, model: Denoiser, samples: Samples, levels: Tensor) -> Tensor:
-        """The states at all levels, from the samples' starts on, shape [steps + 1, S, ...]."""
-        states: list[Tensor] = []
+    def run(self, model: Denoiser, samples: Samples, levels: Tensor, keep: Callable[[Tensor], object]) -> None:
+        """Runs from the samples' starts on; `keep` receives the states at every level, shape [S, ...]."""
 
-        def keep(step: dict) -> None:
-            states.append(step["x"])
+        def callback(step: dict) -> None:
+            if self.method != "heun" or step["i"] % 2 == 0:  # a step's second call is off the trajectory
+                keep(step["x"])
 
-        end = sample_table(model, samples.x, _TABLES[self.method](levels), samples.extra_args, keep, disable=True)
-        if self.method == "heun":  # a step's second call is off the trajectory
-            states = states[::2]
-        return torch.stack([*states, end])
+        end = sample_table(model, samples.x, _TABLES[self.method](levels), samples.extra_args, callback, disable=True)
+        keep(end)
 
     def reference(
         self,
@@ -131,6 +143,7 @@ class Teacher:
         noise: Noise,
         *,
         trajectory: bool = False,
+        path: bool = False,
         cache: Path | None = None,
         levels: Tensor | None = None,
     ) -> Reference:
@@ -141,19 +154,37 @@ class Teacher:
             samples: Starts.
             noise: The model's schedule.
             trajectory: Keep all states, not only the ends.
-            cache: A folder; a microbatch found there is not run again. File names are hashes of starts, extra
-                arguments, teacher and levels (objects of unknown types count by their repr), not of the model: every
-                model needs its own folder.
+            path: Keep the path.
+            cache: A folder; a sample found there is not run again. File names are hashes of start, extra arguments,
+                teacher and levels (objects of unknown types count by their repr), not of the model: every model needs
+                its own folder.
             levels: Its grid; None: made for these samples.
         """
         levels = self.grid(model, samples, noise) if levels is None else levels
+        numbers = math.prod(samples.x.shape[1:])  # a process may have no sample
+        places = places_of(numbers)
 
-        def states_of(batch: Samples) -> Tensor:
-            states = self.run(model, batch, levels)
-            return states if trajectory else states[-1:]
+        def work(batch: Samples) -> _Parts:
+            states, path_states, local = _OnHost(), _OnHost(), _on(places, batch.x)
 
-        states = _of_microbatches(states_of, model, samples, (self, levels, trajectory), cache, self.method)
-        return Reference(levels if trajectory else levels[-1:], states)
+            def keep(x: Tensor) -> None:
+                if not trajectory:
+                    states.clear()
+                states.append(x)
+                if path:
+                    path_states.append(x.flatten(1)[:, local])
+
+            self.run(model, batch, levels, keep)
+            parts = {"states": states.stacked()}
+            return {**parts, "path": path_states.stacked()} if path else parts
+
+        count = len(levels) if trajectory else 1
+        shapes = {"states": (count, *samples.x.shape[1:])}
+        if path:
+            shapes["path"] = (len(levels), min(numbers, PATH_NUMBERS))
+        key = (self, levels, trajectory, path)
+        parts = _of_microbatches(work, model, samples, key, shapes, cache, self.method)
+        return Reference(levels if trajectory else levels[-1:], **parts)
 
 
 @dataclass(frozen=True)
@@ -191,7 +222,7 @@ class Recipe:
     def reference(self, model: Denoiser, samples: Samples, *, cache: Path | None = None) -> Reference:
         """The end states of samples, as `Teacher.reference` gives them; the cache knows a recipe by its name."""
 
-        def ends_of(batch: Samples) -> Tensor:
+        def work(batch: Samples) -> _Parts:
             ends = self.run(model, batch.x, batch.extra_args)
             if not isinstance(ends, Tensor) or ends.shape != batch.x.shape:
                 got = f"shape {list(ends.shape)}" if isinstance(ends, Tensor) else type(ends).__name__
@@ -199,11 +230,11 @@ class Recipe:
                     f"the teacher {self.name} must return end states in the shape of x, {list(batch.x.shape)}, got "
                     f"{got}: return the states, on the model's own scale"
                 )
-            return ends.to(batch.x)[None]
+            return {"states": ends.to(batch.x).cpu()[None]}
 
-        key = (self.name, self.steps, self.table)
-        states = _of_microbatches(ends_of, model, samples, key, cache, self.name)
-        return Reference(torch.zeros(1, dtype=torch.float64), states)
+        key, shapes = (self.name, self.steps, self.table), {"states": (1, *samples.x.shape[1:])}
+        parts = _of_microbatches(work, model, samples, key, shapes, cache, self.name)
+        return Reference(torch.zeros(1, dtype=torch.float64), **parts)
 
     @property
     def is_anonymous(self) -> bool:
@@ -211,43 +242,97 @@ class Recipe:
         return self.steps is None and self.table is None
 
 
+def places_of(numbers: int) -> Tensor | slice:
+    """The numbers of a state, of so many, that a path is kept at: all, or 65,536 of them spread at random."""
+    if numbers <= PATH_NUMBERS:
+        return slice(None)
+    return torch.randperm(numbers, generator=torch.Generator().manual_seed(0))[:PATH_NUMBERS].sort().values
+
+
+def _on(places: Tensor | slice, x: Tensor) -> Tensor | slice:
+    return places if isinstance(places, slice) else places.to(x.device)
+
+
+class _OnHost:
+    """States that are collected on the CPU; the device holds at most 64 MiB of them, so it is rarely waited for."""
+
+    def __init__(self) -> None:
+        self._states: list[Tensor] = []
+        self._waiting = 0
+
+    def clear(self) -> None:
+        self._states, self._waiting = [], 0
+
+    def append(self, x: Tensor) -> None:
+        self._states.append(x)
+        self._waiting += x.numel() * x.element_size()
+        if self._waiting > _HELD_BYTES:
+            self._unload()
+
+    def _unload(self) -> None:
+        self._states, self._waiting = [x.cpu() for x in self._states], 0
+
+    def stacked(self) -> Tensor:
+        """All states, shape [T + 1, B, ...]."""
+        self._unload()
+        return torch.stack(self._states)
+
+
 def _of_microbatches(
-    work: Callable[[Samples], Tensor], model: Denoiser, samples: Samples, key: Any, cache: Path | None, name: str
-) -> Tensor:
-    """The states [T + 1, S, ...] that `work` returns for each microbatch, from the cache where it has them."""
+    work: Callable[[Samples], _Parts],
+    model: Denoiser,
+    samples: Samples,
+    key: Any,
+    shapes: Mapping[str, tuple[int, ...]],
+    cache: Path | None,
+    name: str,
+) -> _Parts:
+    """The tensors [T + 1, S, ...] that `work` returns for each microbatch, of the `shapes` of one sample.
 
-    def states_of(start: int, stop: int) -> Tensor:
-        batch = samples.rows(start, stop)
-        path = None
-        if cache is not None:
-            path = cache / f"{content_hash(key, batch.x, batch.extra_args)[:32]}{WORK_SUFFIX}"
-        states = _cached(path, batch)
-        if states is None:
-            states = work(batch)
-            finite = states[-1].isfinite().flatten(1).all(1)
-            if not bool(finite.all()):
-                raise ValueError(
-                    f"the teacher {name} ends in states that are not finite for {int((~finite).sum())} of "
-                    f"{len(batch)} samples: give it more steps, or choose another"
-                )
-            if path is not None:
-                write_tensors(path, {"states": states})
-        return states
+    Those of a sample in the cache are not computed again.
+    """
+    files = [None if cache is None else cache / _file_name(key, samples.rows(i, i + 1)) for i in range(len(samples))]
+    found = [_cached(file, shapes) for file in files]
+    missing = torch.tensor([i for i, parts in enumerate(found) if parts is None], dtype=torch.long)
+    rest = samples if len(missing) == len(samples) else samples.pick(missing)
 
-    limit = model.batch_limit if isinstance(model, CountedDenoiser) else BatchLimit()
-    return torch.cat(list(limit.each(len(samples), samples.microbatch, states_of)), dim=1)
+    def results_of(start: int, stop: int) -> None:
+        parts = work(rest.rows(start, stop).loaded())
+        finite = parts["states"][-1].isfinite().flatten(1).all(1)
+        if not bool(finite.all()):
+            raise ValueError(
+                f"the teacher {name} ends in states that are not finite for {int((~finite).sum())} of "
+                f"{stop - start} samples: give it more steps, or choose another"
+            )
+        for k, i in enumerate(missing[start:stop].tolist()):
+            found[i] = {part: tensor[:, k] for part, tensor in parts.items()}
+            if (file := files[i]) is not None:
+                write_tensors(file, {part: tensor.contiguous() for part, tensor in found[i].items()})
+
+    for _ in each_microbatch(model, rest, results_of):
+        pass
+    return {
+        part: torch.stack([parts[part] for parts in found if parts is not None], 1)
+        if found
+        else samples.x.new_zeros(shape[0], 0, *shape[1:]).cpu()
+        for part, shape in shapes.items()
+    }
 
 
-def _cached(path: Path | None, batch: Samples) -> Tensor | None:
-    """The states in a cache file; None if it is missing or damaged."""
+def _file_name(key: Any, sample: Samples) -> str:
+    return f"{content_hash(key, sample.x, sample.extra_args)[:32]}{WORK_SUFFIX}"
+
+
+def _cached(path: Path | None, shapes: Mapping[str, tuple[int, ...]]) -> _Parts | None:
+    """The tensors in a cache file; None if it is missing or damaged."""
     if path is None or not path.exists():
         return None
     try:
-        states = load(path.read_bytes())["states"]  # not mapped: Windows deletes no mapped file
-        if states.shape[1:] == batch.x.shape:
-            return states.to(batch.x.device)
-        reason = f"its states have shape {list(states.shape)}"
-    except (SafetensorError, KeyError) as error:
+        parts = load(path.read_bytes())  # not mapped: Windows deletes no mapped file
+        if {name: tuple(part.shape) for name, part in parts.items()} == dict(shapes):
+            return parts
+        reason = f"its states have shapes {[list(part.shape) for part in parts.values()]}"
+    except SafetensorError as error:
         reason = str(error)
     _log.warning("%s is damaged (%s): running the teacher again", path, reason[:200])
     return None

@@ -50,14 +50,15 @@ class Trial:
         return replace(self, samples=self.samples.pick(local), reference=self.reference.pick(local), total=len(rows))
 
     def ends(self, table: SolverTable) -> Tensor:
-        """A table's end states for this process's samples, shape [S, ...]."""
-        return torch.cat(list(self.each(lambda start, batch: self._end(table, batch))))
+        """A table's end states for this process's samples, shape [S, ...], on the CPU."""
+        parts = self.each(lambda batch, _: self._end(table, batch).cpu())
+        return torch.cat([self.samples.x[:0].cpu(), *parts])
 
     def errors(self, table: SolverTable) -> Tensor:
         """Mean square distance of each of this process's samples to the teacher's end, shape [S]."""
 
-        def squares(start: int, batch: Samples) -> Tensor:
-            distance = self._end(table, batch) - self.reference.rows(start, start + len(batch)).end
+        def squares(batch: Samples, reference: Reference) -> Tensor:
+            distance = self._end(table, batch) - reference.end
             return distance.cpu().double().flatten(1).square().mean(1)
 
         empty = torch.zeros(0, dtype=torch.float64)  # for a process without a sample
@@ -78,7 +79,11 @@ class Trial:
         end = sample_table(model or self.model, batch.x, table, batch.extra_args, keep, disable=True)
         return Run([*states, end], entries)
 
-    def each(self, work: Callable[[int, Samples], _Result]) -> Iterator[_Result]:
-        """Yields `work(first row, microbatch)` for microbatches that fit into memory."""
-        size, rows = self.samples.microbatch, self.samples.rows
-        return self.model.batch_limit.each(len(self.samples), size, lambda start, stop: work(start, rows(start, stop)))
+    def each(self, work: Callable[[Samples, Reference], _Result]) -> Iterator[_Result]:
+        """Yields `work(samples, reference)` for microbatches that fit into memory, on the model's device."""
+
+        def part(start: int, stop: int) -> _Result:
+            batch = self.samples.rows(start, stop).loaded()
+            return work(batch, self.reference.rows(start, stop).loaded(batch))
+
+        return self.model.each(self.samples, part)

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from ...samplers.guidance import Guidance, call_by_group
+from ..data.batch_limit import Memory, is_out_of_memory
 from .conditioning import Cond
 
-__all__ = ["Denoiser", "EncodedPrompts", "WiredConditioning", "draw_starts", "with_denoiser"]
+__all__ = ["Denoiser", "EncodedPrompts", "WiredConditioning", "draw_starts", "host_memory", "with_denoiser"]
 
 Denoiser = Callable[..., Tensor]
 """`denoiser(x, sigma, row, guidance=None) -> denoised`, guided, in the model's own latent space.
@@ -103,6 +104,18 @@ class EncodedPrompts:
         shapes = {"latent_shapes": [x.shape]} if "latent_shapes" in inspect.signature(process).parameters else {}
         converted = {side: convert(_join(prompts, embedded)) for side, prompts in pairs.items()}
         return process(model, x, converted, x.device, None, None, 0, **shapes)
+
+
+def host_memory() -> Memory:
+    """ComfyUI's ways to recognise out of memory and to give memory back."""
+    management = sys.modules["comfy.model_management"]
+
+    def is_out(error: BaseException) -> bool:
+        if hasattr(management, "is_oom"):  # not in 0.3.64; clears an error that the device reports again later
+            return management.is_oom(error) or is_out_of_memory(error)
+        return is_out_of_memory(error)
+
+    return Memory(is_out, management.soft_empty_cache)
 
 
 def with_denoiser(

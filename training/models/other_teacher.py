@@ -22,7 +22,8 @@ from ..data.processes import Processes
 from ..data.samples import CountedDenoiser, Samples
 from ..data.teacher import Recipe, Teacher
 from ..job import FitJob, FitSettings, check_calls
-from .guider import EncodedPrompts, WiredConditioning, with_denoiser
+from ..meter import Meter
+from .guider import EncodedPrompts, WiredConditioning, host_memory, with_denoiser
 
 __all__ = ["OtherTeacher", "make_job"]
 
@@ -137,7 +138,7 @@ class OtherTeacher:
         conditioning: WiredConditioning | EncodedPrompts,
         log: Callable[[str], None],
         *,
-        on_call: Callable[[int], object] = lambda count: None,
+        meter: Meter,
         processes: Processes | None = None,
         cache: Path | None = None,
         seed: int = 0,
@@ -157,25 +158,22 @@ class OtherTeacher:
         microbatch = job.samples.microbatch
 
         def work(denoiser: Callable[..., Tensor], device: torch.device) -> None:
-            def counted(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
-                on_call(len(x))
-                return denoiser(x, sigma, **extra_args)
-
-            model = CountedDenoiser(counted, job.samples.x.dtype, log)
+            model = CountedDenoiser(denoiser, job.samples.x.dtype, log, memory=host_memory(), on_call=meter.add)
+            model.batch_limit.largest = min(model.batch_limit.largest, job.most_together)
             for value, rows in values.items():
-                x = job.samples.x[torch.tensor(rows)].to(device)
-                samples = Samples(x, {"row": rows, "guidance": value}, microbatch)
+                x = job.samples.x[torch.tensor(rows)]
+                samples = Samples(x, {"row": rows, "guidance": value}, microbatch, device)
                 share = processes.share(samples)
                 if isinstance(self.teacher, Recipe):
                     reference = self.teacher.reference(model, share, cache=cache)
                 else:
                     levels = processes.from_first(self.teacher.grid(model, samples, noise))
                     reference = self.teacher.reference(model, share, noise, levels=levels, cache=cache)
-                ends = processes.gather(reference.end.cpu(), share, len(samples))
+                ends = processes.gather(reference.end, share, len(samples))
                 self._ends[value] = dict(zip(rows, ends, strict=True))
                 log(f"teacher: {len(rows)} samples" + (f" at guidance {value:g}" if value is not None else ""))
 
             self._ends[None] = self._ends[self._usual_of(job)]
 
-        latent = torch.zeros([microbatch, *self.shape[1:]]) if latent is None else latent
+        latent = torch.zeros([microbatch or 1, *self.shape[1:]]) if latent is None else latent
         with_denoiser(work, self.patcher, conditioning, Guidance(self._kind, known, cfg=cfg), latent, seed=seed)

@@ -142,7 +142,8 @@ class GradientDescent:
         """Gradient and value of the summed losses of some samples, in parts that fit into memory."""
 
         def part_gradient(start: int, stop: int) -> tuple[Tensor, Tensor]:
-            batch, reference = problem.samples.pick(rows[start:stop]), problem.reference.pick(rows[start:stop])
+            batch = problem.samples.pick(rows[start:stop]).loaded()
+            reference = problem.reference.pick(rows[start:stop]).loaded(batch)
             with torch.enable_grad():
                 table = problem.space.table(theta)
                 states = problem.run(table, batch, _Recomputed(problem.model)).states
@@ -151,7 +152,7 @@ class GradientDescent:
                 return torch.autograd.grad(loss, theta)[0], loss.detach()
 
         gradient, value = torch.zeros_like(theta), theta.new_zeros(())
-        for part, loss in problem.model.batch_limit.each(len(rows), problem.samples.microbatch, part_gradient):
+        for part, loss in problem.model.each(problem.samples.pick(rows), part_gradient):
             gradient, value = gradient + part, value + loss
         return gradient.detach(), value
 

@@ -285,13 +285,12 @@ def difference_step(problem: Problem, theta: Tensor) -> float:
     The error of a forward difference of size h is about h (curvature) plus noise / h. The noise is measured as a second
     difference over a small distance: 1e-5 in float32, 1e-2 in bfloat16. Costs three runs of a few samples.
     """
-    rows = max(1, _PROBE // problem.processes.count)
-    few = replace(problem, samples=problem.samples.rows(0, rows), reference=problem.reference.rows(0, rows))
+    few = problem.first(_PROBE)
     ends = [few.ends(problem.space.table(theta + k * 1e-3)).cpu().double() for k in (-1, 0, 1)]
     squares = torch.stack([(ends[0] - 2 * ends[1] + ends[2]).square().sum(), ends[1].square().sum()])
     second, size = problem.processes.sums(squares).tolist()
     if not (math.isfinite(second) and math.isfinite(size)):
         return _LEAST_DIFFERENCE  # `_check_effect` refuses the start
     noise = math.sqrt(second / (6 * max(size, 1e-300)))
-    # A power of two, so that processes with other samples arrive at the same size.
+    # A power of two, which rounding does not change.
     return 2.0 ** round(math.log2(min(max(math.sqrt(noise), _LEAST_DIFFERENCE), _LARGEST_DIFFERENCE)))

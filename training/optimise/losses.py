@@ -47,7 +47,7 @@ _DELTA = 0.1  # huber is half a square below it, linear above
 POINTWISE: Mapping[str, Pointwise] = {
     "l2": Pointwise(Tensor.square, lambda size: torch.ones_like(size[:1, :1])),
     # l1's weight is unbounded at 0: limited where the entry no longer matters next to the others.
-    "l1": Pointwise(lambda size: size, lambda size: 0.5 / size.clamp(min=1e-3 * float(size.mean()))),
+    "l1": Pointwise(lambda size: size, lambda size: 0.5 / size.clamp(min=1e-3 * size.mean())),
     "huber": Pointwise(
         lambda size: torch.where(size < _DELTA, size.square() / 2, _DELTA * (size - _DELTA / 2)),
         lambda size: _huber(size, _DELTA),

@@ -68,46 +68,44 @@ class Problem(Trial):
 
     def residuals(self, theta: Tensor) -> Residuals:
         """The residuals and losses of all processes at parameters that make a table."""
-        table = self.space.table(theta)
+        table, sketch = self.space.table(theta), _Sketch()
 
-        def work(start: int, batch: Samples) -> tuple[Tensor, ...]:
-            reference = self.reference.rows(start, start + len(batch))
+        def work(batch: Samples, reference: Reference) -> tuple[Tensor, ...]:
             residual = self._residual(table, self.run(table, batch).states, reference)
             root = self.objective.weight(residual).sqrt()
-            return _sketched(root * residual), self.objective.rho(residual).cpu().double()
+            return sketch(root * residual).cpu(), self.objective.rho(residual).cpu().double()
 
-        return Residuals(*self._gathered(work))
+        return Residuals(*self._gathered(work, len(Residuals._fields)))
 
     def linearise(self, theta: Tensor, difference: float) -> Linearisation:
         """The residuals and their derivatives by forward differences of that size.
 
-        Held in memory at a time: one microbatch's run and residual; and of every sample at most 4096 numbers per
-        parameter. A longer residual is multiplied by a random matrix with orthogonal rows on average (count sketch),
+        The device holds one microbatch's run and residual, the CPU at most 4096 numbers per sample and parameter. A
+        longer residual is multiplied by a random matrix with orthogonal rows on average (count sketch),
         which keeps lengths and angles to 2 %.
         """
         base = self.space.table(theta)
         steps = [self._step(theta, unit * difference) for unit in torch.eye(len(theta), dtype=torch.float64)]
         tables = [self.space.table(theta + step) for step in steps]
-        sizes = [float(step.sum()) for step in steps]
+        sizes, sketch = [float(step.sum()) for step in steps], _Sketch()
 
-        def work(start: int, batch: Samples) -> tuple[Tensor, ...]:
-            reference = self.reference.rows(start, start + len(batch))
+        def work(batch: Samples, reference: Reference) -> tuple[Tensor, ...]:
             run = self.run(base, batch)
             residual = self._residual(base, run.states, reference)
             root = self.objective.weight(residual).sqrt()
             columns = []
             for table, size, restart in zip(tables, sizes, self.space.restart, strict=True):
                 changed = self._departed(table, run, batch, reference, restart)
-                columns.append(_sketched(root * (changed - residual) / size))
-            losses = self.objective.rho(residual).cpu().double()
-            return _sketched(root * residual), losses, torch.stack(columns, 1)
+                columns.append(sketch(root * (changed - residual) / size))
+            losses = self.objective.rho(residual)
+            return sketch(root * residual).cpu(), losses.cpu().double(), torch.stack(columns, 1).cpu()
 
-        return Linearisation(*self._gathered(work))
+        return Linearisation(*self._gathered(work, len(Linearisation._fields)))
 
-    def _gathered(self, work: Callable[[int, Samples], tuple[Tensor, ...]]) -> list[Tensor]:
-        """The results of a function of microbatches for the samples of all processes, in their order."""
-        parts = list(zip(*self.each(work), strict=True))
-        return [self.processes.gather(torch.cat(part), self.samples, self.total) for part in parts]
+    def _gathered(self, work: Callable[[Samples, Reference], tuple[Tensor, ...]], count: int) -> list[Tensor]:
+        """The `count` results of a function of microbatches for the samples of all processes, in their order."""
+        parts = [torch.cat(part) for part in zip(*self.each(work), strict=True)]
+        return [self.processes.gather(part, self.samples, self.total) for part in parts or [None] * count]
 
     def _step(self, theta: Tensor, step: Tensor) -> Tensor:
         """A step of one parameter, halved until the table that it leads to is valid."""
@@ -120,9 +118,14 @@ class Problem(Trial):
     def _departed(self, table: SolverTable, run: Run, batch: Samples, reference: Reference, restart: Restart) -> Tensor:
         """The residual of a run that differs from `run` after `restart`."""
         later: list[Tensor] = []
+
+        def keep(step: dict) -> None:
+            if self.objective.needs_trajectory:
+                later.append(step["x"])
+
         end = sample_table(
-            self.model, run.states[restart.step], table, batch.extra_args, lambda step: later.append(step["x"]),
-            disable=True, start=restart.step, history=dict(enumerate(run.entries[: restart.entries])),
+            self.model, run.states[restart.step], table, batch.extra_args, keep, disable=True, start=restart.step,
+            history=dict(enumerate(run.entries[: restart.entries])),
         )  # fmt: skip
         missing = len(run.states) - 1 - len(later)  # states before the restart are the base run's
         return self._residual(table, [*run.states[:missing], *later, end], reference)
@@ -131,13 +134,21 @@ class Problem(Trial):
         return self.objective.residual(states[1:], table.levels[1:], reference)
 
 
-def _sketched(residual: Tensor) -> Tensor:
-    """Residuals [B, ...] as rows of at most 4096 numbers with the same mean square, shape [B, K], on the CPU."""
-    flat = residual.flatten(1)
-    size = flat.shape[1]
-    if size > _SKETCH:
-        generator = torch.Generator().manual_seed(0)
-        target = torch.randint(_SKETCH, [size], generator=generator).to(flat.device)
-        sign = (2 * torch.randint(2, [size], generator=generator) - 1).to(flat.device, flat.dtype)
-        flat = flat.new_zeros(len(flat), _SKETCH).index_add_(1, target, flat * sign)
-    return (flat / size**0.5).cpu()
+class _Sketch:
+    """Residuals [B, ...] as rows of at most 4096 numbers with the same mean square, shape [B, K], on their device."""
+
+    def __init__(self) -> None:
+        self._map: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, residual: Tensor) -> Tensor:
+        flat = residual.flatten(1)
+        size = flat.shape[1]
+        if size > _SKETCH:
+            if self._map is None:
+                generator = torch.Generator().manual_seed(0)
+                target = torch.randint(_SKETCH, [size], generator=generator).to(flat.device)
+                sign = 2 * torch.randint(2, [size], generator=generator) - 1
+                self._map = target, sign.to(flat.dtype).to(flat.device)
+            target, sign = self._map
+            flat = flat.new_zeros(len(flat), _SKETCH).index_add_(1, target, flat * sign)
+        return flat / size**0.5

@@ -7,6 +7,7 @@ The teacher's path gives the local error of any level and any row without a netw
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from ...samplers import SolverTable
 from ...samplers.schedules import Noise
 from ..data.samples import CountedDenoiser, Samples
-from ..data.teacher import Reference
+from ..data.teacher import Reference, places_of
 
 __all__ = ["MOST_LEVELS", "NO_EFFECT", "PATH_SAMPLES", "closed_loop", "path_levels"]
 
@@ -29,7 +30,7 @@ MOST_LEVELS = 49  # the program's cost grows with their fourth power
 
 def _slopes(path: Reference) -> Tensor:
     """dx/dsigma at every level of a path, from parabolas through neighbouring states, float64 on the CPU."""
-    levels, x = path.levels.double().cpu(), path.states.flatten(2).cpu().double()
+    levels, x = path.levels.cpu().double(), path.states.flatten(2).cpu().double()
     steps = levels.diff()[:, None, None]
     secants = x.diff(dim=0) / steps
     inner = (steps[1:] * secants[:-1] + steps[:-1] * secants[1:]) / (steps[1:] + steps[:-1])
@@ -43,7 +44,7 @@ def path_levels(path: Reference, steps: int, noise: Noise, history: int) -> Tens
     regression on the newest slopes (at most three), divided by sigma^2 + 1 where noise is added to the state.
     """
     some = torch.linspace(0, len(path.levels) - 1, min(len(path.levels), MOST_LEVELS)).round().long()
-    levels, slopes = path.levels.double().cpu()[some], _slopes(path)[some]
+    levels, slopes = path.levels.cpu().double()[some], _slopes(path)[some]
     x = path.states.flatten(2).cpu().double()[some]
     if not bool(slopes.any()):
         raise ValueError(NO_EFFECT)
@@ -100,28 +101,33 @@ def closed_loop(
     Args:
         model: The denoiser; it is called once per step.
         samples: Starts of the path.
-        path: The teacher's states at all its levels.
+        path: The teacher's states at all its levels, at `places_of` their numbers.
         levels: Noise levels, descending, shape [N + 1].
         history: Newest entries that a row uses.
         free_sums: Whether a row may lead to another level, as DyWeight's may; otherwise its sum is the step.
     """
-    steps, slopes, limit = len(levels) - 1, _slopes(path), model.batch_limit
+    steps, slopes, places = len(levels) - 1, _slopes(path), places_of(samples.x[0].numel())
+
+    def numbers(states: Tensor) -> Tensor:
+        return states.flatten(1)[:, places].flatten().cpu().double()
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
         def part(start: int, stop: int) -> Tensor:
-            return model(x[start:stop], sigma * x.new_ones(stop - start), **samples.rows(start, stop).extra_args)
+            batch = replace(samples.rows(start, stop), x=x[start:stop]).loaded()
+            return model(batch.x, sigma * batch.x.new_ones(len(batch)), **batch.extra_args).cpu()
 
-        return torch.cat(list(limit.each(len(x), samples.microbatch, part)))
+        return torch.cat(list(model.each(samples, part)))
 
-    x, entries = samples.x, []
+    x, entries, seen = samples.x.cpu(), dict[int, Tensor](), dict[int, Tensor]()
     coeffs = torch.zeros(steps, steps, dtype=torch.float64)
     for i in range(steps):
         sigma, step = float(levels[i]), float(levels[i + 1] - levels[i])
-        entries.append((x - denoise(x, sigma)) / sigma)
+        entries[i] = (x - denoise(x, sigma)) / sigma
+        seen[i] = numbers(entries[i])
         used = list(range(max(0, i - history + 1), i + 1))
         target = path.states[-1].flatten(1).cpu().double() if i == steps - 1 else _state_at(path, slopes, levels[i + 1])
-        rows = torch.stack([step * entries[j].flatten().cpu().double() for j in used])
-        goal = target.flatten() - x.flatten().cpu().double()
+        rows = torch.stack([step * seen[j] for j in used])
+        goal = target.flatten() - numbers(x)
         if not bool(rows[-1].any()):
             raise ValueError(NO_EFFECT)
         columns = rows if free_sums else rows[:-1] - rows[-1]
@@ -131,14 +137,16 @@ def closed_loop(
         row[-1] += 1
         coeffs[i, used] = step * row
         x = x + sum(float(coeffs[i, j]) * entries[j] for j in used)
-    error = float((x - path.states[-1]).cpu().double().square().mean().sqrt())
+        entries.pop(i - history + 1, None)
+        seen.pop(i - history + 1, None)
+    error = float((numbers(x) - path.states[-1].flatten().cpu().double()).square().mean().sqrt())
     ones = torch.ones(steps, dtype=torch.float64)
     return SolverTable(levels.double(), levels[:-1].double(), ones, coeffs, "derivative"), error
 
 
 def _state_at(path: Reference, slopes: Tensor, level: Tensor) -> Tensor:
     """The path's states at a level, cubic between its own levels, shape [S, D], float64 on the CPU."""
-    levels = path.levels.double().cpu()
+    levels = path.levels.cpu().double()
     i = int((levels > float(level)).sum().clamp(1, len(levels) - 1))
     step = levels[i] - levels[i - 1]
     t = (float(level) - levels[i - 1]) / step

@@ -38,9 +38,13 @@ class Journal:
         """The record of that name, or None."""
         return self._records.get(name)
 
+    def note(self, name: str, record: Record) -> None:
+        """Stores a record; the file follows with the next `put`."""
+        self._records[name] = {part: tensor.detach().clone() for part, tensor in record.items()}
+
     def put(self, name: str, record: Record) -> Record:
         """Stores a record, saves all records, and returns it."""
-        self._records[name] = {part: tensor.detach().clone() for part, tensor in record.items()}
+        self.note(name, record)
         if self.path is not None:
             flat = {
                 f"{name}|{part}": tensor for name, stored in self._records.items() for part, tensor in stored.items()

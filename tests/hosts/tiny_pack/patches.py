@@ -139,6 +139,30 @@ def with_random(model):
     return with_change(model, lambda output, state: output * (1 + 0.01 * torch.randn_like(output)))
 
 
+@node("TinyHungry", "MODEL", model="MODEL", most="INT", name="STRING")
+def hungry(model, most, name):
+    """The model out of memory for more than `most` rows, as only the host recognises it; records rows and "freed"."""
+    calls, management = CALLS.setdefault(name, []), comfy.model_management
+    free = management.soft_empty_cache
+
+    def freed(*args, **kwargs):
+        calls.append("freed")
+        return free(*args, **kwargs)
+
+    def apply_model(executor, x, *args, **kwargs):
+        calls.append(len(x))
+        if len(x) <= most:
+            return executor(x, *args, **kwargs)
+        error = getattr(management, "ACCELERATOR_ERROR", management.OOM_EXCEPTION)("the device reports an error")
+        error.error_code = 2
+        raise error
+
+    management.soft_empty_cache = freed
+    model = model.clone()
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "tiny", apply_model)
+    return model
+
+
 @node("TinyFrames", "MODEL", model="MODEL", mark=["SVD", "AnimateDiff"])
 def with_frames(model, mark):
     """The model with what shows that its batch is a video: SVD's configuration, or the mark of AnimateDiff-Evolved."""
