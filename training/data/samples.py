@@ -127,7 +127,11 @@ class CountedDenoiser:
 
         def checked(start: int, stop: int) -> _Result:
             self._unchecked.clear()  # of work that was given up
-            result = work(start, stop)
+            try:
+                result = work(start, stop)
+            except ValueError:
+                self.check()  # a call may be the cause of what `work` refuses
+                raise
             self.check()
             return result
 
