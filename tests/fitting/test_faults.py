@@ -15,6 +15,7 @@ from killed_fits import kill_fits
 from learned_solvers.samplers.files.write import write_whole
 from learned_solvers.training import GradientDescent, LevenbergMarquardt
 from learned_solvers.training.data.batch_limit import BatchLimit, is_out_of_memory
+from learned_solvers.training.data.probe import check_is_function
 from learned_solvers.training.data.samples import CountedDenoiser, Samples
 from learned_solvers.training.data.teacher import Teacher
 from learned_solvers.training.models.conditioning import read_conditioning, write_conditioning
@@ -159,6 +160,12 @@ def test_a_state_far_out_may_overflow_the_network():
     message = r"network call 3 \(sigma 0\.5\) returned 4 non-finite values out of 4 .*: run the model in bfloat16"
     with pytest.raises(ValueError, match=message):
         counted.check()
+
+
+def test_numbers_that_are_not_finite_are_not_taken_for_a_memory_of_earlier_calls():
+    samples = Samples(starts("flow", 2, 8), {}, 1)
+    with pytest.raises(ValueError, match=NAN):
+        check_is_function(lambda x, sigma: x * math.nan, samples, FLOW, lambda line: None)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills with SIGKILL, which Windows does not have")

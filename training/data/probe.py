@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...samplers.loop import Denoiser
 from ...samplers.schedules import Noise
-from .samples import Samples
+from .samples import CountedDenoiser, Samples
 
 __all__ = ["PROBE_CALLS", "check_is_function"]
 
@@ -30,13 +30,14 @@ def check_is_function(model: Denoiser, samples: Samples, noise: Noise, log: Call
         Seconds per call and sample, without the first call.
 
     Raises:
-        ValueError: The model remembers earlier calls.
+        ValueError: The model remembers earlier calls, or returns values that are not finite.
     """
+    checked = CountedDenoiser(model, samples.x.dtype)
     first, other = samples.rows(0, 1).loaded(), samples.rows(len(samples) - 1, len(samples)).loaded()
     levels, began = noise.teacher_grid(_STEPS), list[float]()
 
     def call(x: Tensor, i: int, of: Samples = first) -> Tensor:
-        denoised = model(x, levels[i].to(x).expand(len(x)), **of.extra_args)
+        denoised = checked(x, levels[i].to(x).expand(len(x)), **of.extra_args)
         if not began:
             float(denoised.flatten()[0])  # waits for the device
             began.append(time.perf_counter())
@@ -57,6 +58,7 @@ def check_is_function(model: Denoiser, samples: Samples, noise: Noise, log: Call
     follow(other)
     order = [2, 4, 0, 1, 0, 1, 1]
     again = [call(states[i], min(i, _STEPS - 1)) for i in order]
+    checked.check()
     floor = _difference(again[5], again[3])  # after the same calls
     seconds = (time.perf_counter() - began[0]) / (PROBE_CALLS - 1)
     change = max(_difference(repeated, results[i]) for i, repeated in zip(order, again, strict=True))
