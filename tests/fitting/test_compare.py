@@ -164,6 +164,7 @@ def test_the_demo_writes_a_solver_a_report_and_a_picture_of_the_prompts(tmp_path
          "2.8 times closer than your sampler today (euler, shift 1, 4 steps), 1.2 times closer than the best stock "
          "sampler (deis 2, shift 3)."),
         (0.16, 0.04, "", "| **0.1600** |", "1.2 times closer than the best stock sampler (deis 2, shift 3, 4 steps)."),
+        (0.16, 0.04, "heun, beta", "| **0.1600** |", "1.2 times closer than the best stock sampler (deis 2,"),  # absent
         (0.1965, 0.15, "", "| **0.1965** | 1.02 | 0.80 | 100 | 1 |",
          "Not worth it: deis 2, shift 3, 4 steps, is as close to the teacher as the new solver: use it, or fit to more "
          "samples."),
