@@ -40,7 +40,8 @@ def advice(architecture: str, *names: str, steps: tuple[int, ...] = (6,)) -> str
         ("SD15", "v1-5-pruned-emaonly-fp16", None),
         ("SD15", "hyperrealism_v30", None),
         ("SDXL", "portrait-lora-2000steps", None),
-        ("SDXL", "style-step00018000", None),
+        ("SDXL", "style-v2-step00018000", None),
+        ("SDXL", "style_v2_step_500", None),
         ("MiniMaxH3", "minimax_h3_fl2va", None),  # CFG 1, but 20 steps
     ],
 )

@@ -14,7 +14,7 @@ _NAMES = {  # in names of files, lower case: usual steps if the name has none; F
     r"lightning|schnell|lightx2v|causvid|klein(?!.*base)|dmd2?(?![a-z])|(?<![a-z])(tcd|pcm)(?![a-z])": 4,
     r"turbo|distill|(?<![a-z])lcm(?![a-z])|(?<![a-z])hyper(?=[-_ .]?(sd|flux))": 8,
 }
-_STEPS = r"(?<!\d)(1[0-6]|[1-9])[-_ ]?steps?(?![a-z])"
+_STEPS = r"(?<!\d)(1[0-6]|[1-9])[-_ ]?steps?(?![a-z]|[-_ ]?\d{3})"  # not v2-step00018000"
 _FEW = 10  # of an architecture's usual steps, at CFG 1
 
 
