@@ -50,7 +50,7 @@ class Obstacle(NamedTuple):
 def obstacles_of(patcher: Any, conds: Iterable[Mapping[str, Any]] = ()) -> list[Obstacle]:
     """The obstacles on a ModelPatcher and its second expert, and in entries of a conditioning without their tensors."""
     models = [model for model in (patcher, second_of(patcher)) if model is not None]
-    obstacles = [obstacle for model in models for obstacle in _on_model(model)]
+    obstacles = [*dict.fromkeys(obstacle for model in models for obstacle in _on_model(model))]
     if any(_has_keyframes(hook) for cond in conds for hook in getattr(cond.get("hooks"), "hooks", ())):
         fact, reason = "the conditioning has hook keyframes (a scheduled LoRA)", "they only move forward"
         obstacles.append(Obstacle(fact, reason, "Fit without Set Hook Keyframes"))
@@ -83,7 +83,7 @@ def _on_model(patcher: Any) -> list[Obstacle]:
 
 def _video_of_batch(patcher: Any) -> str | None:
     """The model for which a batch is the frames of a video; None for other models."""
-    if patcher.model.model_config.unet_config.get("use_temporal_attention"):
+    if getattr(patcher.model.model_config, "unet_config", {}).get("use_temporal_attention"):
         return architecture_name(patcher.model)  # SVD and SV3D
     return "AnimateDiff" if getattr(patcher, "additional_models", {}).get("ADE") else None
 
