@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
@@ -251,13 +250,8 @@ class FitJob:
 
         Of samples with a key in `groups`, those of one key share calls: they come one after the other in every part.
         """
-        samples = replace(self.samples, device=device, groups=groups)
-        if len(set(groups)) > 1:
-            ends, first = [*self.blocks, len(samples)], {key: i for i, key in reversed([*enumerate(groups)])}
-            order = sorted(range(len(samples)), key=lambda i: (bisect_right(ends, i), first[groups[i]]))
-            samples = samples.pick(torch.tensor(order))
         job = copy(self)  # already checked
-        object.__setattr__(job, "samples", samples)
+        object.__setattr__(job, "samples", replace(self.samples, device=device).grouped(groups, self.blocks))
         return job
 
     @property

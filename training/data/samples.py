@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -58,6 +59,15 @@ class Samples:
         }
         groups = [self.groups[i] for i in rows.tolist()] if self.groups else ()
         return replace(self, x=self.x[rows.to(self.x.device)], extra_args={**self.extra_args, **picked}, groups=groups)
+
+    def grouped(self, groups: Sequence[Hashable], ends: Sequence[int] = ()) -> Samples:
+        """The samples with these groups; in each part, up to one of the `ends`, those of a group follow each other."""
+        samples = replace(self, groups=groups)
+        if len(set(groups)) < 2:
+            return samples
+        first = {key: i for i, key in reversed([*enumerate(groups)])}
+        order = sorted(range(len(self)), key=lambda i: (bisect_right(ends, i), first[groups[i]]))
+        return samples.pick(torch.tensor(order))
 
     def loaded(self) -> Samples:
         """The same with its states on the model's device: a microbatch, before it runs."""

@@ -163,6 +163,7 @@ class OtherTeacher:
             for value, rows in values.items():
                 x = job.samples.x[torch.tensor(rows)]
                 samples = Samples(x, {"row": rows, "guidance": value}, microbatch, device)
+                samples = samples.grouped([conditioning.group_of(row) for row in rows])
                 share = processes.share(samples)
                 if isinstance(self.teacher, Recipe):
                     reference = self.teacher.reference(model, share, cache=cache)
@@ -170,7 +171,7 @@ class OtherTeacher:
                     levels = processes.from_first(self.teacher.grid(model, samples, noise))
                     reference = self.teacher.reference(model, share, noise, levels=levels, cache=cache)
                 ends = processes.gather(reference.end, share, len(samples))
-                self._ends[value] = dict(zip(rows, ends, strict=True))
+                self._ends[value] = dict(zip(samples.extra_args["row"], ends, strict=True))
                 log(f"teacher: {len(rows)} samples" + (f" at guidance {value:g}" if value is not None else ""))
 
             self._ends[None] = self._ends[self._usual_of(job)]
