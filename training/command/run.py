@@ -93,6 +93,16 @@ class ModelFit:
         dynamic, encode = not self.differentiable, processes.rank == 0 and not self.reused
         self.model = model = ComfyModel.load(command.files, text_encoders=encode, dynamic=dynamic)
         self.shape = model.latent_shape(*(command.size or model.size), command.frames or model.frames)
+        noise = model.noise(self.shape)
+        if self.differentiable and noise.kind == "vp":
+            raise ValueError(
+                f"ComfyUI rounds the timesteps of {model.architecture} to whole numbers, so no gradient reaches the "
+                "noise levels: use --optimizer gauss-newton"
+            )
+        if command.of_pictures:
+            if model.vae is None:
+                raise ValueError("--loss features decodes end states, but this model has no VAE: pass one with --vae")
+            settings = replace(settings, loss=picture_loss(model.patcher.model, model.vae))
         self.guidance = guidance_for(model, command.guidance)
         effort = EFFORTS[settings.effort].for_numbers(math.prod(self.shape))
         self.fitted = command.samples if self.differentiable else settings.samples or effort.optimizer.samples
@@ -118,14 +128,10 @@ class ModelFit:
             facts, names = model_architecture((other or model.patcher).model), (files or command.files).names
             without_cfg = " --guidance 1" if not command.guidance and self.guidance.kind == "cfg" else ""
             self.distilled = distilled_remark(facts, names, usual, settings.steps, f"{_AS_TODAY}{without_cfg}")
-        if command.of_pictures:
-            if model.vae is None:
-                raise ValueError("--loss features decodes end states, but this model has no VAE: pass one with --vae")
-            settings = replace(settings, loss=picture_loss(model.patcher.model, model.vae))
         x = model.starts(self.shape, command.count, settings.seed)
         samples = Samples(x, {"row": list(range(command.count))}, command.microbatch)
         self.job, self.other = make_job(
-            settings, samples, model.noise(self.shape), card, model.patcher, teacher_patcher=other,
+            settings, samples, noise, card, model.patcher, teacher_patcher=other,
             teacher_guidance=command.teacher_guidance,
         )  # fmt: skip
         others, share = self.other.calls(self.job) if self.other else 0, processes.count
@@ -133,11 +139,6 @@ class ModelFit:
         self.meter = Meter(
             -(-(usual_calls(self.job) + others) // share), -(-(most_calls(self.job) + others) // share), self.bar.move
         )
-        if self.differentiable and self.job.noise.kind == "vp":
-            raise ValueError(
-                f"ComfyUI rounds the timesteps of {model.architecture} to whole numbers, so no gradient reaches the "
-                "noise levels: use --optimizer gauss-newton"
-            )
 
     def describe(self) -> str:
         """The plan and its cost, as text."""
