@@ -90,8 +90,7 @@ def _fit(task: Task, n: int, neighbour: Fit | None) -> Fit:
     fitted, note = _ensure_no_worse(task, n, order, fitted, neighbour.start.space.grid if neighbour else None)
     start, theta = fitted.start, fitted.theta
     after, median = task.errors(f"{n}/after", [task.held_out], [start.space.table(theta)])[0]
-    ratio = peers[0].error / max(after, 1e-300)
-    task.log(f"{n} steps: held-out error {after:.4f}, {ratio:.2f} times closer than {peers[0].name}")
+    task.log(f"{n} steps: held-out error {after:.4f}, that of {peers[0].name} {peers[0].error:.4f}")
     report = StepReport(
         before,
         after,
