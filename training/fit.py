@@ -157,7 +157,7 @@ def fit(
             f"a cache and a journal cannot tell the function {teacher.name} from others: pass it as "
             "Recipe(name, steps, 0, function), or fit without them"
         )
-    settings, samples = job.settings, job.samples
+    settings, samples, tasks = job.settings, job.samples, []
     records = Journal(journal, job.content_hash() if journal else "", processes)
     if records.resumed:
         log(f"resuming the fit in {journal}")
@@ -174,15 +174,14 @@ def fit(
     objective = make_objective(settings.loss)
     x = samples.x.detach().to(torch.promote_types(samples.x.dtype, torch.float32))
     samples = replace(samples, x=x, device=samples.device or x.device)
-    teacher, tasks = job.teacher, []
     log(meter.forecast() if meter.rate else f"teacher: {teacher}; at most {most_calls(job):,} network calls")
-    several = len(settings.guidance) > 1
+    has_knots = len(settings.guidance) > 1
     for knot in settings.guidance or (None,):
         argument = {settings.guidance_argument: knot} if settings.guidance_argument and knot is not None else {}
         at_knot = replace(samples, extra_args={**samples.extra_args, **argument})
         prefix = "" if knot is None else f"{knot!r}/"
         folder = None if cache is None else Path(cache)
-        named = partial(_log_at, log, knot) if several and knot is not None else log
+        named = partial(_log_at, log, knot) if has_knots and knot is not None else log
         tasks.append(Task(job, at_knot, counted, objective, processes, records, named, folder, prefix, meter))
     parameters, cards, reports = {}, {}, {}
     for n in settings.steps:
@@ -196,7 +195,7 @@ def fit(
         (n, knot): report
         for n, each in reports.items()
         for knot, report in zip(settings.guidance, each, strict=False)
-        if several
+        if has_knots
     }
     return FitResult(solver, at_middle, calls, job.held_out, at_knots, meter.seconds)
 

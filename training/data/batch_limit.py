@@ -107,10 +107,8 @@ class BatchLimit:
             return
         faster = tried == 1 or self._seconds[tried] <= _GAIN * self._seconds[self.size]
         if faster and tried > 1:
-            rates = (1 / self._seconds[size] for size in (self.size, tried))
-            self.log(
-                "{} samples per call: {:.1f} instead of {:.1f} calls per second".format(tried, *reversed([*rates]))
-            )
+            before, after = (1 / self._seconds[size] for size in (self.size, tried))
+            self.log(f"{tried} samples per call: {after:.1f} instead of {before:.1f} calls per second")
         self.size = tried if faster else self.size
         self.candidate = 2 * tried if faster and 2 * tried <= self.largest else 0
         choice = [self.size, self.candidate, self._seconds[self.size]]
