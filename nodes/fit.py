@@ -107,7 +107,7 @@ class FitLearnedSolver(SolverNode):
                 **inputs(vae={"tooltip": "Decodes the images. Without it, latent previews are shown."}),
                 "effort": (
                     list(EFFORTS),
-                    {"tooltip": "How much the fit spends. quick: a third of default; thorough: many times as much."},
+                    {"tooltip": "How much the fit spends. quick: two thirds of default; thorough: many times as much."},
                 ),
                 "guidance": ("STRING", {"default": "", "tooltip": guidance}),
                 "sampler": ("SAMPLER", {"tooltip": f"{recipe} Replaces teacher and teacher_steps; needs sigmas."}),
