@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..samplers.comfy_models import first_frame
+from ..samplers.comfy_models import channel_pictures, first_frame
 
 __all__ = ["pictures_of", "to_image"]
 
@@ -42,10 +42,8 @@ def pictures_of(model: Any, states: Tensor, vae: Any = None, shapes: Sequence[Se
 
 
 def _preview(latent_format: Any, state: Tensor) -> Tensor:
-    if getattr(latent_format, "latent_rgb_factors", None) is None:  # three channels, stretched to [0, 1]
-        flat = state[0, :3] if state.ndim == 4 else state[0, :3, 0]
-        low, high = flat.amin(), flat.amax()
-        return ((flat - low) / (high - low).clamp(min=1e-6)).expand(3, -1, -1)
+    if getattr(latent_format, "latent_rgb_factors", None) is None:
+        return channel_pictures(state)[0]
     names = ("latent_rgb_factors", "latent_rgb_factors_bias", "latent_rgb_factors_reshape")
     previewer = latent_preview.Latent2RGBPreviewer
     accepted = len(inspect.signature(previewer.__init__).parameters) - 1  # older hosts take fewer

@@ -19,6 +19,7 @@ from .schedules import EDMNoise, FlowNoise, Noise, VPNoise
 
 __all__ = [
     "architecture_name",
+    "channel_pictures",
     "checkpoint_of",
     "default_guidance",
     "embeds_guidance",
@@ -164,3 +165,10 @@ def pixel_size(base: Any, shape: Sequence[int]) -> str | None:
 def first_frame(latents: Tensor) -> Tensor:
     """The first frame of latent videos [B, C, T, H, W], which a video VAE decodes alone; other latents as they are."""
     return latents[:, :, :1] if latents.ndim == 5 else latents
+
+
+def channel_pictures(latents: Tensor) -> Tensor:
+    """Three channels of each latent's first frame, stretched to [0, 1], shape [B, 3, H, W]: where nothing decodes."""
+    channels = (latents[:, :, 0] if latents.ndim == 5 else latents)[:, :3]
+    low, high = (reduce(channels, (1, 2, 3), keepdim=True) for reduce in (torch.amin, torch.amax))
+    return ((channels - low) / (high - low).clamp(min=1e-6)).expand(-1, 3, -1, -1)

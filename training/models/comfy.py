@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...samplers.architectures import DEFAULT_CFG, DEFAULT_GUIDANCE, DEFAULT_SIZE, Architecture
 from ...samplers.comfy_models import (
+    channel_pictures,
     embeds_guidance,
     first_frame,
     latent_ratios,
@@ -143,13 +144,11 @@ class ComfyModel(Model):
 
     def decode(self, latents: Tensor) -> Tensor:
         """As in `Model`; without a VAE, three latent channels, stretched to [0, 1]."""
-        latents = first_frame(self.patcher.model.process_latent_out(latents.float().cpu()))
+        latents = self.patcher.model.process_latent_out(latents.float().cpu())
         if self.vae is None:
-            flat = latents[:, :3] if latents.ndim == 4 else latents[:, :3, 0]
-            low, high = flat.amin(), flat.amax()
-            return (flat - low) / (high - low).clamp(min=1e-6)
+            return channel_pictures(latents)
         with torch.inference_mode():
-            pictures = self.vae.decode(latents)
+            pictures = self.vae.decode(first_frame(latents))
         return pictures.reshape(-1, *pictures.shape[-3:]).movedim(-1, 1).clone()
 
     def with_denoiser(  # noqa: D102 - see Model
