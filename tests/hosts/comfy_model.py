@@ -116,11 +116,7 @@ def tensor_memory():
 def compare_experts(files):
     """Calls that alternate between two models, of which each load evicts the other."""
     joined = ComfyModel.load(ModelFiles(diffusion_model=files[0], second=files[1], boundary=0.6, host=Host(comfy)))
-    management, shape, levels = (
-        sys.modules["comfy.model_management"],
-        [2, 16, 2, 4, 4],
-        [1.0, 0.5, 0.61, 0.8, 0.59, 0.9],
-    )
+    management, levels = sys.modules["comfy.model_management"], [1.0, 0.5, 0.61, 0.8, 0.59, 0.9]
     generator, shape = torch.Generator().manual_seed(0), [2, 16, 2, 4, 4]
     conds = [{"context": torch.randn(1, 8, 4096, generator=generator)} for _ in range(3)]
     x = torch.randn(*shape, generator=generator)

@@ -8,7 +8,9 @@ this ComfyUI has no DynamicVRAM.
 """
 
 import json
+import runpy
 import sys
+import tempfile
 from itertools import product
 from pathlib import Path
 
@@ -84,7 +86,7 @@ def by_main():
         "comfy_aimdo": sys.modules["comfy_aimdo"],
     }
     names |= {"comfy": sys.modules["comfy"], "console_log_level": "INFO", "logging": __import__("logging")}
-    exec(BEGIN + START, names)
+    runpy.run_path(str(script), names)
 
 
 def by_command():
@@ -101,6 +103,9 @@ DEVICES = {
     "AMD": (False, True, (6, 4)),
     "other": (False,) * 3,
 }
+folder = tempfile.TemporaryDirectory()
+script = Path(folder.name) / "main.py"
+script.write_text(BEGIN + START, encoding="utf-8")
 cases = result["cases"] = {}
 for options, device, version in product(OPTIONS, DEVICES, ((2, 7), (2, 8))):
     vars(cli.args).update(vars(cli.parser.parse_args(options.split())))
