@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from comfy.samplers import KSAMPLER
@@ -125,7 +126,8 @@ def find_solver(
         family: Name of the solver family; None for any.
     """
     noise, architecture, remarks = noise_of(base, sampling, shape), architecture_name(base), []
-    checkpoint = checkpoint_of(base, patcher)
+    boundary = boundary_of(patcher)
+    checkpoint = replace(checkpoint_of(base, patcher), boundary=boundary)
     known: Any = {"architecture": architecture, "checkpoint": checkpoint, "guidance": guidance}
     if entry == AUTO:
         solvers = SOLVERS.loadable()
@@ -144,7 +146,7 @@ def find_solver(
     shift = shift_of(sampling) if noise.kind == "flow" else None
     size = None if shape is None else pixel_size(base, shape)
     facts = mismatches(solver, steps, noise, size=size, shift=shift, **known)
-    if card.architecture == architecture and (mismatch := _boundary_mismatch(card.boundary, boundary_of(patcher))):
+    if card.architecture == architecture and (mismatch := _boundary_mismatch(card.boundary, boundary)):
         facts.insert(0, mismatch)
     if patcher is not None:
         obstacles = obstacles_of(patcher)

@@ -32,8 +32,9 @@ def choose_solver(
 
     Only where none is fitted for this architecture, one is chosen that its authors show on other models of the same
     prediction type. Either must have the step count and give a valid table on the model's noise schedule. Of several
-    for the architecture, one fitted for this checkpoint comes first, then one whose guidance covers the run's, then
-    the newest; among equals the first of `solvers`, so hosts list the user's files before the bundled ones.
+    for the architecture, one fitted for the same number of models comes first, then one for this checkpoint, then one
+    whose guidance covers the run's, then the newest; among equals the first of `solvers`, so hosts list the user's
+    files before the bundled ones.
 
     Args:
         solvers: Candidates.
@@ -58,7 +59,9 @@ def choose_solver(
     if exact:
         known = checkpoint or Checkpoint()
         candidates.sort(key=lambda s: s.card.date, reverse=True)
-        candidates.sort(key=lambda s: (-known.likeness(s), not _covers(s, steps, guidance)))
+        candidates.sort(
+            key=lambda s: (s.card.boundary != known.boundary, -known.likeness(s), not _covers(s, steps, guidance))
+        )
     if candidates:
         return candidates[0]
     if fitting:
@@ -82,10 +85,12 @@ class Checkpoint:
     Args:
         name: Name of the file.
         fingerprint: Of the weights, equal under any file name.
+        boundary: Noise level at which a second model takes over; None for one model.
     """
 
     name: str = ""
     fingerprint: str = ""
+    boundary: float | None = None
 
     def likeness(self, solver: Solver) -> int:
         """2 for a solver of these weights, 1 for one of a checkpoint with this name, -1 for other weights, else 0."""

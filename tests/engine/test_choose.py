@@ -92,13 +92,14 @@ def test_a_name_in_a_refusal_is_printable_and_cut():
     assert message.isprintable() and len(message) < 300
 
 
-NAMED, HASHED, NEW, WIDE = (
+NAMED, HASHED, NEW, WIDE, JOINED = (
     ds_solver(5, name=name, architecture="SDXL", **facts)
     for name, facts in (
         ("named", {"checkpoint": "pony", "date": "2026-01-01"}),
         ("hashed", {"checkpoint": "illustrious", "fingerprint": "1f", "date": "2026-01-02"}),
         ("new", {"checkpoint": "unknown", "date": "2026-03-01"}),
         ("wide", {"checkpoint": "unknown", "date": "2026-02-01", "guidance": Guidance("cfg", (2, 8))}),
+        ("joined", {"checkpoint": "illustrious", "fingerprint": "1f", "date": "2026-04-01", "boundary": 0.875}),
     )
 )
 
@@ -113,12 +114,13 @@ NAMED, HASHED, NEW, WIDE = (
         (None, 5, WIDE),
         (None, 9, NEW),
         (None, None, NEW),
+        (Checkpoint("illustrious", "1f", boundary=0.875), 5, JOINED),
     ],
 )
 def test_of_several_the_checkpoint_decides_then_guidance_then_the_date(checkpoint, guidance, chosen):
     run = None if guidance is None else Guidance("cfg", (guidance,))
     options = {"architecture": "SDXL", "checkpoint": checkpoint, "guidance": run}
-    assert choose_solver([NAMED, HASHED, NEW, WIDE], NOISES["flow"], 5, **options) is chosen
+    assert choose_solver([NAMED, HASHED, NEW, WIDE, JOINED], NOISES["flow"], 5, **options) is chosen
 
 
 def test_a_solver_without_a_valid_table_is_neither_chosen_nor_offered(caplog):
