@@ -129,7 +129,8 @@ def _closeness(report: StepReport) -> str:
 
 
 def _times(peer: Peer, report: StepReport) -> str:
-    return f"{_ratio(peer.error, report.error_after, 1)} times"
+    digits = 1 if peer.error >= 1.1 * report.error_after else 2
+    return f"{_ratio(peer.error, report.error_after, digits)} times"
 
 
 def _shown(report: StepReport) -> str:
