@@ -80,7 +80,8 @@ def fit_solver(
         history: Newest entries that a step may use. None: 3.
         teacher: "ode" (iPNDM on a grid made for the model), "euler", "heun", "dpmpp_2m" or "ipndm"; or what you sample
             with today: a table, or `teacher(model, x, extra_args) -> end states`, whose calls are not in the bound.
-        teacher_steps: Steps of a teacher named by its method; None: six times those of the longest solver.
+        teacher_steps: Steps of a teacher named by its method; None: 6 times those of the longest solver (thorough:
+            12), at least 20.
         optimizer: "gauss-newton" (Levenberg-Marquardt, forward passes only); "adam", "adamw" or "lion", 40 passes over
             the samples; or a settings object. None: Levenberg-Marquardt as the effort has it.
         loss: "l2", "l1", "huber", "trajectory", or a feature function of the end states.

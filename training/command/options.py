@@ -281,7 +281,8 @@ def _fit_parser(description: str) -> argparse.ArgumentParser:
     add(
         "--teacher-steps",
         type=parse_count,
-        help="steps of the teacher; heun makes two calls in each (default: six times the largest of --steps)",
+        help="steps of the teacher; heun makes two calls in each (default: 6 times the largest of --steps, 12 if "
+        "thorough, and at least 20)",
     )
     add("--teacher-checkpoint", type=Path,
         help="checkpoint of another model as the teacher, with the same latent space and text encoders: a quantised "
