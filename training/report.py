@@ -98,7 +98,7 @@ def verdict_of(result: FitResult) -> str:
     for steps, report in result.report.items():
         best = report.peers[0]
         usual = next((peer for peer in report.peers if peer.name == report.usual), best)
-        who = "your sampler today" if usual.name == report.usual else "the best stock sampler"
+        who = "the usual sampler" if usual.name == report.usual else "the best stock sampler"
         if _is_not_worth_it(report):
             verdicts.append(f"not worth it: {_better_peer(steps, report)}")
             continue

@@ -161,7 +161,7 @@ def test_the_demo_writes_a_solver_a_report_and_a_picture_of_the_prompts(tmp_path
     ("error", "median", "usual", "row", "verdict"),
     [
         (0.16, 0.04, "euler, shift 1", "| **0.1600** | 1.25 | 3.00 | 100 | 1 |",  # 0.20 / 0.16, 0.12 / 0.04
-         "2.8 times closer than your sampler today (euler, shift 1, 4 steps), 1.2 times closer than the best stock "
+         "2.8 times closer than the usual sampler (euler, shift 1, 4 steps), 1.2 times closer than the best stock "
          "sampler (deis 2, shift 3)."),
         (0.16, 0.04, "", "| **0.1600** |", "1.2 times closer than the best stock sampler (deis 2, shift 3, 4 steps)."),
         (0.16, 0.04, "heun, beta", "| **0.1600** |", "1.2 times closer than the best stock sampler (deis 2,"),  # absent
