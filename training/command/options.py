@@ -74,6 +74,8 @@ class Prompts:
             log(f"encoded prompts: {file}")
             return read_conditioning(file, model.architecture, self.negative)
         texts = self.texts(count)
+        if file is not None:
+            log(f"encoding {len(texts)} prompts")
         conds = model.encode(texts, log)
         if file is not None:
             write_conditioning(file, conds, texts, model.architecture)
