@@ -49,13 +49,14 @@ def fit_model(command: FitCommand, processes: Processes) -> None:
     """Fits a solver for the command's model, and writes solver file, report and picture."""
     first = processes.rank == 0
     log: Progress = (lambda line: print(line, flush=True)) if first else (lambda line: None)
-    if first:
+    if first and not command.dry_run:
         command.output.check()
     run = ModelFit(command, processes, log)
     log(run.describe())
     output = command.output
     with output.claimed(work_bytes(run.job)) if first and not command.dry_run else nullcontext():
-        output.check()  # another fit may have just delivered
+        if not command.dry_run:
+            output.check()  # another fit may have just delivered
         conds = processes.from_first(run.conditioning() if first else None)
         run.model.free_text_encoders()
         if run.other and not command.dry_run:
@@ -153,8 +154,9 @@ class ModelFit:
             f"Device: {self.model.device}\n"
             f"{self.model.architecture} ({self.job.noise.kind}){command.files.with_loras}, "
             f"{self.model.pixels(self.shape)}, {guidance}{usually}: "
-            f"{settings.family} solvers of {steps} steps, fitted to {self.fitted} samples and evaluated on "
-            f"{settings.held_out} more.\nAt most {most_calls(self.job):,} network calls{passes}, usually about "
+            f"{settings.family} solvers of {steps} steps, fitted to {self.fitted} samples of the teacher "
+            f"({self.job.teacher}) and evaluated on {settings.held_out} more.\n"
+            f"At most {most_calls(self.job):,} network calls{passes}, usually about "
             f"{usual_calls(self.job):,}"
             + (f", and {self.other.calls(self.job):,} of the teacher's" if self.other else "")
             + f"; result: {command.output.solver}"
