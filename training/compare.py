@@ -211,7 +211,8 @@ def _compare(command: CompareCommand, model: ComparedModel) -> None:
     started = time.perf_counter()
     goal = teacher.reference(model.denoiser, samples, model.noise).end
     seconds = time.perf_counter() - started
-    _log(f"The teacher took {seconds:.0f} s; at most {duration(seconds * most / model.denoiser.calls)} remain.")
+    rest = duration(seconds * most / model.denoiser.calls)
+    _log(f"The teacher took {seconds:.0f} s; the rest takes {'' if rest.startswith('less') else 'at most '}{rest}.")
     results = compare(entries, model.denoiser, samples, goal, pictures=PICTURES, log=_log)
     text = write_files(command.output, command.text, model, teacher, command.seed, goal, results, plot=command.plot)
     _log(f"\n{text}")

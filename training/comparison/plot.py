@@ -76,5 +76,5 @@ def _lead(results: Sequence[Result]) -> str:
             ratios.append(min(peers) / min(learned))
     if not ratios or min(ratios) < 1:
         return ""
-    span = f"{min(ratios):.1f} to {max(ratios):.1f}"
-    return f"{span} times closer to the teacher than the best stock sampler on its best grid"
+    span = dict.fromkeys(f"{ratio:.1f}" for ratio in (min(ratios), max(ratios)))
+    return f"{' to '.join(span)} times closer to the teacher than the best stock sampler on its best grid"
