@@ -165,10 +165,12 @@ def table_of(result: FitResult) -> str:
         )
     starts = "; ".join(f"{steps} calls: {report.start}" for steps, report in result.report.items())
     lines.append("")
+    card = next(iter(result.solver.card.steps.values()))
+    teacher = ", ".join(filter(None, (card.teacher, card.teacher_steps and f"{card.teacher_steps} steps")))
     lines.append(
-        f"Errors are RMSE to the teacher's outputs from the same noise, on {result.held_out} held-out samples, to "
-        "which nothing was fitted. A few trajectories that switch to another image can dominate such an error; the "
-        "medians are insensitive to them. "
+        f"Errors are RMSE to the outputs of the teacher{f' ({teacher})' if teacher else ''} from the same noise, on "
+        f"{result.held_out} held-out samples, to which nothing was fitted. A few trajectories that switch to another "
+        "image can dominate such an error; the medians are insensitive to them. "
         f"*Before* is the error of each fit's initial solver ({starts}). "
         f"The teacher took {result.teacher_calls:,} network calls, shared by all rows."
     )
