@@ -15,7 +15,7 @@ from killed_fits import kill_fits
 from learned_solvers.samplers.files.write import write_whole
 from learned_solvers.training import GradientDescent, LevenbergMarquardt
 from learned_solvers.training.data.batch_limit import BatchLimit, is_out_of_memory
-from learned_solvers.training.data.probe import check_is_function
+from learned_solvers.training.data.probe import PROBE_CALLS, check_is_function
 from learned_solvers.training.data.samples import CountedDenoiser, Samples
 from learned_solvers.training.data.teacher import Teacher
 from learned_solvers.training.models.conditioning import read_conditioning, write_conditioning
@@ -85,7 +85,8 @@ def test_an_error_that_halving_cannot_help_is_raised(size, message):
     log: list[str] = []
     with memory_limit(2**34), pytest.raises(RuntimeError, match=message):
         list(BatchLimit(log.append).each(4, 4, lambda start, stop: torch.empty(size)))
-    assert log[-1:] == ["out of memory with a single sample: choose a smaller image size"] * (message == "allocate")
+    advice = "close what else uses the memory, or choose a smaller image size"
+    assert log[-1:] == [f"out of memory with a single sample: {advice}"] * (message == "allocate")
 
 
 @pytest.mark.parametrize(("count", "size", "most"), [(7, 3, 99), (8, 8, 1), (9, 4, 3), (1, 5, 1), (0, 3, 1)])
@@ -96,6 +97,24 @@ def test_every_sample_is_worked_on_once_and_in_order(count, size, most):
         return list(range(start, stop))
 
     assert [i for part in BatchLimit().each(count, size, work) for i in part] == list(range(count))
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_single_sample_is_tried_once_more_where_one_fitted_before(most):
+    failures = []
+
+    def work(start: int, stop: int) -> int:
+        if start <= 3 < stop and len(failures) < most:
+            failures.append(stop - start)
+            raise MemoryError
+        return stop - start
+
+    if most < 3:
+        assert sum(BatchLimit().each(7, 2, work)) == 7
+    else:
+        with pytest.raises(MemoryError):
+            list(BatchLimit().each(7, 2, work))
+        assert failures == [2, 1, 1]
 
 
 def test_a_shortage_in_a_remainder_does_not_limit_whole_parts():
@@ -151,6 +170,13 @@ def test_a_fit_whose_model_fails_resumes_without_loss(undisturbed, at, act, erro
     assert log[0].startswith("resuming the fit in")
 
 
+@pytest.mark.parametrize("at", [1, PROBE_CALLS])
+def test_a_result_that_is_not_finite_is_no_memory_of_earlier_calls(at):
+    broken, samples = Watched(at, lambda d: d * math.nan, smooth), Samples(starts("flow", 2, 5, torch.float32), {}, 1)
+    with pytest.raises(ValueError, match=NAN):
+        check_is_function(broken, samples, FLOW, lambda line: None)
+
+
 def test_a_state_far_out_may_overflow_the_network():
     counted = CountedDenoiser(lambda x, sigma: x.half().float(), torch.float32)
     assert not torch.isfinite(counted(torch.full((1, 4), 1e6), torch.ones(1))).any()
@@ -160,12 +186,6 @@ def test_a_state_far_out_may_overflow_the_network():
     message = r"network call 3 \(sigma 0\.5\) returned 4 non-finite values out of 4 .*: run the model in bfloat16"
     with pytest.raises(ValueError, match=message):
         counted.check()
-
-
-def test_numbers_that_are_not_finite_are_not_taken_for_a_memory_of_earlier_calls():
-    samples = Samples(starts("flow", 2, 8), {}, 1)
-    with pytest.raises(ValueError, match=NAN):
-        check_is_function(lambda x, sigma: x * math.nan, samples, FLOW, lambda line: None)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills with SIGKILL, which Windows does not have")

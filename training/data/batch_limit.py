@@ -44,7 +44,7 @@ class BatchLimit:
 
     The fastest size is found while a fit works: 1, 2, 4 and 8 are timed, as long as each is faster per sample than the
     one before. After a shortage the lower limit is permanent, unless the same size has succeeded before: the first
-    failure of such a size may be a temporary shortage, the second is not.
+    failure of such a size may be a temporary shortage, the second is not. A single sample is tried again at once.
     """
 
     def __init__(self, log: Callable[[str], None] = lambda line: None, memory: Memory | None = None) -> None:
@@ -65,6 +65,7 @@ class BatchLimit:
         Work that ran out of memory is repeated on half as many samples, so it must have no side effect when it raises.
         """
         start, local_limit = 0, count  # `local_limit` applies until this work is done
+        waited = -1  # the sample that was tried again alone
         while start < count:
             together = next((i for i in range(start, count) if groups and groups[i] != groups[start]), count) - start
             together = min(together, local_limit, self.limit or count)
@@ -76,8 +77,11 @@ class BatchLimit:
                 self.is_timing = False
                 if not self.memory.is_out(error):
                     raise
-                if part == 1:
-                    self.log("out of memory with a single sample: choose a smaller image size")
+                if part == 1 and (start == waited or not self.largest_success):
+                    self.log(
+                        "out of memory with a single sample: close what else uses the memory, or choose a smaller "
+                        "image size"
+                    )
                     raise
             else:
                 self._judge()
@@ -85,7 +89,12 @@ class BatchLimit:
                 yield result
                 start += part
                 continue
-            local_limit = self._halve(part)  # outside `except`: the exception's frames no longer hold memory
+            if part > 1:  # outside `except`: the exception's frames no longer hold memory
+                local_limit = self._halve(part)
+            else:
+                waited = start
+                self.memory.release()
+                self.log("out of memory with a single sample, which fitted before: trying again")
 
     def time(self, x: Tensor, seconds: float) -> None:
         """Takes the duration of a call of states x, while `is_timing`."""
