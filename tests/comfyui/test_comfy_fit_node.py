@@ -82,12 +82,20 @@ def test_a_fitted_file_is_in_the_drop_downs_and_samples(server, model, name, fam
 
 
 def test_the_batch_size_of_a_call_does_not_change_the_result(server):
-    """Nor does a call mix the prompts of its samples."""
+    """Nor does a call mix the prompts and the masks of its samples."""
     cards = []
     for batch in (1, 6):
         graph = fit(server, "sd3", name=f"batch{batch}", batch=batch, samples=6, guidance="1 3")
         other = graph.add("2b", "TinyConditioning", tokens=8, dim=64, pooled=32, seed=5)
-        graph.prompt["fit"]["inputs"]["positive"] = graph.add("both", "PromptBatch", one=["2", 0], two=other)
+        graph.add("both", "PromptBatch", one=["2", 0], two=other)
+        for i, value in enumerate((0.1, 1.0)):
+            solid = graph.add(f"mask{i}", "SolidMask", value=value, width=32, height=32)
+            graph.add(f"image{i}", "MaskToImage", mask=solid)
+        images = graph.add("images", "ImageBatch", image1=["image0", 0], image2=["image1", 0])
+        masks = {"mask": graph.add("masks", "ImageToMask", image=images, channel="red"), "set_cond_area": "default"}
+        graph.add("masked", "ConditioningSetMask", conditioning=["both", 0], strength=1.0, **masks)
+        regions = graph.add("regions", "ConditioningCombine", conditioning_1=["masked", 0], conditioning_2=["3", 0])
+        graph.prompt["fit"]["inputs"]["positive"] = regions
         cards.append(fitted(graph).card.steps[2])
     one, six = cards
     assert six.error_after == pytest.approx(one.error_after, rel=2e-2)

@@ -63,7 +63,9 @@ class WiredConditioning:
             if embedded is not None and side == "positive" and "guidance" in picked:
                 cond = picked["guidance"]
                 picked["guidance"] = cond._copy_with(torch.full_like(cond.cond, embedded))
-            return {**entry, "model_conds": picked}
+            mask: Any = entry.get("mask")
+            masks = {} if mask is None else {"mask": mask[[row % len(mask) for row in rows]]}
+            return {**entry, **masks, "model_conds": picked}
 
         return {side: [pick_all(entry, side) for entry in entries] for side, entries in conds.items()}
 
