@@ -66,7 +66,8 @@ def fit_model(command: FitCommand, processes: Processes) -> None:
             )  # fmt: skip
         ends = run.model.with_denoiser(
             lambda denoiser, device: run.fit(denoiser, device, conds),
-            conds, run.guidance, [command.microbatch or 1, *run.shape[1:]], differentiable=run.differentiable,
+            conds, run.guidance, [min(command.microbatch or 1, command.count), *run.shape[1:]],
+            differentiable=run.differentiable,
         )  # fmt: skip
         if first and not command.dry_run:
             run.draw(ends)
