@@ -6,7 +6,7 @@ training/data/probe.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from .comfy_experts import second_of
@@ -49,11 +49,14 @@ class Obstacle(NamedTuple):
 
 def obstacles_of(patcher: Any, conds: Iterable[Mapping[str, Any]] = ()) -> list[Obstacle]:
     """The obstacles on a ModelPatcher and its second expert, and in entries of a conditioning without their tensors."""
-    models = [model for model in (patcher, second_of(patcher)) if model is not None]
+    models, conds = [model for model in (patcher, second_of(patcher)) if model is not None], [*conds]
     obstacles = [*dict.fromkeys(obstacle for model in models for obstacle in _on_model(model))]
     if any(_has_keyframes(hook) for cond in conds for hook in getattr(cond.get("hooks"), "hooks", ())):
         fact, reason = "the conditioning has hook keyframes (a scheduled LoRA)", "they only move forward"
         obstacles.append(Obstacle(fact, reason, "Fit without Set Hook Keyframes"))
+    if (pictures := max((len(hint) for cond in conds for hint in _hints(cond.get("control"))), default=1)) > 1:
+        fact, reason = f"a ControlNet has {pictures} pictures", "the host takes them by a sample's place in a call"
+        obstacles.append(Obstacle(fact, reason, "Fit with one picture"))
     return obstacles
 
 
@@ -111,3 +114,11 @@ def _has_keyframes(hook: Any) -> bool:
     """Whether a hook's strength changes during a run."""
     frames = getattr(getattr(hook, "hook_keyframe", None), "keyframes", ())
     return len({frame.strength for frame in frames}) > 1
+
+
+def _hints(control: Any) -> Iterator[Any]:
+    """The pictures of a ControlNet and of those before it, each [P, C, H, W]."""
+    while control is not None:
+        if (hint := getattr(control, "cond_hint_original", None)) is not None:
+            yield hint
+        control = getattr(control, "previous_controlnet", None)

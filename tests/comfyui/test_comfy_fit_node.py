@@ -361,6 +361,16 @@ def test_a_model_that_remembers_earlier_calls_is_refused_before_the_fit(server, 
         assert not list(server.solvers.glob(f"{name}*"))
 
 
+def test_a_controlnet_with_several_pictures_is_refused(server):
+    graph = fit(server, "sd15", name="control", **QUICK)
+    control = graph.add("control", "ControlNetLoader", control_net_name="tiny_controlnet.safetensors")
+    image = graph.add("image", "EmptyImage", width=32, height=32, batch_size=3, color=255)
+    widgets = {"control_net": control, "image": image, "strength": 1.0, "start_percent": 0.0, "end_percent": 0.6}
+    graph.add("applied", "ControlNetApplyAdvanced", positive=["2", 0], negative=["3", 0], **widgets)
+    graph.prompt["fit"]["inputs"] |= {"positive": ["applied", 0], "negative": ["applied", 1]}
+    assert "a ControlNet has 3 pictures: the host takes them by a sample's place in a call, so" in graph.error()
+
+
 @pytest.mark.parametrize("place", ["model", "teacher_model"])
 @pytest.mark.parametrize("name", CACHES)
 def test_a_known_cache_is_refused_by_its_name(server, name, place):
