@@ -149,6 +149,14 @@ def test_an_output_that_cannot_be_written_is_refused_at_the_start(tmp_path):
         pass
     with pytest.raises(OSError, match="MB free, but the fit writes up to"), Output(tmp_path / "b", "").claimed(2**62):
         pass
+    with pytest.raises(ValueError, match="is not valid UTF-8: choose another --output"):
+        Output(tmp_path / "a\udce9.safetensors", "").check()
+    (tmp_path / "c.md").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"c\.md is a folder: choose another --output"):
+        Output(tmp_path / "c.safetensors", "", overwrite=True).check()
+    (tmp_path / "d.safetensors").touch()
+    with pytest.raises(FileExistsError, match="or move it away and run again, which delivers this fit"):
+        Output(tmp_path / "d.safetensors", "one").deliver(ds_solver(5), "report")
 
 
 def solver_of(output: Output) -> Solver:

@@ -70,7 +70,14 @@ class Output:
         return self._is_own() and not self._work_files()
 
     def check(self) -> None:
-        """Refuses to overwrite files, unless this fit wrote them and was interrupted before its end."""
+        """Refuses a path that cannot be written, and files unless this fit wrote them and was then interrupted."""
+        try:
+            str(self.solver.absolute()).encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{str(self.solver)!a} is not valid UTF-8: {self.rename}") from None
+        for file in (self.solver, self.report, self.picture):
+            if file.is_dir():
+                raise IsADirectoryError(f"{file} is a folder: {self.rename}")
         unfinished = self._is_own() and self._work_files()
         if self.overwrite or unfinished:
             return
@@ -86,7 +93,10 @@ class Output:
 
     def deliver(self, solver: Solver, report: str) -> None:
         """Writes the solver, then the report; a former picture is deleted."""
-        self.check()  # again: another program may have written there during the fit
+        try:
+            self.check()  # again: another program may have written there during the fit
+        except FileExistsError as error:
+            raise FileExistsError(f"{error}; or move it away and run again, which delivers this fit") from None
         solver.save(self.solver, overwrite=self.overwrite or self._is_own())
         write_whole(self.report, f"# {self.solver.stem}\n\n{report}\n\n{self._mark}\n".encode())
         self.picture.unlink(missing_ok=True)
