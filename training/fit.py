@@ -238,9 +238,14 @@ def run_fit(
     Returns:
         The end states of teacher, peers and solver; empty if they cannot be sampled, and in other processes.
     """
+    paths = {"cache": folder / "teacher", "journal": folder / f"journal{WORK_SUFFIX}"}
+    if not paths["journal"].exists() and any(folder.parent.glob(f"*/journal{WORK_SUFFIX}")):
+        log(
+            f"{folder.parent} has the progress of another fit, of other inputs or with another version: this fit does "
+            "not use it, and deletes it at its end"
+        )
     seconds = check_is_function(model, job.samples, job.noise, log)
     meter.rate = meter.rate or 1 / seconds
-    paths = {"cache": folder / "teacher", "journal": folder / f"journal{WORK_SUFFIX}"}
     result = fit(job, model, log, **paths, processes=processes, meter=meter, memory=memory)
     if processes and processes.rank > 0:
         return []

@@ -14,6 +14,8 @@ from fits import FLOW, Watched, quick_fit, starts
 from learned_solvers.samplers import FlowNoise, VPNoise, euler
 from learned_solvers.training import FitJob, FitResult, FitSettings, GradientDescent, LevenbergMarquardt, Teacher, fit
 from learned_solvers.training.data.samples import CountedDenoiser, Samples
+from learned_solvers.training.fit import run_fit
+from learned_solvers.training.meter import Meter
 from learned_solvers.training.store.content import content_hash
 from learned_solvers.training.store.journal import Journal
 from oracles import curved, ds_solver, smooth
@@ -105,6 +107,15 @@ def test_a_journal_of_another_fit_is_refused(tmp_path):
     quick_fit(steps=(2,), journal=tmp_path / "journal")
     with pytest.raises(ValueError, match="journal belongs to a fit with different settings"):
         quick_fit(steps=(4,), journal=tmp_path / "journal")
+
+
+def test_progress_that_a_fit_does_not_use_is_named(tmp_path):
+    job, lines = FitJob(FitSettings(steps=(2,), teacher_steps=6), Samples(starts(), {}, 12), FLOW, {}), []
+    for name, told in (("one", 0), ("other", 1), ("other", 1)):
+        run_fit(
+            job, smooth, lines.append, meter=Meter(), deliver=str, remark=str, pictures=1, folder=tmp_path / name
+        )  # fmt: skip
+        assert sum("has the progress of another fit" in line for line in lines) == told
 
 
 def test_the_content_hash_distinguishes_values():

@@ -65,8 +65,8 @@ def _read(path: Path, key: str) -> dict[str, Record]:
         with safe_open(path, framework="pt") as file:
             if (file.metadata() or {}).get("key") != key:
                 raise ValueError(
-                    f"{path} belongs to a fit with different settings: repeat that fit's command to resume it, or "
-                    "delete the file to start over"
+                    f"{path} belongs to a fit with different settings or of another version: repeat that fit's "
+                    "command to resume it, or delete the file to start over"
                 )
             for name in file.keys():  # noqa: SIM118 - not a dict
                 record, _, part = name.rpartition("|")
