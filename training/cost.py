@@ -80,7 +80,8 @@ def seconds_of_call(denoiser: Callable[..., Tensor], batch: Samples, hint: str) 
                 raise
             # The fit halves its batches too.
             return seconds_of_call(denoiser, batch.rows(0, len(x) // 2), hint)
-        raise ValueError(f"the model fails on its first call ({str(error).splitlines()[0]}): {hint}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"the model fails on its first call ({reason}): {hint}") from error
     return min(seconds[1:])
 
 
