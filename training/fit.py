@@ -165,7 +165,9 @@ def fit(
     # An interrupted fit keeps the day on which it began, so that its file is the same to the byte.
     start_day = records.get("date") or records.put("date", {"day": torch.tensor(date.today().toordinal())})
     day = date.fromordinal(int(start_day["day"])).isoformat()
-    counted = CountedDenoiser(model, samples.x.dtype, log, memory=memory, on_call=meter.add)
+    counted = CountedDenoiser(
+        model, samples.x.dtype, log, memory=memory, on_call=meter.add, highest=job.noise.sigma_max
+    )  # fmt: skip
     counted.batch_limit.largest = min(counted.batch_limit.largest, job.most_together)
     if (record := records.get("meter")) is not None:
         meter.resume(record)

@@ -177,13 +177,16 @@ def test_a_result_that_is_not_finite_is_no_memory_of_earlier_calls(at):
         check_is_function(broken, samples, FLOW, lambda line: None)
 
 
-def test_a_state_far_out_may_overflow_the_network():
+def test_a_state_or_a_level_far_out_may_overflow_the_network():
     counted = CountedDenoiser(lambda x, sigma: x.half().float(), torch.float32)
     assert not torch.isfinite(counted(torch.full((1, 4), 1e6), torch.ones(1))).any()
     counted.check()
-    counted.model = lambda x, sigma: x / 0
+    counted.model, counted.highest = lambda x, sigma: x / 0, 1.0
+    for level in (1.5, math.inf):  # above the model's levels, where a bad table may lead
+        counted(torch.ones(1, 2), level * torch.ones(1))
+        counted.check()
     counted(torch.ones(2, 2), 0.5 * torch.ones(2))
-    message = r"network call 3 \(sigma 0\.5\) returned 4 non-finite values out of 4 .*: run the model in bfloat16"
+    message = r"network call 5 \(sigma 0\.5\) returned 4 non-finite values out of 4 .*: run the model in bfloat16"
     with pytest.raises(ValueError, match=message):
         counted.check()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -88,7 +89,7 @@ class CountedDenoiser:
 
     The fit's states are float32; a model in half precision gets them in its own dtype. `batch_limit` chooses the
     samples per call. Nothing waits for the device in a call, unless it is timed: results that are not finite are
-    noticed by `check`.
+    noticed by `check`. `highest` is the model's highest noise level.
     """
 
     def __init__(
@@ -99,12 +100,13 @@ class CountedDenoiser:
         *,
         memory: Memory | None = None,
         on_call: Callable[[int], object] = lambda count: None,
+        highest: float = math.inf,
     ) -> None:
         self.model = model
         self.dtype = dtype
         self.calls = 0
         self.batch_limit = BatchLimit(log, memory)
-        self.on_call = on_call
+        self.on_call, self.highest = on_call, highest
         self._unchecked: list[tuple[int, Tensor]] = []
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
@@ -127,7 +129,7 @@ class CountedDenoiser:
             self.batch_limit.time(x, _wait_for(denoised) - started)
         self.on_call(len(x))
         denoised = denoised.to(x.dtype)
-        self._unchecked.append((self.calls, _broken(x.detach(), sigma.detach(), denoised.detach())))
+        self._unchecked.append((self.calls, _broken(x.detach(), sigma.detach(), denoised.detach(), self.highest)))
         if len(self._unchecked) > _MOST_UNCHECKED:
             self.check()
         return denoised
@@ -151,7 +153,8 @@ class CountedDenoiser:
         """Waits for the calls since the last check.
 
         Raises:
-            ValueError: A result is not finite, for a state of normal size: a bad table just gets an infinite loss.
+            ValueError: A result is not finite, for a state of normal size at a level that the model has: a bad table
+                just gets an infinite loss.
         """
         calls, self._unchecked = self._unchecked, []
         if not calls:
@@ -179,14 +182,14 @@ def _wait_for(x: Tensor) -> float:
     return time.perf_counter()
 
 
-def _broken(x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
+def _broken(x: Tensor, sigma: Tensor, denoised: Tensor, highest: float) -> Tensor:
     """Numbers of a call, shape [4], on its device: non-finite values in all, values, level, largest size of a state.
 
-    The first is 0 unless a state of normal size led to some.
+    The first is 0 unless a state of normal size at a level below about `highest` led to some.
     """
     sizes, level = x.float().flatten(1).square().mean(1).sqrt(), sigma.float().max()
     infinite = ~torch.isfinite(denoised).flatten(1)
-    broken = infinite.any(1) & (sizes <= _OUTLIER_FACTOR * (1 + level**2).sqrt())
+    broken = infinite.any(1) & (sizes <= _OUTLIER_FACTOR * (1 + level**2).sqrt()) & (level < 1.001 * highest)
     count = infinite.sum() * broken.any()
     size = torch.where(broken, sizes, torch.zeros_like(sizes)).max()
     return torch.stack([count.float(), torch.full_like(level, denoised.numel()), level, size])
