@@ -95,17 +95,18 @@ def _ratio(peer: float, fitted: float, digits: int = 2) -> str:
 def verdict_of(result: FitResult) -> str:
     """In one line, how much closer to the teacher the solver is than the usual sampler, and what the fit took."""
     verdicts = []
-    for steps, report in result.report.items():
+    middle = result.report.values()
+    for steps, at, report in (row for row in result.rows if any(row[2] is report for report in middle)):
         best = report.peers[0]
         usual = next((peer for peer in report.peers if peer.name == report.usual), best)
         who = "the usual sampler" if usual.name == report.usual else "the best stock sampler"
         if _is_not_worth_it(report):
-            verdicts.append(f"not worth it: {_better_peer(steps, report)}")
+            verdicts.append(f"not worth it{at}: {_better_peer(steps, report)}")
             continue
         verdict = f"{_times(usual, report)} closer than {who} ({usual.name}, {steps} steps)"
         if best is not usual:
             verdict += f", {_times(best, report)} closer than the best stock sampler ({best.name})"
-        verdicts.append(verdict)
+        verdicts.append(verdict + at)
     verdict = "; ".join(verdicts)
     return f"{verdict[0].upper()}{verdict[1:]}. The fit took {duration(result.seconds)} ({result.calls:,} calls)."
 
@@ -166,7 +167,8 @@ def table_of(result: FitResult) -> str:
     starts = "; ".join(f"{steps} calls: {report.start}" for steps, report in result.report.items())
     lines.append("")
     card = next(iter(result.solver.card.steps.values()))
-    teacher = ", ".join(filter(None, (card.teacher, card.teacher_steps and f"{card.teacher_steps} steps")))
+    teacher_steps = f"{card.teacher_steps} steps" if card.teacher_steps else None
+    teacher = ", ".join(filter(None, (card.teacher, teacher_steps)))
     lines.append(
         f"Errors are RMSE to the outputs of the teacher{f' ({teacher})' if teacher else ''} from the same noise, on "
         f"{result.held_out} held-out samples, to which nothing was fitted. A few trajectories that switch to another "
