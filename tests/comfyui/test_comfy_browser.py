@@ -406,7 +406,7 @@ def test_the_steps_follow_the_solver_in_the_new_node_design(page):
         page.page.evaluate(switch, False)
 
 
-@pytest.mark.parametrize("name", ["compare_samplers", "fit_a_solver"])
+@pytest.mark.parametrize("name", ["Compare samplers at equal steps", "Fit a solver to your model"])
 def test_a_report_is_shown_as_markdown(page, name):
     page.open(f"report {name}", workflow(name))
     modes = "window.app.graph._nodes.find(n => n.type === 'PreviewAny').widgets.filter(w => w.name === 'preview_mode')"
