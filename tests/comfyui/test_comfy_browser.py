@@ -286,7 +286,8 @@ def test_the_menu_of_a_sampler_adds_a_fit_node_with_the_same_wires(page):
         f"kind => {{ const options = []; {_NODE}.getExtraMenuOptions(app.canvas, options); {choose}; }}", KSAMPLER
     )
     # An earlier test may have run a node with this number in the same page.
-    cost = page.page.locator("text=/Usually [0-9,]+ model calls(, about [0-9]+ minutes?\\.|\\. Run the sampler once)/")
+    duration = r"(about [0-9.]+ (minutes?|hours)|less than a minute)"
+    cost = page.page.locator(rf"text=/Usually [0-9,]+ model calls(, {duration}\.|\. Run the sampler once)/")
     cost.first.wait_for()
     nodes = {node["class_type"]: node["inputs"] for node in page.prompt().values()}
     fit, sampler = nodes["FitLearnedSolver"], nodes["LearnedSolverKSampler"]
