@@ -95,8 +95,9 @@ def _ratio(peer: float, fitted: float, digits: int = 2) -> str:
 def verdict_of(result: FitResult) -> str:
     """In one line, how much closer to the teacher the solver is than the usual sampler, and what the fit took."""
     verdicts = []
-    middle = result.report.values()
-    for steps, at, report in (row for row in result.rows if any(row[2] is report for report in middle)):
+    for steps, at, report in result.rows:
+        if report is not result.report[steps]:
+            continue
         best = report.peers[0]
         usual = next((peer for peer in report.peers if peer.name == report.usual), best)
         who = "the usual sampler" if usual.name == report.usual else "the best stock sampler"
