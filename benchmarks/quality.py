@@ -118,7 +118,7 @@ def quality(benchmark: Benchmark, trial: Trial, table: SolverTable) -> dict[str,
     gradients: no linear multistep rule on this trajectory can be closer, not even one with separate coefficients for
     every start.
     """
-    runs = [trial.run(table, batch) for _, batch in trial.samples.batches()]
+    runs = list(trial.each(lambda batch, _: trial.run(table, batch)))
     rests = [
         _rest(run, truth)
         for run, truth in zip(runs, trial.reference.end.split([len(run.states[0]) for run in runs]), strict=True)

@@ -14,7 +14,7 @@ from host_server import free_port
 from learned_solvers.samplers import FlowNoise, load_solver
 from learned_solvers.training import FitResult, GradientDescent, LevenbergMarquardt, fit_solver
 from learned_solvers.training.data.processes import Processes, join_processes
-from learned_solvers.training.data.samples import Samples
+from learned_solvers.training.data.samples import Samples, each_microbatch
 from oracles import curved
 
 OPTIMIZERS = {"gauss-newton": LevenbergMarquardt(first=4, batch=2), "adam": GradientDescent(batch=2, epochs=2)}
@@ -93,7 +93,7 @@ def test_shares_are_microbatches_of_a_single_process_and_global_rows_are_found_i
     samples, batches, picked = Samples(torch.arange(7.0), {}, 2), [], []
     for processes in (Processes(0, 2), Processes(1, 2)):
         share = processes.share(samples)
-        batches.append([batch.x.tolist() for _, batch in share.batches()])
+        batches.append(list(each_microbatch(None, share, lambda i, j, share=share: share.rows(i, j).x.tolist())))
         picked.append(share.x[processes.local_rows(torch.tensor([6, 0, 2, 3]), share, 7)].tolist())
     assert batches == [[[0, 1], [4, 5]], [[2, 3], [6]]]
     assert picked == [[0.0], [6.0, 2.0, 3.0]]

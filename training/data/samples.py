@@ -74,11 +74,6 @@ class Samples:
         """The same with its states on the model's device: a microbatch, before it runs."""
         return self if self.device is None else replace(self, x=self.x.to(self.device))
 
-    def batches(self) -> Iterator[tuple[int, Samples]]:
-        """Yields (first row, microbatch)."""
-        for start in range(0, len(self), self.microbatch):
-            yield start, self.rows(start, start + self.microbatch)
-
     def is_per_sample(self, value: Any) -> bool:
         """Whether an extra argument has one row per sample."""
         return isinstance(value, Tensor | list | tuple) and getattr(value, "ndim", 1) > 0 and len(value) == len(self)
