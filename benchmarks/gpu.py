@@ -36,7 +36,7 @@ from learned_solvers.training.models.emoji import SHAPE, load_emoji
 from learned_solvers.training.models.host import Host
 from learned_solvers.training.models.loading import ModelFiles
 
-from .overhead import SIGMAS, STEPS, our_samplers
+from .overhead import SIGMAS, STEPS, our_samplers, seconds_by_turns
 from .record import provenance, save
 
 LATENTS = {
@@ -129,15 +129,10 @@ def steps_outside_the_network(latents: dict[str, tuple[int, ...]], turns: int) -
             "ipndm": lambda x, sigmas=sigmas: module.sample_ipndm(_identity, x, sigmas, disable=True),
             "ComfyUI's euler": lambda x, sigmas=sigmas: module.sample_euler(_identity, x, sigmas, disable=True),
         }
-        times: dict[str, list[float]] = {name: [] for name in samplers}
-        for _ in range(turns + 1):
-            for name, sample in samplers.items():
-                began = DEVICE.now()
-                sample(x)
-                times[name].append((DEVICE.now() - began) / STEPS)
+        times = seconds_by_turns(samplers, x, turns, DEVICE.now)
         record[label] = {
             name: {
-                "microseconds": 1e6 * sorted(times[name][1:])[turns // 2],
+                "microseconds": 1e6 * sorted(times[name])[turns // 2],
                 "synchronisations": DEVICE.synchronisations(lambda s=sample, x=x: s(x)) / STEPS,
                 "peak_latents": DEVICE.peak_mib(lambda s=sample, x=x: s(x)) * 2**20 / x.nbytes,
             }

@@ -37,7 +37,7 @@ from .k_diffusion_modules import k_diffusion_folder, k_diffusion_module
 
 __all__ = [
     "SIGMAS", "SIZES", "STEPS", "host_version", "our_samplers", "overhead", "overhead_here", "overhead_without_comfyui",
-    "peak_bytes", "samplers",
+    "peak_bytes", "samplers", "seconds_by_turns",
 ]  # fmt: skip
 
 SIZES = {
@@ -120,17 +120,25 @@ def _measure(samplers: Mapping[str, Sampler], turns: int) -> dict[str, Any]:
     records: dict[str, Any] = {}
     for label, shape in SIZES.items():
         x = torch.randn(shape)
-        times: dict[str, list[float]] = {name: [] for name in samplers}
-        for _ in range(turns + 1):
-            for name, sample in samplers.items():
-                began = time.perf_counter()
-                sample(x)
-                times[name].append((time.perf_counter() - began) / STEPS)
-        records[label] = {  # without the first turn, which warms up
-            name: {"seconds": median(times[name][1:]), "states": peak_bytes(sample, x) / x.nbytes}
+        times = seconds_by_turns(samplers, x, turns)
+        records[label] = {
+            name: {"seconds": median(times[name]), "states": peak_bytes(sample, x) / x.nbytes}
             for name, sample in samplers.items()
         }
     return records
+
+
+def seconds_by_turns(
+    samplers: Mapping[str, Sampler], x: Tensor, turns: int, now: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds per step of samplers that take turns, without a first turn, which warms up."""
+    times: dict[str, list[float]] = {name: [] for name in samplers}
+    for _ in range(turns + 1):
+        for name, sample in samplers.items():
+            began = now()
+            sample(x)
+            times[name].append((now() - began) / STEPS)
+    return {name: seconds[1:] for name, seconds in times.items()}
 
 
 class _Peak(TorchDispatchMode):
