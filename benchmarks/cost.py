@@ -33,7 +33,7 @@ __all__ = ["STEPS", "calls_alone", "error_by_calls", "error_curve", "growth_with
 
 NOISE, STEPS, GUIDANCE = EDMNoise(), (5, 8), 3.0
 Sizes = tuple[str, int | None]
-"""An effort and a number of samples instead of its own."""
+"""An effort, and a number of samples in place of the one that it sets."""
 _FITS: dict[str, tuple[Sizes, ...]] = {
     "emoji": (("default", 2), ("default", 4), ("default", 20), ("default", 40)),
 }

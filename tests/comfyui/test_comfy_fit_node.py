@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 QUICK = {"samples": 2, "steps": "1", "teacher": "euler"}
 
 
-def told(messages) -> tuple[str, list[tuple[int, int]]]:
+def shown(messages) -> tuple[str, list[tuple[int, int]]]:
     """The lines that the server sends to be shown on nodes, and the places of the fit's bar with their total."""
     seen = list(messages)
     bar = [
@@ -58,7 +58,7 @@ def test_a_fitted_file_is_in_the_drop_downs_and_samples(server, model, name, fam
     graph.save(wired=one_node(["fit", 0], 2))
     with server.messages() as messages:
         (latent,) = graph.submit("wired")
-        log, bar = told(messages)
+        log, bar = shown(messages)
     path = server.solver(name or "ds_tiny_sd15")
     entry = path.relative_to(server.solvers).as_posix()
     assert entry in options(server, "LearnedSolverKSampler", "solver")
@@ -295,7 +295,7 @@ def test_a_fit_that_was_interrupted_and_killed_continues_lists_no_work_file_and_
         prompt["picture"]["inputs"]["images"] = ["again", 1]
         with host.messages() as messages:
             graph.submit()
-            log, bar = told(messages)
+            log, bar = shown(messages)
         left = re.search(r"left \((\d+) calls", log)
         assert "resuming the fit" in log and left and bar[0][0] == bar[0][1] - int(left[1]) > 50
         content, report, picture = path.read_bytes(), graph.text("again"), graph.picture("picture")
@@ -327,7 +327,7 @@ def test_a_shortage_that_only_the_host_recognises_halves_the_samples_per_call(se
     graph.prompt["fit"]["inputs"]["model"] = graph.add("patched", "TinyHungry", model=["1", 0], most=4, name="hungry")
     with server.messages() as messages:
         assert fitted(graph).steps == (1,)
-        log, _ = told(messages)
+        log, _ = shown(messages)
     assert "out of memory with 4 samples per call: continuing with 2" in log
     graph.show("calls", graph.add("seen", "TinySeen", latent=["4", 0], name="hungry"))
     graph.submit()

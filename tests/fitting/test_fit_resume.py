@@ -111,11 +111,11 @@ def test_a_journal_of_another_fit_is_refused(tmp_path):
 
 def test_progress_that_a_fit_does_not_use_is_named(tmp_path):
     job, lines = FitJob(FitSettings(steps=(2,), teacher_steps=6), Samples(starts(), {}, 12), FLOW, {}), []
-    for name, told in (("one", 0), ("other", 1), ("other", 1)):
+    for name, count in (("one", 0), ("other", 1), ("other", 1)):
         run_fit(
             job, smooth, lines.append, meter=Meter(), deliver=str, remark=str, pictures=1, folder=tmp_path / name
         )  # fmt: skip
-        assert sum("has the progress of another fit" in line for line in lines) == told
+        assert sum("has the progress of another fit" in line for line in lines) == count
 
 
 def test_the_content_hash_distinguishes_values():

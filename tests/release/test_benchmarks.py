@@ -252,7 +252,7 @@ def test_the_command_resumes_after_the_measurements_on_record(results, monkeypat
         return [job.name for made in jobs.select_jobs(["half"], **options).values() for job in made]
 
     everything = names()
-    jobs.run_jobs({"half": [jobs.Job(_half_of, ("digits",))]}, 1, "the command")  # in a process of its own
+    jobs.run_jobs({"half": [jobs.Job(_half_of, ("digits",))]}, 1, "the command")  # in a separate process
     about = json.loads((results / "half.json").read_text())["half-digits"]["about"]
     assert record.read_records("half") == {"half-digits": {"network": "digits"}}
     assert about["command"] == "the command" and {"commit", "code", "machine", "torch", "numpy", "date"} <= set(about)

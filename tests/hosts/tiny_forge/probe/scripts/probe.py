@@ -25,7 +25,7 @@ class Probe(scripts.Script):
 
 
 class Detailer(scripts.Script):
-    """Samples each picture of a prompt with "detail" again, in a job of its own without scripts, with 7 steps."""
+    """Samples each picture of a prompt with "detail" again, in a separate job without scripts, with 7 steps."""
 
     def title(self):
         return "Detailer"
