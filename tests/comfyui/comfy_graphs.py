@@ -7,6 +7,7 @@ off the grid and rows that use the past, are compared with the papers' formulas 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from comfy_host import Server
-from learned_solvers.samplers import Grid, Solver
+from learned_solvers.samplers import Grid, Solver, load_solver
 from learned_solvers.samplers.files.card import Card, StepCard
 from PIL import Image
 from safetensors.torch import load_file
@@ -188,6 +189,9 @@ class Graph:
         return [float(number) for number in self.text(key).partition("[")[2].partition("]")[0].split(",")]
 
 
+QUICK_FIT = {"samples": 2, "steps": "1", "teacher": "euler"}
+
+
 def fit(server: Server, model: str, *, name: str, batch: int = 4, size: int = 32, **widgets: Any) -> Graph:
     """A graph that fits a solver, with the report and the picture as outputs."""
     graph = Graph.of(server, model, width=size, height=size, batch=batch)
@@ -197,6 +201,21 @@ def fit(server: Server, model: str, *, name: str, batch: int = 4, size: int = 32
     graph.add("fit", "FitLearnedSolver", **wires, **settings)
     graph.add("picture", "SaveImage", images=["fit", 1], filename_prefix=name.replace("/", "-") or "empty")
     return graph
+
+
+def fitted_solver(graph: Graph) -> Solver:
+    """Runs a fit and loads its file."""
+    graph.submit()
+    return load_solver(graph.server.solver(graph.prompt["fit"]["inputs"]["file_name"]))
+
+
+def log_and_progress(messages: Iterable[tuple[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
+    """The lines that nodes show, and the values of the fit's progress bar with their totals."""
+    seen = list(messages)
+    bar = [
+        (data["value"], data["max"]) for kind, data in seen if kind == "progress" and data["node"] in ("fit", "again")
+    ]
+    return "\n".join(text for kind, text in seen if kind == "text"), bar
 
 
 # ---- situations and their oracles
