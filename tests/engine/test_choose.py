@@ -52,7 +52,7 @@ def refusal(solvers: list[Solver], prediction: str, steps: int, **options: str |
     return str(refused.value)
 
 
-FLUX, OTHER_MODEL = {"architecture": "Flux"}, "another model: other (5 and 8 steps); or fit one"
+FLUX = {"architecture": "Flux"}
 
 
 @pytest.mark.parametrize(

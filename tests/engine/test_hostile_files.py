@@ -25,7 +25,7 @@ def changed(base, name, index, value):
     return content(base, {name: tensor})
 
 
-def sized(shape, dtype="F64"):
+def with_shape(shape, dtype="F64"):
     return with_header({"3/coeffs": {"dtype": dtype, "shape": shape, "data_offsets": [0, 0]}})
 
 
@@ -95,11 +95,11 @@ BROKEN = {  # name: (bytes, key words of the message)
     "header nested deeply": (with_header(b'{"__metadata__":' + DEEP.encode() + b"}"), NO_CONTAINER),
     "too large": (dyweight() + b"\0" * 16 * 2**20, r"at most 16777216 bytes, but this one has \d+"),
     # Old versions of the library refuse it, new ones make a tensor without entries.
-    "tensor of 2^63 columns": (sized([0, 2**63 - 1]), f"format_version|{NO_CONTAINER}"),
-    "tensor of 2^124 entries": (sized([2**62, 2**62]), NO_CONTAINER),
-    "tensor of negative size": (sized([-1, 8]), NO_CONTAINER),
-    "tensor of 100,000 dimensions": (sized([1] * 100_000), "at most 3 dimensions"),
-    "tensor of numbers of 4 bits": (sized([2, 0], "F4"), NO_CONTAINER),
+    "tensor of 2^63 columns": (with_shape([0, 2**63 - 1]), f"format_version|{NO_CONTAINER}"),
+    "tensor of 2^124 entries": (with_shape([2**62, 2**62]), NO_CONTAINER),
+    "tensor of negative size": (with_shape([-1, 8]), NO_CONTAINER),
+    "tensor of 100,000 dimensions": (with_shape([1] * 100_000), "at most 3 dimensions"),
+    "tensor of numbers of 4 bits": (with_shape([2, 0], "F4"), NO_CONTAINER),
     # The card.
     "no card": (save(DYWEIGHT[1]), "format_version must be 2, got none"),
     "older version": (dyweight(format_version="1"), "format_version must be 2, got 1"),

@@ -71,16 +71,16 @@ def test_equal_solvers_are_equal_bytes_in_new_folders_readable_by_all(tmp_path):
 
 @pytest.mark.parametrize("link", [False, True])
 def test_a_file_is_only_overwritten_on_request_and_never_through_a_link(link, path):
-    dear = path.with_name("dear") if link else path
-    dear.write_bytes(b"something dear")
+    target = path.with_name("target") if link else path
+    target.write_bytes(b"an existing file")
     if link:
-        path.symlink_to(dear)
+        path.symlink_to(target)
     with pytest.raises(FileExistsError, match=r"solver\.safetensors already exists"):
         ds_solver(5).save(path)
-    assert dear.read_bytes() == b"something dear"
+    assert target.read_bytes() == b"an existing file"
     ds_solver(6).save(path, overwrite=True)
     assert load_solver(path).steps == (6,) and not path.is_symlink()
-    assert not link or dear.read_bytes() == b"something dear"
+    assert not link or target.read_bytes() == b"an existing file"
 
 
 @pytest.mark.parametrize("name", ["solver", "solver.pt", "a.safetensors.bak", "NUL.safetensors", "a:b.safetensors"])
@@ -90,7 +90,7 @@ def test_another_suffix_and_a_name_that_is_not_portable_are_refused(name, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("existing", [{}, {"solver.safetensors": b"something dear"}])
+@pytest.mark.parametrize("existing", [{}, {"solver.safetensors": b"an existing file"}])
 @pytest.mark.parametrize(("function", "error"), [("os.fsync", KeyboardInterrupt), ("os.replace", PermissionError)])
 def test_a_write_that_stops_midway_leaves_nothing_behind(function, error, existing, path, monkeypatch):
     def stop(*_: object) -> None:

@@ -202,7 +202,7 @@ def test_a_file_size_limit_leaves_the_file_unchanged(tmp_path):
     import resource
 
     file = tmp_path / "a"
-    file.write_text("dear")
+    file.write_text("before")
     handler, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
@@ -212,7 +212,7 @@ def test_a_file_size_limit_leaves_the_file_unchanged(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert refused.value.errno == errno.EFBIG
-    assert file.read_text() == "dear" and os.listdir(tmp_path) == ["a"]
+    assert file.read_text() == "before" and os.listdir(tmp_path) == ["a"]
 
 
 def test_an_existing_name_is_kept_without_overwrite_and_an_error_names_the_file(tmp_path, monkeypatch):

@@ -275,12 +275,12 @@ class Today:
     teacher=st.sampled_from(["ode", "heun", "table", "function"]),
 )
 def test_a_fit_never_makes_more_calls_than_it_said(kind, samples, held_out, steps, teacher, **options):
-    own = Today()
-    teacher = {"table": heun(NOISES[kind].teacher_grid(5)), "function": own}.get(teacher, teacher)
+    sampler = Today()
+    teacher = {"table": heun(NOISES[kind].teacher_grid(5)), "function": sampler}.get(teacher, teacher)
     job = job_of(samples, held_out, kind, steps=tuple(steps), teacher=teacher, teacher_steps=7, **options)
     model = CountedDenoiser(guided, torch.float32)
     fit(job, model, lambda line: None)
-    assert model.calls - own.calls <= most_calls(job)
+    assert model.calls - sampler.calls <= most_calls(job)
 
 
 def test_encoded_prompts_of_another_model_are_refused(tmp_path):

@@ -26,7 +26,7 @@ def test_a_forecast_is_in_minutes_and_says_what_it_is_based_on(rate, forecast):
 
 
 def test_a_meter_continues_where_an_interrupted_fit_was_at_the_pace_of_the_new_run(monkeypatch):
-    now, shown = [0.0], []
+    now, updates = [0.0], []
     monkeypatch.setattr(meter_module.time, "monotonic", lambda: now[0])
 
     def work(meter: Meter, calls: int, seconds: float) -> None:
@@ -39,12 +39,12 @@ def test_a_meter_continues_where_an_interrupted_fit_was_at_the_pace_of_the_new_r
     work(first, 400, 0.5)
     record = first.record()
     now[0] += 10_000  # it was interrupted
-    second = Meter(1000, 1300, lambda meter: shown.append((meter.calls, meter.total)))
+    second = Meter(1000, 1300, lambda meter: updates.append((meter.calls, meter.total)))
     second.resume(record)
     second.rate = 2.0
     assert second.forecast() == "about 5 minutes left (600 calls at 2.0 per second), at most 8"
     work(second, 100, 2.0)
     assert second.left() == "about 17 minutes left" and second.seconds == 400
-    assert shown == [(400 + i, 1000) for i in range(101)]
+    assert updates == [(400 + i, 1000) for i in range(101)]
     work(second, 600, 0.1)
-    assert shown[-1] == (1100, 1100) and second.left() == "less than a minute left"
+    assert updates[-1] == (1100, 1100) and second.left() == "less than a minute left"

@@ -163,9 +163,9 @@ def test_samples_of_one_prompt_length_share_calls():
     mixed = fit(job, model, lambda line: None).report[3].error_after
     most = sum(passes)
     passes.clear()
-    apart = fit(job.on(torch.device("cpu"), groups), model, lambda line: None).report[3].error_after
+    grouped = fit(job.on(torch.device("cpu"), groups), model, lambda line: None).report[3].error_after
     assert max(passes) == 1 and sum(passes) < 0.85 * most
-    assert apart == pytest.approx(mixed, rel=0.2)  # it starts from other samples
+    assert grouped == pytest.approx(mixed, rel=0.2)  # it starts from other samples
 
 
 def test_a_hosts_own_shortage_halves_the_calls_and_frees_its_cache():
