@@ -20,24 +20,32 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from comfy_commands import (
+    CHECKOUT,
+    CLIP,
+    FLUX,
+    SAMPLES,
+    SD3,
+    TEACHER_STEPS,
+    command_line,
+    fit_command,
+    has_model,
+    output_of,
+    require_model,
+    run,
+    write_random,
+)
 from comfy_graphs import MODELS as SIZES
 from comfy_graphs import Graph, euler_solver
-from comfy_graphs import options as choices
-from comfy_host import NO_COMFYUI, ROOT, Server, checkouts, make_base, python_of, run_script
+from comfy_host import ROOT, Server
 from host_server import free_port
 from learned_solvers.samplers import FlowNoise, VPNoise, load_solver
 from learned_solvers.training.command.options import PROMPTS
-from learned_solvers.training.models.conditioning import write_conditioning
 from oracles import sd_sigmas
 from PIL import Image
-from safetensors.torch import save_file
 
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
-CHECKOUT = next(iter(checkouts()), None)
-if CHECKOUT is None:
-    pytest.skip(NO_COMFYUI, allow_module_level=True)
-SAMPLES, HELD_OUT, TEACHER_STEPS = 4, 2, 5
-NO_TINY_FLUX = "this core fixes FLUX's width: a tiny one cannot be made"
+HELD_OUT = 2
 
 
 class Fitted(NamedTuple):
@@ -51,10 +59,7 @@ class Fitted(NamedTuple):
     lora: str = ""
 
 
-CLIP = {"clip": "text_encoders/tiny_clip_l.pth"}
-SD3 = {"diffusion_model": "diffusion_models/tiny_sd3_clip.safetensors", **CLIP}
 TURBO = {"diffusion_model": "diffusion_models/sd3-turbo_4steps.safetensors", **CLIP}
-FLUX = {"diffusion_model": "diffusion_models/tiny_flux_clip.safetensors", **CLIP}
 MODELS = {
     "sd15": Fitted({"checkpoint": "checkpoints/tiny_sd15_whole.ckpt"}, "SD15", 0.18215, (2,), "CFG 2"),
     "sd3": Fitted(SD3, "SD3", 1.5305, (1, 2, 3), "CFG 1, 2, 3"),
@@ -63,30 +68,12 @@ MODELS = {
 }
 
 
-def words(script: str, **options: object) -> list[str]:
-    """A command of the folder training; an option has one value, several in a tuple, or True for none."""
-    options = {"comfyui": CHECKOUT, "size": "64x64", "threads": 1, **options}
-    command = [str(python_of(CHECKOUT)), str(ROOT / "training" / script)]
-    for name, value in options.items():
-        values = () if value is True else value if isinstance(value, tuple) else (value,)
-        command += [f"--{name.replace('_', '-')}", *map(str, values)]
-    return command
-
-
-def fit_of(base: Path, files: dict[str, str], output: Path, **options: object) -> list[str]:
-    """The command of a fit."""
-    paths = {name: base / "models" / file for name, file in files.items()}
-    settings = {"steps": 2, "samples": SAMPLES, "microbatch": 4, "teacher": "heun"}
-    settings |= {"teacher_steps": TEACHER_STEPS, "output": output}
-    return words("fit_weights.py", **{**paths, **settings, **options})
-
-
 def usual_fit(base: Path, name: str, output: Path | None = None) -> list[str]:
     """The command of a model's fit; its default output is where the server finds it."""
     settings: dict[str, Any] = {"guidance": MODELS[name].guidance, "microbatch": 2 if name == "sd3" else 4}
     if lora := MODELS[name].lora:  # found in the server's folder
         settings |= {"lora": f"{lora}:-0.5", "comfyui_args": shlex.join(["--base-directory", str(base)])}
-    return fit_of(base, MODELS[name].files, output or solver_file(base, name), **settings)
+    return fit_command(base, MODELS[name].files, output or solver_file(base, name), **settings)
 
 
 def comparison(base: Path, name: str, kind: str, folder: str, **options: object) -> list[str]:
@@ -94,63 +81,37 @@ def comparison(base: Path, name: str, kind: str, folder: str, **options: object)
     model = next((base / "models" / "diffusion_models").glob(f"tiny_{name}.*"))
     files = {"diffusion_model": model, "conditioning": base / f"{name}.safetensors", "output": base / folder}
     settings = {"steps": 4, "samples": 2, "guidance": 2, "teacher_steps": 6, "microbatch": 2, "no_plot": True}
-    return words("compare.py", **files, **settings, solver=base / f"euler_{kind}.safetensors", **options)
+    return command_line("compare.py", **files, **settings, solver=base / f"euler_{kind}.safetensors", **options)
 
 
 def solver_file(base: Path, name: str) -> Path:
     return base / "models" / "solver_weights" / f"{name}.safetensors"
 
 
-def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=600)
-
-
-def output_of(completed: subprocess.CompletedProcess[str]) -> str:
-    assert completed.returncode == 0, completed.stdout + completed.stderr
-    return completed.stdout
-
-
-def write_random(path: Path, architecture: str, dim: int, tokens: int = 8, pooled: int = 0) -> None:
-    """Writes encoded prompts."""
-    generator = torch.Generator().manual_seed(0)
-    conds = [{"context": torch.randn(1, tokens, dim, generator=generator)} for _ in range(5)]
-    for cond in conds if pooled else ():
-        cond["pooled_output"] = torch.randn(1, pooled, generator=generator)
-    write_conditioning(path, conds, [str(i) for i in range(5)], architecture)
-
-
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    """Tiny models, encoded prompts for some of them, and Euler's method as solver files."""
-    base = tmp_path_factory.mktemp("commands") / "base"
-    make_base(CHECKOUT, base)
+def inputs(base) -> None:
+    """Encoded prompts for some of the models, and Euler's method as solver files."""
     write_random(base / "sd15.safetensors", "SD15", **SIZES["sd15"][2])
     write_random(base / "sd2.safetensors", "SD20", 1024, 77)
     write_random(base / "sd3.safetensors", "SD3", **SIZES["sd3"][2])
-    write_random(base / "other.safetensors", "SD3", 32, pooled=32)
     for kind in ("flow", "vp"):
         euler_solver(kind, 4).save(base / f"euler_{kind}.safetensors")
     os.link(base / "models" / SD3["diffusion_model"], base / "models" / TURBO["diffusion_model"])
-    (base / "model.gguf").write_bytes(b"GGUF\3\0\0\0")
-    save_file({"blocks.0.qkv.wscales": torch.ones(1)}, base / "svdq-int4_r32.safetensors")
-    return base
 
 
 @pytest.fixture(scope="module")
-def started(base) -> Iterator[dict[str, Future[Any]]]:
+def started(base, inputs) -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
     """The independent commands, started with the first test."""
-    models = base / "models"
-    options = [[word.format(base) for word in wrong] for wrong, _ in WRONG.values()]
-    python, _, *arguments = usual_fit(base, "sd3", base / "wrong.safetensors")
-    made = [name for name, model in MODELS.items() if (models / next(iter(model.files.values()))).exists()]
+    made = [name for name, model in MODELS.items() if has_model(base, model.files)]
+    python, _, *blind = fit_command(base, SD3, base / "blind")
     commands = {name: usual_fit(base, name) for name in made}
     sd2 = {"diffusion_model": "diffusion_models/tiny_sd21.safetensors"}
     commands |= {
-        "dry": fit_of(base, SD3, base / "dry.safetensors", dry_run=True),
-        "turbo": fit_of(base, TURBO, base / "turbo.safetensors", dry_run=True, teacher="ode", teacher_steps=20),
-        "sd2": fit_of(base, sd2, base / "sd2" / "a", initial="euler", conditioning=base / "sd2.safetensors"),
-        "alone": fit_of(base, SD3, base / "alone.safetensors", guidance=3),
-        "taught": fit_of(
+        "dry": fit_command(base, SD3, base / "dry.safetensors", dry_run=True),
+        "turbo": fit_command(base, TURBO, base / "turbo.safetensors", dry_run=True, teacher="ode", teacher_steps=20),
+        "sd2": fit_command(base, sd2, base / "sd2" / "a", initial="euler", conditioning=base / "sd2.safetensors"),
+        "alone": fit_command(base, SD3, base / "alone.safetensors", guidance=3),
+        "taught": fit_command(
             base,
             SD3,
             base / "taught.safetensors",
@@ -158,16 +119,13 @@ def started(base) -> Iterator[dict[str, Future[Any]]]:
             teacher_guidance=3,
             teacher_diffusion_model=base / "models" / SD3["diffusion_model"],
         ),
-        "no picture": [python, "-c", NO_PICTURE, str(ROOT / "training"), *fit_of(base, SD3, base / "blind")[2:]],
-        "refusals": [python, "-c", REFUSALS, str(ROOT / "training"), json.dumps(options), *arguments],
+        "no picture": [python, "-c", NO_PICTURE, str(ROOT / "training"), *blind],
         "compare sd15": comparison(base, "sd15", "vp", "compare sd15", grids="karras"),
         "compare sd3": comparison(base, "sd3", "flow", "compare sd3", grids="simple"),
         "compare grids": comparison(base, "sd3", "flow", "compare grids"),
     }
     with ThreadPoolExecutor(2) as pool:
-        futures: dict[str, Future[Any]] = {name: pool.submit(run, line) for name, line in commands.items()}
-        futures["model"] = pool.submit(run_script, CHECKOUT, "comfy_model.py", models)
-        yield futures
+        yield {name: pool.submit(run, line) for name, line in commands.items()}
 
 
 @pytest.fixture(scope="module")
@@ -218,8 +176,7 @@ def assert_drawn(path: Path) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_fitted_file_has_its_cards_error_in_the_server_and_beats_its_start(base, started, host, name):
     fitted = MODELS[name]
-    if name not in started:
-        pytest.skip(NO_TINY_FLUX)
+    require_model(base, fitted.files)
     output, file = output_of(started[name].result()), solver_file(base, name)
     card, report = load_solver(file).card, file.with_suffix(".md").read_text()
     assert output.startswith("Device: cpu\n")
@@ -275,7 +232,7 @@ def test_the_remark_on_a_distilled_model_names_a_command_that_learns_from_its_us
     output = output_of(started["turbo"].result())
     advice = re.search(r"sd3-turbo_4steps looks distilled .* pass (--teacher .*)\.\n", output)
     assert advice and advice[1] == '--teacher "euler simple 4" --steps 2 --guidance 1'
-    words = [*fit_of(base, TURBO, base / "turbo.safetensors", samples=2), *shlex.split(advice[1])]
+    words = [*fit_command(base, TURBO, base / "turbo.safetensors", samples=2), *shlex.split(advice[1])]
     words[(i := words.index("--teacher-steps")) : i + 2] = []
     assert "distilled" not in output_of(run(words))
     card = load_solver(base / "turbo.safetensors").card
@@ -349,110 +306,6 @@ def test_a_picture_that_cannot_be_decoded_costs_nothing_else(base, started):
     assert not (base / "blind.png").exists() and not (base / "blind.fit").exists()
 
 
-REFUSALS = """
-import json, sys
-sys.path.append(sys.argv[1])
-import _as_package
-from learned_solvers.training.fit_weights import main
-
-for options in json.loads(sys.argv[2]):
-    try:
-        main([*sys.argv[3:], *options])
-    except SystemExit as stopped:
-        print(f"exit {stopped.code}", file=sys.stderr)
-"""
-VAE, DRY = "{}/models/vae/tiny_taesd.safetensors", "--dry-run"
-SD3_MODEL = "{}/models/diffusion_models/tiny_sd3.safetensors"
-WRONG = {  # options, and a pattern of the message
-    "prompts": (["--conditioning", "{}/other.safetensors"], "pass another file with --conditioning"),
-    "size": (["--size", "60x64"], "--size must be multiples of 8 for SD3, got 60x64: use 64x64"),
-    "kind": ([DRY, "--clip", VAE], r"cannot load .*/tiny_taesd\.safetensors \(.*pass the model's text encoders"),
-    "text encoder": (
-        [DRY, "--diffusion-model", SD3_MODEL],
-        r"first call .*: if the text encoders .*/tiny_clip_l\.pth are for another model, pass the right ones",
-    ),
-    "vae": (
-        [DRY, "--vae", VAE],
-        r"latents have 4 channels, but those of SD3 have 16\): pass the model's VAE with --vae",
-    ),
-    "teacher": (
-        [DRY, "--teacher-checkpoint", "{}/models/checkpoints/tiny_sd15_whole.ckpt"],
-        "SD3 and SD15 have different latent spaces",
-    ),
-    "loss": ([DRY, "--loss", "features"], "this model has no VAE: pass one with --vae"),
-    "absent lora": (["--lora", "style.safetensors:1"], "style.safetensors is no file, and not in .*loras"),
-    "lora": (
-        [DRY, "--lora", "{}/models/loras/tiny_lora.safetensors"],
-        r"the LoRA .*/tiny_lora.safetensors has no weights for this model \(SD3\)",
-    ),
-    "lora of two": (
-        [
-            "--lora",
-            "{}/models/loras/tiny_sd3_lora.safetensors",
-            "--second-diffusion-model",
-            SD3_MODEL,
-            "--boundary",
-            ".5",
-        ],
-        "with --second-diffusion-model there is no --lora",
-    ),
-    "gguf": (["--diffusion-model", "{}/model.gguf"], r"model\.gguf is for the custom nodes ComfyUI-GGUF, which run in"),
-    "nunchaku": (
-        ["--diffusion-model", "{}/svdq-int4_r32.safetensors"],
-        "ComfyUI-nunchaku, which run in ComfyUI only: load it there, and fit with the node Fit Learned Solver",
-    ),
-    "model": (
-        [DRY, "--diffusion-model", VAE],
-        r"cannot load .*/tiny_taesd\.safetensors .*: pass a diffusion model with --diffusion-model",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_file_or_size_is_refused(started, name):
-    *messages, rest = started["refusals"].result().stderr.split("exit 1\n")
-    assert len(messages) == len(WRONG) and not rest, messages
-    assert re.search(WRONG[name][1], messages[list(WRONG).index(name)])
-
-
-def test_freed_text_encoders_are_not_referenced_anywhere(started):
-    freed = next(line for line in started["model"].result().splitlines() if line.startswith("freed "))
-    assert float(freed.split()[1]) > 200  # MB; 123 M parameters
-
-
-@pytest.mark.parametrize(
-    ("name", "usual"), [("sd3", ["1.8", "3.0", "4.5", "7.2"]), ("flux", ["1.4", "2.33", "3.5", "5.6"])]
-)
-def test_each_row_of_a_call_equals_comfyuis_own_result_for_it(started, name, usual):
-    if name not in started:
-        pytest.skip(NO_TINY_FLUX)
-    lines = [line.split() for line in started["model"].result().splitlines()]
-    errors = [float(word) for line in lines if line[:1] == [name] for word in line[1:]]
-    assert len(errors) == 6 and max(errors) < 2e-6, errors
-    assert ["default", name, *usual] in lines
-
-
-def test_two_models_that_do_not_fit_together_are_each_loaded_once_per_change(started):
-    line = next(line for line in started["model"].result().splitlines() if line.startswith("experts "))
-    error, loads, changes = map(float, line.split()[1:])
-    assert error < 1e-6 and loads == 1 + changes == 5
-
-
-@pytest.mark.parametrize("name", ["sd3", "flux"])
-def test_a_teacher_that_the_host_samples_with_equals_it_and_makes_the_calls_that_it_reports(started, name):
-    if name not in started:
-        pytest.skip(NO_TINY_FLUX)
-    lines = [line.split() for line in started["model"].result().splitlines()]
-    found = {words[2]: words[3:] for words in lines if words[:2] == ["recipe", name]}
-    assert found.keys() == {"dpmpp_2m", "heun", "uni_pc", "euler_ancestral"}
-    assert all(float(found[method][0]) < 2e-5 for method in ("dpmpp_2m", "heun", "uni_pc")), found
-    assert [int(found[method][1]) for method in ("dpmpp_2m", "heun")] == [6, 11]
-    assert all(reported == counted for _, reported, counted in (found[m] for m in ("dpmpp_2m", "heun", "uni_pc")))
-    assert " ".join(found["euler_ancestral"]).startswith(
-        "euler_ancestral simple draws noise, so no solver can follow it"
-    )
-
-
 @pytest.mark.parametrize(("name", "kind"), [("sd3", "flow"), ("sd15", "vp"), ("grids", "flow")])
 def test_comfyuis_euler_has_the_error_of_our_table_and_every_peer_is_compared_on_all_grids(base, started, name, kind):
     output_of(started[f"compare {name}"].result())
@@ -467,110 +320,3 @@ def test_comfyuis_euler_has_the_error_of_our_table_and_every_peer_is_compared_on
         assert_drawn(base / "compare grids" / "pictures.png")
     else:
         assert rows["euler"]["error"] == pytest.approx(rows[f"euler_{kind}"]["error"], rel=1e-4)
-
-
-RESULT = """
-import sys
-sys.path.append(sys.argv[1])
-import _as_package
-from pathlib import Path
-from learned_solvers.training import compare
-from learned_solvers.training.command.options import parse_fit
-
-command = parse_fit("", ["--checkpoint", "absent.safetensors", "--output", "mine", "--overwrite", *sys.argv[2:]])
-print(command.output.solver)
-print(compare._solver_file(Path("mine.safetensors"), command.files))
-"""
-
-
-DTYPE = """
-import sys
-from pathlib import Path
-sys.path.append(sys.argv[1])
-import _as_package
-from learned_solvers.training.models.host import Host
-from learned_solvers.training.models.loading import ModelFiles, load_parts
-
-files = ModelFiles(diffusion_model=Path(sys.argv[3]), host=Host(Path(sys.argv[2]), tuple(sys.argv[4:])))
-print(load_parts(files, text_encoders=False)[0].model.get_dtype())
-"""
-
-
-@pytest.mark.parametrize("options", [[], ["--bf16-unet"]])
-def test_comfyuis_own_options_reach_its_loaders(base, options):
-    file = base / "models" / SD3["diffusion_model"]
-    output = output_of(run([str(python_of(CHECKOUT)), "-c", DTYPE, str(ROOT / "training"), CHECKOUT, file, *options]))
-    assert output.split()[-1] == ("torch.bfloat16" if options else "torch.float32")
-
-
-def test_dynamic_vram_is_on_where_main_py_turns_it_on_and_leaves_the_model_as_it_is(base):
-    output = run_script(CHECKOUT, "dynamic_vram.py", base / "models")
-    if not output:
-        pytest.skip("this ComfyUI has no DynamicVRAM: set COMFYUI_PATH to a newer one")
-    result = json.loads(output)
-    assert [case for case, (server, command) in result["cases"].items() if server != command] == []
-    assert {on for (_, on), _ in result["cases"].values()} == {True, False}
-    without, with_dynamic = result["calls"]  # with one for gradients first
-    assert ([call[0] for call in without], [call[0] for call in with_dynamic]) == (["init"], ["init", "devices"])
-    assert (result["early"], result["device"], result["difference"]) == ([], "cpu", 0.0)
-
-
-class Elsewhere(Server):
-    """A server whose folders are not the program's."""
-
-    options: tuple[str, ...] = ()
-
-    def command(self) -> list[str]:
-        return [*super().command(), *self.options]
-
-
-@pytest.mark.parametrize(
-    ("options", "folder"),
-    [
-        ([], "data/models/solver_weights"),
-        (["--models-directory", "{0}/big models"], "big models/solver_weights"),
-        (["--extra-model-paths-config", "{0}/paths.yaml"], "yaml"),
-        (["--base-directory", "{0}/other"], "other/models/solver_weights"),
-    ],
-)
-def test_the_command_writes_where_a_server_with_its_options_lists(tmp_path, options, folder):
-    """Case 06: a program, and a data folder with models and, through a link, the pack."""
-    for name in ("data", "other"):
-        (tmp_path / name / "models").mkdir(parents=True)
-        (tmp_path / name / "custom_nodes").mkdir()
-        (tmp_path / name / "custom_nodes" / "learned-solvers").symlink_to(ROOT, target_is_directory=True)
-    (tmp_path / "big models").mkdir()
-    (tmp_path / "paths.yaml").write_text(
-        f"mine:\n  base_path: {tmp_path}\n  is_default: true\n  solver_weights: yaml\n"
-    )
-    options = [word.format(tmp_path) for word in options]
-    command = [str(python_of(CHECKOUT)), "-c", RESULT, str(tmp_path / "data/custom_nodes/learned-solvers/training")]
-    environment = {name: value for name, value in os.environ.items() if name != "COMFYUI_PATH"}
-
-    def result(*words: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, *map(str, words)], capture_output=True, text=True, env=environment, cwd="/")
-
-    assert "ComfyUI not found in COMFYUI_PATH or in " in result().stderr
-    path = tmp_path / folder / "mine.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    euler_solver("flow").save(path)
-    # Where a fit writes, and where a comparison finds it.
-    lines = output_of(result("--comfyui", CHECKOUT, "--comfyui-args", shlex.join(options))).splitlines()
-    assert lines[-2:] == [str(path)] * 2
-    server = Elsewhere(CHECKOUT, tmp_path / "data")
-    server.options = tuple(options)
-    with server:
-        assert "mine.safetensors" in choices(server, "LearnedSolverKSampler", "solver")
-
-
-def test_the_script_for_a_gpu_measures_small_sizes():
-    command = [str(python_of(CHECKOUT)), str(ROOT / "benchmarks" / "gpu.py"), str(CHECKOUT), "--small"]
-    completed = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=400)
-    assert completed.returncode == 0, completed.stderr[-3000:]
-    parts: dict[str, Any] = {}
-    for text in re.findall(r"^\{$.*?^\}$", completed.stdout, re.MULTILINE | re.DOTALL):
-        parts |= json.loads(text)
-    assert set(parts["steps"]["tiny"]) >= {"dyweight, history 3", "ipndm"}
-    for fit in (parts["emoji"]["eager"], parts["transformer"]):
-        assert 0 < fit["part_outside_the_network"] < 1 and 100 < fit["calls"] < 2000
-        assert fit["seconds"] == pytest.approx(fit["calls"] * fit["milliseconds_per_call"] / 1e3)

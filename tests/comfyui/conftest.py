@@ -1,0 +1,16 @@
+"""Fixtures that several modules share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from comfy_host import checkouts, make_base
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    """A base folder of the first checkout with the tiny models, for the commands."""
+    base = tmp_path_factory.mktemp("commands") / "base"
+    make_base(checkouts()[0], base)
+    return base
