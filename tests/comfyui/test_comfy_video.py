@@ -195,7 +195,8 @@ def test_a_picture_of_a_video_is_one_decoded_frame(server):
     graph = fit(server, "wan", name="pictures", steps="1", samples=2)
     graph.prompt["fit"]["inputs"]["vae"] = graph.add("vae", "TinyDecoder", name="pictures")
     graph.submit()
-    assert all(shape[1:] == [16, 1, 4, 4] for shape in shapes_of(server, "pictures"))
+    shapes = shapes_of(server, "pictures")
+    assert shapes and all(shape[1:] == [16, 1, 4, 4] for shape in shapes)
 
 
 def shapes_of(server, name: str) -> list[list[int]]:
