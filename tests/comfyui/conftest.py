@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from comfy_host import checkouts, make_base
+from comfy_page import ComfyPage
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +15,12 @@ def base(tmp_path_factory) -> Path:
     base = tmp_path_factory.mktemp("commands") / "base"
     make_base(checkouts()[0], base)
     return base
+
+
+@pytest.fixture(scope="module")
+def page(server, browser):
+    """ComfyUI's page, a new one for each module: tests leave panels open."""
+    page = ComfyPage(browser.new_page(viewport={"width": 1600, "height": 900}), server)
+    page.start()
+    yield page
+    page.page.close()
