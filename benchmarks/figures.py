@@ -30,10 +30,13 @@ from .suite import BENCHMARKS
 
 __all__ = ["FIGURES", "draw"]
 
-OURS, THOROUGH, PEER, RECIPE_COLOR, BOUND = "#d1495b", "#7d1128", "#30638e", "#8fb8de", "#222222"
+OURS, THOROUGH, OURS_OTHERWISE, DS = "#d1495b", "#7d1128", "#e8a0a8", "#edae49"  # learned solvers
+PEER, RECIPE_COLOR, BOUND = "#30638e", "#8fb8de", "#222222"
+DTYPE_COLORS = {"float16": ("#a9cfc4", "#2a7f73"), "bfloat16": ("#c4c4c4", "#6e6e6e")}  # by where it was fitted
 COLORS = {"digits": "#4a7c59", "patches": "#7a5195", "shapes": "#8a6240", "emoji": "#d17a22"}
 KINDS = {"digits": "flow, 8x8", "patches": "VP/eps, 3x16x16", "shapes": "EDM, 3x16x16", "emoji": "flow, 3x32x32"}
 PEER_NAME, RECIPE_NAME = "best stock sampler", "euler, simple"
+RATIO = f"{PEER_NAME}'s error / the learned solver's"
 GUIDANCE = 3.0
 WIDTH = 8.8  # inches; at 100 dots per inch, GitHub's width of a README
 STYLE = {
@@ -68,9 +71,14 @@ def _legend_below(axis: Axes, columns: int) -> None:
 
 
 def _set_ticks(side: Axis, ticks: Sequence[float]) -> None:
-    """Sets the ticks of a logarithmic axis; the default powers of ten are too sparse to read values."""
+    """Sets the ticks of a logarithmic axis."""
     labels = FixedFormatter([f"{tick:g}" for tick in ticks])
     side.set(major_locator=FixedLocator(ticks), major_formatter=labels, minor_locator=NullLocator())
+
+
+def _draw_peer(axis: Axes) -> None:
+    """Draws the best stock sampler, which ratios relate to, as a line at 1."""
+    axis.axhline(1, color=PEER, lw=2, label=PEER_NAME)
 
 
 def _heat_map(axis: Axes, ratios: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str]) -> None:
@@ -110,10 +118,9 @@ def _by_calls(key: str, title: str, label: str) -> Figure | None:
         if key == "error":
             spans = [np.nanmin([ours(p, "span", effort) for effort in ("default", "thorough")]) for p in at.values()]
             axis.plot(list(at), spans, "--", color=BOUND, lw=1, label="bound of linear solvers")
-            _set_ticks(axis.yaxis, [0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5])
         axis.set(title=f"{BENCHMARKS[name].title}\n{KINDS[name]}", xlabel="steps", yscale="log")
-        if key == "error":
-            _set_ticks(axis.yaxis, [0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5])
+        if key == "error":  # a decade or two, for which powers of ten are too sparse
+            _set_ticks(axis.yaxis, [0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5])
         _set_ticks(axis.xaxis, list(at))
         axis.grid(axis="y", alpha=0.3)
     axes[0].set_ylabel(label)
@@ -132,7 +139,7 @@ def _frechet() -> Figure | None:
 
 
 def _closer() -> Figure | None:
-    """A panel per network: the best peer's error over ours, by guidance and steps."""
+    """A panel per network: the best peer's error / ours, by guidance and steps."""
     rows: dict[str, dict[float, list[float]]] = {}
     for (name, guidance, _), point in points().items():
         rows.setdefault(name, {}).setdefault(guidance, []).append(lead(point))
@@ -143,7 +150,7 @@ def _closer() -> Figure | None:
         _heat_map(axis, list(ratios.values()), [f"{guidance:g}" for guidance in ratios], [str(n) for n in STEPS])
         axis.set(title=f"{BENCHMARKS[name].title}\n{KINDS[name]}", xlabel="steps")
     axes[0].set_ylabel("guidance")
-    figure.suptitle(f"{PEER_NAME.capitalize()}'s error / the learned solver's (red: the learned one is closer)")
+    figure.suptitle(f"{RATIO.capitalize()} (red: the learned one is closer)")
     return figure
 
 
@@ -161,23 +168,21 @@ def _cost() -> Figure | None:
             efforts = {effort: point for (effort, samples), point in curve.items() if samples is None}
             for effort, (calls, _) in efforts.items() if name != "emoji" else ():
                 calls_of.setdefault(effort, []).append(calls / 1000)
-            for found, style in ((curve.values(), {"ms": 3, "ls": "-"}), (efforts.values(), {"ms": 8, "ls": ""})):
+            for points_of_line, style in ((curve, {"ms": 3, "ls": "-"}), (efforts, {"ms": 8, "ls": ""})):
                 label = BENCHMARKS[name].title if style["ls"] else None
-                thousands, ratios = [calls / 1000 for calls, _ in found], [ratio for _, ratio in found]
-                axis.plot(thousands, ratios, marker="o", color=COLORS[name], label=label, **style)
-        axis.axhline(1, color=PEER, lw=2)
+                calls, ratios = zip(*points_of_line.values(), strict=True)
+                axis.plot(np.divide(calls, 1000), ratios, marker="o", color=COLORS[name], label=label, **style)
+        _draw_peer(axis)
         axis.set(title=f"{steps} steps", xscale="log", yscale="log", ylim=(0.35, 1.6))
         axis.set_xlabel("thousand network calls of the fit, teacher included")
         for effort, calls in calls_of.items():
             axis.text(geometric_mean(calls), 1.4, effort, ha="center", fontsize=9)
-        side = axis.get_yaxis_transform()
-        axis.text(0.99, 0.985, PEER_NAME, transform=side, color=PEER, ha="right", va="top", fontsize=9)
         _set_ticks(axis.xaxis, [0.5, 1, 2, 5, 10, 20, 50, 100, 200])
         axis.grid(axis="y", alpha=0.3)
     _set_ticks(axes[0].yaxis, [0.4, 0.5, 0.6, 0.7, 0.8, 1, 1.2])
     axes[0].set_ylabel(f"error relative to the {PEER_NAME}'s")
-    _legend_below(axes[0], 4)
-    figure.suptitle("What error a fit reaches for how many calls (guidance 3; lower is better)")
+    _legend_below(axes[0], 5)
+    figure.suptitle("What error a fit reaches for how many calls (guidance 3; large markers: efforts)")
     return figure
 
 
@@ -187,9 +192,9 @@ def _guidance() -> Figure | None:
         return None
     figure, axes = _panels(len(records), 3.6, sharey=True)
     ways = {
-        "dedicated": ("fitted at that CFG alone", "--", BOUND),
-        "alone": ("fitted at one CFG, used everywhere", "-", PEER),
-        "knots": ("one file with knots (large markers)", "-", OURS),
+        "dedicated": ("fitted at that CFG alone", "--", OURS_OTHERWISE),
+        "alone": ("fitted at one CFG, used everywhere", "-", OURS_OTHERWISE),
+        "knots": ("fitted at knots (large markers)", "-", OURS),
     }
     for axis, record in zip(axes, records, strict=True):
         at = {point["guidance"]: leads(point) for point in record["points"]}
@@ -197,14 +202,14 @@ def _guidance() -> Figure | None:
             axis.plot(list(at), [ratios[way] for ratios in at.values()], line, c=color, marker="o", ms=3, label=label)
         at_knots = {value: ratios["knots"] for value, ratios in at.items() if f"{value:g}" in record["calls"]}
         axis.plot(*zip(*at_knots.items(), strict=True), "o", color=OURS, ms=8)
-        axis.axhline(1, color=BOUND, lw=1)
+        _draw_peer(axis)
         axis.set(title=f"{BENCHMARKS[record['network']].title}, {record['steps']} steps", xlabel="CFG")
         axis.set(xscale="log", yscale="log")
         _set_ticks(axis.xaxis, [value for value in at if value not in (1.5, 8.5)])
         axis.grid(axis="y", alpha=0.3)
     _set_ticks(axes[0].yaxis, [0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 2.5])
-    axes[0].set_ylabel(f"{PEER_NAME}'s error / ours")
-    _legend_below(axes[0], 3)
+    axes[0].set_ylabel(RATIO.replace(" / ", "\n/ "))
+    _legend_below(axes[0], 2)
     figure.suptitle("One file for every CFG (above 1: closer than every stock sampler)")
     return figure
 
@@ -219,11 +224,10 @@ def _generalisation() -> Figure | None:
         axis.set_axis_off()
     for axis, record in zip(axes.flat, records, strict=False):
         ratios = record["ratios"]
-        _heat_map(
-            axis, [list(row.values()) for row in ratios.values()], list(ratios), list(next(iter(ratios.values())))
-        )
-        axis.set(title=record["what"], xlabel="used at", ylabel="fitted at")
-    figure.suptitle(f"{PEER_NAME.capitalize()}'s error / the learned solver's in 5 steps, away from the fit")
+        rows = [list(row.values()) for row in ratios.values()]
+        _heat_map(axis, rows, list(ratios), list(next(iter(ratios.values()))))
+        axis.set(title=record["what"], xlabel="used on", ylabel="fitted on")
+    figure.suptitle(f"{RATIO.capitalize()}, away from the fit ({records[0]['steps']} steps)")
     return figure
 
 
@@ -241,24 +245,25 @@ def _half() -> Figure | None:
                     where = "in float32" if key == "ours" else f"in {dtype}"
                     bars.setdefault(f"{dtype}, fitted {where}", []).append(ratio)
     figure, (axis,) = _panels(1, 3.4)
-    colors = (BOUND, "#e8a0a8", OURS, RECIPE_COLOR, PEER)
+    colors = (OURS, *(color for dtype in DTYPES for color in DTYPE_COLORS[dtype]))
     for k, ((label, ratios), color) in enumerate(zip(bars.items(), colors, strict=True)):
         axis.bar(np.arange(len(groups)) + 0.17 * (k - 2), ratios, 0.15, color=color, label=label)
-    axis.axhline(1, color=BOUND, lw=1)
+    _draw_peer(axis)
     axis.set_xticks(range(len(groups)), groups, fontsize=9)
-    axis.set_ylabel(f"{PEER_NAME}'s error / ours")
+    axis.set_ylabel(RATIO.replace(" / ", "\n/ "))
     _legend_below(axis, 3)
     figure.suptitle("Learned solvers on half-precision networks (guidance 3; above 1: closer than every stock sampler)")
     return figure
 
 
 def _overhead() -> Figure | None:
-    """Bars per latent: time per step outside the network, relative to ComfyUI's iPNDM."""
+    """Bars per latent: time per step outside the network, relative to ComfyUI's ipndm."""
     if not (records := read_records("overhead").get("overhead")):
         return None
     samplers = (
-        ("dyweight, history 3", "DyWeight, history 3", OURS), ("dyweight, history 6", "DyWeight, history 6", THOROUGH),
-        ("ds_flow-sit, whole history", "DS-Solver", "#edae49"), ("euler", "k-diffusion's Euler", RECIPE_COLOR),
+        ("dyweight, history 3", "learned, history 3", OURS),
+        ("dyweight, history 6", "learned, history 6", OURS_OTHERWISE),
+        ("ds_flow-sit, whole history", "learned, DS-Solver", DS), ("euler", "k-diffusion's euler", RECIPE_COLOR),
     )  # fmt: skip
     figure, (axis,) = _panels(1, 3.0)
     for k, (name, label, color) in enumerate(samplers):
