@@ -15,6 +15,7 @@ from .goals import goals
 from .guidance import leads
 from .half import DTYPES, leads_in_half
 from .host_samplers import RECIPE
+from .jobs import PARTS as MEASURED_PARTS
 from .peers import best_value
 from .record import RESULTS, read_measurements, read_records
 from .setting import STEPS as ALL_STEPS
@@ -61,13 +62,17 @@ def _summary() -> Lines:
         if ratios:
             ahead, twice = (sum(ratio > least for ratio in ratios.values()) for least in (1, 2))
             yield (
-                f"{text}, a fitted solver is closer to the teacher than the best of these samplers at {ahead} of "
+                f"{text}, a fitted solver is closer to the teacher than the best stock sampler at {ahead} of "
                 f"{len(ratios)} points, and more than twice as close at {twice}; the factor is "
                 f"{geometric_mean(ratios.values()):.2f} in the geometric mean."
             )
-        behind = [f"{BENCHMARKS[n].title} at {g:g} in {s} steps" for (n, g, s), ratio in ratios.items() if ratio <= 1]
+        behind = [
+            f"{BENCHMARKS[name].title} at guidance {guidance:g} in {steps} steps"
+            for (name, guidance, steps), ratio in ratios.items()
+            if ratio <= 1
+        ]
         if behind:
-            yield f"It is not closer on {'; '.join(behind)}."
+            yield f"It is not closer on: {'; '.join(behind)}."
 
 
 def _accuracy() -> Lines:
@@ -85,14 +90,15 @@ def _accuracy() -> Lines:
 
 
 def _goals() -> Lines:
-    yield from _table(["condition", "points", "goal"], [[g.text, f"{g.met} of {g.points}", g.verdict] for g in goals()])
+    rows = [[goal.text, f"{goal.count} of {goal.points}", goal.verdict] for goal in goals()]
+    yield from _table(["condition", "points", "goal"], rows)
 
 
 def _savings() -> Lines:
     """Calls that the best peer and Euler need for our error in 5 calls."""
-    rows = []
-    for name, guidance in dict.fromkeys((name, guidance) for name, guidance, _ in points()):
-        at = {n: points()[name, guidance, n] for n in ALL_STEPS}
+    rows, by_place = [], points()
+    for name, guidance in dict.fromkeys((name, guidance) for name, guidance, _ in by_place):
+        at = {n: by_place[name, guidance, n] for n in ALL_STEPS}
         recipe = RECIPE[BENCHMARKS[name].noise.kind]
         curves = (
             {n: best_value(point, "error") for n, point in at.items()},
@@ -131,7 +137,7 @@ def _generalisation() -> Lines:
         for record in read_records("generalisation").values()
         for fitted, row in record["ratios"].items()
     ]
-    yield from _table(["what differs", "fitted at", "best peer's error / ours, by place of use"], rows)
+    yield from _table(["what differs", "fitted on", "best peer's error / ours, by place of use"], rows)
 
 
 def _half() -> Lines:
@@ -161,8 +167,8 @@ def _calls() -> Lines:
     for effort in ("default", "thorough"):
         runs: dict[str, dict[int, list[int]]] = {}
         for (name, _, steps), point in points(effort).items():
-            made = [run for run in point["fits"] if (run["family"], run["effort"]) == ("dyweight", effort)]
-            calls = [calls_alone(name, steps, effort, run) for run in made]
+            fits = [run for run in point["fits"] if (run["family"], run["effort"]) == ("dyweight", effort)]
+            calls = [calls_alone(name, steps, effort, run) for run in fits]
             runs.setdefault(name, {}).setdefault(steps, []).extend(calls)
         rows = [
             [BENCHMARKS[name].title, *(f"{geometric_mean(calls):,.0f}" for calls in by_steps.values())]
@@ -205,20 +211,22 @@ def _overhead() -> Lines:
 
 
 def _provenance() -> Lines:
-    stored = {name: m for part in _RECORDED for name, m in read_measurements(RESULTS / f"{part}.json").items()}
-    made = [measurement["about"] | {"name": name} for name, measurement in stored.items()]
-    if not made:
+    records = [
+        measurement["about"] | {"name": name}
+        for part in MEASURED_PARTS
+        for name, measurement in read_measurements(RESULTS / f"{part}.json").items()
+    ]
+    if not records:
         return
-    commits, machines = (sorted({str(about[key]) for about in made}) for key in ("commit", "machine"))
-    total, longest = sum(about["seconds"] for about in made), max(made, key=lambda about: about["seconds"])
+    commits, machines = (sorted({str(about[key]) for about in records}) for key in ("commit", "machine"))
+    total, longest = sum(about["seconds"] for about in records), max(records, key=lambda about: about["seconds"])
     yield (
-        f"On record: {len(made)} measurements at commit {', '.join(commits)}, {min(a['date'] for a in made)}, on "
+        f"On record: {len(records)} measurements at commit {', '.join(commits)}, {min(a['date'] for a in records)}, on "
         f"{'; '.join(machines)}. Together they took {total / 60:.0f} minutes of two processes, "
         f"the longest, {longest['name']}, {longest['seconds'] / 60:.0f}."
     )
 
 
-_RECORDED = ("fidelity", "guidance", "generalisation", "half", "cost", "overhead")
 PARTS: dict[str, Callable[[], Lines]] = {
     "summary": _summary, "accuracy": _accuracy, "goals": _goals, "savings": _savings, "guidance": _guidance,
     "generalisation": _generalisation, "half": _half, "cost": _cost, "calls": _calls, "size": _size,

@@ -17,6 +17,7 @@ from oracles import f64
 
 from benchmarks import cost, fidelity, guidance, jobs, overhead, quick, record, setting
 from benchmarks.__main__ import main
+from benchmarks.goals import goals
 from benchmarks.host_samplers import table_of
 from benchmarks.peers import all_peers, measure_peers
 from benchmarks.quality import frechet, quality, sharpness
@@ -138,6 +139,23 @@ def test_the_cost_of_a_fit_includes_its_teacher(results):
     assert [*curve] == [("default", 12), ("default", None), ("quick", None)]  # by calls
     assert curve["quick", None] == pytest.approx((4000, 2 * made["fits"][0]["error"] / 0.04))  # geometric means
     assert curve["default", None] == pytest.approx((2000 + 40 + 30 * (30 + 4), 0.5))
+
+
+def test_the_goals_count_the_points_that_meet_them(results):
+    def point(name: str, steps: int) -> dict[str, object]:
+        fit = {"family": "dyweight", "effort": "default", "error": 1.0, "frechet": 1.0}
+        fit["span"] = 0.9 if name == "digits" else 0.5
+        peer = {"error": {3: 1.1, 4: 2.0, 5: 2.0}.get(steps, 1.9), "frechet": 3.0 if steps == 10 else 2.9}
+        return {"steps": steps, "fits": [fit], "peers": {"best": peer, "euler": {"error": 4.0, "frechet": 9.0}}}
+
+    for name, benchmark in BENCHMARKS.items():
+        for value in benchmark.guidances:
+            points = [point(name, steps) for steps in setting.STEPS]
+            place = {"network": name, "guidance": value, "points": points}
+            order = [*record.read_records("fidelity"), f"{name} {value}"]
+            record.save("fidelity", order[-1], {"about": {"code": ""}, "record": place}, order)
+    made = [(goal.count, goal.points, goal.threshold) for goal in goals()]
+    assert made == [(72, 72, 72), (24, 60, 30), (15, 45, 30), (12, 60, 40), (0, 60, 0)]
 
 
 def test_calls_are_interpolated_in_the_logarithm_of_the_error():
