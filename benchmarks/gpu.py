@@ -57,7 +57,7 @@ class Device:
         self.name = torch.cuda.get_device_name() if self.cuda else "cpu"
 
     def now(self) -> float:
-        """Seconds, after everything has run that was started."""
+        """Seconds, after the device has finished its work."""
         if self.cuda:
             torch.cuda.synchronize()
         return time.perf_counter()
@@ -118,7 +118,7 @@ class Stopwatch:
         return sum(begin.elapsed_time(end) for begin, end in self.pairs) / 1000
 
 
-def steps_outside_the_network(latents: dict[str, tuple[int, ...]], turns: int) -> Parts:
+def measure_steps(latents: dict[str, tuple[int, ...]], turns: int) -> Parts:
     """Microseconds and synchronisations per step of our samplers and ComfyUI's ipndm and euler, by latent."""
     module = sys.modules["comfy.k_diffusion.sampling"]
     record = {}
@@ -145,18 +145,18 @@ def _identity(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
     return x
 
 
-def measured_fit(denoise: Callable[..., Tensor], network: nn.Module, x: Tensor, extra_args: Parts, batch: int) -> Parts:
+def measure_fit(denoiser: Callable[..., Tensor], network: nn.Module, x: Tensor, extra_args: Parts, batch: int) -> Parts:
     """Seconds and memory of a fit with the default effort, and of sampling the same batch with its solver."""
     settings = EFFORTS["default"].for_numbers(x[0].numel())
     calls, results = [], []
 
-    def counted(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
+    def count_calls(x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
         calls.append(len(x))
-        return denoise(x, sigma, **extra_args)
+        return denoiser(x, sigma, **extra_args)
 
     def fit() -> None:
         options = {"extra_args": extra_args, "microbatch": batch, "held_out": settings.held_out}
-        results.append(fit_solver(counted, x, noise=FlowNoise(), steps=(FIT_STEPS,), **options))
+        results.append(fit_solver(count_calls, x, noise=FlowNoise(), steps=(FIT_STEPS,), **options))
 
     stopwatch, began = Stopwatch(network), DEVICE.now()
     fit_peak = DEVICE.peak_mib(fit)
@@ -164,7 +164,7 @@ def measured_fit(denoise: Callable[..., Tensor], network: nn.Module, x: Tensor, 
     in_network, samples = stopwatch.seconds(), sum(calls)
     ((_, report),) = results[0].report.items()
     table, first = results[0].solver.table(FIT_STEPS, FlowNoise()), _rows(x, extra_args, batch)
-    sampling = measured_sampling(denoise, network, table, *first)
+    sampling = measure_sampling(denoiser, network, table, *first)
     return {
         "calls": samples, "seconds": seconds, "milliseconds_per_call": 1e3 * seconds / samples,
         "part_outside_the_network": 1 - in_network / seconds, "peak_mib": fit_peak,
@@ -172,13 +172,13 @@ def measured_fit(denoise: Callable[..., Tensor], network: nn.Module, x: Tensor, 
     }  # fmt: skip
 
 
-def measured_sampling(
-    denoise: Callable[..., Tensor], network: nn.Module, table: SolverTable, x: Tensor, extra_args: Parts
+def measure_sampling(
+    denoiser: Callable[..., Tensor], network: nn.Module, table: SolverTable, x: Tensor, extra_args: Parts
 ) -> Parts:
-    """The same of a run of a table, the second of two."""
+    """Seconds and memory of sampling with a table, in the second of two runs."""
 
     def sample() -> Tensor:
-        return sample_table(denoise, x, table, extra_args, disable=True)
+        return sample_table(denoiser, x, table, extra_args, disable=True)
 
     sample()
     stopwatch, began = Stopwatch(network), DEVICE.now()
@@ -195,21 +195,21 @@ def _rows(x: Tensor, extra_args: Parts, count: int) -> tuple[Tensor, Parts]:
     return x[:count], cut
 
 
-def emoji(count: int) -> Parts:
+def measure_emoji(count: int) -> Parts:
     """A fit of the emoji network in bfloat16, without and with `torch.compile`."""
     settings = EFFORTS["default"].for_numbers(math.prod(SHAPE))
     model, samples = load_emoji(dtype=torch.bfloat16).to(DEVICE.type), min(count, sum(settings.sizes(None)))
     words = model.words(["red heart", "blue book", "cat face", "tree plant"]).to(DEVICE.type)
     x = torch.randn(samples, *SHAPE, generator=torch.Generator().manual_seed(0)).to(DEVICE.type, torch.bfloat16)
     extra_args = {"words": words.repeat(samples // 4 + 1, 1)[:samples], "guidance": GUIDANCE}
-    record = {"eager": measured_fit(model, model.network, x, extra_args, samples)}
+    record = {"eager": measure_fit(model, model.network, x, extra_args, samples)}
     if DEVICE.cuda:  # on a CPU the compiler needs C++
         model.network.forward = torch.compile(model.network.forward)
-        record["compiled"] = measured_fit(model, model.network, x, extra_args, samples)
+        record["compiled"] = measure_fit(model, model.network, x, extra_args, samples)
     return record
 
 
-def transformer(host: Host, path: Path, count: int, depth: int, side: int) -> Parts:
+def measure_transformer(host: Host, path: Path, count: int, depth: int, side: int) -> Parts:
     """A fit of a random SD3 transformer through ComfyUI in bfloat16, and sampling without and with `torch.compile`."""
     _write_transformer(path, depth)
     model = ComfyModel.load(ModelFiles(diffusion_model=path, host=host), text_encoders=False)
@@ -222,12 +222,12 @@ def transformer(host: Host, path: Path, count: int, depth: int, side: int) -> Pa
 
     def work(denoiser: Callable[..., Tensor], device: torch.device) -> Parts:
         x = model.starts(shape, count, 0).to(device)
-        record = measured_fit(denoiser, network, x, {"row": list(range(count))}, 1)
+        record = measure_fit(denoiser, network, x, {"row": list(range(count))}, 1)
         first = _rows(x, {"row": list(range(count))}, 1)
-        record["sampling"] = measured_sampling(denoiser, network, table, *first)
+        record["sampling"] = measure_sampling(denoiser, network, table, *first)
         if DEVICE.cuda:  # on a CPU the compiler needs C++
             network.forward = torch.compile(network.forward)
-            record["compiled_sampling"] = measured_sampling(denoiser, network, table, *first)
+            record["compiled_sampling"] = measure_sampling(denoiser, network, table, *first)
         return record
 
     parameters = sum(p.numel() for p in network.parameters())
@@ -271,9 +271,9 @@ def main() -> None:
     latents, count = ({"tiny": (1, 4, 8, 8)}, 6) if args.small else (LATENTS, 14)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         for name, part in (
-            ("steps", lambda: steps_outside_the_network(latents, 3 if args.small else 21)),
-            ("emoji", lambda: emoji(count)),
-            ("transformer", lambda: transformer(
+            ("steps", lambda: measure_steps(latents, 3 if args.small else 21)),
+            ("emoji", lambda: measure_emoji(count)),
+            ("transformer", lambda: measure_transformer(
                 host, Path(folder) / "random_sd3.safetensors", count, *((2, 16) if args.small else (DEPTH, SIDE)))),
         ):  # fmt: skip
             record[name] = part()
