@@ -43,7 +43,7 @@ _OTHER_FITS: tuple[Sizes, ...] = (("default", 14), ("default", 20), ("default", 
 def error_by_calls(
     name: str, steps: int, fits: Sequence[Sizes] = (), seeds: Sequence[int] = SEEDS, unseen: int | None = None
 ) -> dict[str, Any]:
-    """Calls of fits and their errors on unseen starts, by samples: those that `fidelity` has not."""
+    """Calls of fits and their errors on unseen starts, by effort and samples, in addition to those of `fidelity`."""
     benchmark, runs = BENCHMARKS[name], []
     trial = unseen_trial(benchmark, GUIDANCE, unseen)
     for effort, samples in fits or (("quick", None), *_FITS.get(name, _OTHER_FITS)):

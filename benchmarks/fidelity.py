@@ -73,7 +73,7 @@ def ours(point: Point, key: str = "error", effort: str = "default", family: str 
 
 
 def lead(point: Point, key: str = "error", effort: str = "default") -> float:
-    """The best peer's measure divided by DyWeight's; NaN without such a fit."""
+    """The best peer's measure divided by the fitted solver's; NaN without such a fit."""
     return best_value(point, key) / ours(point, key, effort)
 
 

@@ -57,7 +57,7 @@ def inputs_hash(prompt: Mapping[str, Any], node_id: str, omitted: tuple[str, ...
 
     def hash_of(key: str, omitted: tuple[str, ...] = ()) -> str:
         if key not in hashes:
-            hashes[key] = ""  # ends a loop
+            hashes[key] = ""  # in case of a cycle
             node = prompt[key]
             inputs = {name: value_of(value) for name, value in node["inputs"].items() if name not in omitted}
             mark = "" if key == node_id else repr(node.get("is_changed"))  # the node's own changes with its file

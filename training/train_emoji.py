@@ -2,7 +2,7 @@
 
 FOLDER is npm's emoji-datasource-google 16.0.0, unpacked (`npm pack emoji-datasource-google@16.0.0`, then tar): its
 pictures are Google's Noto Emoji (Apache-2.0). Takes two and a quarter hours on one CPU core; the file next to the
-weights with the suffix .state keeps the progress, from which the same command goes on.
+weights with the suffix .state keeps the progress, from which the same command resumes.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def load_pictures(folder: Path) -> tuple[Tensor, Tensor, list[str]]:
 def augmented(rgba: Tensor) -> Tensor:
     """Pictures [B, 3, 32, 32] in [-1, 1] of premultiplied RGBA [B, 4, 64, 64], different in every call.
 
-    Turned, made smaller, shifted, mirrored, on a plain background, with a little noise: pictures learned by heart would
-    make trajectories turn sharply, unlike those of a large model.
+    Turned, made smaller, shifted, mirrored, on a plain background, with a little noise: memorised pictures would make
+    trajectories turn sharply, unlike those of a large model.
     """
     n = len(rgba)
     angle = (torch.rand(n) * 2 - 1) * math.radians(10)

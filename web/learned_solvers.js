@@ -92,7 +92,7 @@ function addFitNode(sampler) {
   }
   for (const name of ["cfg", "steps"]) {
     const [from, to] = [sampler, fit].map((node) => node.widgets?.find((w) => w.name === name));
-    // Of more steps than these the fit takes long, and stock samplers need no help.
+    // A fit of more steps takes long, and stock samplers are good enough there.
     if (from && to) to.value = name === "steps" ? String(Math.min(from.value, 8)) : from.value;
   }
   app.canvas.selectNode?.(fit);

@@ -1,4 +1,4 @@
-"""Recognises models distilled for few steps: what many steps converge to is not their picture."""
+"""Recognises models distilled for few steps, whose many-step limit is another picture than their own."""
 
 from __future__ import annotations
 
