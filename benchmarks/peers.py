@@ -65,8 +65,8 @@ def measure_peers(benchmark: Benchmark, unseen: Trial, steps: int) -> dict[str, 
     options = _ranked(benchmark, unseen, all_peers(steps, benchmark.noise))
     qualities = _finite_qualities(benchmark, ranked, options)
     by_frechet = sorted(qualities, key=lambda name: qualities[name]["frechet"])
-    named, (errors, methods, frechets) = {c.name: c for c in options}, _MEASURED
-    chosen = [*options[:errors], *best_of_methods(options)[:methods], *(named[n] for n in by_frechet[:frechets])]
+    by_name, (errors, methods, frechets) = {c.name: c for c in options}, _MEASURED
+    chosen = [*options[:errors], *best_of_methods(options)[:methods], *(by_name[n] for n in by_frechet[:frechets])]
     chosen += [c for c in all_peers(steps, benchmark.noise) if c.name == RECIPE[benchmark.noise.kind]]
     return _finite_qualities(benchmark, unseen, dict.fromkeys(chosen))
 

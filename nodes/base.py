@@ -93,8 +93,8 @@ class SolverNode:
     @classmethod
     def VALIDATE_INPUTS(cls, solver: str | None = None) -> bool | str:
         """Accepts any solver file by name, also those that drop-downs leave out; None is a wired name."""
-        known = [*cls.CHOICES, *SOLVERS.names()]
-        return solver is None or solver in known or f"no solver file named {printable(repr(solver), 200)}"
+        choices = [*cls.CHOICES, *SOLVERS.names()]
+        return solver is None or solver in choices or f"no solver file named {printable(repr(solver), 200)}"
 
     @classmethod
     def IS_CHANGED(cls, solver: str | None = None, **_: Any) -> str:

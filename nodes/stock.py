@@ -96,8 +96,8 @@ def _sample(
             )
         base, guidance = guider.inner_model, guidance_of_run(guider)
         _check_whole(base.model_sampling, sigmas, getattr(model, "noise", None), set_steps)
-        known = {"shape": x.shape, "guidance": guidance, "patcher": getattr(guider, "model_patcher", None)}
-        find = partial(find_solver, entry, base=base, sampling=base.model_sampling, family=family.name, **known)
+        facts = {"shape": x.shape, "guidance": guidance, "patcher": getattr(guider, "model_patcher", None)}
+        find = partial(find_solver, entry, base=base, sampling=base.model_sampling, family=family.name, **facts)
         try:
             found, steps = _find(find, requested, bool(chosen.get("nearest")))
         except MissingSteps as error:

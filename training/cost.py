@@ -34,8 +34,8 @@ def most_calls(job: FitJob) -> int:
         total += job.teacher_calls(samples + held_out, first_knot=first_knot)
         for n in settings.steps:
             total += (5 + (settings.usual is not None)) * n * held_out  # before, after, three peers, the usual sampler
-            known = settings.loss == "l2" and not isinstance(optimizer, GradientDescent)
-            total += (1 + job.effort.compared + (not known)) * n * samples  # classical solvers, and the result
+            error_is_known = settings.loss == "l2" and not isinstance(optimizer, GradientDescent)
+            total += (1 + job.effort.compared + (not error_is_known)) * n * samples  # classical solvers, and the result
             if first_knot and job.initial == "path":
                 total += start_calls(n, noise, job.blocks[0])
             space = make_space(settings.family, n, noise, next(iter(noise.usual_grids().values())), job.history)

@@ -33,17 +33,17 @@ def dense_grid(model: Denoiser, samples: Samples, noise: Noise, steps: int) -> T
     ends_at_data = noise.kind == "flow"  # others have no slope below their lowest level: the step to 0 stays one step
 
     def squares(start: int, stop: int) -> Tensor:
-        slopes, found, batch = dict[int, Tensor](), list[Tensor](), few.rows(start, stop).loaded()
+        slopes, errors, batch = dict[int, Tensor](), list[Tensor](), few.rows(start, stop).loaded()
 
         def keep(step: dict) -> None:
             slopes[step["i"]] = (step["x"] - step["denoised"]) / step["sigma"]
-            while len(found) < _STEPS - 1 and _nodes(len(found))[-1] <= step["i"]:
-                found.append(_difference(pilot, slopes, len(found)).square().sum())
-                for i in [i for i in slopes if i < _nodes(len(found))[0]]:
+            while len(errors) < _STEPS - 1 and _nodes(len(errors))[-1] <= step["i"]:
+                errors.append(_difference(pilot, slopes, len(errors)).square().sum())
+                for i in [i for i in slopes if i < _nodes(len(errors))[0]]:
                     del slopes[i]
 
         sample_table(model, batch.x, ipndm(pilot, 3), batch.extra_args, keep, disable=True)
-        return torch.stack(found).cpu().double()
+        return torch.stack(errors).cpu().double()
 
     total = torch.stack(list(each_microbatch(model, few, squares))).sum(0)
     known = pilot if ends_at_data else pilot[:-1]
@@ -52,9 +52,9 @@ def dense_grid(model: Denoiser, samples: Samples, noise: Noise, steps: int) -> T
     for _ in range(2):
         density = (torch.cat([density[:1], density[:-1]]) + 2 * density + torch.cat([density[1:], density[-1:]])) / 4
     density = (1 - _EVEN) * density / density.sum() + _EVEN / len(density)
-    reached = torch.cat([density.new_zeros(1), density.cumsum(0)])
-    wanted = torch.linspace(0, float(reached[-1]), steps + len(known) - len(pilot) + 1, dtype=torch.float64)
-    levels = interpolate(wanted, reached, known if ends_at_data else known.log())
+    cumulative = torch.cat([density.new_zeros(1), density.cumsum(0)])
+    targets = torch.linspace(0, float(cumulative[-1]), steps + len(known) - len(pilot) + 1, dtype=torch.float64)
+    levels = interpolate(targets, cumulative, known if ends_at_data else known.log())
     levels = levels if ends_at_data else levels.exp()
     return torch.cat([pilot[:1], levels[1:-1], pilot[len(known) - 1 :]])
 

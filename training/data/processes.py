@@ -59,8 +59,8 @@ class Processes:
         parts: list[Any] = [None] * self.count
         dist.all_gather_object(parts, None if values is None else (self._rows(total, samples.microbatch), values))
         rows, tensors = zip(*(part for part in parts if part is not None), strict=True)
-        found = torch.cat(tensors)
-        return found[torch.tensor([row for some in rows for row in some]).argsort()]
+        gathered = torch.cat(tensors)
+        return gathered[torch.tensor([row for some in rows for row in some]).argsort()]
 
     def _rows(self, total: int, microbatch: int) -> list[int]:
         return [row for row in range(total) if row // (microbatch or 1) % self.count == self.rank]
