@@ -33,7 +33,7 @@ class StepReport:
         median_after: Root of the median of the samples' mean squares, which outliers do not dominate.
         peers: Classical solvers at equal calls, each at its best grid, best first.
         network_calls: Samples times calls for this step count, including the scan, excluding the teacher.
-        seconds: Time spent by this process.
+        seconds: Time spent by this process, interrupted runs included.
         start: Name of the start of the fit.
         samples: Number of samples that the parameters were fitted to.
         usual: Name of the peer that the model is usually sampled with; empty if unknown.

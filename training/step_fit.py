@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -74,7 +73,8 @@ def fit_steps(tasks: Sequence[Task], n: int) -> tuple[dict[str, Tensor], StepCar
 
 def _fit(task: Task, n: int, neighbour: Fit | None) -> Fit:
     """The fit at one guidance; `neighbour` is the fit at the neighbouring guidance, which it then starts from."""
-    start_time, task.model.calls = time.monotonic(), 0
+    task.model.calls = 0
+    began = _moment(task, f"{n}/began")
     order = _screened_peers(task, n)
     starts = [_from_neighbour(task, n, neighbour)] if neighbour else find_starts(task, n, order)
     start, begun = _best_start(task, n, starts)
@@ -97,12 +97,21 @@ def _fit(task: Task, n: int, neighbour: Fit | None) -> Fit:
         median,
         tuple(peers),
         task.calls(),
-        time.monotonic() - start_time,
+        _moment(task, f"{n}/ended") - began,
         start.name,
         fitted.samples,
         usual,
     )
     return Fit(start, theta, report, note)
+
+
+def _moment(task: Task, name: str) -> float:
+    """The seconds of all runs of the fit until one of them first came here, recorded under that name."""
+
+    def work() -> Record:
+        return {"seconds": torch.tensor(task.meter.seconds, dtype=torch.float64)}
+
+    return float(task.recorded(name, work)["seconds"])
 
 
 def _from_neighbour(task: Task, n: int, neighbour: Fit) -> Start:

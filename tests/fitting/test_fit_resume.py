@@ -13,6 +13,7 @@ import torch
 from fits import FLOW, Watched, quick_fit, starts
 from learned_solvers.samplers import FlowNoise, VPNoise, euler
 from learned_solvers.training import FitJob, FitResult, FitSettings, GradientDescent, LevenbergMarquardt, Teacher, fit
+from learned_solvers.training import meter as meter_module
 from learned_solvers.training.data.samples import CountedDenoiser, Samples
 from learned_solvers.training.fit import run_fit
 from learned_solvers.training.meter import Meter
@@ -37,8 +38,15 @@ def file_of(result: FitResult, folder: Path) -> bytes:
     ],
     ids=["two starts", "one start and a table as teacher", "adam", "knots"],
 )
-def test_a_fit_interrupted_anywhere_resumes_and_ends_with_the_same_file(tmp_path, settings, part):
-    (model, resumed_model, finished_model), log = (Watched(model=smooth) for _ in range(3)), []
+def test_a_fit_interrupted_anywhere_resumes_and_ends_with_the_same_file(tmp_path, monkeypatch, settings, part):
+    now, log = [0.0], []
+    monkeypatch.setattr(meter_module.time, "monotonic", lambda: now[0])
+
+    def slow(x: torch.Tensor, sigma: torch.Tensor, **extra_args: object) -> torch.Tensor:
+        now[0] += 1
+        return smooth(x, sigma)
+
+    model, resumed_model, finished_model = (Watched(model=slow) for _ in range(3))
     settings = {"steps": (3, 4), **settings}
     whole = quick_fit(model, **settings)
     settings |= {"journal": tmp_path / "journal", "cache": tmp_path / "cache"}
@@ -46,7 +54,7 @@ def test_a_fit_interrupted_anywhere_resumes_and_ends_with_the_same_file(tmp_path
     def stop(x: torch.Tensor) -> torch.Tensor:
         raise KeyboardInterrupt
 
-    interrupted_model = Watched(int(part * model.calls), stop, smooth)
+    interrupted_model = Watched(int(part * model.calls), stop, slow)
     with pytest.raises(KeyboardInterrupt):
         quick_fit(interrupted_model, **settings)
     resumed = quick_fit(resumed_model, progress=log.append, **settings)
@@ -56,6 +64,10 @@ def test_a_fit_interrupted_anywhere_resumes_and_ends_with_the_same_file(tmp_path
     assert finished_model.calls == 0
     reports = [[replace(report, seconds=0.0) for report in r.report.values()] for r in (whole, resumed, finished)]
     assert reports[0] == reports[1] == reports[2]
+    spent = [torch.tensor([report.seconds for _, _, report in r.rows]) for r in (whole, resumed, finished)]
+    assert spent[0].sum() == model.calls  # a second each
+    assert_close(spent[1], spent[0], rtol=0, atol=8.0)  # a teacher's run that was cached, but not recorded, is lost
+    assert spent[2].equal(spent[1])
     assert log[0] == f"resuming the fit in {tmp_path / 'journal'}"
     # The work since the last record is repeated: a Jacobian, or a tenth of gradient descent.
     assert interrupted_model.samples + resumed_model.samples < 1.25 * model.samples
