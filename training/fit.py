@@ -200,7 +200,8 @@ def fit(
         for knot, report in zip(settings.guidance, each, strict=False)
         if has_knots
     }
-    return FitResult(solver, at_middle, calls, job.held_out, at_knots, meter.seconds)
+    levels = None if isinstance(teacher, Recipe) else tasks[job.first_knot].levels()
+    return FitResult(solver, at_middle, calls, job.held_out, at_knots, meter.seconds, levels)
 
 
 def _log_at(log: Progress, knot: float, line: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from ..samplers import Solver, SolverTable
 from .meter import duration
 
@@ -62,6 +64,7 @@ class FitResult:
         at_knots: If fitted at several guidance values, the results by step count and guidance. `report` has the middle
             one's.
         seconds: Duration of the whole fit, interrupted runs included.
+        levels: The teacher's grid at the guidance of `report`, shape [T + 1]; None for a recipe.
     """
 
     solver: Solver
@@ -70,6 +73,7 @@ class FitResult:
     held_out: int
     at_knots: Mapping[tuple[int, float], StepReport] = field(default_factory=dict)
     seconds: float = 0.0
+    levels: Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def calls(self) -> int:

@@ -130,6 +130,18 @@ def test_progress_that_a_fit_does_not_use_is_named(tmp_path):
         assert sum("has the progress of another fit" in line for line in lines) == count
 
 
+def test_the_errors_of_the_pictures_are_those_of_the_report(tmp_path):
+    job = FitJob(FitSettings(steps=(2,), teacher_steps=6), Samples(starts(), {}, 12), FLOW, {})
+    fits: list[FitResult] = []
+    teacher, *results = run_fit(
+        job, smooth, str, meter=Meter(), deliver=fits.append, remark=str, pictures=job.held_out, folder=tmp_path
+    )  # fmt: skip
+    report = fits[0].report[2]
+    assert teacher.ends is not None and len(teacher.ends) == job.held_out
+    errors = {result.learned: result.error for result in results}
+    assert errors == pytest.approx({True: report.error_after, False: report.peers[0].error}, rel=1e-6)
+
+
 def test_the_content_hash_distinguishes_values():
     content = partial(content_hash, describe=lambda other: type(other).__qualname__)
     tensor = torch.arange(3000.0)

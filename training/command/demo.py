@@ -85,7 +85,7 @@ def _draw(
     """A row per sampler, a column per prompt, with the distance to the teacher below each picture."""
     x = torch.randn(len(words), *SHAPE, generator=torch.Generator().manual_seed(1))
     counted, samples = CountedDenoiser(model, x.dtype), Samples(x, {"words": words, "guidance": GUIDANCE}, len(x))
-    reference = TEACHER.reference(counted, samples, NOISE)
+    reference = TEACHER.reference(counted, samples, NOISE, levels=result.levels)
     trial, best = Trial(counted, samples, reference, len(x)), result.report[steps].peers[0]
     assert best.table is not None
     rows = {

@@ -210,8 +210,10 @@ def fit_results(
 ) -> list[Result]:
     """Runs a fitted solver on a few starts: first the teacher, then per step count the solver and its best peer."""
     counted = CountedDenoiser(model, starts.x.dtype, memory=memory)
-    of_recipe = isinstance(teacher, Recipe)
-    goal = (teacher.reference(counted, starts) if of_recipe else teacher.reference(counted, starts, noise)).end
+    if isinstance(teacher, Recipe):
+        goal = teacher.reference(counted, starts).end
+    else:
+        goal = teacher.reference(counted, starts, noise, levels=fit.levels).end
     entries = {}
     for steps in solver.steps:
         peer = fit.report[steps].peers[0]
