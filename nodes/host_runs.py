@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import comfy.model_management
 import comfy.samplers
@@ -12,6 +12,9 @@ import comfy.utils
 from torch import Tensor
 
 from .sampling import SolverRefused
+
+if TYPE_CHECKING:
+    from ..training.data.samples import Samples
 
 __all__ = ["HostRuns"]
 
@@ -29,8 +32,12 @@ class HostRuns:
     """
 
     def __init__(self, model: Any, positive: Any, negative: Any, cfg: float, seed: int, total: int) -> None:
+        from ..training.data.batch_limit import BatchLimit
+        from ..training.models.guider import host_memory
+
         self.model, self.positive, self.negative, self.cfg, self.seed = model, positive, negative, cfg, seed
         self.bar, self.calls = comfy.utils.ProgressBar(total), 0
+        self.batch_limit = BatchLimit(_log.info, host_memory())
 
     def refuse(self, reason: object, *_: Any) -> NoReturn:
         """Raises a Refusal; called instead of a run that is impossible."""
@@ -39,17 +46,20 @@ class HostRuns:
         self.bar.update(1)
         raise Refusal(str(reason))
 
+    def each(self, samples: Samples, work: Callable[[int, int], Tensor]) -> Iterator[Tensor]:
+        """Yields `work(start, stop)` for as many images at a time as fit into memory."""
+        return self.batch_limit.each(len(samples), samples.microbatch, work)
+
     def attempt(self, run: Callable[[Tensor, Mapping[str, Any]], Tensor], *starts: Any) -> Tensor:
         """The end states of a run; one that fails is refused with its error, so that the others are still compared."""
         from ..training.comparison.measure import Refusal
-        from ..training.data.batch_limit import is_out_of_memory
 
         try:
             return run(*starts)
         except (Refusal, comfy.model_management.InterruptProcessingException):
             raise
         except Exception as error:
-            if is_out_of_memory(error):
+            if self.batch_limit.memory.is_out(error):
                 raise  # repeated with fewer images
             if not isinstance(error, SolverRefused):  # which is logged already
                 _log.warning("left out of the comparison: %s", error, exc_info=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from .data.batch_limit import is_out_of_memory
+from .data.batch_limit import BatchLimit, Memory
 from .data.samples import Samples
 from .data.teacher import PATH_NUMBERS
 from .job import FitJob
@@ -63,26 +63,27 @@ def work_bytes(job: FitJob) -> int:
     return 2 * 4 * (states + paths) * max(1, len(job.settings.guidance)) + 2**26
 
 
-def seconds_of_call(denoiser: Callable[..., Tensor], batch: Samples, hint: str) -> float:
-    """Seconds per sample of a call: the faster of two microbatches, after one to warm up.
+def seconds_of_call(denoiser: Callable[..., Tensor], batch: Samples, hint: str, memory: Memory) -> float:
+    """Seconds per sample of a call: the faster of two microbatches, after one to warm up; halved as the fit's are.
 
     `hint` is the remedy if the model fails, as it does with prompts encoded for another model.
     """
-    seconds, x = [], batch.x
-    try:
+
+    def work(start: int, stop: int) -> float:
+        rows, seconds = batch.rows(start, stop), []
         for _ in range(3):
-            start = time.perf_counter()
-            float(denoiser(x, 0.5 * x.new_ones([len(x)]), **batch.extra_args).flatten()[0])  # waits for the device
-            seconds.append((time.perf_counter() - start) / len(x))
+            began = time.perf_counter()
+            float(denoiser(rows.x, 0.5 * rows.x.new_ones([len(rows)]), **rows.extra_args).flatten()[0])  # waits
+            seconds.append((time.perf_counter() - began) / len(rows))
+        return min(seconds[1:])
+
+    try:
+        return next(BatchLimit(memory=memory).each(len(batch), len(batch), work))
     except (RuntimeError, KeyError, MemoryError) as error:
-        if is_out_of_memory(error):
-            if len(x) == 1:
-                raise
-            # The fit halves its batches too.
-            return seconds_of_call(denoiser, batch.rows(0, len(x) // 2), hint)
+        if memory.is_out(error):
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"the model fails on its first call ({reason}): {hint}") from error
-    return min(seconds[1:])
 
 
 def seconds_of_change(

@@ -8,7 +8,7 @@ from device import Device, use_device
 from fits import FLOW, GRIDS, Watched, make_problem, starts, theta_of
 from learned_solvers.samplers import Solver
 from learned_solvers.training import EFFORTS, FitJob, FitSettings, Teacher
-from learned_solvers.training.cost import work_bytes
+from learned_solvers.training.cost import seconds_of_call, work_bytes
 from learned_solvers.training.data import samples as samples_module
 from learned_solvers.training.data.batch_limit import MEASURED, BatchLimit, Memory
 from learned_solvers.training.data.dense_grid import dense_grid
@@ -168,7 +168,7 @@ def test_samples_of_one_prompt_length_share_calls():
     assert grouped == pytest.approx(mixed, rel=0.2)  # it starts from other samples
 
 
-def test_a_hosts_own_shortage_halves_the_calls_and_frees_its_cache():
+def test_a_hosts_own_shortage_halves_the_calls_and_frees_its_cache(monkeypatch):
     class NoMemory(Exception):
         """A host's error."""
 
@@ -180,8 +180,19 @@ def test_a_hosts_own_shortage_halves_the_calls_and_frees_its_cache():
             raise NoMemory("allocation on device failed")
         return stop - start
 
-    limit = BatchLimit(memory=Memory(lambda error: isinstance(error, NoMemory), lambda: freed.append(len(sizes))))
+    memory = Memory(lambda error: isinstance(error, NoMemory), lambda: freed.append(len(sizes)))
+    limit = BatchLimit(memory=memory)
     assert sum(limit.each(10, 8, work)) == 10
     assert sizes[:3] == [8, 4, 2] and freed == [1, 2] and limit.limit == 2
     with pytest.raises(LookupError):
         list(limit.each(1, 1, lambda start, stop: {}[0]))
+
+    run, clock = seconds(GPU)
+    monkeypatch.setattr(samples_module.time, "perf_counter", clock)
+    sizes.clear()
+
+    def timed(x: Tensor, sigma: Tensor) -> Tensor:
+        return run(x[: work(0, len(x))], sigma)
+
+    assert seconds_of_call(timed, Samples(starts("flow", 8), {}, 8), "", memory) == pytest.approx(GPU[2])
+    assert sizes == [8, 4, 2, 2, 2] and freed == [1, 2, 1, 2]

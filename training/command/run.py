@@ -180,7 +180,8 @@ class ModelFit:
         groups = [] if command.dry_run else [prompts.group_of(row) for row in range(command.count)]
         job = self.job.on(device, groups)
         batch = job.samples.rows(0, command.microbatch or 1).loaded()
-        seconds, sampling = seconds_of_call(denoiser, batch, self._hint()), peak_memory(device)
+        memory = host_memory()
+        seconds, sampling = seconds_of_call(denoiser, batch, self._hint(), memory), peak_memory(device)
         if (boundary := command.files.boundary) is not None:
             added = seconds_of_change(denoiser, batch, (job.noise.sigma_max, boundary / 2), seconds)
             seconds += added / (job.settings.steps[0] * len(batch))
@@ -194,8 +195,8 @@ class ModelFit:
 
         def deliver(result: FitResult) -> None:
             self.bar.finish()
-            memory = f"Peak memory: {peak_memory(device)}; plain sampling: {sampling}."
-            facts = [command.text, f"Guidance of the samples: {self.guidance}. {memory}", self.distilled]
+            peak = f"Peak memory: {peak_memory(device)}; plain sampling: {sampling}."
+            facts = [command.text, f"Guidance of the samples: {self.guidance}. {peak}", self.distilled]
             table = table_of(result)
             command.output.deliver(result.solver, "\n\n".join([table, *filter(None, facts)]))
             self.log(f"\n{table}\n\nwritten: {command.output.solver}, {command.output.report}")
@@ -203,7 +204,7 @@ class ModelFit:
         try:
             return run_fit(
                 job, denoiser, self.show, meter=self.meter, deliver=deliver, remark=self.remark, pictures=_PICTURES,
-                folder=self.folder(conds), processes=self.processes, memory=host_memory(),
+                folder=self.folder(conds), processes=self.processes, memory=memory,
             )  # fmt: skip
         finally:
             self.bar.close()

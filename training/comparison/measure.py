@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from ...samplers import Guidance, Solver, SolverTable, sample_table
 from ...samplers.loop import Denoiser
 from ...samplers.schedules import Noise
 from ..data.batch_limit import Memory
-from ..data.samples import CountedDenoiser, Samples, each_microbatch
+from ..data.samples import CountedDenoiser, Samples
 from ..data.teacher import Recipe, Teacher
 from ..report import FitResult
 from ..starts.candidates import candidates
@@ -37,9 +37,11 @@ _BEST_GRIDS = 3  # grids of a method that are measured on all samples
 
 
 class Counter(Protocol):
-    """A counter of network calls, one per sample and call."""
+    """Counts network calls, one per sample and call, and cuts samples into microbatches, see `CountedDenoiser.each`."""
 
     calls: int
+
+    def each(self, samples: Samples, work: Callable[[int, int], Tensor]) -> Iterator[Tensor]: ...
 
 
 class Refusal(Exception):
@@ -166,7 +168,7 @@ def _measure(calls: int, entry: Entry, counter: Counter, samples: Samples, goal:
         return entry.run(batch.x, batch.extra_args).cpu()
 
     try:
-        ends = torch.cat(list(each_microbatch(counter, samples, run)))
+        ends = torch.cat(list(counter.each(samples, run)))
     except Refusal as refusal:
         return Result(calls, 0, entry.method, entry.grid, entry.learned, refusal=str(refusal))
     used = (counter.calls - before) // len(samples)
