@@ -185,11 +185,10 @@ class ModelFit:
         if (boundary := command.files.boundary) is not None:
             added = seconds_of_change(denoiser, batch, (job.noise.sigma_max, boundary / 2), seconds)
             seconds += added / (job.settings.steps[0] * len(batch))
-            self.meter.rate = 1 / seconds
             self.log(f"Each change between the two models and back takes {added:.2f} s.")
+        self.meter.rate = 1 / seconds
         self.log(f"Memory for sampling {len(batch)} at a time: {sampling}.")
         if command.dry_run:
-            self.meter.rate = 1 / seconds
             self.log(self.meter.forecast())
             return []
 
