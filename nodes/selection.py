@@ -89,19 +89,6 @@ def select_solver(
     return Selection(sampler, table.levels.float(), "\n".join([info, *remarks]), solver.name, found.note(table.nfe))
 
 
-def _boundary_mismatch(fitted: float | None, used: float | None) -> str | None:
-    """A clause on one or two models, and the noise level at which they change; None if both are the same."""
-    if fitted == used:
-        return None
-    if used is None:
-        return (
-            f"fitted for two models that change at sigma {fitted:g}, you use one: connect both with Join Experts. In "
-            "two sampler nodes the second model starts without the calls of the first"
-        )
-    before = "one model" if fitted is None else f"a change at sigma {fitted:g}"
-    return f"fitted for {before}, you use two models that change at sigma {used:g}"
-
-
 def find_solver(
     entry: str,
     steps: int,
@@ -126,8 +113,7 @@ def find_solver(
         family: Name of the solver family; None for any.
     """
     noise, architecture, remarks = noise_of(base, sampling, shape), architecture_name(base), []
-    boundary = boundary_of(patcher)
-    checkpoint = replace(checkpoint_of(base, patcher), boundary=boundary)
+    checkpoint = replace(checkpoint_of(base, patcher), boundary=boundary_of(patcher))
     known: Any = {"architecture": architecture, "checkpoint": checkpoint, "guidance": guidance}
     if entry == AUTO:
         solvers = SOLVERS.loadable()
@@ -146,8 +132,6 @@ def find_solver(
     shift = shift_of(sampling) if noise.kind == "flow" else None
     size = None if shape is None else pixel_size(base, shape)
     facts = mismatches(solver, steps, noise, size=size, shift=shift, **known)
-    if card.architecture == architecture and (mismatch := _boundary_mismatch(card.boundary, boundary)):
-        facts.insert(0, mismatch)
     if patcher is not None:
         obstacles = obstacles_of(patcher)
         facts = [*(f"{each.fact}: {each.at_sampling}" for each in obstacles if each.at_sampling), *facts]

@@ -46,8 +46,11 @@ def mismatches(
             used += f" with shift {shift:.3g}"
             advice = "nobody has shown that this works at such a shift; fit a solver for this model"
         facts.append(f"fitted for {card.checkpoint}, you use {used} (transfer): {advice}")
-    elif checkpoint is not None and checkpoint.likeness(solver) < 0:
-        facts.append(f"fitted for {card.checkpoint}, you use another {architecture} checkpoint")
+    elif checkpoint is not None:
+        if mismatch := _boundary_mismatch(card.boundary, checkpoint.boundary):
+            facts.append(mismatch)
+        if checkpoint.likeness(solver) < 0:
+            facts.append(f"fitted for {card.checkpoint}, you use another {architecture} checkpoint")
     if noise.kind == "vp" and abs(noise.sigma_max / _SD_SIGMA_MAX - 1) > 0.01:
         facts.append(
             f"this model's noise starts at sigma {noise.sigma_max:.4g}, but Stable Diffusion's at {_SD_SIGMA_MAX:.4g}: "
@@ -58,6 +61,19 @@ def mismatches(
     if size and card.resolution and size != card.resolution:
         facts.append(f"fitted at {card.resolution}, you use {size}")
     return facts
+
+
+def _boundary_mismatch(fitted: float | None, used: float | None) -> str | None:
+    """A clause on one or two models, and the noise level at which they change; None if both are the same."""
+    if fitted == used:
+        return None
+    if used is None:
+        return (
+            f"fitted for two models that change at sigma {fitted:g}, you use one: in ComfyUI, connect both with Join "
+            "Experts. In two sampler nodes the second model starts without the calls of the first"
+        )
+    before = "one model" if fitted is None else f"a change at sigma {fitted:g}"
+    return f"fitted for {before}, you use two models that change at sigma {used:g}"
 
 
 def is_far_transfer(solver: Solver, architecture: str | None, shift: float | None) -> bool:

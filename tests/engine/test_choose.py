@@ -158,6 +158,14 @@ EMBEDDED = Guidance("embedded", (6,), cfg=1)
         ({}, []),
         ({"checkpoint": Checkpoint("other", "1f")}, []),
         ({"checkpoint": Checkpoint("v1-5", "2e")}, ["fitted for v1-5, you use another SD15 checkpoint"]),
+        (
+            {"checkpoint": Checkpoint("v1-5", "2e", boundary=2.5)},
+            ["fitted for one model, you use two models that change at sigma 2.5", "fitted for v1-5, you use another"],
+        ),
+        (
+            {"solver": JOINED, "architecture": "SDXL", "checkpoint": Checkpoint("illustrious", "1f")},
+            ["fitted for two models that change at sigma 0.875, you use one: in ComfyUI, connect both"],
+        ),
         ({"architecture": "SDXL"}, ["fitted for v1-5, you use SDXL (transfer)"]),
         ({"architecture": "Wan", "shift": 8.0}, ["fitted for v1-5, you use Wan with shift 8 (transfer): nobody"]),
         ({"architecture": "SD3", "shift": 3.0}, ["fitted for v1-5, you use SD3 (transfer): compare with"]),
@@ -171,7 +179,7 @@ EMBEDDED = Guidance("embedded", (6,), cfg=1)
     ],
 )
 def test_each_mismatch_is_one_fact(change, facts):
-    found = mismatches(SOLVER, 5, **{**MATCH, **change})
+    found = mismatches(**{"solver": SOLVER, "steps": 5, **MATCH, **change})
     assert len(found) == len(facts) and all(map(str.startswith, found, facts)), found
 
 
