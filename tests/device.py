@@ -71,9 +71,16 @@ def use_device(model: Callable[..., Tensor]) -> Iterator[Device]:
         _device[0].keep(moved)
         return moved
 
+    def state(self: Reference, i: int) -> Tensor:
+        if self.device is None:
+            return self.states[i]
+        if i not in self._loaded:
+            self._loaded[i] = move(self.states[i])
+        return self._loaded[i]
+
     _device[:] = [Device(model)]
     with (
         patch.object(Samples, "loaded", lambda self: replace(self, x=move(self.x))),
-        patch.object(Reference, "loaded", lambda self, samples: Reference(self.levels, move(self.states))),
+        patch.object(Reference, "_state", state),
     ):
         yield _device[0]

@@ -52,6 +52,11 @@ def test_no_loss_waits_for_the_device_either(loss):
     assert device.calls > 8 and set(device.reads) == {device.calls}
 
 
+def test_the_loss_on_the_trajectory_holds_few_of_the_teachers_states_on_the_device():
+    device = reads_of("trajectory", 5000, WORKS["a Jacobian"])
+    assert device.most < 30 * 5 * 5000 * 8  # the teacher has 41 states of 5 samples
+
+
 def test_the_start_waits_once_per_step_because_its_next_step_depends_on_it():
     path = make_problem("flow", "dyweight", 3, "trajectory", count=5).reference
     levels = GRIDS["flow"].levels(4, FLOW)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,26 @@ _Parts = dict[str, Tensor]
 class Reference:
     """The teacher's trajectories: `levels` [T + 1], `states` [T + 1, S, ...] on the CPU; T = 0: only the ends.
 
-    `path`: the numbers of every state at `places_of`, shape [T + 1, S, K], where they are kept.
+    `path`: the numbers of every state at `places_of`, shape [T + 1, S, K], where they are kept. `device`: where `end`
+    and `at` return states; None: on the CPU.
     """
 
     levels: Tensor
     states: Tensor
     path: Tensor | None = None
+    device: torch.device | None = None
+    _loaded: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def end(self) -> Tensor:
         """End states, shape [S, ...]."""
-        return self.states[-1]
+        return self._state(len(self.states) - 1)
+
+    def _state(self, i: int) -> Tensor:
+        """The states at a stored level, moved to the device at their first use."""
+        if i not in self._loaded:
+            self._loaded[i] = self.states[i].to(self.device)
+        return self._loaded[i]
 
     def rows(self, start: int, stop: int) -> Reference:
         """The trajectories of samples start ... stop - 1."""
@@ -64,8 +73,8 @@ class Reference:
         return self._map(lambda states: states[:, rows.to(states.device)])
 
     def loaded(self, samples: Samples) -> Reference:
-        """The states of a microbatch on the device of its samples."""
-        return Reference(self.levels, self.states.to(samples.x.device))
+        """The trajectories of a microbatch, for the device of its samples, which gets only the states that are used."""
+        return Reference(self.levels, self.states, device=samples.x.device)
 
     def _map(self, part: Callable[[Tensor], Tensor]) -> Reference:
         return Reference(self.levels, part(self.states), None if self.path is None else part(self.path))
@@ -74,7 +83,8 @@ class Reference:
         """States at a noise level (0-d), interpolated linearly between the stored ones, shape [S, ...]."""
         i = int((self.levels > level.detach()).sum().clamp(1, len(self.levels) - 1))
         part = (self.levels[i - 1] - level) / (self.levels[i - 1] - self.levels[i])
-        return self.states[i - 1] + part * (self.states[i] - self.states[i - 1])
+        before, after = self._state(i - 1), self._state(i)
+        return before + part * (after - before)
 
 
 @dataclass(frozen=True)
@@ -184,7 +194,7 @@ class Teacher:
             shapes["path"] = (len(levels), min(numbers, PATH_NUMBERS))
         key = (self, levels, trajectory, path)
         parts = _of_microbatches(work, model, samples, key, shapes, cache, self.method)
-        return Reference(levels if trajectory else levels[-1:], **parts)
+        return Reference(levels if trajectory else levels[-1:], parts["states"], parts.get("path"))
 
 
 @dataclass(frozen=True)
@@ -234,7 +244,7 @@ class Recipe:
 
         key, shapes = (self.name, self.steps, self.table), {"states": (1, *samples.x.shape[1:])}
         parts = _of_microbatches(work, model, samples, key, shapes, cache, self.name)
-        return Reference(torch.zeros(1, dtype=torch.float64), **parts)
+        return Reference(torch.zeros(1, dtype=torch.float64), parts["states"])
 
     @property
     def is_anonymous(self) -> bool:
