@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -231,6 +232,15 @@ def test_a_fit_is_never_worse_than_the_best_classical_solver_at_its_knots():
         trial = Trial(model, samples, teacher.reference(model, samples, FLOW), count)
         best = next(c.table for c in peers_of(6, FLOW, every=False) if c.name == report.peers[0].name)
         assert rmse(trial, result.solver.table(6, FLOW, guidance=knot)) <= (1 + 1e-6) * rmse(trial, best)
+
+
+@pytest.mark.parametrize("kind", NOISES)
+def test_a_call_far_above_the_models_highest_level_is_no_trial(kind):
+    problem = make_problem(kind, "dyweight", 3)
+    for factor, calls in ((99.0, 36), (101.0, 0), (1e40, 0)):  # infinite in float32
+        theta = theta_of(problem)
+        theta[0], problem.model.calls = math.log(factor), 0  # the first call's level, relative to the state's
+        assert bool(problem.losses(theta).isfinite().all()) == bool(calls) and problem.model.calls == calls
 
 
 @pytest.mark.parametrize("level", [1.0, 0.9, 0.7, 0.5, 0.0])

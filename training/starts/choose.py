@@ -79,7 +79,10 @@ def resolve_initial(
         if noise is not None:
             space = make_space(family, n, noise, step.grid, history)
             if not is_valid(space, _parameters(space, solver, n)):
-                raise ValueError(f"{solver.name} in {n} steps has levels that do not descend: start from the path")
+                raise ValueError(
+                    f"{solver.name} in {n} steps has levels that do not descend, or calls far above the model's "
+                    "highest level: start from the path"
+                )
     return solver
 
 
