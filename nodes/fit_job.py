@@ -163,12 +163,16 @@ class NodeFit:
         """Fits, writes the files, and draws the comparison after sampling, as decoding may unload the model."""
         from ..training import run_fit, table_of
         from ..training.comparison.sheet import draw_results
+        from ..training.data.probe import check_is_function
         from ..training.fit import remark_of
         from ..training.models.guider import Denoiser, host_memory, with_denoiser
         from ..training.report import verdict_of
         from ..training.store.content import content_hash
 
         folder = output.folder / content_hash(output.fit_id, self.job.content_hash())[:16]
+
+        def check(denoiser: Denoiser, device: torch.device) -> None:
+            check_is_function(denoiser, self.job.on(device).samples, self.job.noise, lambda line: None)
 
         def work(denoiser: Denoiser, device: torch.device) -> list[Result]:
             return run_fit(
@@ -184,12 +188,14 @@ class NodeFit:
 
         for remark in self.remarks:
             self.show(remark)
+        on_model = self.model, self.conditioning, self.guidance, self.latent
         if self.other:
+            with_denoiser(check, *on_model, seed=self.seed)  # before the teacher's run, which may take hours
             self.other.run(
                 self.job, self.conditioning, self.show, meter=self.meter, cache=folder / "other teacher",
                 seed=self.seed, latent=self.latent,
             )  # fmt: skip
-        ends = with_denoiser(work, self.model, self.conditioning, self.guidance, self.latent, seed=self.seed)
+        ends = with_denoiser(work, *on_model, seed=self.seed)
         if ends:
             with remark_of("picture", output.append):
                 title = f"{output.solver.stem}: same noise, same model"

@@ -29,6 +29,10 @@ VAE, DRY = "{}/models/vae/tiny_taesd.safetensors", "--dry-run"
 SD3_MODEL = "{}/models/diffusion_models/tiny_sd3.safetensors"
 WRONG = {  # options, and a pattern of the message
     "prompts": (["--conditioning", "{}/other.safetensors"], "pass another file with --conditioning"),
+    "prompts with another teacher": (
+        ["--conditioning", "{}/other.safetensors", "--teacher-guidance", "3"],
+        "first call .* pass another file with --conditioning",
+    ),
     "size": (["--size", "60x64"], "--size must be multiples of 8 for SD3, got 60x64: use 64x64"),
     "kind": ([DRY, "--clip", VAE], r"cannot load .*/tiny_taesd\.safetensors \(.*pass the model's text encoders"),
     "text encoder": (

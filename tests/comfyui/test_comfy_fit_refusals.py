@@ -40,13 +40,15 @@ def test_a_model_that_remembers_earlier_calls_is_refused_before_the_fit(server, 
     graph = fit(server, "sd3", name=name, **QUICK_FIT)
     kind, widgets = STATEFUL[name]
     graph.prompt["fit"]["inputs"]["model"] = graph.add("patched", kind, model=["1", 0], **widgets)
+    if name == "unnamed":
+        graph.prompt["fit"]["inputs"]["teacher_model"] = ["1", 0]
     with server.messages() as messages:
         error = graph.outcome()
         log, _ = log_and_progress(messages)
     assert (message in error) if message else not error
     assert (name == "random") == ("two equal calls of this model differ by" in log)
     if message:
-        assert not list(server.solvers.glob(f"{name}*"))
+        assert "teacher: " not in log and not list(server.solvers.glob(f"{name}*"))
 
 
 def test_a_controlnet_with_several_pictures_is_refused(server):

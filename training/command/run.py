@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,10 +19,12 @@ from ...samplers.guidance import Guidance
 from ..comparison.measure import Result
 from ..comparison.sheet import draw_results
 from ..cost import most_calls, seconds_of_call, seconds_of_change, usual_calls, work_bytes
+from ..data.probe import check_is_function
 from ..data.processes import Processes
 from ..data.samples import Samples
 from ..effort import EFFORTS
 from ..fit import remark_of, run_fit
+from ..job import FitJob
 from ..meter import Meter
 from ..models import Model
 from ..models.comfy import ComfyModel
@@ -59,16 +62,17 @@ def fit_model(command: FitCommand, processes: Processes) -> None:
             output.check()  # another fit may have just delivered
         conds = processes.from_first(run.conditioning() if first else None)
         run.model.free_text_encoders()
+        on_model = partial(
+            run.model.with_denoiser, conds=conds, guidance=run.guidance,
+            shape=[min(command.microbatch or 1, command.count), *run.shape[1:]], differentiable=run.differentiable,
+        )  # fmt: skip
         if run.other and not command.dry_run:
+            on_model(lambda denoiser, device: run.check(denoiser, device, conds))  # the teacher's run may take hours
             run.other.run(
                 run.job, EncodedPrompts(conds), run.show, meter=run.meter, processes=processes,
                 cache=run.folder(conds) / "other teacher",
             )  # fmt: skip
-        ends = run.model.with_denoiser(
-            lambda denoiser, device: run.fit(denoiser, device, conds),
-            conds, run.guidance, [min(command.microbatch or 1, command.count), *run.shape[1:]],
-            differentiable=run.differentiable,
-        )  # fmt: skip
+        ends = on_model(lambda denoiser, device: run.fit(denoiser, device, conds))
         if first and not command.dry_run:
             run.draw(ends)
             output.clear()
@@ -170,15 +174,23 @@ class ModelFit:
         count, file = (1, None) if encode_one else (self.command.count, self.prompts)
         return self.command.prompts.conditioning(self.model, count, file, self.log)
 
+    def _on(self, device: torch.device, conds: list[Cond]) -> FitJob:
+        """The job on the model's device; only one prompt is encoded in a dry run."""
+        prompts, count = EncodedPrompts(conds), 0 if self.command.dry_run else self.command.count
+        return self.job.on(device, [prompts.group_of(row) for row in range(count)])
+
+    def check(self, denoiser: Callable[..., Tensor], device: torch.device, conds: list[Cond]) -> None:
+        """Refuses a model that fails on its first call or remembers earlier calls, while it is loaded."""
+        job = self._on(device, conds)
+        seconds_of_call(denoiser, job.samples.rows(0, self.command.microbatch or 1).loaded(), self._hint())
+        check_is_function(denoiser, job.samples, job.noise, lambda line: None)
+
     def fit(self, denoiser: Callable[..., Tensor], device: torch.device, conds: list[Cond]) -> list[Result]:
         """Tries the model and, unless this is a dry run, fits and writes solver and report; the picture's end states.
 
         Called while the model is loaded.
         """
-        command, prompts = self.command, EncodedPrompts(conds)
-        # Only one prompt is encoded in a dry run.
-        groups = [] if command.dry_run else [prompts.group_of(row) for row in range(command.count)]
-        job = self.job.on(device, groups)
+        command, job = self.command, self._on(device, conds)
         batch = job.samples.rows(0, command.microbatch or 1).loaded()
         memory = host_memory()
         seconds, sampling = seconds_of_call(denoiser, batch, self._hint(), memory), peak_memory(device)
