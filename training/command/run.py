@@ -179,10 +179,15 @@ class ModelFit:
         prompts, count = EncodedPrompts(conds), 0 if self.command.dry_run else self.command.count
         return self.job.on(device, [prompts.group_of(row) for row in range(count)])
 
+    def _time(self, denoiser: Callable[..., Tensor], job: FitJob) -> tuple[Samples, float]:
+        """The samples of one call, and its seconds per sample."""
+        batch = job.samples.rows(0, self.command.microbatch or 1).loaded()
+        return batch, seconds_of_call(denoiser, batch, self._hint(), host_memory())
+
     def check(self, denoiser: Callable[..., Tensor], device: torch.device, conds: list[Cond]) -> None:
         """Refuses a model that fails on its first call or remembers earlier calls, while it is loaded."""
         job = self._on(device, conds)
-        seconds_of_call(denoiser, job.samples.rows(0, self.command.microbatch or 1).loaded(), self._hint())
+        self._time(denoiser, job)
         check_is_function(denoiser, job.samples, job.noise, lambda line: None)
 
     def fit(self, denoiser: Callable[..., Tensor], device: torch.device, conds: list[Cond]) -> list[Result]:
@@ -191,9 +196,8 @@ class ModelFit:
         Called while the model is loaded.
         """
         command, job = self.command, self._on(device, conds)
-        batch = job.samples.rows(0, command.microbatch or 1).loaded()
-        memory = host_memory()
-        seconds, sampling = seconds_of_call(denoiser, batch, self._hint(), memory), peak_memory(device)
+        batch, seconds = self._time(denoiser, job)
+        sampling = peak_memory(device)
         if (boundary := command.files.boundary) is not None:
             added = seconds_of_change(denoiser, batch, (job.noise.sigma_max, boundary / 2), seconds)
             seconds += added / (job.settings.steps[0] * len(batch))
@@ -215,7 +219,7 @@ class ModelFit:
         try:
             return run_fit(
                 job, denoiser, self.show, meter=self.meter, deliver=deliver, remark=self.remark, pictures=_PICTURES,
-                folder=self.folder(conds), processes=self.processes, memory=memory,
+                folder=self.folder(conds), processes=self.processes, memory=host_memory(),
             )  # fmt: skip
         finally:
             self.bar.close()
