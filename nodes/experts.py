@@ -46,5 +46,5 @@ class JoinExperts(SolverNode):
         return ""
 
     def join(self, model: Any, second_model: Any, boundary: float) -> tuple[Any]:
-        """Returns the joined model."""
+        """The joined model; see `join_experts`."""
         return (join_experts(model, second_model, boundary),)

@@ -114,10 +114,10 @@ def find_solver(
     """
     noise, architecture, remarks = noise_of(base, sampling, shape), architecture_name(base), []
     checkpoint = replace(checkpoint_of(base, patcher), boundary=boundary_of(patcher))
-    known: Any = {"architecture": architecture, "checkpoint": checkpoint, "guidance": guidance}
+    run: Any = {"architecture": architecture, "checkpoint": checkpoint, "guidance": guidance}
     if entry == AUTO:
         solvers = SOLVERS.loadable()
-        solver = choose_solver(solvers, noise, steps, family=family, **known)
+        solver = choose_solver(solvers, noise, steps, family=family, **run)
         remarks = alternatives(solvers, solver, steps, architecture)
     else:
         solver = SOLVERS.load(entry)
@@ -131,7 +131,7 @@ def find_solver(
     card, grid = solver.card, solver.card.steps[steps].grid
     shift = shift_of(sampling) if noise.kind == "flow" else None
     size = None if shape is None else pixel_size(base, shape)
-    facts = mismatches(solver, steps, noise, size=size, shift=shift, **known)
+    facts = mismatches(solver, steps, noise, size=size, shift=shift, **run)
     if patcher is not None:
         obstacles = obstacles_of(patcher)
         facts = [*(f"{each.fact}: {each.at_sampling}" for each in obstacles if each.at_sampling), *facts]

@@ -128,7 +128,7 @@ def _add_changes(options: dict[str, Any], before: Mapping[str, Any], after: Mapp
         if isinstance(value, dict):
             _add_changes(options.setdefault(name, {}), old if isinstance(old, dict) else {}, value)
         elif isinstance(value, list):
-            known = old if isinstance(old, list) else []
-            options[name] = [*options.get(name, []), *(v for v in value if not any(v is w for w in known))]
+            existing = old if isinstance(old, list) else []
+            options[name] = [*options.get(name, []), *(v for v in value if not any(v is w for w in existing))]
         elif value is not old:
             options[name] = value

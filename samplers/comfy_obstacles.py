@@ -23,7 +23,7 @@ _CACHES = {  # part of a name that a node leaves on the model: its cache
     "magcache": "MagCache",
     "fbcache": "a first-block cache",
 }
-_PURE = {"animate2_cache"}  # of the pose video, which is the same in all calls
+_PURE_CACHES = {"animate2_cache"}  # of the pose video, which is the same in all calls
 
 
 class Obstacle(NamedTuple):
@@ -50,7 +50,7 @@ class Obstacle(NamedTuple):
 def obstacles_of(patcher: Any, conds: Iterable[Mapping[str, Any]] = ()) -> list[Obstacle]:
     """The obstacles on a ModelPatcher and its second expert, and in entries of a conditioning without their tensors."""
     models, conds = [model for model in (patcher, second_of(patcher)) if model is not None], [*conds]
-    obstacles = [*dict.fromkeys(obstacle for model in models for obstacle in _on_model(model))]
+    obstacles = [*dict.fromkeys(obstacle for model in models for obstacle in _model_obstacles(model))]
     if any(_has_keyframes(hook) for cond in conds for hook in getattr(cond.get("hooks"), "hooks", ())):
         fact, reason = "the conditioning has hook keyframes (a scheduled LoRA)", "they only move forward"
         obstacles.append(Obstacle(fact, reason, "Fit without Set Hook Keyframes"))
@@ -60,7 +60,7 @@ def obstacles_of(patcher: Any, conds: Iterable[Mapping[str, Any]] = ()) -> list[
     return obstacles
 
 
-def _on_model(patcher: Any) -> list[Obstacle]:
+def _model_obstacles(patcher: Any) -> list[Obstacle]:
     obstacles = [
         Obstacle(
             f"{name} is on this model",
@@ -97,9 +97,9 @@ def _caches(patcher: Any) -> list[str]:
     names = []
     for key, value in options.get("transformer_options", {}).items():
         text = f"{type(value).__name__} {key}".lower()
-        known = _known_cache(text)
-        if known or ("cache" in text and key not in _PURE):
-            names.append(known or f"a cache ({key})")
+        cache = _known_cache(text)
+        if cache or ("cache" in text and key not in _PURE_CACHES):
+            names.append(cache or f"a cache ({key})")
     names.append(_known_cache(getattr(options.get("model_function_wrapper"), "__qualname__", "").lower()))
     if getattr(getattr(network, "model", None), "_is_cached", False):
         names.append("Nunchaku's first-block cache")

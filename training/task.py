@@ -52,7 +52,7 @@ class Task:
         """The samples from start to stop - 1; the teacher's whole path of the first ones, which a fit starts from."""
         if (start, stop) not in self._trials:
             share = self.processes.share(self.samples.rows(start, stop))
-            reference = self._apart(lambda: self._reference(share, path=start == 0))
+            reference = self._run_uncounted(lambda: self._reference(share, path=start == 0))
             self._trials[start, stop] = Trial(self.model, share, reference, stop - start, self.processes)
         return self._trials[start, stop]
 
@@ -73,10 +73,10 @@ class Task:
                 levels = self.job.path_teacher.grid(self.model, self.samples, self.job.noise)
                 return {"levels": self.processes.from_first(levels)}
 
-            self._grid.update(self._apart(lambda: self.recorded("grid", work)))
+            self._grid.update(self._run_uncounted(lambda: self.recorded("grid", work)))
         return self._grid["levels"]
 
-    def _apart(self, work: Callable[[], _Result]) -> _Result:
+    def _run_uncounted(self, work: Callable[[], _Result]) -> _Result:
         """The result of `work`, whose network calls are the teacher's and not counted here."""
         calls = self.model.calls
         result = work()
@@ -103,7 +103,7 @@ class Task:
         first = self.trial(0, self.job.blocks[0])
         few = first.first(PATH_SAMPLES)
         if not self._path:
-            states = self._apart(lambda: self._states(few))
+            states = self._run_uncounted(lambda: self._states(few))
             states = self.processes.gather(states.transpose(0, 1), few.samples, few.total)
             self._path.append(Reference(self.levels(), states.transpose(0, 1)))
         return self.samples.rows(0, few.total), self._path[0]

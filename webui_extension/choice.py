@@ -60,8 +60,8 @@ def _script_of_inner(p: Any) -> Any:
     """
     if hasattr(p, "learned_solvers_file"):
         return None
-    found = getattr(getattr(p, "scripts", None), "scripts", None) or ()
-    return next((script for script in found if type(script).__name__ == "LearnedSolversScript"), None)
+    all_scripts = getattr(getattr(p, "scripts", None), "scripts", None) or ()
+    return next((script for script in all_scripts if type(script).__name__ == "LearnedSolversScript"), None)
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class Request:
     def solver(self, steps: int, guidance: Guidance | None = None) -> Solver:
         """The solver for a step count; a named file may lack it: `Solver.table` then raises."""
         if self.file == AUTO:
-            known: Any = {"architecture": self.architecture, "checkpoint": self.checkpoint, "guidance": guidance}
-            return choose_solver(SOLVERS.loadable(), self.noise, steps, family=self.family, **known)
+            run: Any = {"architecture": self.architecture, "checkpoint": self.checkpoint, "guidance": guidance}
+            return choose_solver(SOLVERS.loadable(), self.noise, steps, family=self.family, **run)
         solver = SOLVERS.load(self.file)
         if solver.family != self.family:
             family, other = FAMILIES[self.family], FAMILIES[solver.family]

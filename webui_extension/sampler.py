@@ -79,8 +79,8 @@ class LearnedSampler(KDiffusionSampler):
             p.learned_solvers_first = {(self.family, model): solver}
             extra["Schedule type"] = None
         extra[f"{prefix} solver"], extra[f"{prefix} solver calls"] = solver.name, current.calls
-        known = {"architecture": model, "checkpoint": request.checkpoint, "shift": flow_shift(self.model_wrap)}
-        facts = mismatches(solver, current.steps, noise, guidance=guidance, size=size, **known)
+        run = {"architecture": model, "checkpoint": request.checkpoint, "shift": flow_shift(self.model_wrap)}
+        facts = mismatches(solver, current.steps, noise, guidance=guidance, size=size, **run)
         for fact in (*facts, *request.alternatives(solver, current.steps), *notes(solver, current.steps)):
             self._comment(p, f"{solver.name}: {fact}")
         levels = current.table.levels.float()

@@ -174,7 +174,7 @@ class ModelFit:
         count, file = (1, None) if encode_one else (self.command.count, self.prompts)
         return self.command.prompts.conditioning(self.model, count, file, self.log)
 
-    def _on(self, device: torch.device, conds: list[Cond]) -> FitJob:
+    def _job_on(self, device: torch.device, conds: list[Cond]) -> FitJob:
         """The job on the model's device; only one prompt is encoded in a dry run."""
         prompts, count = EncodedPrompts(conds), 0 if self.command.dry_run else self.command.count
         return self.job.on(device, [prompts.group_of(row) for row in range(count)])
@@ -186,7 +186,7 @@ class ModelFit:
 
     def check(self, denoiser: Callable[..., Tensor], device: torch.device, conds: list[Cond]) -> None:
         """Refuses a model that fails on its first call or remembers earlier calls, while it is loaded."""
-        job = self._on(device, conds)
+        job = self._job_on(device, conds)
         self._time(denoiser, job)
         check_is_function(denoiser, job.samples, job.noise, lambda line: None)
 
@@ -195,7 +195,7 @@ class ModelFit:
 
         Called while the model is loaded.
         """
-        command, job = self.command, self._on(device, conds)
+        command, job = self.command, self._job_on(device, conds)
         batch, seconds = self._time(denoiser, job)
         sampling = peak_memory(device)
         if (boundary := command.files.boundary) is not None:

@@ -175,7 +175,7 @@ class Teacher:
         places = places_of(numbers)
 
         def work(batch: Samples) -> _Parts:
-            states, path_states, local = _OnHost(), _OnHost(), _on(places, batch.x)
+            states, path_states, local = _HostStates(), _HostStates(), _on_device(places, batch.x)
 
             def keep(x: Tensor) -> None:
                 if not trajectory:
@@ -230,7 +230,7 @@ class Recipe:
         return cls("table", teacher.steps, teacher.nfe, run, teacher)
 
     def reference(self, model: Denoiser, samples: Samples, *, cache: Path | None = None) -> Reference:
-        """The end states of samples, as `Teacher.reference` gives them; the cache knows a recipe by its name."""
+        """The end states of samples, see `Teacher.reference`; the cache identifies a recipe by its name."""
 
         def work(batch: Samples) -> _Parts:
             ends = self.run(model, batch.x, batch.extra_args)
@@ -248,7 +248,7 @@ class Recipe:
 
     @property
     def is_anonymous(self) -> bool:
-        """Whether it is a function, which a cache and a journal cannot tell from others."""
+        """Whether it is a function, which a cache and a journal cannot distinguish from others."""
         return self.steps is None and self.table is None
 
 
@@ -259,11 +259,11 @@ def places_of(numbers: int) -> Tensor | slice:
     return torch.randperm(numbers, generator=torch.Generator().manual_seed(0))[:PATH_NUMBERS].sort().values
 
 
-def _on(places: Tensor | slice, x: Tensor) -> Tensor | slice:
+def _on_device(places: Tensor | slice, x: Tensor) -> Tensor | slice:
     return places if isinstance(places, slice) else places.to(x.device)
 
 
-class _OnHost:
+class _HostStates:
     """States that are collected on the CPU; the device holds at most 64 MiB of them, so it is rarely waited for."""
 
     def __init__(self) -> None:
@@ -302,8 +302,8 @@ def _of_microbatches(
     Those of a sample in the cache are not computed again.
     """
     files = [None if cache is None else cache / _file_name(key, samples.rows(i, i + 1)) for i in range(len(samples))]
-    found = [_cached(file, shapes) for file in files]
-    missing = torch.tensor([i for i, parts in enumerate(found) if parts is None], dtype=torch.long)
+    results = [_read_cached(file, shapes) for file in files]
+    missing = torch.tensor([i for i, parts in enumerate(results) if parts is None], dtype=torch.long)
     rest = samples if len(missing) == len(samples) else samples.pick(missing)
 
     def results_of(start: int, stop: int) -> None:
@@ -315,15 +315,15 @@ def _of_microbatches(
                 f"{stop - start} samples: give it more steps, or choose another"
             )
         for k, i in enumerate(missing[start:stop].tolist()):
-            found[i] = {part: tensor[:, k] for part, tensor in parts.items()}
+            results[i] = {part: tensor[:, k] for part, tensor in parts.items()}
             if (file := files[i]) is not None:
-                write_tensors(file, {part: tensor.contiguous() for part, tensor in found[i].items()})
+                write_tensors(file, {part: tensor.contiguous() for part, tensor in results[i].items()})
 
     for _ in each_microbatch(model, rest, results_of):
         pass
     return {
-        part: torch.stack([parts[part] for parts in found if parts is not None], 1)
-        if found
+        part: torch.stack([parts[part] for parts in results if parts is not None], 1)
+        if results
         else samples.x.new_zeros(shape[0], 0, *shape[1:]).cpu()
         for part, shape in shapes.items()
     }
@@ -333,7 +333,7 @@ def _file_name(key: Any, sample: Samples) -> str:
     return f"{content_hash(key, sample.x, sample.extra_args)[:32]}{WORK_SUFFIX}"
 
 
-def _cached(path: Path | None, shapes: Mapping[str, tuple[int, ...]]) -> _Parts | None:
+def _read_cached(path: Path | None, shapes: Mapping[str, tuple[int, ...]]) -> _Parts | None:
     """The tensors in a cache file; None if it is missing or damaged."""
     if path is None or not path.exists():
         return None

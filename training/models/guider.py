@@ -109,7 +109,7 @@ class EncodedPrompts:
 
 
 def host_memory() -> Memory:
-    """ComfyUI's ways to recognise out of memory and to give memory back."""
+    """ComfyUI's ways to recognise out of memory and to free memory."""
     management = sys.modules["comfy.model_management"]
 
     def is_out(error: BaseException) -> bool:

@@ -79,8 +79,8 @@ class OtherTeacher:
     @property
     def recipe(self) -> Recipe:
         """The teacher of the fit, which looks up what `run` computed."""
-        own = "" if self.guidance is None else f" at guidance {self.guidance:g}"
-        return Recipe(self.teacher.name + own, self.teacher.steps, 0, self._look_up)
+        suffix = "" if self.guidance is None else f" at guidance {self.guidance:g}"
+        return Recipe(self.teacher.name + suffix, self.teacher.steps, 0, self._look_up)
 
     def _look_up(self, model: Any, x: Tensor, extra_args: Mapping[str, Any]) -> Tensor:
         ends = self._ends[self._key(extra_args.get("guidance"))]
@@ -91,11 +91,11 @@ class OtherTeacher:
 
     def check(self, job: FitJob, student: Any) -> None:
         """Refuses a teacher whose end states mean nothing to the student, a ModelPatcher."""
-        own, other = (patcher.model.latent_format for patcher in (student, self.patcher))
+        formats = [type(patcher.model.latent_format).__name__ for patcher in (student, self.patcher)]
         schedules = [patcher.get_model_object("model_sampling") for patcher in (student, self.patcher)]
         kind = noise_of(self.patcher.model, schedules[1], self.shape).kind
         names = " and ".join(architecture_name(patcher.model) for patcher in (student, self.patcher))
-        if type(own).__name__ != type(other).__name__:
+        if formats[0] != formats[1]:
             raise ValueError(f"{names} have different latent spaces: choose a teacher with the model's own")
         levels = [float(sampling.sigma_max) for sampling in schedules]
         if kind != job.noise.kind or abs(levels[0] / levels[1] - 1) > 1e-3:
@@ -146,15 +146,15 @@ class OtherTeacher:
     ) -> None:
         """Computes the end states of all samples that a job may ask for, each process its share.
 
-        `cache` is a folder of this teacher's own, `latent` an empty latent for `with_denoiser`.
+        `cache` is a folder for this teacher only, `latent` an empty latent for `with_denoiser`.
         """
         processes = processes or Processes()
         noise = noise_of(self.patcher.model, self.patcher.get_model_object("model_sampling"), self.shape)
         values = self._rows(job)
-        known = tuple(sorted(value for value in values if value is not None))
-        own, cfg = job.card["guidance"], None
+        numbers = tuple(sorted(value for value in values if value is not None))
+        usual, cfg = job.card["guidance"], None
         if self._kind == "embedded":
-            cfg = own.cfg if own.kind == "embedded" else 1.0
+            cfg = usual.cfg if usual.kind == "embedded" else 1.0
         microbatch = job.samples.microbatch
 
         def work(denoiser: Callable[..., Tensor], device: torch.device) -> None:
@@ -177,4 +177,4 @@ class OtherTeacher:
             self._ends[None] = self._ends[self._usual_of(job)]
 
         latent = torch.zeros([microbatch or 1, *self.shape[1:]]) if latent is None else latent
-        with_denoiser(work, self.patcher, conditioning, Guidance(self._kind, known, cfg=cfg), latent, seed=seed)
+        with_denoiser(work, self.patcher, conditioning, Guidance(self._kind, numbers, cfg=cfg), latent, seed=seed)

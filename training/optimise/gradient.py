@@ -146,7 +146,7 @@ class GradientDescent:
             reference = problem.reference.pick(rows[start:stop]).loaded(batch)
             with torch.enable_grad():
                 table = problem.space.table(theta)
-                states = problem.run(table, batch, _Recomputed(problem.model)).states
+                states = problem.run(table, batch, _RecomputingDenoiser(problem.model)).states
                 residual = problem.objective.residual(states[1:], table.levels[1:], reference)
                 loss = problem.objective.rho(residual).cpu().double().sum()
                 return torch.autograd.grad(loss, theta)[0], loss.detach()
@@ -188,7 +188,7 @@ class GradientDescent:
         )
 
 
-class _Recomputed:
+class _RecomputingDenoiser:
     """A denoiser that stores no activations: its forward pass is repeated during backpropagation.
 
     A call with a gradient counts as three: the forward pass, and two for the backward pass.

@@ -19,7 +19,7 @@ from ..spaces.base import Space, is_valid
 from ..starts.path import NO_EFFECT
 from .problem import Linearisation, Problem, jacobian_calls
 
-__all__ = ["Fitted", "LevenbergMarquardt", "Progress", "difference_step"]
+__all__ = ["FitPoint", "LevenbergMarquardt", "Progress", "difference_step"]
 
 Progress = Callable[[str], None]
 _PROBE = 4  # samples on which rounding noise is measured, with three runs each
@@ -27,7 +27,7 @@ _LEAST_DIFFERENCE, _LARGEST_DIFFERENCE = 2.0**-10, 2.0**-3
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitPoint:
     """A point of a fit, all that resuming needs.
 
     Args:
@@ -59,7 +59,7 @@ class Fitted:
         return {**tensors, "numbers": torch.tensor(numbers, dtype=torch.float64)}
 
     @classmethod
-    def of(cls, record: dict[str, Tensor]) -> Fitted:
+    def of(cls, record: dict[str, Tensor]) -> FitPoint:
         """The point stored in a record."""
         damping, difference, reference, *counts = record["numbers"].tolist()
         at = Linearisation(*(record[name] for name in Linearisation._fields))
@@ -132,7 +132,7 @@ class LevenbergMarquardt:
         progress: Progress = lambda line: None,
         state: dict[str, Tensor] | None = None,
         save: Callable[[dict[str, Tensor]], None] = lambda record: None,
-    ) -> Fitted:
+    ) -> FitPoint:
         """Fits parameters to samples.
 
         Args:
@@ -142,7 +142,7 @@ class LevenbergMarquardt:
             state: Resumes an interrupted run of the same fit from its last `save`.
             save: Receives, after each step, all that resuming needs.
         """
-        now = self.begin(block, theta) if state is None else Fitted.of(state)
+        now = self.begin(block, theta) if state is None else FitPoint.of(state)
         if state is None:
             save(now.record())
         while now.stage < 3:
@@ -150,7 +150,7 @@ class LevenbergMarquardt:
             save(now.record())
         return now
 
-    def begin(self, block: Callable[[int, int], Problem], theta: Tensor) -> Fitted:
+    def begin(self, block: Callable[[int, int], Problem], theta: Tensor) -> FitPoint:
         """The fit after the first Jacobian and its steps; see `fit`."""
         first = block(0, self.blocks()[0])
         difference = difference_step(first, theta) if self.difference is None else self.difference
@@ -158,20 +158,20 @@ class LevenbergMarquardt:
         _check_effect(at)
         calls = len(at.losses) * jacobian_calls(first.space) + 3 * first.space.steps * min(_PROBE, first.total)
         none = torch.zeros(0, 2, dtype=torch.float64)
-        now = Fitted(theta, at, none, self.damping, difference, calls, reference=_mean(at.losses))
+        now = FitPoint(theta, at, none, self.damping, difference, calls, reference=_mean(at.losses))
         while (later := self._after_step(block, now)) is not None:
             now = later
         return now
 
-    def _after_step(self, block: Callable[[int, int], Problem], now: Fitted) -> Fitted | None:
+    def _after_step(self, block: Callable[[int, int], Problem], now: FitPoint) -> FitPoint | None:
         """The fit after one more step with the same Jacobian; None if it has had its steps."""
         steps, gain = (1, 0.0) if now.stage == 1 else (self.steps, self.gain)
         space = block(0, self.blocks()[0]).space
         if now.evaluations >= 2 * steps or now.calls + space.steps * len(now.at.losses) > self.most_calls(space):
             return None
-        return self._stepped(block, now, gain)
+        return self._take_step(block, now, gain)
 
-    def _next(self, block: Callable[[int, int], Problem], now: Fitted, progress: Progress) -> Fitted:
+    def _next(self, block: Callable[[int, int], Problem], now: FitPoint, progress: Progress) -> FitPoint:
         """The fit after one more Jacobian or evaluation, or in the next stage."""
         later = self._after_step(block, now)
         if later is not None:
@@ -206,7 +206,7 @@ class LevenbergMarquardt:
         calls = now.calls + (stop - count) * jacobian
         return replace(now, at=at, calls=calls, judged=torch.cat([now.judged, judged]), evaluations=0)
 
-    def _enough(self, now: Fitted) -> bool:
+    def _enough(self, now: FitPoint) -> bool:
         """Whether the newest samples are as close to the teacher as those fitted to."""
         if len(now.judged) < 2 or self.similar < 0:
             return False
@@ -218,7 +218,7 @@ class LevenbergMarquardt:
         errors = losses.clamp(min=0).sqrt()
         return (self.outlier * errors.nanmedian() / errors.clamp(min=1e-300)).clamp(max=1.0).nan_to_num(nan=0.0)
 
-    def _stepped(self, block: Callable[[int, int], Problem], now: Fitted, gain: float) -> Fitted:
+    def _take_step(self, block: Callable[[int, int], Problem], now: FitPoint, gain: float) -> FitPoint:
         """The fit after evaluating one damped step, taken if it lowers the loss; Broyden's update of the Jacobian."""
         at, damping, counts = now.at, now.damping, self.blocks()
         weight = self._weights(at.losses)

@@ -75,7 +75,7 @@ class Problem(Trial):
             root = self.objective.weight(residual).sqrt()
             return sketch(root * residual).cpu(), self.objective.rho(residual).cpu().double()
 
-        return Residuals(*self._gathered(work, len(Residuals._fields)))
+        return Residuals(*self._gather(work, len(Residuals._fields)))
 
     def linearise(self, theta: Tensor, difference: float) -> Linearisation:
         """The residuals and their derivatives by forward differences of that size.
@@ -95,14 +95,14 @@ class Problem(Trial):
             root = self.objective.weight(residual).sqrt()
             columns = []
             for table, size, restart in zip(tables, sizes, self.space.restart, strict=True):
-                changed = self._departed(table, run, batch, reference, restart)
+                changed = self._changed_residual(table, run, batch, reference, restart)
                 columns.append(sketch(root * (changed - residual) / size))
             losses = self.objective.rho(residual)
             return sketch(root * residual).cpu(), losses.cpu().double(), torch.stack(columns, 1).cpu()
 
-        return Linearisation(*self._gathered(work, len(Linearisation._fields)))
+        return Linearisation(*self._gather(work, len(Linearisation._fields)))
 
-    def _gathered(self, work: Callable[[Samples, Reference], tuple[Tensor, ...]], count: int) -> list[Tensor]:
+    def _gather(self, work: Callable[[Samples, Reference], tuple[Tensor, ...]], count: int) -> list[Tensor]:
         """The `count` results of a function of microbatches for the samples of all processes, in their order."""
         parts = [torch.cat(part) for part in zip(*self.each(work), strict=True)]
         return [self.processes.gather(part, self.samples, self.total) for part in parts or [None] * count]
@@ -115,7 +115,9 @@ class Problem(Trial):
             step = step / 2
         return step
 
-    def _departed(self, table: SolverTable, run: Run, batch: Samples, reference: Reference, restart: Restart) -> Tensor:
+    def _changed_residual(
+        self, table: SolverTable, run: Run, batch: Samples, reference: Reference, restart: Restart
+    ) -> Tensor:
         """The residual of a run that differs from `run` after `restart`."""
         later: list[Tensor] = []
 

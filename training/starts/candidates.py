@@ -95,7 +95,7 @@ class Candidate:
 class UsualSampler:
     """What a model is usually sampled with: a method of HOST_METHODS, and the model's own grid by name.
 
-    `levels` gives the grid for a number of steps.
+    `levels` returns the grid for a number of steps.
     """
 
     method: str
@@ -173,8 +173,8 @@ def peers_of(steps: int, noise: Noise, *, every: bool, usual: UsualSampler | Non
         options = [c for c in options if c.method in methods and c.grid_name in grids] or options[:1]
     if usual is not None:
         on_grid = candidates_on(usual.grid_name, None, usual.levels, steps, noise)
-        own = {c.name: c for c in on_grid if c.method in methods | {usual.method}}
-        options = [*(c for c in options if c.name not in own), *own.values()]
+        on_usual = {c.name: c for c in on_grid if c.method in methods | {usual.method}}
+        options = [*(c for c in options if c.name not in on_usual), *on_usual.values()]
     return options
 
 

@@ -151,8 +151,8 @@ def _from_path(task: Task, steps: int) -> list[Start]:
         levels = [grid.levels(steps, job.noise) for grid in options.values()]
         if min(len(path.levels), MOST_LEVELS) > steps + 1:
             levels.append(path_levels(path, steps, job.noise, job.history))
-        found = None if task.processes.rank else _nearest_to_path(task, samples, path, levels)
-        return task.processes.from_first(found)
+        nearest = None if task.processes.rank else _nearest_to_path(task, samples, path, levels)
+        return task.processes.from_first(nearest)
 
     record, starts = task.recorded(f"{steps}/start", work), []
     for levels, coeffs in zip(record["levels"], record["coeffs"], strict=True):
@@ -166,13 +166,13 @@ def _from_path(task: Task, steps: int) -> list[Start]:
 
 def _nearest_to_path(task: Task, samples: Samples, path: Reference, options: Sequence[Tensor]) -> Record:
     """Levels [k, N + 1] and coefficients [k, N, N] of the solvers that end nearest to the teacher, best first."""
-    job, found = task.job, list[tuple[float, SolverTable]]()
+    job, solvers = task.job, list[tuple[float, SolverTable]]()
     family = SPACES[job.settings.family]
     for levels in options:
         table, error = closed_loop(task.model, samples, path, levels, job.history, free_sums=family.free_sums)
         if math.isfinite(error) and family.can_start_from(table, job.noise):
-            found.append((error, table))
-    if not found:
+            solvers.append((error, table))
+    if not solvers:
         return {"levels": torch.zeros(0), "coeffs": torch.zeros(0)}
-    best = [table for _, table in sorted(found, key=lambda pair: pair[0])[: job.starts(len(options[0]) - 1)]]
+    best = [table for _, table in sorted(solvers, key=lambda pair: pair[0])[: job.starts(len(options[0]) - 1)]]
     return {"levels": torch.stack([t.levels for t in best]), "coeffs": torch.stack([t.coeffs for t in best])}
