@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import comfy.sample
 import comfy.samplers
+import torch
 from torch import Tensor
 
 from ..samplers.text import format_list, printable
@@ -140,7 +141,12 @@ class CompareSamplers(SolverNode):
             ]
         noise = comfy.sample.prepare_noise(latent["samples"], seed, latent.get("batch_index"))
         starts = Samples(noise, {"latent": latent["samples"]}, len(noise))
-        goal = runs.stock(teacher, scheduler, teacher_steps, starts.x, starts.extra_args).cpu()
+
+        def run_teacher(start: int, stop: int) -> Tensor:
+            rows = starts.rows(start, stop)
+            return runs.stock(teacher, scheduler, teacher_steps, rows.x, rows.extra_args)
+
+        goal = torch.cat(list(runs.each(starts, run_teacher)))
         reference = teacher_result(f"{teacher}/{scheduler}", runs.calls // len(goal), goal)
         results = compare(entries, runs, starts, goal, pictures=len(goal))
         grid = _grid(reference, results, entries, lambda ends: pictures_of(model, ends, vae))

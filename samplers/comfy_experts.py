@@ -30,7 +30,7 @@ def join_experts(high: Any, low: Any, boundary: float) -> Any:
     """
     names = architecture_name(high.model), architecture_name(low.model)
     if names[0] != names[1]:
-        raise ValueError(f"{names[0]} and {names[1]} are no experts of one model: connect two of the same architecture")
+        raise ValueError(f"{names[0]} and {names[1]} differ in architecture: connect the two experts of one model")
     sampling = high.get_model_object("model_sampling")
     lowest, highest = float(sampling.sigma_min), float(sampling.sigma_max)
     if not lowest < boundary < highest:

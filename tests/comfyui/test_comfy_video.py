@@ -233,7 +233,7 @@ def test_a_model_whose_batch_is_a_video_is_refused_before_the_fit(server, mark):
 @pytest.mark.parametrize(
     ("second", "boundary", "message"),
     [
-        ("tiny_sd3.safetensors", 0.875, "WAN21_T2V and SD3 are no experts of one model"),
+        ("tiny_sd3.safetensors", 0.875, "WAN21_T2V and SD3 differ in architecture"),
         ("tiny_wan_low.safetensors", 1.5, "the boundary must be a noise level between"),
     ],
 )

@@ -84,7 +84,7 @@ class Model(Protocol):
         """Returns `work(denoiser, device)`, called while the model is loaded, with a `Denoiser`, see guider.py.
 
         The samples have the prompts (`conds` after the negative one) in turn; `guidance` is what the denoiser uses
-        unless it is told another value. `shape` is the shape of a microbatch, for the host's memory estimate.
+        unless a call gives another value. `shape` is the shape of a microbatch, for the host's memory estimate.
         `differentiable` lets gradients through the model.
         """
 
