@@ -5,7 +5,7 @@ The X/Y/Z axis overrides the tab's accordion, which overrides the settings.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from ..samplers.files.solver import SUFFIX
 from ..samplers.files.write import has_suffix
 from ..samplers.remarks import alternatives
 from ..samplers.schedules import Noise
-from .host_model import architecture, checkpoint_of
+from .host_model import architecture, boundary_of, checkpoint_of
 
 __all__ = ["AS_SET", "AUTO", "SOLVERS", "Part", "Pass", "Request", "make_pass", "requested_file", "wants_nearest"]
 
@@ -77,7 +77,8 @@ class Request:
     @classmethod
     def of(cls, p: Any, family: str, noise: Noise, sd_model: Any) -> Request:
         """What a job requests for a model of this noise schedule."""
-        return cls(requested_file(p), family, noise, architecture(sd_model), checkpoint_of(sd_model))
+        checkpoint = replace(checkpoint_of(sd_model), boundary=boundary_of(p, shared.opts))
+        return cls(requested_file(p), family, noise, architecture(sd_model), checkpoint)
 
     def solver(self, steps: int, guidance: Guidance | None = None) -> Solver:
         """The solver for a step count; a named file may lack it: `Solver.table` then raises."""

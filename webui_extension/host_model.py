@@ -16,7 +16,7 @@ from ..samplers.choose import Checkpoint
 from ..samplers.comfy_models import fingerprint, shift_of
 from ..samplers.schedules import EDMNoise, FlowNoise, Noise, VPNoise
 
-__all__ = ["architecture", "checkpoint_of", "flow_shift", "guidance_of", "noise_of"]
+__all__ = ["architecture", "boundary_of", "checkpoint_of", "flow_shift", "guidance_of", "noise_of"]
 
 _FLAGS = ("is_sd3", "is_sdxl", "is_sd2", "is_sd1")  # AUTOMATIC1111's; at most one is set
 
@@ -32,6 +32,13 @@ def checkpoint_of(sd_model: Any) -> Checkpoint:
     unet = getattr(getattr(sd_model, "forge_objects", None), "unet", sd_model)  # Forge's patcher, or the model itself
     name = getattr(getattr(sd_model, "sd_checkpoint_info", None), "filename", "")
     return Checkpoint(str(name or ""), fingerprint(getattr(unet, "model", None)))
+
+
+def boundary_of(p: Any, opts: Any) -> float | None:
+    """The noise level at which a job's refiner takes over in Forge Neo; None without one, or if a step decides."""
+    refines = getattr(p, "refiner_checkpoint_info", None) is not None and not getattr(p, "enable_hr", False)
+    by_level = not getattr(opts, "refiner_use_steps", True)  # other hosts have no such option
+    return p.refiner_switch_at if refines and by_level and p.refiner_switch_at else None
 
 
 def _record(sd_model: Any) -> Architecture | None:

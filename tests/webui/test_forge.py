@@ -154,11 +154,15 @@ def test_the_refiner_takes_over_at_its_share_of_the_calls(forge):
 def test_in_forge_neo_the_refiner_takes_over_at_a_noise_level(forge, model, refiner, file, answer, switch):
     if not forge.is_neo:
         pytest.skip("Forge switches by the share of the steps only")
-    schedule, channels = MODELS[model][1:3]
+    schedule, channels, *architectures = MODELS[model][1:]
     solver = load_solver(file)
-    fields = {"refiner_checkpoint": f"{refiner}.safetensors", "refiner_switch_at": switch}
+    replace(solver, card=replace(solver.card, architecture=architectures[1], boundary=0.5)).save(forge.solver("joined"))
     sampler = "DyWeight" if solver.family == "dyweight" else "DS-Solver"
-    job = forge.run("txt2img", model=model, steps=8, sampler_name=sampler, file=file, **fields)
+    request = {"model": model, "steps": 8, "sampler_name": sampler, "file": "joined.safetensors"}
+    request["refiner_checkpoint"] = f"{refiner}.safetensors"
+    job, as_fitted = (forge.run("txt2img", **request, refiner_switch_at=level) for level in (switch, 0.5))
+    remark = "fitted for a change at sigma 0.5, you use two models that change at sigma"
+    assert f"{remark} {switch:g}" in job.seen["comments"] and remark not in as_fitted.seen["comments"]
     table = solver.table(8, schedule)
     first = int((table.sigmas > switch).sum())
     assert 0 < first < 8 and [call["model"] for call in job.calls] == first * [model] + (8 - first) * [refiner]
