@@ -28,7 +28,8 @@ class _WrongCalls(Exception):
 class HostRuns:
     """Samples from the noise `x` and `extra_args["latent"]`; end states are in the model's own scale.
 
-    `calls` is the sum of model calls over runs and images; `total` is the number of runs on the progress bar.
+    `calls` is the sum of model calls over runs and images; `total` is the number of runs on the progress bar. Where
+    memory is short, a run takes the images in parts, unless its conditioning may differ by image.
     """
 
     def __init__(self, model: Any, positive: Any, negative: Any, cfg: float, seed: int, total: int) -> None:
@@ -38,17 +39,23 @@ class HostRuns:
         self.model, self.positive, self.negative, self.cfg, self.seed = model, positive, negative, cfg, seed
         self.bar, self.calls = comfy.utils.ProgressBar(total), 0
         self.batch_limit = BatchLimit(_log.info, host_memory())
+        self.is_divisible = not (_may_differ_by_image(positive) or _may_differ_by_image(negative))
 
     def refuse(self, reason: object, *_: Any) -> NoReturn:
         """Raises a Refusal; called instead of a run that is impossible."""
         from ..training.comparison.measure import Refusal
 
-        self.bar.update(1)
         raise Refusal(str(reason))
 
     def each(self, samples: Samples, work: Callable[[int, int], Tensor]) -> Iterator[Tensor]:
-        """Yields `work(start, stop)` for as many images at a time as fit into memory."""
-        return self.batch_limit.each(len(samples), samples.microbatch, work)
+        """Yields `work(start, stop)` of one run, for as many images at a time as fit into memory."""
+        try:
+            if self.is_divisible:
+                yield from self.batch_limit.each(len(samples), samples.microbatch, work)
+            else:
+                yield work(0, len(samples))
+        finally:
+            self.bar.update(1)
 
     def attempt(self, run: Callable[[Tensor, Mapping[str, Any]], Tensor], *starts: Any) -> Tensor:
         """The end states of a run; one that fails is refused with its error, so that the others are still compared."""
@@ -101,5 +108,11 @@ class HostRuns:
         if calls == 0:  # dpm_adaptive, where its first level is its last
             raise _WrongCalls
         self.calls += calls * len(x)
-        self.bar.update(1)
         return self.model.model.process_latent_in(ends.float().cpu())
+
+
+def _may_differ_by_image(conditioning: Any) -> bool:
+    """Whether a conditioning has a ControlNet or an entry per image."""
+    values = [value for cond, options in conditioning for value in (cond, *options.values())]
+    batched = any(isinstance(value, Tensor) and value.ndim > 0 and len(value) > 1 for value in values)
+    return batched or any("control" in options for _, options in conditioning)

@@ -59,6 +59,27 @@ def test_the_errors_are_those_of_the_saved_latents(server):
     assert grid.shape[0] > 300 and grid.shape[1] > 800 and (grid[:8, :8] == 255).all() and grid.std() > 20
 
 
+def test_a_comparison_whose_images_do_not_fit_into_memory_takes_them_in_parts(server):
+    graph = Graph.of(server, "sd15", batch=3)
+    hungry = graph.add("hungry", "TinyHungry", model=graph.model, most=2, name="comparison")  # one image, two prompts
+    settings = {"seed": 7, "cfg": 2.0, "solver": "auto", "steps": "4", "samplers": "euler", "scheduler": "simple"}
+    settings |= {"teacher": "heun", "teacher_steps": 4}
+    for key, model in (("whole", graph.model), ("parts", hungry)):
+        draw(graph, key, "CompareSamplers", **WIRES | {"model": model}, **settings)
+    with server.messages() as messages:
+        graph.submit()
+        seen = [data for kind, data in messages if kind == "progress" and data["node"] == "partsnode"]
+    assert [data["value"] for data in seen if data["max"] == 3] == [1, 2, 3]  # the teacher and two samplers
+    parts, whole = (
+        [float(number) for number in re.findall(r"\d+\.\d{6}", graph.text(f"{key}text"))] for key in ("parts", "whole")
+    )
+    assert len(whole) == 2 and parts == pytest.approx(whole, abs=2e-6)
+    graph.show("calls", graph.add("seen", "TinySeen", latent=graph.latent, name="comparison"))
+    graph.submit()
+    calls = json.loads(graph.text("calls"))
+    assert calls[:2] == [6, "freed"] and set(calls[2:]) <= {2, "freed"}
+
+
 def test_a_sampler_that_cannot_run_has_its_reason_in_the_table(server):
     samplers = "euler, dyweight/karras, broken, ds_solver/karras, dpm_adaptive, dpm_fast"
     graph = comparison(server, solver="ds_vp-dit", steps="5 6", samplers=samplers)
