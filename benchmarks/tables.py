@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import geometric_mean
 
 from learned_solvers.samplers.files.write import write_whole
+from learned_solvers.samplers.text import format_numbers
 
 from .cost import STEPS, calls_alone, error_curve
 from .fidelity import calls_needed, lead, ours, points
@@ -66,13 +67,13 @@ def _summary() -> Lines:
                 f"{len(ratios)} points, and more than twice as close at {twice}; the factor is "
                 f"{geometric_mean(ratios.values()):.2f} in the geometric mean."
             )
-        behind = [
-            f"{BENCHMARKS[name].title} at guidance {guidance:g} in {steps} steps"
-            for (name, guidance, steps), ratio in ratios.items()
-            if ratio <= 1
-        ]
+        behind: dict[str, list[int]] = {}
+        for (name, guidance, steps), ratio in ratios.items():
+            if ratio <= 1:
+                behind.setdefault(f"{BENCHMARKS[name].title} at CFG {guidance:g} in", []).append(steps)
         if behind:
-            yield f"It is not closer on: {'; '.join(behind)}."
+            places = "; ".join(f"{where} {format_numbers(steps)}" for where, steps in behind.items())
+            yield f"It is not closer on {places} steps."
 
 
 def _accuracy() -> Lines:
