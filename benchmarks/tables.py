@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,6 +55,12 @@ def _table(head: list[str], rows: list[list[str]]) -> Lines:
 
 def _summary() -> Lines:
     """The sentences that the README needs."""
+    if needed := [*_calls_needed().values()]:
+        of_peers, of_euler = ([calls or math.inf for calls in column] for column in zip(*needed, strict=True))
+        yield (
+            f"For the error that a fitted solver (default effort) has in {SAVING_STEPS} steps, *euler, simple* needs "
+            f"at least {min(of_euler):.1f}, and the best stock sampler {min(of_peers):.1f} to {max(of_peers):.1f}."
+        )
     texts = {
         "default": "With the default effort",
         "thorough": "With `--effort thorough`, measured on the three small networks",
@@ -70,10 +77,10 @@ def _summary() -> Lines:
         behind: dict[str, list[int]] = {}
         for (name, guidance, steps), ratio in ratios.items():
             if ratio <= 1:
-                behind.setdefault(f"{BENCHMARKS[name].title} at CFG {guidance:g} in", []).append(steps)
+                behind.setdefault(f"{BENCHMARKS[name].title} at CFG {guidance:g}", []).append(steps)
         if behind:
-            places = "; ".join(f"{where} {format_numbers(steps)}" for where, steps in behind.items())
-            yield f"It is not closer on {places} steps."
+            places = (f"{where} in {format_numbers(steps)} steps" for where, steps in behind.items())
+            yield f"It is not closer on {' and on '.join(places)}."
 
 
 def _accuracy() -> Lines:
@@ -95,9 +102,9 @@ def _goals() -> Lines:
     yield from _table(["condition", "points", "goal"], rows)
 
 
-def _savings() -> Lines:
-    """Calls that the best peer and Euler need for our error in 5 calls."""
-    rows, by_place = [], points()
+def _calls_needed() -> dict[tuple[str, float], list[float | None]]:
+    """Calls that the best peer and Euler need for our error in 5 calls, by network and guidance."""
+    needed, by_place = {}, points()
     for name, guidance in dict.fromkeys((name, guidance) for name, guidance, _ in by_place):
         at = {n: by_place[name, guidance, n] for n in ALL_STEPS}
         recipe = RECIPE[BENCHMARKS[name].noise.kind]
@@ -105,7 +112,13 @@ def _savings() -> Lines:
             {n: best_value(point, "error") for n, point in at.items()},
             {n: point["peers"][recipe]["error"] for n, point in at.items()},
         )
-        needed = [calls_needed(curve, ours(at[SAVING_STEPS])) for curve in curves]
+        needed[name, guidance] = [calls_needed(curve, ours(at[SAVING_STEPS])) for curve in curves]
+    return needed
+
+
+def _savings() -> Lines:
+    rows = []
+    for (name, guidance), needed in _calls_needed().items():
         cells = [f"{calls:.1f}" if calls else f"more than {ALL_STEPS[-1]}" for calls in needed]
         rows.append([BENCHMARKS[name].title, f"{guidance:g}", *cells])
     yield from _table(["network", "guidance", "best peer", "euler, simple"], rows)

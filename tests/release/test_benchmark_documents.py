@@ -18,7 +18,9 @@ from repository import ROOT
 from benchmarks.cost import calls_alone
 from benchmarks.fidelity import points
 from benchmarks.figures import FIGURES
-from benchmarks.record import RESULTS, read_measurements
+from benchmarks.jobs import PARTS as MEASURED_PARTS
+from benchmarks.jobs import jobs_by_part
+from benchmarks.record import RESULTS, read_measurements, read_records
 from benchmarks.suite import BENCHMARKS
 from benchmarks.tables import PARTS, with_tables
 
@@ -30,7 +32,9 @@ def most_calls_of_fit(steps: int, noise: Noise, numbers: int, usual: UsualSample
     """The limit on network calls of a fit with the default effort to samples of that many numbers."""
     samples, held_out = EFFORTS["default"].for_numbers(numbers).sizes(None)
     x = noise.sigma_max * torch.randn(samples + held_out, numbers, generator=torch.Generator().manual_seed(0))
-    return most_calls(FitJob(FitSettings(steps=(steps,), usual=usual), Samples(x, {}, len(x)), noise, {}))
+    return most_calls(
+        FitJob(FitSettings(steps=(steps,), usual=usual, held_out=held_out), Samples(x, {}, len(x)), noise, {})
+    )
 
 
 def limits() -> Iterable[object]:
@@ -80,6 +84,12 @@ def test_no_solver_is_closer_than_its_bound():
     """The error of every recorded fit is at least the distance to the span of its trajectory."""
     for point in points().values():
         assert all(run["error"] >= 0.999 * run["span"] for run in point["fits"])
+
+
+def test_every_measurement_is_on_record():
+    assert {path.stem for path in RESULTS.glob("*.json")} == set(MEASURED_PARTS)
+    for part, jobs in jobs_by_part().items():
+        assert part == "overhead" or set(read_records(part)) == {job.name for job in jobs}
 
 
 def test_records_name_where_they_come_from():
