@@ -51,6 +51,7 @@ def _accuracy(effort: str) -> Iterator[Goal]:
     small = {place: point for place, point in later.items() if place[0] in _SMALL}
     conditions: tuple[tuple[str, Mapping[Any, Any], Fraction, Callable[[Any], bool]], ...] = (
         ("error below the best peer's", at, Fraction(1), lambda p: lead(p, effort=effort) > 1),
+        ("Fréchet distance below the best peer's", at, Fraction(0), lambda p: lead(p, "frechet", effort) > 1),
         ("error at most half the best peer's", later, Fraction(1, 2), lambda p: lead(p, effort=effort) >= 2),
         ("error at most 1.15 times the span bound, small networks", small, Fraction(2, 3),
          lambda p: ours(p, effort=effort) <= 1.15 * ours(p, "span", effort)),
@@ -62,6 +63,14 @@ def _accuracy(effort: str) -> Iterator[Goal]:
     for text, part, share, holds in conditions if at else ():
         first, count = min(steps for _, _, steps in part), sum(map(holds, part.values()))
         yield Goal(f"{effort}, from {first} steps on: {text}", ceil(share * len(part)), count, len(part))
+    singles = [
+        run["error"] < best_value(point, "error")
+        for point in at.values()
+        for run in point["fits"]
+        if (run["family"], run["effort"]) == ("dyweight", effort)
+    ]
+    if len(singles) > len(at):
+        yield Goal(f"{effort}, single fits: error below the best peer's", 0, sum(singles), len(singles))
 
 
 def _overhead() -> Iterator[Goal]:

@@ -95,7 +95,11 @@ def run_jobs(selected: Mapping[str, Sequence[Job]], workers: int, command: str) 
 
 def _run(selected: Mapping[str, Sequence[Job]], workers: int, about: Mapping[str, Any], failures: list[str]) -> None:
     orders = {part: [job.name for job in jobs] for part, jobs in jobs_by_part().items()}
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,),
+        max_tasks_per_child=1,  # the peak memory of a subprocess is at least that of its parent
+    )  # fmt: skip
+    with pool:
         pending = {pool.submit(_timed, job): (part, job.name) for part, jobs in selected.items() for job in jobs}
         for future in as_completed(pending):
             part, name = pending[future]

@@ -27,8 +27,13 @@ __all__ = ["RESULTS", "check_part", "code_hash", "provenance", "read_measurement
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
-_MEASURED_CODE = ("samplers/**/*", "training/**/*", "benchmarks/*", "benchmarks/networks/*")
-_NOT_MEASURED = {"__main__.py", "figures.py", "goals.py", "jobs.py", "quick.py", "record.py", "tables.py"}
+_PARTS = ("data", "models", "optimise", "spaces", "starts", "store")  # not: command, comparison, published
+_MEASURED_CODE = (
+    *("samplers/**/*", "training/*", "benchmarks/*", "benchmarks/networks/*"),
+    *(f"training/{part}/*" for part in _PARTS),
+)
+_TEXTS = ("__main__", "figures", "goals", "jobs", "quick", "record", "tables")
+_NOT_MEASURED = {"training/report.py", *(f"benchmarks/{name}.py" for name in _TEXTS)}
 
 
 @cache
@@ -37,10 +42,9 @@ def code_hash() -> str:
     files = {path for pattern in _MEASURED_CODE for path in ROOT.glob(pattern)}
     digest = hashlib.sha256()
     for path in sorted(files):
-        here = path.parent.name == "benchmarks"
-        if path.suffix in (".py", ".json", ".safetensors") and not (here and path.name in _NOT_MEASURED):
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
-            digest.update(f"{path.relative_to(ROOT).as_posix()} {content}".encode())
+        name = path.relative_to(ROOT).as_posix()
+        if path.suffix in (".py", ".json", ".safetensors") and name not in _NOT_MEASURED:
+            digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
     return digest.hexdigest()[:12]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import geometric_mean
 
@@ -56,23 +56,25 @@ def _table(head: list[str], rows: list[list[str]]) -> Lines:
 def _summary() -> Lines:
     """The sentences that the README needs."""
     if needed := [*_calls_needed().values()]:
-        of_peers, of_euler = ([calls or math.inf for calls in column] for column in zip(*needed, strict=True))
+        of_peers, of_euler = zip(*needed, strict=True)
         yield (
             f"For the error that a fitted solver (default effort) has in {SAVING_STEPS} steps, *euler, simple* needs "
-            f"at least {min(of_euler):.1f}, and the best stock sampler {min(of_peers):.1f} to {max(of_peers):.1f}."
+            f"{_span(of_euler)} steps, and the best stock sampler {_span(of_peers)}."
         )
-    texts = {
-        "default": "With the default effort",
-        "thorough": "With `--effort thorough`, measured on the three small networks",
-    }
+    texts = {"default": "With the default effort", "thorough": "With `--effort thorough`, not measured on the emoji"}
     for effort, text in texts.items():
         ratios = {place: lead(point, effort=effort) for place, point in points(effort).items()}
         if ratios:
             ahead, twice = (sum(ratio > least for ratio in ratios.values()) for least in (1, 2))
+            closer = sum(lead(point, "frechet", effort) > 1 for point in points(effort).values())
+            by_network: dict[str, list[float]] = {}
+            for (name, *_), ratio in ratios.items():
+                by_network.setdefault(BENCHMARKS[name].title, []).append(ratio)
+            factors = ", ".join(f"{geometric_mean(values):.2f} on {title}" for title, values in by_network.items())
             yield (
                 f"{text}, a fitted solver is closer to the teacher than the best stock sampler at {ahead} of "
-                f"{len(ratios)} points, and more than twice as close at {twice}; the factor is "
-                f"{geometric_mean(ratios.values()):.2f} in the geometric mean."
+                f"{len(ratios)} points, more than twice as close at {twice}, and closer in Fréchet distance at "
+                f"{closer}. The factor is {factors}."
             )
         behind: dict[str, list[int]] = {}
         for (name, guidance, steps), ratio in ratios.items():
@@ -81,6 +83,12 @@ def _summary() -> Lines:
         if behind:
             places = (f"{where} in {format_numbers(steps)} steps" for where, steps in behind.items())
             yield f"It is not closer on {' and on '.join(places)}."
+
+
+def _span(calls: Iterable[float | None]) -> str:
+    """The smallest and largest of numbers of calls, of which None is more than were measured."""
+    least, *_, most = sorted(number or math.inf for number in calls)
+    return f"{least:.1f} to {f'{most:.1f}' if most < math.inf else f'more than {ALL_STEPS[-1]}'}"
 
 
 def _accuracy() -> Lines:
@@ -205,7 +213,7 @@ def _size() -> Lines:
         above = {way: (peaks[way] - peaks["nothing"]) / 2**20 for way in peaks}
         yield ""
         yield (
-            f"Peak memory above an idle process: {above['sample']:.0f} MiB in sampling, "
+            f"Peak memory above a process that has only loaded the network: {above['sample']:.0f} MiB in sampling, "
             f"{above['gauss-newton']:.0f} MiB in a fit, {above['adam']:.0f} MiB in a fit with backpropagation (Adam)."
         )
 
@@ -236,7 +244,7 @@ def _provenance() -> Lines:
     total, longest = sum(about["seconds"] for about in records), max(records, key=lambda about: about["seconds"])
     yield (
         f"On record: {len(records)} measurements at commit {', '.join(commits)}, {min(a['date'] for a in records)}, on "
-        f"{'; '.join(machines)}. Together they took {total / 60:.0f} minutes of two processes, "
+        f"{'; '.join(machines)}. They took {total / 60:.0f} minutes, shared by two processes at a time, "
         f"the longest, {longest['name']}, {longest['seconds'] / 60:.0f}."
     )
 

@@ -104,13 +104,13 @@ def verdict_of(result: FitResult) -> str:
             continue
         best = report.peers[0]
         usual = next((peer for peer in report.peers if peer.name == report.usual), best)
-        who = "the usual sampler" if usual.name == report.usual else "the best stock sampler"
+        who = "the usual sampler" if usual.name == report.usual else "the best stock sampler tried"
         if _is_not_worth_it(report):
             verdicts.append(f"not worth it{at}: {_better_peer(steps, report)}")
             continue
         verdict = f"{_times(usual, report)} closer than {who} ({usual.name}, {steps} steps)"
         if best is not usual:
-            verdict += f", {_times(best, report)} closer than the best stock sampler ({best.name})"
+            verdict += f", {_times(best, report)} closer than the best stock sampler tried ({best.name})"
         verdicts.append(verdict + at)
     verdict = "; ".join(verdicts)
     return f"{verdict[0].upper()}{verdict[1:]}. The fit took {duration(result.seconds)} ({result.calls:,} calls)."

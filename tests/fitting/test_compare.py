@@ -146,7 +146,7 @@ def test_the_demo_writes_a_solver_a_report_and_a_picture_of_the_prompts(tmp_path
     with Image.open(tmp_path / "demo.png") as picture:
         assert 500 < picture.width < 900 and len(picture.convert("L").getcolors(256) or []) > 20
     for wrong, message in (
-        (options, "already exists: choose another"),
+        (options, "already exists: add --overwrite"),
         (["--demo", "--prompt", "xyz"], "knows no word"),
     ):
         with pytest.raises(SystemExit):
@@ -162,9 +162,10 @@ def test_the_demo_writes_a_solver_a_report_and_a_picture_of_the_prompts(tmp_path
     [
         (0.16, 0.04, "euler, shift 1", "| **0.1600** | 1.25 | 3.00 | 100 | 1 |",  # 0.20 / 0.16, 0.12 / 0.04
          "2.8 times closer than the usual sampler (euler, shift 1, 4 steps), 1.2 times closer than the best stock "
-         "sampler (deis 2, shift 3)."),
-        (0.16, 0.04, "", "| **0.1600** |", "1.2 times closer than the best stock sampler (deis 2, shift 3, 4 steps)."),
-        (0.16, 0.04, "heun, beta", "| **0.1600** |", "1.2 times closer than the best stock sampler (deis 2,"),  # absent
+         "sampler tried (deis 2, shift 3)."),
+        (0.16, 0.04, "", "| **0.1600** |", "1.2 times closer than the best stock sampler tried (deis 2, shift 3, "
+         "4 steps)."),
+        (0.16, 0.04, "heun, beta", "| **0.1600** |", "1.2 times closer than the best stock sampler tried ("),  # absent
         (0.1965, 0.15, "", "| **0.1965** | 1.02 | 0.80 | 100 | 1 |",
          "Not worth it: deis 2, shift 3, 4 steps, is as close to the teacher as the new solver: use it, or fit to more "
          "samples."),

@@ -58,7 +58,7 @@ def run_demo(
     file, picture, text = files = [output / name for name in ("dyweight_emoji.safetensors", "demo.png", "demo.md")]
     for path in files:
         if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} already exists: choose another --output, or add --overwrite")
+            raise FileExistsError(f"{path} already exists: add --overwrite, or name another folder with --output")
     model, prompts = load_emoji(), prompts or PROMPTS
     words = model.words(prompts)
     x, extra_args = demo_starts(model, 28)
@@ -86,11 +86,11 @@ def _draw(
     x = torch.randn(len(words), *SHAPE, generator=torch.Generator().manual_seed(1))
     counted, samples = CountedDenoiser(model, x.dtype), Samples(x, {"words": words, "guidance": GUIDANCE}, len(x))
     reference = TEACHER.reference(counted, samples, NOISE, levels=result.levels)
-    trial, best = Trial(counted, samples, reference, len(x)), result.report[steps].peers[0]
-    assert best.table is not None
+    trial, peers = Trial(counted, samples, reference, len(x)), result.report[steps].peers
+    assert peers[0].table is not None
     rows = {
         Head("euler", "the usual sampler"): euler(Grid("flow_shift", {"shift": 1.0}).levels(steps, NOISE)),
-        Head(best.name, "the best stock one"): best.table,
+        Head(peers[0].name, "best stock one tried"): peers[0].table,
         Head("learned", "fitted to the network", learned=True): table,
     }
     heads = [Head("teacher", f"{TEACHER.calls} calls"), *rows]
