@@ -147,7 +147,7 @@ def test_the_demo_writes_a_solver_a_report_and_a_picture_of_the_prompts(tmp_path
         assert 500 < picture.width < 900 and len(picture.convert("L").getcolors(256) or []) > 20
     for wrong, message in (
         (options, "already exists: add --overwrite"),
-        (["--demo", "--prompt", "xyz"], "knows no word"),
+        (["--demo", "--prompt", "xyz", "--output", str(tmp_path / "new")], "knows no word"),
     ):
         with pytest.raises(SystemExit):
             fit_weights.main(wrong)
