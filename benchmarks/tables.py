@@ -58,31 +58,28 @@ def _summary() -> Lines:
     if needed := [*_calls_needed().values()]:
         of_peers, of_euler = zip(*needed, strict=True)
         yield (
-            f"For the error that a fitted solver (default effort) has in {SAVING_STEPS} steps, *euler, simple* needs "
-            f"{_span(of_euler)} steps, and the best stock sampler {_span(of_peers)}."
+            f"For the error that a fitted solver has in {SAVING_STEPS} steps, *euler, simple* needs {_span(of_euler)}, "
+            f"and the best stock sampler {_span(of_peers)}."
         )
-    texts = {"default": "With the default effort", "thorough": "With `--effort thorough`, not measured on the emoji"}
+    texts = {
+        "default": "It is closer than the latter",
+        "thorough": "With `--effort thorough`, not measured on emoji, it is closer",
+    }
     for effort, text in texts.items():
-        ratios = {place: lead(point, effort=effort) for place, point in points(effort).items()}
-        if ratios:
-            ahead, twice = (sum(ratio > least for ratio in ratios.values()) for least in (1, 2))
-            closer = sum(lead(point, "frechet", effort) > 1 for point in points(effort).values())
-            by_network: dict[str, list[float]] = {}
-            for (name, *_), ratio in ratios.items():
-                by_network.setdefault(BENCHMARKS[name].title, []).append(ratio)
-            factors = ", ".join(f"{geometric_mean(values):.2f} on {title}" for title, values in by_network.items())
-            yield (
-                f"{text}, a fitted solver is closer to the teacher than the best stock sampler at {ahead} of "
-                f"{len(ratios)} points, more than twice as close at {twice}, and closer in Fréchet distance at "
-                f"{closer}. The factor is {factors}."
-            )
-        behind: dict[str, list[int]] = {}
-        for (name, guidance, steps), ratio in ratios.items():
+        ratios, behind = dict[str, list[float]](), dict[str, list[int]]()
+        for (name, guidance, steps), point in points(effort).items():
+            ratio, title = lead(point, effort=effort), BENCHMARKS[name].title
+            ratios.setdefault(title, []).append(ratio)
             if ratio <= 1:
-                behind.setdefault(f"{BENCHMARKS[name].title} at CFG {guidance:g}", []).append(steps)
-        if behind:
-            places = (f"{where} in {format_numbers(steps)} steps" for where, steps in behind.items())
-            yield f"It is not closer on {' and on '.join(places)}."
+                behind.setdefault(f"{title} at CFG {guidance:g}", []).append(steps)
+        if ratios:
+            every = [ratio for values in ratios.values() for ratio in values]
+            factors = ", ".join(f"{geometric_mean(values):.2f} on {title}" for title, values in ratios.items())
+            places = " and ".join(f"{where} in {format_numbers(steps)} steps" for where, steps in behind.items())
+            yield (
+                f"{text} at {sum(ratio > 1 for ratio in every)} of {len(every)} points (factor {factors})"
+                f"{f', but not on {places}' if places else ''}."
+            )
 
 
 def _span(calls: Iterable[float | None]) -> str:
