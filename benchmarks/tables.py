@@ -159,6 +159,24 @@ def _generalisation() -> Lines:
     yield from _table(["what differs", "fitted on", "best peer's error / ours, by place of use"], rows)
 
 
+def _transfers() -> Lines:
+    """Each published solver on the networks of its prediction type, relative to the best peer and to Euler."""
+    ratios: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for (name, *_), point in points().items():
+        recipe = point["peers"][RECIPE[BENCHMARKS[name].noise.kind]]["error"]
+        for file, measures in point["published"].items():
+            pair = best_value(point, "error") / measures["error"], recipe / measures["error"]
+            ratios.setdefault((file, BENCHMARKS[name].title), []).append(pair)
+    rows = []
+    for (file, title), pairs in sorted(ratios.items()):
+        of_peer, of_euler = zip(*pairs, strict=True)
+        cells = [
+            f"{geometric_mean(of):.2f} ({sum(ratio > 1 for ratio in of)} of {len(of)})" for of in (of_peer, of_euler)
+        ]
+        rows.append([file, title, *cells])
+    yield from _table(["bundled solver", "network", "best peer", "euler, simple"], rows)
+
+
 def _half() -> Lines:
     rows = []
     for record in read_records("half").values():
@@ -248,6 +266,6 @@ def _provenance() -> Lines:
 
 PARTS: dict[str, Callable[[], Lines]] = {
     "summary": _summary, "accuracy": _accuracy, "goals": _goals, "savings": _savings, "guidance": _guidance,
-    "generalisation": _generalisation, "half": _half, "cost": _cost, "calls": _calls, "size": _size,
-    "overhead": _overhead, "provenance": _provenance,
+    "generalisation": _generalisation, "transfers": _transfers, "half": _half, "cost": _cost, "calls": _calls,
+    "size": _size, "overhead": _overhead, "provenance": _provenance,
 }  # fmt: skip
