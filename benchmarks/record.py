@@ -27,10 +27,13 @@ __all__ = ["RESULTS", "check_part", "code_hash", "provenance", "read_measurement
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
-_PARTS = ("data", "models", "optimise", "spaces", "starts", "store")  # not: command, comparison, published
+_FITTING = ("data", "models", "optimise", "spaces", "starts", "store")  # not: command, comparison, published
 _MEASURED_CODE = (
-    *("samplers/**/*", "training/*", "benchmarks/*", "benchmarks/networks/*"),
-    *(f"training/{part}/*" for part in _PARTS),
+    "samplers/**/*",
+    "training/*",
+    *(f"training/{part}/*" for part in _FITTING),
+    "benchmarks/*",
+    "benchmarks/networks/*",
 )
 _TEXTS = ("__main__", "figures", "goals", "jobs", "quick", "record", "tables")
 _NOT_MEASURED = {"training/report.py", *(f"benchmarks/{name}.py" for name in _TEXTS)}

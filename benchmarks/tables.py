@@ -84,8 +84,12 @@ def _summary() -> Lines:
 
 def _span(calls: Iterable[float | None]) -> str:
     """The smallest and largest of numbers of calls, of which None is more than were measured."""
-    least, *_, most = sorted(number or math.inf for number in calls)
-    return f"{least:.1f} to {f'{most:.1f}' if most < math.inf else f'more than {ALL_STEPS[-1]}'}"
+    least, *_, most = sorted(calls, key=lambda number: number or math.inf)
+    return f"{_number_of_calls(least)} to {_number_of_calls(most)}"
+
+
+def _number_of_calls(calls: float | None) -> str:
+    return f"{calls:.1f}" if calls else f"more than {ALL_STEPS[-1]}"
 
 
 def _accuracy() -> Lines:
@@ -124,8 +128,7 @@ def _calls_needed() -> dict[tuple[str, float], list[float | None]]:
 def _savings() -> Lines:
     rows = []
     for (name, guidance), needed in _calls_needed().items():
-        cells = [f"{calls:.1f}" if calls else f"more than {ALL_STEPS[-1]}" for calls in needed]
-        rows.append([BENCHMARKS[name].title, f"{guidance:g}", *cells])
+        rows.append([BENCHMARKS[name].title, f"{guidance:g}", *map(_number_of_calls, needed)])
     yield from _table(["network", "guidance", "best peer", "euler, simple"], rows)
 
 
