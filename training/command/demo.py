@@ -86,11 +86,11 @@ def _draw(
     x = torch.randn(len(words), *SHAPE, generator=torch.Generator().manual_seed(1))
     counted, samples = CountedDenoiser(model, x.dtype), Samples(x, {"words": words, "guidance": GUIDANCE}, len(x))
     reference = TEACHER.reference(counted, samples, NOISE, levels=result.levels)
-    trial, peers = Trial(counted, samples, reference, len(x)), result.report[steps].peers
-    assert peers[0].table is not None
+    trial, best = Trial(counted, samples, reference, len(x)), result.report[steps].peers[0]
+    assert best.table is not None
     rows = {
         Head("euler", "the usual sampler"): euler(Grid("flow_shift", {"shift": 1.0}).levels(steps, NOISE)),
-        Head(peers[0].name, "best stock one tried"): peers[0].table,
+        Head(best.name, "best stock one tried"): best.table,
         Head("learned", "fitted to the network", learned=True): table,
     }
     heads = [Head("teacher", f"{TEACHER.calls} calls"), *rows]
